@@ -1,0 +1,135 @@
+"""The gate of the law, P(X = 0) = pi, in the parameter its user gave: logits or probabilities.
+
+Every formula reads pi, 1 - pi and their logarithms from here, so that each is accurate in relative terms at both
+ends, and so that cdf and icdf see the very same pi.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+class Gate(ABC):
+    """P(X = 0) and P(X > 0), in plain and in log space."""
+
+    parameter: str  # its name in the constructor
+    tensor: Tensor  # what the user gave, in its own shape
+
+    @property
+    @abstractmethod
+    def logits(self) -> Tensor:
+        """log pi - log(1 - pi)."""
+
+    @property
+    @abstractmethod
+    def zero(self) -> Tensor:
+        """pi = P(X = 0)."""
+
+    @property
+    @abstractmethod
+    def positive(self) -> Tensor:
+        """1 - pi = P(X > 0)."""
+
+    @property
+    @abstractmethod
+    def log_zero(self) -> Tensor:
+        """log pi."""
+
+    @property
+    @abstractmethod
+    def log_positive(self) -> Tensor:
+        """log(1 - pi)."""
+
+    @property
+    @abstractmethod
+    def skew(self) -> Tensor:
+        """pi - (1 - pi), exact near 0."""
+
+    def entropy(self) -> Tensor:
+        """Entropy of Bernoulli(pi), 0 log 0 = 0."""
+        return -self.zero * _finite(self.log_zero) - self.positive * _finite(self.log_positive)
+
+    def log_variance(self) -> Tensor:
+        """log pi(1 - pi). Near pi = 1/2 through the skew, for the derivative there is nearly 0."""
+        skew = self.skew
+        central = skew.abs() < 0.5
+        near = torch.log1p(-torch.where(central, skew, 0).square()) - math.log(4)
+        return torch.where(central, near, self.log_zero + self.log_positive)
+
+
+@dataclass(frozen=True)
+class LogitGate(Gate):
+    """pi = sigmoid(logits). logsigmoid keeps what sigmoid and softplus round away at the ends."""
+
+    tensor: Tensor
+    parameter = "zi_logits"
+
+    @property
+    def logits(self) -> Tensor:
+        return self.tensor
+
+    @property
+    def zero(self) -> Tensor:
+        return self.log_zero.exp()
+
+    @property
+    def positive(self) -> Tensor:
+        return self.log_positive.exp()
+
+    @property
+    def log_zero(self) -> Tensor:
+        return logsigmoid(self.tensor)
+
+    @property
+    def log_positive(self) -> Tensor:
+        return logsigmoid(-self.tensor)
+
+    @property
+    def skew(self) -> Tensor:
+        return torch.tanh(self.tensor / 2)
+
+
+@dataclass(frozen=True)
+class ProbGate(Gate):
+    """pi given as such. At exactly 0 or 1 the infinite logarithm is a constant: 0 * inf would make gradients NaN."""
+
+    tensor: Tensor
+    parameter = "zi_probs"
+
+    @property
+    def logits(self) -> Tensor:
+        inside = (self.tensor > 0) & (self.tensor < 1)
+        edge = torch.where(self.tensor > 0, math.inf, -math.inf).to(self.tensor.dtype)
+        edge = torch.where(self.tensor.isnan(), self.tensor.detach(), edge)
+        return torch.where(inside, torch.logit(torch.where(inside, self.tensor, 0.5)), edge)
+
+    @property
+    def zero(self) -> Tensor:
+        return self.tensor
+
+    @property
+    def positive(self) -> Tensor:
+        return 1 - self.tensor
+
+    @property
+    def log_zero(self) -> Tensor:
+        above = self.tensor != 0
+        return torch.where(above, torch.where(above, self.tensor, 1).log(), -math.inf)
+
+    @property
+    def log_positive(self) -> Tensor:
+        below = self.tensor != 1
+        return torch.where(below, torch.log1p(-torch.where(below, self.tensor, 0)), -math.inf)
+
+    @property
+    def skew(self) -> Tensor:
+        return 2 * self.tensor - 1
+
+
+def _finite(log: Tensor) -> Tensor:
+    """A log probability with 0 for log 0, for products p log p."""
+    return torch.where(log == -math.inf, 0, log)

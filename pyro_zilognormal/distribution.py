@@ -1,0 +1,347 @@
+"""The zero-inflated log-normal law."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions.score_parts import ScoreParts
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_zilognormal import _checks, _moments, _quantiles
+from pyro_zilognormal._density import log_density
+from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
+from pyro_zilognormal._gate_gradient import Ledger, credit, guard
+from pyro_zilognormal._support import NonnegativeWithAtom
+from pyro_zilognormal._wrappers import ForwardsScore
+
+
+class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):  # type: ignore[misc]
+    r"""Zero-inflated log-normal: exactly 0 with probability pi, log-normal otherwise.
+
+    .. math::
+        P(X = 0) = \pi = \operatorname{sigmoid}(\text{zi\_logits}), \qquad
+        \log X \mid X > 0 \sim \operatorname{Normal}(\text{mu}, \text{scale})
+
+    Densities are with respect to a point mass at 0 plus Lebesgue measure on x > 0. Only ``x == 0`` is a zero: there
+    is no threshold, and 1e-30 is a positive number. Being a two-part (hurdle) law, it needs no enumeration when
+    observed. As a latent in a guide its gradients for mu and scale are pathwise and those for the gate are by the
+    score, which `Trace_ELBO` and `TraceEnum_ELBO` add; as a latent under NUTS, HMC or an AutoGuide it needs
+    :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`.
+
+    Args:
+        mu: mean of log X given X > 0, in log units of x. Number or floating-point tensor.
+        scale: standard deviation of log X given X > 0, > 0.
+        zi_logits: log odds of a zero, in [-inf, inf]: -inf is the log-normal, +inf the point mass at 0.
+            Exactly one of zi_logits and zi_probs must be given.
+        normal_mu: normalised mean expression to carry along, used in no computation (as in scvi-tools).
+        validate_args: check parameters and values; by default as torch's and Pyro's global switch says.
+        zi_probs: probability of a zero, in [0, 1]. Gradients hold on (0, 1); at exactly 0 or 1 the infinite
+            logarithm is a constant.
+
+    The parameters broadcast to batch_shape without being copied; the event_shape is ().
+
+    Raises:
+        TypeError: a parameter that is not a number or a floating-point tensor, or tensors of several dtypes.
+        ValueError: both or neither of zi_logits and zi_probs, shapes that do not broadcast, several devices, or,
+            with validation, a parameter outside its constraint.
+
+    References:
+        J. Aitchison (1955), "On the distribution of a positive random variable having a discrete probability mass
+        at the origin", JASA 50.
+
+    Example:
+        >>> import torch
+        >>> from pyro_zilognormal import ZeroInflatedLogNormal
+        >>> d = ZeroInflatedLogNormal(mu=torch.tensor([0.0, 1.0]), scale=0.5, zi_logits=0.0)
+        >>> d.log_prob(torch.tensor([0.0, 2.0]))
+        tensor([-0.6931, -1.6002])
+        >>> d.mean
+        tensor([0.5666, 1.5401])
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "loc": constraints.real,
+        "scale": constraints.positive,
+        "zi_logits": constraints.real,
+    }
+    support = NonnegativeWithAtom()
+    has_rsample = True
+    has_enumerate_support = False
+
+    def __init__(
+        self,
+        mu: float | Tensor,
+        scale: float | Tensor,
+        zi_logits: float | Tensor | None = None,
+        normal_mu: float | Tensor | None = None,
+        validate_args: bool | None = None,
+        *,
+        zi_probs: float | Tensor | None = None,
+    ) -> None:
+        if (zi_logits is None) == (zi_probs is None):
+            raise ValueError(
+                "ZeroInflatedLogNormal: give exactly one of zi_logits and zi_probs, got "
+                + ("neither." if zi_logits is None else "both.")
+            )
+        if zi_probs is None:
+            self._loc, self._scale, gate = _checks.as_tensors(mu=mu, scale=scale, zi_logits=zi_logits)
+            self._gate: Gate = LogitGate(gate)
+        else:
+            self._loc, self._scale, gate = _checks.as_tensors(mu=mu, scale=scale, zi_probs=zi_probs)
+            self._gate = ProbGate(gate)
+        shapes = {"mu": self._loc.shape, "scale": self._scale.shape, self._gate.parameter: gate.shape}
+        super().__init__(_checks.broadcast_shapes(**shapes), validate_args=False)
+        del self._validate_args  # torch would check full-size views of what _check_parameters checks as given
+        if validate_args is not None:
+            self._validate_args = validate_args
+        if self._validate_args:
+            self._check_parameters()
+        self._set_normal_mu(normal_mu)
+        self._ledger = Ledger(self._gate.parameter)
+
+    def _check_parameters(self) -> None:
+        gate = constraints.real if self._gate.parameter == "zi_logits" else constraints.unit_interval
+        _checks.check_parameter("loc (mu)", self._loc, constraints.real)
+        _checks.check_parameter("scale", self._scale, constraints.positive)
+        _checks.check_parameter(self._gate.parameter, self._gate.tensor, gate)
+
+    def _set_normal_mu(self, normal_mu: float | Tensor | None) -> None:
+        if isinstance(normal_mu, Tensor):
+            _checks.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
+        self.normal_mu = normal_mu
+
+    @property
+    def loc(self) -> Tensor:
+        """Mean of log X given X > 0, of shape batch_shape."""
+        return self._full(self._loc)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of log X given X > 0, of shape batch_shape."""
+        return self._full(self._scale)
+
+    @property
+    def zi_logits(self) -> Tensor:
+        """log pi - log(1 - pi), of shape batch_shape."""
+        return self._full(self._gate.logits)
+
+    @property
+    def zi_probs(self) -> Tensor:
+        """pi = P(X = 0), of shape batch_shape."""
+        return self._full(self._gate.zero)
+
+    @property
+    def prob_positive(self) -> Tensor:
+        """1 - pi = P(X > 0), accurate also where pi rounds to 1, of shape batch_shape."""
+        return self._full(self._gate.positive)
+
+    @property
+    def base_dist(self) -> Normal:
+        """The law of log X given X > 0, Normal(loc, scale)."""
+        return Normal(self.loc, self.scale, validate_args=False)
+
+    def get_normalized(self, key: str) -> float | Tensor | None:
+        """scvi-tools' accessor: "mu" gives loc, "scale" gives normal_mu.
+
+        Raises:
+            ValueError: any other key.
+        """
+        if key == "mu":
+            return self.loc
+        if key == "scale":
+            return self.normal_mu
+        raise ValueError(f"get_normalized: key must be 'mu' (loc) or 'scale' (normal_mu), got {key!r}.")
+
+    def clear_cache(self) -> None:
+        """Do nothing: no value is ever cached. Here because code written for scvi-tools or Pyro may call it."""
+
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "ZeroInflatedLogNormal":
+        """The same law with a larger batch_shape; parameters are shared, not copied.
+
+        Args:
+            batch_shape: shape to which the present batch_shape broadcasts.
+
+        Raises:
+            ValueError: it does not.
+        """
+        batch_shape = torch.Size(batch_shape)
+        _checks.check_expands("batch_shape", self.batch_shape, batch_shape)
+        new = self._get_checked_instance(ZeroInflatedLogNormal, _instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = batch_shape
+        new._ledger = Ledger(self._gate.parameter)
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log pi at 0, log(1 - pi) + log LogNormal(x; mu, scale) above, -inf below and at infinity.
+
+        Args:
+            value: x, broadcastable with batch_shape.
+
+        Raises:
+            ValueError: with validation, a negative or NaN value (without it: -inf, NaN).
+
+        Example:
+            >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).log_prob(torch.tensor([0.0, 1e-30, 1.0]))
+            tensor([   -1.3863, -2317.1460,    -1.2066])
+        """
+        value = self._value(value)
+        gate = self._gate
+        return self._full(log_density(value, self._loc, self._scale, gate.log_zero, gate.log_positive))
+
+    def score_parts(self, value: Tensor) -> ScoreParts:
+        """What Pyro's estimators need: pathwise gradients for mu and scale, the score of the gate for pi.
+
+        With `has_rsample_(False)` the score is the whole of log_prob.
+        """
+        parts = super().score_parts(value)
+        if not self.has_rsample:
+            return parts
+        gate = torch.where(value == 0, self._gate.log_zero, self._gate.log_positive)
+        score = credit(self._full(gate), self._gate.tensor, self._ledger)
+        return ScoreParts(parts.log_prob, score, parts.entropy_term)
+
+    def sample(self, sample_shape: torch.Size | None = None) -> Tensor:
+        """Draws of shape sample_shape + batch_shape, without gradient. Positive draws never round to 0 or inf."""
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
+        """Draws of shape sample_shape + batch_shape: 0 where a uniform is below pi, else exp(mu + scale eps).
+
+        They are differentiable in mu and scale. For the gate there is no pathwise gradient: an estimator that
+        differentiates a draw to it without adding its score (see `score_parts`) gets a RuntimeError, not a biased
+        gradient.
+        """
+        shape = self._extended_shape(() if sample_shape is None else sample_shape)
+        log_x = self._loc + self._scale * torch.randn(shape, dtype=self._loc.dtype, device=self._loc.device)
+        # The uniforms of a half type are too coarse for a probability.
+        wide = torch.promote_types(self._loc.dtype, torch.float32)
+        zero = torch.rand(shape, dtype=wide, device=self._loc.device) < self._gate.zero
+        lowest, highest = _log_range(self._loc.dtype)
+        draw = torch.where(zero, 0, log_x.clamp(lowest, highest).exp())
+        return guard(draw, self._gate.tensor, self._ledger)
+
+    def sample_n(self, n: int) -> Tensor:
+        """n draws, of shape (n,) + batch_shape."""
+        return self.sample(torch.Size((n,)))
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Not possible: the support is not finite.
+
+        Raises:
+            NotImplementedError: always. An observed site needs no enumeration; for a latent one see
+                :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`, whose gate can be enumerated.
+        """
+        raise NotImplementedError(
+            "ZeroInflatedLogNormal has uncountable support, so it cannot be enumerated. Observed sites need no "
+            "enumeration; ZeroInflatedLogNormalReparam splits a latent site into an enumerable gate and a LogNormal."
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
+        return self.log_mean.exp()
+
+    @property
+    def log_mean(self) -> Tensor:
+        """log E[X] = log(1 - pi) + mu + scale^2 / 2, finite where the mean overflows."""
+        return self._full(_moments.log_mean(self._loc, self._scale, self._gate))
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[X] = E[LN]^2 (1 - pi) (expm1(scale^2) + pi), with E[LN] = exp(mu + scale^2 / 2)."""
+        return self._full(_moments.log_variance(self._loc, self._scale, self._gate).exp())
+
+    @property
+    def stddev(self) -> Tensor:
+        """sqrt(Var[X]), finite where the variance overflows."""
+        return self._full((_moments.log_variance(self._loc, self._scale, self._gate) / 2).exp())
+
+    @property
+    def mode(self) -> Tensor:
+        """The argmax of log_prob: 0, or the peak exp(mu - scale^2) of the positive part if that is higher.
+
+        It compares a probability mass with a density, so it depends on the unit of x.
+        """
+        return self._full(_moments.mode(self._loc, self._scale, self._gate))
+
+    @property
+    def median(self) -> Tensor:
+        """icdf(1/2); 0 if pi >= 1/2."""
+        return self.icdf(torch.full_like(self._loc, 0.5))
+
+    def entropy(self) -> Tensor:
+        """-E[log_prob(X)] in nats: H(Bernoulli(pi)) + (1 - pi) (mu + 1/2 + log(scale sqrt(2 pi)))."""
+        return self._full(_moments.entropy(self._loc, self._scale, self._gate))
+
+    def perplexity(self) -> Tensor:
+        """exp(entropy)."""
+        return self.entropy().exp()
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """P(X <= x): 0 below 0, pi at 0, pi + (1 - pi) Phi((log x - mu) / scale) above.
+
+        Raises:
+            ValueError: with validation, a NaN value.
+
+        Example:
+            >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).cdf(torch.tensor([-1.0, 0.0, 1.0]))
+            tensor([0.0000, 0.2500, 0.6250])
+        """
+        return self._cumulative(_quantiles.cdf, value)
+
+    def log_cdf(self, value: Tensor) -> Tensor:
+        """log P(X <= x), accurate in both tails."""
+        return self._cumulative(_quantiles.log_cdf, value)
+
+    def log_survival_function(self, value: Tensor) -> Tensor:
+        """log P(X > x), accurate in both tails."""
+        return self._cumulative(_quantiles.log_survival_function, value)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The quantile function: 0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi))).
+
+        Args:
+            value: q in [0, 1], broadcastable with batch_shape.
+
+        Raises:
+            ValueError: with validation, q outside [0, 1] or NaN (without it: NaN).
+
+        Example:
+            >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).icdf(torch.tensor([0.1, 0.25, 0.625]))
+            tensor([0., 0., 1.])
+        """
+        q = _checks.as_value("q", value, self._loc, self.batch_shape)
+        if self._validate_args:
+            _checks.check_values("q", q, (q >= 0) & (q <= 1), "in [0, 1]")
+        return self._full(_quantiles.icdf(q, self._loc, self._scale, self._gate))
+
+    def _cumulative(self, function: Any, value: Tensor) -> Tensor:
+        value = _checks.as_value("value", value, self._loc, self.batch_shape)
+        if self._validate_args:
+            _checks.check_values("value", value, ~value.isnan(), "a number, not NaN")
+        return self._full(function(value, self._loc, self._scale, self._gate))
+
+    def _value(self, value: Tensor) -> Tensor:
+        value = _checks.as_value("value", value, self._loc, self.batch_shape)
+        if self._validate_args:
+            _checks.check_values("value", value, value >= 0, "in the support, >= 0")
+        return value
+
+    def _full(self, result: Tensor) -> Tensor:
+        """The result, expanded by the dimensions that only batch_shape knows of."""
+        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+
+    def __repr__(self) -> str:
+        shown = {"loc": self._loc, "scale": self._scale, self._gate.parameter: self._gate.tensor}
+        parts = [f"{k}: {v.item() if v.numel() == 1 else self._full(v).size()}" for k, v in shown.items()]
+        return f"ZeroInflatedLogNormal({', '.join(parts)})"
+
+
+def _log_range(dtype: torch.dtype) -> tuple[float, float]:
+    """Bounds of log x inside which exp(log x) is a normal, finite number of the dtype."""
+    info = torch.finfo(dtype)
+    return math.log(info.tiny) * (1 - 2 * info.eps), math.log(info.max) * (1 - 2 * info.eps)
