@@ -56,9 +56,7 @@ def broadcast_shapes(**shapes: torch.Size) -> torch.Size:
 def check_expands(name: str, shape: torch.Size, target: torch.Size) -> None:
     """Raise ValueError unless a tensor of the shape can be expanded to the target."""
     if broadcast_shapes(**{name: shape, "target": target}) != target:
-        raise ValueError(
-            f"{LAW}: cannot expand {name} from {tuple(shape)} to {tuple(target)}: it would shrink."
-        )
+        raise ValueError(f"{LAW}: cannot expand {name} from {tuple(shape)} to {tuple(target)}: it would shrink.")
 
 
 def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Tensor:
@@ -67,9 +65,7 @@ def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Te
     if not isinstance(value, Tensor):
         return like.new_tensor(value)
     if value.device != like.device:
-        raise ValueError(
-            f"{LAW}: {name} is on {value.device}, the parameters on {like.device}. Move it with .to(...)."
-        )
+        raise ValueError(f"{LAW}: {name} is on {value.device}, the parameters on {like.device}. Move it with .to(...).")
     broadcast_shapes(**{name: value.shape, "batch_shape": batch_shape})
     return value
 
@@ -95,7 +91,7 @@ def check_values(name: str, value: Tensor, valid: Tensor, needed: str) -> None:
 
 def known_false(condition: Tensor) -> bool:
     """Whether the condition fails, as far as can be told: tracers, vmap and meta tensors hold no data to look at."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
         return False
     try:
         return not bool(condition)

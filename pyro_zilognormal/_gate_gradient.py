@@ -73,5 +73,5 @@ def credit(score: Tensor, gate: Tensor, ledger: Ledger) -> Tensor:
 
 
 def _mark(x: Tensor, gate: Tensor, act: Any) -> Tensor:
-    watched = gate.requires_grad and torch.is_grad_enabled() and not torch.jit.is_tracing()
+    watched = gate.requires_grad and torch.is_grad_enabled() and not torch._C._get_tracing_state()
     return _Mark.apply(x, gate, act) if watched else x

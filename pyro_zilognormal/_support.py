@@ -5,7 +5,7 @@ from typing import NoReturn
 from torch.distributions import biject_to, constraints, transform_to
 
 
-class NonnegativeWithAtom(constraints.greater_than_eq):  # type: ignore[misc, valid-type]
+class NonnegativeWithAtom(constraints.greater_than_eq):
     """x >= 0, where P(x = 0) > 0.
 
     A transform to the real line, as NUTS, HMC and AutoGuides use, would treat the atom at 0 as a density and give

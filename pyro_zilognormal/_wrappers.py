@@ -59,7 +59,7 @@ class _Wrapper(ForwardsScore):
         self.base_dist.has_rsample = value
 
 
-class ScoredIndependent(_Wrapper, Independent):  # type: ignore[misc]
+class ScoredIndependent(_Wrapper, Independent):
     """Pyro's Independent with `score_parts`."""
 
     def score_parts(self, value: Tensor) -> ScoreParts:
@@ -70,7 +70,7 @@ class ScoredIndependent(_Wrapper, Independent):  # type: ignore[misc]
         return part if is_identically_zero(part) else sum_rightmost(part, self.reinterpreted_batch_ndims)
 
 
-class ScoredMasked(_Wrapper, MaskedDistribution):  # type: ignore[misc]
+class ScoredMasked(_Wrapper, MaskedDistribution):
     """Pyro's MaskedDistribution with `score_parts`, and with masked values neither validated nor differentiated."""
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "ScoredMasked":

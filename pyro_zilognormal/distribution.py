@@ -17,7 +17,7 @@ from pyro_zilognormal._support import NonnegativeWithAtom
 from pyro_zilognormal._wrappers import ForwardsScore
 
 
-class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):  # type: ignore[misc]
+class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     r"""Zero-inflated log-normal: exactly 0 with probability pi, log-normal otherwise.
 
     .. math::
@@ -93,13 +93,20 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):  # type: ignore[m
             self._gate = ProbGate(gate)
         shapes = {"mu": self._loc.shape, "scale": self._scale.shape, self._gate.parameter: gate.shape}
         super().__init__(_checks.broadcast_shapes(**shapes), validate_args=False)
-        del self._validate_args  # torch would check full-size views of what _check_parameters checks as given
+        del self.__dict__[
+            "_validate_args"
+        ]  # torch would check full-size views of what _check_parameters checks as given
         if validate_args is not None:
             self._validate_args = validate_args
-        if self._validate_args:
+        if self._validates:
             self._check_parameters()
         self._set_normal_mu(normal_mu)
         self._ledger = Ledger(self._gate.parameter)
+
+    @property
+    def _validates(self) -> bool:
+        """What was asked for, else the global switch of torch and Pyro."""
+        return bool(self._validate_args)
 
     def _check_parameters(self) -> None:
         gate = constraints.real if self._gate.parameter == "zi_logits" else constraints.unit_interval
@@ -315,19 +322,19 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):  # type: ignore[m
             tensor([0., 0., 1.])
         """
         q = _checks.as_value("q", value, self._loc, self.batch_shape)
-        if self._validate_args:
+        if self._validates:
             _checks.check_values("q", q, (q >= 0) & (q <= 1), "in [0, 1]")
         return self._full(_quantiles.icdf(q, self._loc, self._scale, self._gate))
 
     def _cumulative(self, function: Any, value: Tensor) -> Tensor:
         value = _checks.as_value("value", value, self._loc, self.batch_shape)
-        if self._validate_args:
+        if self._validates:
             _checks.check_values("value", value, ~value.isnan(), "a number, not NaN")
         return self._full(function(value, self._loc, self._scale, self._gate))
 
     def _value(self, value: Tensor) -> Tensor:
         value = _checks.as_value("value", value, self._loc, self.batch_shape)
-        if self._validate_args:
+        if self._validates:
             _checks.check_values("value", value, value >= 0, "in the support, >= 0")
         return value
 

@@ -23,9 +23,7 @@ def _kl_ziln_ziln(p: ZeroInflatedLogNormal, q: ZeroInflatedLogNormal) -> Tensor:
     gates = kl_gates(p._gate, q._gate)
     # At pi_p = 1 the positive parts never meet, however far apart: 0 * inf must be 0.
     never = p._gate.positive == 0
-    positive = torch.where(
-        never, 0, p._gate.positive * kl_normals(p._loc, p._scale, q._loc, q._scale, ~never)
-    )
+    positive = torch.where(never, 0, p._gate.positive * kl_normals(p._loc, p._scale, q._loc, q._scale, ~never))
     kl = gates + positive
     return kl.expand(torch.broadcast_shapes(kl.shape, p.batch_shape, q.batch_shape))
 

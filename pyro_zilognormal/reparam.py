@@ -14,7 +14,7 @@ from torch.distributions import Independent
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 
 
-class ZeroInflatedLogNormalReparam(Reparam):  # type: ignore[misc]
+class ZeroInflatedLogNormalReparam(Reparam):
     r"""Split a site x ~ ZeroInflatedLogNormal(mu, scale, zi_logits) into two.
 
     .. math::
