@@ -49,6 +49,10 @@ class Gate(ABC):
     def skew(self) -> Tensor:
         """pi - (1 - pi), exact near 0."""
 
+    def to(self, dtype: torch.dtype) -> "Gate":
+        """The same gate in another dtype."""
+        return type(self)(self.tensor.to(dtype))  # type: ignore[call-arg]
+
     def entropy(self) -> Tensor:
         """Entropy of Bernoulli(pi), 0 log 0 = 0."""
         return -self.zero * _finite(self.log_zero) - self.positive * _finite(self.log_positive)

@@ -1,10 +1,10 @@
 """A draw's gradient in its gate: through the score, or not at all.
 
-x = 0 or exp(mu + scale eps), and the gate that decides is discrete. No pathwise gradient for the gate is right, so an
-estimator must add the score of the gate, as Pyro's Trace_ELBO and TraceEnum_ELBO do with `score_parts`. TraceGraph_ELBO,
-TraceMMD, EnergyDistance or a hand-written loss on `rsample` do not, and would be biased without a word. A Ledger sees
-to it that they stop instead: it marks a draw (`guard`) and the score of the law it came from (`credit`), and whoever
-differentiates the first to the gate without the second gets an error.
+x = 0 or exp(mu + scale eps), and the gate that decides is discrete. No pathwise gradient for the gate is right, so
+an estimator must add the score of the gate, as Pyro's Trace_ELBO and TraceEnum_ELBO do with `score_parts`. A loss that
+does not (TraceGraph_ELBO, TraceMMD, EnergyDistance, one written by hand on `rsample`) would be biased without a word.
+A Ledger sees to it that it stops instead: it marks a draw (`guard`) and the score of the law it came from (`credit`),
+and whoever differentiates the first to the gate without the second gets an error.
 """
 
 from typing import Any

@@ -69,6 +69,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     support = NonnegativeWithAtom()
     has_rsample = True
     has_enumerate_support = False
+    _validate_args: bool
 
     def __init__(
         self,
@@ -98,15 +99,10 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         ]  # torch would check full-size views of what _check_parameters checks as given
         if validate_args is not None:
             self._validate_args = validate_args
-        if self._validates:
+        if self._validate_args:
             self._check_parameters()
         self._set_normal_mu(normal_mu)
         self._ledger = Ledger(self._gate.parameter)
-
-    @property
-    def _validates(self) -> bool:
-        """What was asked for, else the global switch of torch and Pyro."""
-        return bool(self._validate_args)
 
     def _check_parameters(self) -> None:
         gate = constraints.real if self._gate.parameter == "zi_logits" else constraints.unit_interval
@@ -137,12 +133,12 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     @property
     def zi_probs(self) -> Tensor:
         """pi = P(X = 0), of shape batch_shape."""
-        return self._full(self._gate.zero)
+        return self._full(self._law()[2].zero)
 
     @property
     def prob_positive(self) -> Tensor:
         """1 - pi = P(X > 0), accurate also where pi rounds to 1, of shape batch_shape."""
-        return self._full(self._gate.positive)
+        return self._full(self._law()[2].positive)
 
     @property
     def base_dist(self) -> Normal:
@@ -195,8 +191,8 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             tensor([   -1.3863, -2317.1460,    -1.2066])
         """
         value = self._value(value)
-        gate = self._gate
-        return self._full(log_density(value, self._loc, self._scale, gate.log_zero, gate.log_positive))
+        loc, scale, gate = self._law()
+        return self._full(log_density(value, loc, scale, gate.log_zero, gate.log_positive), value.dtype)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         """What Pyro's estimators need: pathwise gradients for mu and scale, the score of the gate for pi.
@@ -223,12 +219,11 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         gradient.
         """
         shape = self._extended_shape(() if sample_shape is None else sample_shape)
-        log_x = self._loc + self._scale * torch.randn(shape, dtype=self._loc.dtype, device=self._loc.device)
-        # The uniforms of a half type are too coarse for a probability.
-        wide = torch.promote_types(self._loc.dtype, torch.float32)
-        zero = torch.rand(shape, dtype=wide, device=self._loc.device) < self._gate.zero
+        loc, scale, gate = self._law()
+        log_x = loc + scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
+        zero = torch.rand(shape, dtype=loc.dtype, device=loc.device) < gate.zero
         lowest, highest = _log_range(self._loc.dtype)
-        draw = torch.where(zero, 0, log_x.clamp(lowest, highest).exp())
+        draw = torch.where(zero, 0, log_x.clamp(lowest, highest).exp()).to(self._loc.dtype)
         return guard(draw, self._gate.tensor, self._ledger)
 
     def sample_n(self, n: int) -> Tensor:
@@ -255,17 +250,17 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     @property
     def log_mean(self) -> Tensor:
         """log E[X] = log(1 - pi) + mu + scale^2 / 2, finite where the mean overflows."""
-        return self._full(_moments.log_mean(self._loc, self._scale, self._gate))
+        return self._full(_moments.log_mean(*self._law()))
 
     @property
     def variance(self) -> Tensor:
         """Var[X] = E[LN]^2 (1 - pi) (expm1(scale^2) + pi), with E[LN] = exp(mu + scale^2 / 2)."""
-        return self._full(_moments.log_variance(self._loc, self._scale, self._gate).exp())
+        return self._full(_moments.log_variance(*self._law()).exp())
 
     @property
     def stddev(self) -> Tensor:
         """sqrt(Var[X]), finite where the variance overflows."""
-        return self._full((_moments.log_variance(self._loc, self._scale, self._gate) / 2).exp())
+        return self._full((_moments.log_variance(*self._law()) / 2).exp())
 
     @property
     def mode(self) -> Tensor:
@@ -273,7 +268,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
         It compares a probability mass with a density, so it depends on the unit of x.
         """
-        return self._full(_moments.mode(self._loc, self._scale, self._gate))
+        return self._full(_moments.mode(*self._law()))
 
     @property
     def median(self) -> Tensor:
@@ -282,7 +277,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     def entropy(self) -> Tensor:
         """-E[log_prob(X)] in nats: H(Bernoulli(pi)) + (1 - pi) (mu + 1/2 + log(scale sqrt(2 pi)))."""
-        return self._full(_moments.entropy(self._loc, self._scale, self._gate))
+        return self._full(_moments.entropy(*self._law()))
 
     def perplexity(self) -> Tensor:
         """exp(entropy)."""
@@ -322,25 +317,33 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             tensor([0., 0., 1.])
         """
         q = _checks.as_value("q", value, self._loc, self.batch_shape)
-        if self._validates:
+        if self._validate_args:
             _checks.check_values("q", q, (q >= 0) & (q <= 1), "in [0, 1]")
-        return self._full(_quantiles.icdf(q, self._loc, self._scale, self._gate))
+        return self._full(_quantiles.icdf(q, *self._law()), q.dtype)
 
     def _cumulative(self, function: Any, value: Tensor) -> Tensor:
         value = _checks.as_value("value", value, self._loc, self.batch_shape)
-        if self._validates:
+        if self._validate_args:
             _checks.check_values("value", value, ~value.isnan(), "a number, not NaN")
-        return self._full(function(value, self._loc, self._scale, self._gate))
+        return self._full(function(value, *self._law()), value.dtype)
 
     def _value(self, value: Tensor) -> Tensor:
         value = _checks.as_value("value", value, self._loc, self.batch_shape)
-        if self._validates:
+        if self._validate_args:
             _checks.check_values("value", value, value >= 0, "in the support, >= 0")
         return value
 
-    def _full(self, result: Tensor) -> Tensor:
-        """The result, expanded by the dimensions that only batch_shape knows of."""
-        return result.expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+    def _law(self) -> tuple[Tensor, Tensor, Gate]:
+        """The parameters to compute with, in at least float32: half types lack digits, and some functions."""
+        wide = torch.promote_types(self._loc.dtype, torch.float32)
+        if wide == self._loc.dtype:
+            return self._loc, self._scale, self._gate
+        return self._loc.to(wide), self._scale.to(wide), self._gate.to(wide)
+
+    def _full(self, result: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """The result in the dtype of parameters and value, with the dimensions that only batch_shape knows of."""
+        dtype = torch.promote_types(self._loc.dtype, dtype or self._loc.dtype)
+        return result.to(dtype).expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
     def __repr__(self) -> str:
         shown = {"loc": self._loc, "scale": self._scale, self._gate.parameter: self._gate.tensor}

@@ -20,12 +20,13 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 @register_kl(ZeroInflatedLogNormal, ZeroInflatedLogNormal)
 def _kl_ziln_ziln(p: ZeroInflatedLogNormal, q: ZeroInflatedLogNormal) -> Tensor:
-    gates = kl_gates(p._gate, q._gate)
+    p_loc, p_scale, p_gate = p._law()
+    q_loc, q_scale, q_gate = q._law()
     # At pi_p = 1 the positive parts never meet, however far apart: 0 * inf must be 0.
-    never = p._gate.positive == 0
-    positive = torch.where(never, 0, p._gate.positive * kl_normals(p._loc, p._scale, q._loc, q._scale, ~never))
-    kl = gates + positive
-    return kl.expand(torch.broadcast_shapes(kl.shape, p.batch_shape, q.batch_shape))
+    meet = p_gate.positive > 0
+    positive = torch.where(meet, p_gate.positive * kl_normals(p_loc, p_scale, q_loc, q_scale, meet), 0)
+    kl = p._full(kl_gates(p_gate, q_gate) + positive, q.loc.dtype)
+    return kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape))
 
 
 @register_kl(LogNormal, ZeroInflatedLogNormal)
