@@ -245,7 +245,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
-        return self.log_mean.exp()
+        return self._full(_moments.log_mean(*self._law()).exp())
 
     @property
     def log_mean(self) -> Tensor:
@@ -281,7 +281,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     def perplexity(self) -> Tensor:
         """exp(entropy)."""
-        return self.entropy().exp()
+        return self._full(_moments.entropy(*self._law()).exp())
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(X <= x): 0 below 0, pi at 0, pi + (1 - pi) Phi((log x - mu) / scale) above.

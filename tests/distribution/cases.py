@@ -1,0 +1,171 @@
+"""Tables of laws, good and bad, that generic checks run over."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from pyro_zilognormal import ZeroInflatedLogNormal
+
+INF, NAN = math.inf, math.nan
+
+
+class Good(NamedTuple):
+    """Arguments of a law and the batch_shape it must have."""
+
+    name: str
+    arguments: dict[str, Any]
+    batch_shape: tuple[int, ...]
+
+    def law(self, **more: Any) -> ZeroInflatedLogNormal:
+        return ZeroInflatedLogNormal(**self.arguments, **more)
+
+
+def _t(*values: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+GOOD = [
+    Good("numbers", {"mu": 0.5, "scale": 1, "zi_logits": -1.0}, ()),
+    Good("scalars", {"mu": torch.tensor(0.1), "scale": torch.tensor(2.0), "zi_logits": torch.tensor(0.3)}, ()),
+    Good("float32", {"mu": torch.zeros(3), "scale": torch.ones(3), "zi_logits": torch.zeros(3)}, (3,)),
+    Good("float64", {"mu": _t(-1.0, 0.0), "scale": _t(0.1, 3.0), "zi_logits": _t(-2.0, 2.0)}, (2,)),
+    Good("mixed numbers and tensors", {"mu": 0.0, "scale": _t(0.5, 1.5), "zi_logits": 1}, (2,)),
+    Good(
+        "per gene",
+        {
+            "mu": torch.linspace(-3, 3, 12).double().reshape(4, 3),
+            "scale": _t(0.5, 1.0, 2.0),
+            "zi_logits": _t(-1.0, 0.0, 1.0),
+        },
+        (4, 3),
+    ),
+    Good("outer", {"mu": torch.zeros(2, 1), "scale": torch.ones(3), "zi_logits": torch.zeros(5, 1, 1)}, (5, 2, 3)),
+    Good("ones", {"mu": torch.zeros(1), "scale": torch.ones(1, 1), "zi_logits": 0.0}, (1, 1)),
+    Good("empty", {"mu": torch.zeros(0), "scale": 1.0, "zi_logits": 0.0}, (0,)),
+    Good("no zeros", {"mu": _t(0.3), "scale": 0.5, "zi_logits": -INF}, (1,)),
+    Good("only zeros", {"mu": _t(0.3), "scale": 0.5, "zi_logits": INF}, (1,)),
+    Good("all gates", {"mu": 0.0, "scale": 1.0, "zi_logits": _t(-INF, -200.0, 0.0, 200.0, INF)}, (5,)),
+    Good("probabilities", {"mu": _t(0.0, 1.0), "scale": 0.7, "zi_probs": _t(0.0, 0.25)}, (2,)),
+    Good("all probabilities", {"mu": 0.0, "scale": 1.0, "zi_probs": _t(0.0, 1e-30, 0.5, 1.0)}, (4,)),
+    Good("normal_mu", {"mu": torch.zeros(2), "scale": 1.0, "zi_logits": 0.0, "normal_mu": torch.ones(2)}, (2,)),
+    Good("float16", {"mu": torch.zeros(2).half(), "scale": torch.ones(2).half(), "zi_logits": 0.0}, (2,)),
+    Good("bfloat16", {"mu": torch.zeros(2).bfloat16(), "scale": torch.ones(2).bfloat16(), "zi_logits": 0.0}, (2,)),
+]
+
+
+class Bad(NamedTuple):
+    """A call that must fail, with which error and which words in it."""
+
+    name: str
+    call: Callable[[], Any]
+    error: type[Exception]
+    words: str
+
+
+def _law(**arguments: Any) -> ZeroInflatedLogNormal:
+    defaults: dict[str, Any] = {"mu": 0.0, "scale": 1.0, "zi_logits": 0.0, "validate_args": True}
+    return ZeroInflatedLogNormal(**{**defaults, **arguments})
+
+
+def _gated(**gate: Any) -> ZeroInflatedLogNormal:
+    return ZeroInflatedLogNormal(0.0, 1.0, validate_args=True, **gate)
+
+
+X = torch.tensor([1.0, 2.0])
+BAD = [
+    # constraints
+    Bad("scale zero", lambda: _law(scale=0.0), ValueError, r"parameter scale .*GreaterThan.*invalid values: 0\.0"),
+    Bad(
+        "scale negative",
+        lambda: _law(scale=torch.tensor([1.0, -2.0])),
+        ValueError,
+        r"scale.*-2\.0 at index \(1,\) \(1 of 2",
+    ),
+    Bad("scale nan", lambda: _law(scale=NAN), ValueError, "parameter scale .*nan"),
+    Bad("mu nan", lambda: _law(mu=torch.tensor([0.0, NAN])), ValueError, r"parameter loc \(mu\).*nan at index \(1,\)"),
+    Bad("zi_logits nan", lambda: _law(zi_logits=NAN), ValueError, "parameter zi_logits .*Real.*nan"),
+    Bad("zi_probs nan", lambda: _gated(zi_probs=NAN), ValueError, "parameter zi_probs .*nan"),
+    Bad("zi_probs negative", lambda: _gated(zi_probs=-0.1), ValueError, "parameter zi_probs .*Interval"),
+    Bad("zi_probs above one", lambda: _gated(zi_probs=torch.tensor(1.5)), ValueError, r"parameter zi_probs .*1\.5"),
+    # how many gates
+    Bad("no gate", lambda: _gated(), ValueError, "exactly one of zi_logits and zi_probs, got neither"),
+    Bad("two gates", lambda: _gated(zi_logits=0.0, zi_probs=0.5), ValueError, "exactly one of .*got both"),
+    # shapes
+    Bad(
+        "mu against scale", lambda: _law(mu=torch.zeros(3), scale=torch.ones(2)), ValueError, r"mu \(3,\), scale \(2,\)"
+    ),
+    Bad("gate against mu", lambda: _law(mu=torch.zeros(3), zi_logits=torch.zeros(4)), ValueError, r"zi_logits \(4,\)"),
+    Bad(
+        "probs against mu",
+        lambda: ZeroInflatedLogNormal(torch.zeros(3), 1.0, zi_probs=torch.full((4,), 0.5)),
+        ValueError,
+        r"do not broadcast.*zi_probs \(4,\)",
+    ),
+    Bad("normal_mu too large", lambda: _law(normal_mu=torch.ones(3)), ValueError, "cannot expand normal_mu"),
+    Bad("normal_mu shape", lambda: _law(mu=torch.zeros(2), normal_mu=torch.ones(3)), ValueError, "normal_mu"),
+    Bad("expand to fewer", lambda: _law(mu=torch.zeros(3)).expand((2,)), ValueError, r"batch_shape \(3,\)"),
+    Bad("expand away", lambda: _law(mu=torch.zeros(3)).expand(()), ValueError, "cannot expand batch_shape"),
+    Bad("value shape", lambda: _law(mu=torch.zeros(3)).log_prob(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
+    Bad("cdf shape", lambda: _law(mu=torch.zeros(3)).cdf(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
+    Bad("q shape", lambda: _law(mu=torch.zeros(3)).icdf(X / 3), ValueError, r"q \(2,\), batch_shape \(3,\)"),
+    Bad("to_event too many", lambda: _law(mu=torch.zeros(3)).to_event(2), ValueError, r"to_event\(2\)"),
+    Bad("to_event too few", lambda: _law(mu=torch.zeros(3)).to_event(-1), ValueError, r"to_event\(-1\)"),
+    # types
+    Bad(
+        "mu integers",
+        lambda: _law(mu=torch.zeros(2, dtype=torch.long)),
+        TypeError,
+        "mu must be a floating-point.*int64",
+    ),
+    Bad("scale integers", lambda: _law(scale=torch.ones(2, dtype=torch.int32)), TypeError, "scale must be .*int32"),
+    Bad("gate integers", lambda: _law(zi_logits=torch.zeros(2, dtype=torch.uint8)), TypeError, "zi_logits must be"),
+    Bad("mu bools", lambda: _law(mu=torch.tensor([True])), TypeError, "mu must be .*bool"),
+    Bad("mu bool", lambda: _law(mu=True), TypeError, "mu must be a number .*got bool"),
+    Bad("mu complex", lambda: _law(mu=torch.zeros(2, dtype=torch.cfloat)), TypeError, "mu must be .*complex64"),
+    Bad("scale complex", lambda: _law(scale=1j), TypeError, "scale must be .*complex"),
+    Bad("mu text", lambda: _law(mu="0"), TypeError, "mu must be .*got str"),
+    Bad("mu list", lambda: _law(mu=[0.0, 1.0]), TypeError, r"mu must be .*got list.*torch\.as_tensor\(mu\)"),
+    Bad("scale missing", lambda: _law(scale=None), TypeError, "scale must be .*NoneType"),
+    Bad("dtypes", lambda: _law(mu=torch.zeros(2), scale=torch.ones(2).double()), TypeError, "share one dtype.*float64"),
+    Bad(
+        "half and single", lambda: _law(mu=torch.zeros(2), zi_logits=torch.ones(2).half()), TypeError, "share one dtype"
+    ),
+    Bad(
+        "devices",
+        lambda: _law(mu=torch.zeros(2), scale=torch.ones(2, device="meta")),
+        ValueError,
+        "share one device.*meta",
+    ),
+    Bad("value device", lambda: _law().log_prob(X.to("meta")), ValueError, "value is on meta, the parameters on cpu"),
+    Bad("value integers", lambda: _law().log_prob(torch.tensor([1, 2])), TypeError, "value must be .*int64"),
+    Bad("value complex", lambda: _law().log_prob(X + 0j), TypeError, "value must be .*complex"),
+    Bad("value text", lambda: _law().log_prob("1"), TypeError, "value must be .*str"),
+    Bad("cdf integers", lambda: _law().cdf(torch.tensor(1)), TypeError, "value must be"),
+    Bad("q integers", lambda: _law().icdf(torch.tensor(1)), TypeError, "q must be"),
+    # values
+    Bad(
+        "value negative",
+        lambda: _law().log_prob(torch.tensor([0.0, -1.0])),
+        ValueError,
+        r"support.*-1\.0 at index \(1,\)",
+    ),
+    Bad("value minus inf", lambda: _law().log_prob(torch.tensor(-INF)), ValueError, "support.*-inf"),
+    Bad(
+        "value nan", lambda: _law().log_prob(torch.tensor([[NAN, 0.0]])), ValueError, r"support.*nan at index \(0, 0\)"
+    ),
+    Bad("tiny negative", lambda: _law().log_prob(torch.tensor(-1e-30)), ValueError, "support"),
+    Bad("to_event value", lambda: _law(mu=X).to_event(1).log_prob(-X), ValueError, "support"),
+    Bad("cdf nan", lambda: _law().cdf(torch.tensor(NAN)), ValueError, "not NaN"),
+    Bad("log_cdf nan", lambda: _law().log_cdf(torch.tensor(NAN)), ValueError, "not NaN"),
+    Bad("survival nan", lambda: _law().log_survival_function(torch.tensor(NAN)), ValueError, "not NaN"),
+    Bad("q above", lambda: _law().icdf(torch.tensor([0.5, 1.1])), ValueError, r"q .*\[0, 1\].*1\.1.* at index \(1,\)"),
+    Bad("q below", lambda: _law().icdf(torch.tensor(-0.1)), ValueError, r"in \[0, 1\]"),
+    Bad("q nan", lambda: _law().icdf(torch.tensor(NAN)), ValueError, r"in \[0, 1\]"),
+    # the rest
+    Bad("normalized key", lambda: _law().get_normalized("loc"), ValueError, "'mu' .*or 'scale' .*got 'loc'"),
+    Bad("normalized none", lambda: _law().get_normalized(None), ValueError, "got None"),
+    Bad("enumerate", lambda: _law().enumerate_support(), NotImplementedError, "ZeroInflatedLogNormalReparam"),
+    Bad("has_rsample_", lambda: _law().has_rsample_(None), ValueError, "True"),
+]
