@@ -49,6 +49,27 @@ class Gate(ABC):
     def skew(self) -> Tensor:
         """pi - (1 - pi), exact near 0."""
 
+    @property
+    @abstractmethod
+    def odds(self) -> Tensor:
+        """pi / (1 - pi)."""
+
+    @property
+    @abstractmethod
+    def one_minus_odds(self) -> Tensor:
+        """1 - odds, exact near 0."""
+
+    @abstractmethod
+    def weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """(1 - pi) (a + pi b)."""
+
+    def log_weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        """log((1 - pi) (a + pi b)), -inf where 1 - pi is 0."""
+        possible = self.log_positive > -math.inf
+        a = torch.where(possible, self.log_positive, 0) + log_a
+        b = torch.where(possible, self.log_variance(), -math.inf) + log_b
+        return torch.where(possible, torch.logaddexp(a, b), -math.inf)
+
     def to(self, dtype: torch.dtype) -> "Gate":
         """The same gate in another dtype."""
         return type(self)(self.tensor.to(dtype))  # type: ignore[call-arg]
@@ -96,10 +117,21 @@ class LogitGate(Gate):
     def skew(self) -> Tensor:
         return torch.tanh(self.tensor / 2)
 
+    @property
+    def odds(self) -> Tensor:
+        return self.tensor.exp()
+
+    @property
+    def one_minus_odds(self) -> Tensor:
+        return -torch.expm1(self.tensor)
+
+    def weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        return exp_or_inf(self.log_weigh(log_a, log_b))
+
 
 @dataclass(frozen=True)
 class ProbGate(Gate):
-    """pi given as such. At exactly 0 or 1 the infinite logarithm is a constant: 0 * inf would make gradients NaN."""
+    """pi given as such. At exactly 0 or 1 an infinite logarithm is a constant: 0 * inf would make gradients NaN."""
 
     tensor: Tensor
     parameter = "zi_probs"
@@ -132,6 +164,31 @@ class ProbGate(Gate):
     @property
     def skew(self) -> Tensor:
         return 2 * self.tensor - 1
+
+    @property
+    def odds(self) -> Tensor:
+        return self.tensor / (1 - self.tensor)
+
+    @property
+    def one_minus_odds(self) -> Tensor:
+        return (1 - 2 * self.tensor) / (1 - self.tensor)
+
+    def weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+        # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.
+        plain = torch.maximum(log_a, log_b) < _log_max(log_a.dtype)
+        a, b = (torch.where(plain, log, 0).exp() for log in (log_a, log_b))
+        product = self.positive * (a + self.zero * b)
+        return torch.where(plain, product, exp_or_inf(self.log_weigh(log_a, log_b)))
+
+
+def exp_or_inf(log: Tensor) -> Tensor:
+    """exp, with derivative 0 where it overflows: there inf * 0 would make gradients NaN."""
+    fits = log < _log_max(log.dtype)
+    return torch.where(fits, torch.where(fits, log, 0).exp(), math.inf)
+
+
+def _log_max(dtype: torch.dtype) -> float:
+    return math.log(torch.finfo(dtype).max)
 
 
 def _finite(log: Tensor) -> Tensor:

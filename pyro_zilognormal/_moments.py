@@ -1,4 +1,6 @@
-"""Mean, variance, mode and entropy in log space, where they overflow only if the true value does."""
+"""Mean, variance, mode and entropy, which overflow only if the true value does."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -12,11 +14,24 @@ def log_mean(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     return gate.log_positive + loc + scale.square() / 2
 
 
-def log_variance(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
-    """log Var[X] = 2 mu + scale^2 + log((1 - pi) expm1(scale^2) + pi (1 - pi))."""
-    square = scale.square()
-    within = gate.log_positive + square + torch.log(-torch.expm1(-square))
-    return 2 * loc + square + torch.logaddexp(within, gate.log_variance())
+def mean(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+    """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
+    log_a = loc + scale.square() / 2
+    return gate.weigh(log_a, torch.full_like(log_a, -math.inf))
+
+
+def variance(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+    """Var[X] = (1 - pi) (Var[LN] + pi E[LN]^2)."""
+    return gate.weigh(*_log_variances(loc, scale))
+
+
+def stddev(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+    """sqrt(Var[X]); in log space where the variance leaves the range of the dtype."""
+    square = variance(loc, scale, gate)
+    fits = (square > torch.finfo(square.dtype).tiny) & (square < math.inf)
+    log_square = gate.log_weigh(*_log_variances(loc, scale))
+    outside = torch.where(log_square > -math.inf, torch.where(fits, 0, log_square / 2).exp(), 0)
+    return torch.where(fits, torch.where(fits, square, 1).sqrt(), outside)
 
 
 def mode(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
@@ -29,3 +44,10 @@ def mode(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
 def entropy(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """H(Bernoulli(pi)) + (1 - pi) (mu + 1/2 + log(scale sqrt(2 pi)))."""
     return gate.entropy() + gate.positive * (loc + 0.5 + scale.log() + HALF_LOG_2PI)
+
+
+def _log_variances(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """log Var[LN] and log E[LN]^2; log expm1(a) as a + log(1 - exp(-a)), which does not overflow."""
+    square = scale.square()
+    log_square_mean = 2 * loc + square
+    return log_square_mean + square + torch.log(-torch.expm1(-square)), log_square_mean

@@ -1,20 +1,75 @@
-"""The standard normal cdf in both tails, to full relative accuracy."""
+"""The standard normal cdf and quantile, with values and derivatives accurate in relative terms in both tails."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+_SQRT_HALF = math.sqrt(0.5)
 
 
 def ndtr(z: Tensor) -> Tensor:
     """Phi(z). torch.special.ndtr rounds the left tail to 0 (z < -5.5 in float32); erfc does not."""
-    return 0.5 * torch.special.erfc(-z * math.sqrt(0.5))
+    return 0.5 * torch.special.erfc(-z * _SQRT_HALF)
 
 
 def log_ndtr(z: Tensor) -> Tensor:
-    """log Phi(z). torch's own has NaN second derivatives for z > 38, where log1p takes over here."""
-    left = torch.special.log_ndtr(z.clamp(max=0))
+    """log Phi(z)."""
+    left = _LogNdtr.apply(z.clamp(max=0))
     right = torch.log1p(-ndtr(-z.clamp(min=0)))
     return torch.where(z < 0, left, right)
+
+
+def ndtri_exp(log_p: Tensor) -> Tensor:
+    """Phi^-1(p) for p <= 1/2, from log p: its slope there is moderate where dz/dp overflows."""
+    return _NdtriExp.apply(log_p)
+
+
+def hazard(z: Tensor) -> Tensor:
+    """d log Phi(z) / dz = phi(z) / Phi(z), for z <= 0."""
+    return math.sqrt(2 / math.pi) / torch.special.erfcx(-z * _SQRT_HALF)
+
+
+class _Elementwise(torch.autograd.Function):
+    """A function of one tensor with a `slope` written by hand, where torch's own derivative loses digits."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def slope(x: Tensor, output: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> Tensor:
+        return grad * cls.slope(*ctx.saved_tensors)
+
+    @classmethod
+    def jvp(cls, ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent * cls.slope(*ctx.saved_tensors)
+
+
+class _LogNdtr(_Elementwise):
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return torch.special.log_ndtr(z)
+
+    @staticmethod
+    def slope(z: Tensor, output: Tensor) -> Tensor:
+        return hazard(z)
+
+
+class _NdtriExp(_Elementwise):
+    @staticmethod
+    def forward(log_p: Tensor) -> Tensor:
+        return torch.special.ndtri(log_p.exp())
+
+    @staticmethod
+    def slope(log_p: Tensor, output: Tensor) -> Tensor:
+        return 1 / hazard(output)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal._gate import Gate
-from pyro_zilognormal._normal import log_ndtr, ndtr
+from pyro_zilognormal._normal import log_ndtr, ndtr, ndtri_exp
 
 
 def cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
@@ -32,20 +32,29 @@ def log_survival_function(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate)
 
 
 def icdf(q: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
-    """0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi)))."""
+    """0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi))), from the smaller of the two tails."""
     positive = (q > gate.zero) & (q < 1)
-    mass = torch.where(positive, gate.positive, 1)
-    upper_tail = (1 - q) / mass
-    upper = upper_tail < 0.5
-    # ndtri of a safe 1/2 where a branch is not taken: at 0 and 1 its derivative is infinite.
-    from_above = -torch.special.ndtri(torch.where(positive & upper, upper_tail, 0.5))
-    from_below = torch.special.ndtri(torch.where(positive & ~upper, (q - gate.zero) / mass, 0.5))
-    inside = torch.exp(loc + scale * torch.where(upper, from_above, from_below))
+    upper = 1 - q < q - gate.zero
+    tail = torch.where(upper, 1 - q, q - gate.zero)
+    log_tail = torch.where(positive, tail, 0.5).log() - torch.where(positive, gate.log_positive, 0)
+    z = ndtri_exp(log_tail)
+    inside = torch.exp(loc + scale * torch.where(upper, -z, z))
     # At q = 1 the quantile is inf whatever the parameters, with an infinite slope: so is -log1p(-q).
     top = (q == 1) & (gate.positive > 0)
     edge = torch.where(top, -torch.log1p(-torch.where(top, q, 0)), 0)
     outside = ~((q >= 0) & (q <= 1))
     return torch.where(positive, inside, torch.where(outside, math.nan, edge))
+
+
+def median(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+    """0 for pi >= 1/2, else exp(mu + scale z) with Phi(z) = (1 - pi / (1 - pi)) / 2, through erf^-1 or Phi^-1."""
+    positive = gate.skew < 0
+    odds = torch.where(positive, gate.odds, 0)
+    small = odds < 0.5
+    from_erfinv = -math.sqrt(2) * torch.erfinv(torch.where(small, odds, 0))
+    complement = torch.where(positive & ~small, gate.one_minus_odds, 1)
+    z = torch.where(small, from_erfinv, ndtri_exp(torch.log(complement / 2)))
+    return torch.where(positive, torch.exp(loc + scale * z), 0)
 
 
 def _inside(value: Tensor) -> Tensor:

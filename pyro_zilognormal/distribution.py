@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from pyro_zilognormal import _checks, _moments, _quantiles
 from pyro_zilognormal._density import log_density
-from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
+from pyro_zilognormal._gate import Gate, LogitGate, ProbGate, exp_or_inf
 from pyro_zilognormal._gate_gradient import Ledger, credit, guard
 from pyro_zilognormal._support import NonnegativeWithAtom
 from pyro_zilognormal._wrappers import ForwardsScore
@@ -245,7 +245,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
-        return self._full(_moments.log_mean(*self._law()).exp())
+        return self._full(_moments.mean(*self._law()))
 
     @property
     def log_mean(self) -> Tensor:
@@ -255,12 +255,12 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     @property
     def variance(self) -> Tensor:
         """Var[X] = E[LN]^2 (1 - pi) (expm1(scale^2) + pi), with E[LN] = exp(mu + scale^2 / 2)."""
-        return self._full(_moments.log_variance(*self._law()).exp())
+        return self._full(_moments.variance(*self._law()))
 
     @property
     def stddev(self) -> Tensor:
         """sqrt(Var[X]), finite where the variance overflows."""
-        return self._full((_moments.log_variance(*self._law()) / 2).exp())
+        return self._full(_moments.stddev(*self._law()))
 
     @property
     def mode(self) -> Tensor:
@@ -273,7 +273,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     @property
     def median(self) -> Tensor:
         """icdf(1/2); 0 if pi >= 1/2."""
-        return self.icdf(torch.full_like(self._loc, 0.5))
+        return self._full(_quantiles.median(*self._law()))
 
     def entropy(self) -> Tensor:
         """-E[log_prob(X)] in nats: H(Bernoulli(pi)) + (1 - pi) (mu + 1/2 + log(scale sqrt(2 pi)))."""
@@ -281,7 +281,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     def perplexity(self) -> Tensor:
         """exp(entropy)."""
-        return self._full(_moments.entropy(*self._law()).exp())
+        return self._full(exp_or_inf(_moments.entropy(*self._law())))
 
     def cdf(self, value: Tensor) -> Tensor:
         """P(X <= x): 0 below 0, pi at 0, pi + (1 - pi) Phi((log x - mu) / scale) above.
