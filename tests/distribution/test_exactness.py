@@ -1,0 +1,143 @@
+"""Every value and first derivative within 8 units of rounding of the truth, in float64 and float32."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.exactness import (
+    DIVERGENCES,
+    QUANTITIES,
+    TOLERANCE,
+    TOLERANCE_NEARLY_EQUAL,
+    Exam,
+    compute,
+    examine,
+    with_gradients,
+)
+from tests.jets import mp
+from tests.oracle import FORMULAS, evaluate
+from tests.points import EXTREME, extreme_points, nearly_equal_points, random_points
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+ALL = pytest.mark.parametrize("name", [*QUANTITIES, *DIVERGENCES])
+OF_THE_LAW = pytest.mark.parametrize("name", QUANTITIES)
+N, N_SLOW = 150, 2500
+
+
+def passes(exam: Exam, tolerance: float = TOLERANCE) -> None:
+    """All numbers within tolerance; few points are left undecided at a jump."""
+    assert exam.worst() <= tolerance, exam.describe(tolerance)
+    assert exam.skipped <= 0.2 * len(exam.points), f"{exam.skipped} of {len(exam.points)} points skipped"
+
+
+@DTYPES
+@ALL
+def test_random_points(name: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N, dtype, seed=1), dtype))
+
+
+@DTYPES
+@ALL
+def test_extreme_points(name: str, dtype: torch.dtype) -> None:
+    passes(examine(name, extreme_points(name, dtype, N, seed=2), dtype))
+
+
+@DTYPES
+@OF_THE_LAW
+def test_zi_probs_as_the_parameter(name: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N // 2, dtype, seed=3, probs=True), dtype, probs=True))
+
+
+@DTYPES
+def test_kl_of_nearly_equal_laws(dtype: torch.dtype) -> None:
+    exam = examine("kl", nearly_equal_points(2 * N, dtype, seed=4), dtype, TOLERANCE_NEARLY_EQUAL)
+    passes(exam, TOLERANCE_NEARLY_EQUAL)
+
+
+@pytest.mark.slow
+@DTYPES
+@ALL
+def test_many_points(name: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N_SLOW, dtype, seed=5), dtype))
+    passes(examine(name, extreme_points(name, dtype, None, seed=5), dtype))
+
+
+@pytest.mark.slow
+@DTYPES
+@OF_THE_LAW
+def test_many_points_in_zi_probs(name: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N_SLOW, dtype, seed=6, probs=True), dtype, probs=True))
+
+
+@pytest.mark.slow
+@DTYPES
+def test_kl_of_many_nearly_equal_laws(dtype: torch.dtype) -> None:
+    exam = examine("kl", nearly_equal_points(2 * N_SLOW, dtype, seed=7), dtype, TOLERANCE_NEARLY_EQUAL)
+    passes(exam, TOLERANCE_NEARLY_EQUAL)
+
+
+def _limit(name: str, args: tuple[float, ...]) -> list[float]:
+    """The value and derivatives as zi_probs goes to its 0 or 1: infinite where they still grow 1e-20 away."""
+    near, nearer = (evaluate(name, _off_edge(args, d), True) for d in (20, 25))
+    pairs = zip((near.value, *near.grad), (nearer.value, *nearer.grad), strict=True)
+    return [float(b) if _settled(a, b) else float(mp.sign(b) * mp.inf) for a, b in pairs]
+
+
+def _off_edge(args: tuple[float, ...], digits: int) -> tuple[Any, ...]:
+    return (*args[:2], abs(args[2] - mp.mpf(10) ** -digits), *args[3:])
+
+
+def _settled(a: Any, b: Any) -> bool:
+    return bool(abs(b - a) <= 1e-12 * abs(a) or abs(b) < min(abs(a), 1e-6))
+
+
+EDGE_ARGS = {"mu": 0.375, "scale": 0.75, "q": 0.625}
+
+
+@DTYPES
+@pytest.mark.parametrize("x", [0.0, 1.75])
+@pytest.mark.parametrize("p", [0.0, 1.0])
+@OF_THE_LAW
+def test_zi_probs_of_exactly_0_and_1(name: str, p: float, x: float, dtype: torch.dtype) -> None:
+    """Finite values and derivatives are the limits; an infinite value is infinite; nothing is ever NaN."""
+    args = tuple({**EDGE_ARGS, "gate": p, "x": x}[a] for a in FORMULAS[name][1])
+    actual = with_gradients(lambda a: compute(name, a, probs=True), np.array([args]), dtype)[0]
+    limit = np.array(_limit(name, args))
+    assert not np.isnan(actual).any(), f"{actual} at {args}, where the limit is {limit}"
+    known = np.isfinite(limit) if np.isfinite(limit[0]) else np.arange(len(limit)) == 0
+    np.testing.assert_allclose(actual[known], limit[known], rtol=60 * torch.finfo(dtype).eps, atol=1e-9)
+
+
+def edge_points(name: str, probs: bool, info: torch.finfo) -> list[tuple[float, ...]]:
+    """Corners of the parameters and every gate, times x or q at the ends of its range."""
+    gates = [0.0, info.tiny, 0.3, 1 - info.eps, 1.0] if probs else [*EXTREME["gate"], -1e4, 1e4]
+    ends = {"x": [0.0, info.tiny * info.eps, info.tiny, 1.0, info.max], "q": [0.0, info.tiny, 0.5, 1.0]}
+    axes = {"mu": [-50.0, 0.0, 50.0], "scale": [1e-3, 1.0, 20.0], "gate": gates, **ends}
+    return list(product(*(axes[a] for a in FORMULAS[name][1])))
+
+
+@DTYPES
+@OF_THE_LAW
+@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
+def test_no_nan_at_the_edges_of_the_support(name: str, probs: bool, dtype: torch.dtype) -> None:
+    """x at 0 and the ends of the floats, q at 0 and 1, every gate: no NaN in the value or any derivative."""
+    points = np.array(edge_points(name, probs, torch.finfo(dtype)))
+    actual = with_gradients(lambda a: compute(name, a, probs), points, dtype)
+    bad = points[np.isnan(actual).any(-1)]
+    assert not len(bad), f"NaN in {name} or its derivatives at {len(bad)} points, as {bad[:5].tolist()}"
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["cdf", "log_cdf", "log_survival_function"])
+def test_far_end_of_the_support(name: str, dtype: torch.dtype) -> None:
+    """At x = inf the cdf is 1 and nothing is NaN."""
+    points = np.array([[0.5, 2.0, g, np.inf] for g in (-np.inf, -3.0, 0.0, 50.0)])
+    actual = with_gradients(lambda a: compute(name, a), points, dtype)
+    expected = {"cdf": 1.0, "log_cdf": 0.0, "log_survival_function": -np.inf}[name]
+    assert (actual[:, 0] == expected).all()
+    assert not np.isnan(actual).any()

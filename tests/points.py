@@ -1,0 +1,120 @@
+"""Where the exam is held: random and extreme arguments, rounded to the dtype so that both sides see the same."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import torch
+
+from tests.oracle import FORMULAS
+
+EXTREME = {
+    "mu": (-50.0, -1.0, 0.0, 1e-3, 50.0),
+    "scale": (1e-3, 0.3, 1.0, 20.0),
+    "gate": (-np.inf, -200.0, -37.0, -1.0, -1e-3, 0.0, 0.5, 17.0, 40.0, 200.0, np.inf),
+    "x": (0.0, 1e-300, 1e-30, 0.5, 1.0, 3.0, 1e30, 1e300),
+    "q": (0.0, 1e-15, 1e-3, 0.5, 0.75, 1 - 1e-6, 1 - 1e-15, 1.0),
+}
+Random = np.random.Generator
+
+
+def rounded(points: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """The nearest numbers of the dtype, as doubles; positive x stays positive, finite and normal."""
+    return torch.tensor(points).to(dtype).double().numpy()
+
+
+def _mix(rng: Random, *choices: np.ndarray) -> np.ndarray:
+    return np.choose(rng.integers(len(choices), size=choices[0].shape), choices)
+
+
+def random_mu(rng: Random, n: int) -> np.ndarray:
+    return _mix(rng, rng.uniform(-50, 50, n), rng.normal(0, 2, n))
+
+
+def random_scale(rng: Random, n: int) -> np.ndarray:
+    return _mix(rng, np.exp(rng.uniform(np.log(1e-3), np.log(20), n)), rng.uniform(0.3, 3, n))
+
+
+def random_logits(rng: Random, n: int) -> np.ndarray:
+    small = rng.choice([-1, 1], n) * 10 ** rng.uniform(-9, 0, n)
+    return _mix(rng, rng.uniform(-200, 200, n), rng.normal(0, 3, n), rng.normal(0, 20, n), small)
+
+
+def random_probs(rng: Random, n: int, dtype: torch.dtype) -> np.ndarray:
+    edge = 10 ** rng.uniform(np.log10(4 * torch.finfo(dtype).eps), -1, n)
+    return _mix(rng, rng.uniform(0.01, 0.99, n), edge, 1 - edge)
+
+
+def random_x(rng: Random, mu: np.ndarray, scale: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    n, info = len(mu), torch.finfo(dtype)
+    low, high = np.log(max(info.tiny, 1e-300)), np.log(min(info.max, 1e300))
+    log_x = _mix(
+        rng, rng.uniform(low, high, n), mu + scale * rng.normal(0, 1, n), mu + scale * rng.normal(0, 8, n)
+    )
+    x = np.exp(np.clip(log_x, low + 1e-3, high - 1e-3))
+    return np.where(rng.random(n) < 0.05, 0.0, x)
+
+
+def random_q(rng: Random, gate: np.ndarray, probs: bool, dtype: torch.dtype) -> np.ndarray:
+    """Uniform, at both ends, above pi by a uniform share of what is left, and close above pi."""
+    n, digits = len(gate), 15 if dtype == torch.float64 else 6
+    pi = gate if probs else 1 / (1 + np.exp(-gate))
+    edge, share = 10 ** rng.uniform(-digits, -0.3, n), rng.uniform(0, 1, n)
+    near = pi + (1 - pi) * 10 ** rng.uniform(-digits / 2, -1, n)
+    q = _mix(rng, rng.uniform(0, 1, n), edge, 1 - edge, pi + (1 - pi) * share, near)
+    return np.clip(q, 0, 1)
+
+
+def random_points(name: str, n: int, dtype: torch.dtype, seed: int, probs: bool = False) -> np.ndarray:
+    """n random rows of arguments for the quantity `name`."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, np.ndarray] = {}
+    for arg in FORMULAS[name][1]:
+        columns[arg] = rounded(_random_column(rng, arg, columns, n, dtype, probs), dtype)
+    return np.stack(list(columns.values()), -1)
+
+
+def _random_column(
+    rng: Random, arg: str, before: dict[str, np.ndarray], n: int, dtype: torch.dtype, probs: bool
+) -> np.ndarray:
+    kind = arg.split("_")[0]
+    if kind == "gate":
+        return random_probs(rng, n, dtype) if probs else random_logits(rng, n)
+    if kind == "x":
+        return random_x(rng, before["mu"], before["scale"], dtype)
+    if kind == "q":
+        return random_q(rng, before["gate"], probs, dtype)
+    return {"mu": random_mu, "scale": random_scale}[kind](rng, n)
+
+
+def extreme_points(name: str, dtype: torch.dtype, n: int | None, seed: int) -> np.ndarray:
+    """The grid of extremes, or n rows of it; in float32 x and q are drawn in to its range."""
+    axes = [EXTREME[a.split("_")[0]] for a in FORMULAS[name][1]]
+    grid = np.array(list(product(*axes)) if len(axes) <= 4 else _some(axes, n or 4000, seed))
+    if n is not None and n < len(grid):
+        grid = grid[np.random.default_rng(seed).choice(len(grid), n, replace=False)]
+    return rounded(_into_range(grid, name, dtype), dtype)
+
+
+def _some(axes: list[tuple[float, ...]], n: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([rng.choice(a, n) for a in axes], -1)
+
+
+def _into_range(grid: np.ndarray, name: str, dtype: torch.dtype) -> np.ndarray:
+    last, column = FORMULAS[name][1][-1], grid[:, -1]
+    if last == "x" and dtype == torch.float32:
+        grid[:, -1] = np.where(column > 0, np.clip(column, 2e-38, 3e38), 0.0)
+    if last == "q" and dtype == torch.float32:
+        grid[:, -1] = np.where((column > 0) & (column < 1), np.clip(column, 1e-6, 1 - 1e-6), column)
+    return grid
+
+
+def nearly_equal_points(n: int, dtype: torch.dtype, seed: int) -> np.ndarray:
+    """Pairs of laws whose arguments differ by 0 or by relative 1e-3 to 1e-12 (float32: 1e-6), each by its own."""
+    rng = np.random.default_rng(seed)
+    law = np.stack([random_mu(rng, n), random_scale(rng, n), random_logits(rng, n)], -1)
+    digits = rng.uniform(3, 12 if dtype == torch.float64 else 6, (n, 3))
+    shift = rng.choice([-1, 0, 1], (n, 3), p=[0.4, 0.2, 0.4]) * 10**-digits
+    return rounded(np.concatenate([law, law * (1 + shift)], -1), dtype)
