@@ -1,8 +1,8 @@
 """The exam: the class at many points against the oracle, in units of eps times conditioning.
 
 An error of 1 unit is eps (|f| + sum_i |a_i df/da_i|): what rounding the arguments and the result does. The
-same holds for each first derivative. Up to one smallest normal number is forgiven as underflow. Where the value
-is rightly infinite its derivatives must only not be NaN.
+same holds for each first derivative. Up to one smallest normal number is forgiven as underflow. Where the
+value is rightly infinite its derivatives must only not be NaN.
 """
 
 from __future__ import annotations

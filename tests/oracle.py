@@ -160,7 +160,8 @@ def perplexity(mu: Number, s: Number, gate: Gate) -> Number:
 
 
 def _kl_normal(mu_p: Number, s_p: Number, mu_q: Number, s_q: Number) -> Number:
-    return log(s_q) - log(s_p) + (s_p * s_p + (mu_p - mu_q) * (mu_p - mu_q)) / (2 * s_q * s_q) - mpf("0.5")
+    excess, shift = (s_p - s_q) / s_q, (mu_p - mu_q) / s_q  # exactly 0 where the laws agree
+    return (excess * excess + shift * shift) / 2 + excess - log1p(excess)
 
 
 def _kl_term(weight: Number, log_p: Number, log_q: Number) -> Number:

@@ -1,4 +1,4 @@
-"""Where the exam is held: random and extreme arguments, rounded to the dtype so that both sides see the same."""
+"""Where the exam is held: random and extreme arguments, rounded to the dtype for both sides alike."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _into_range(grid: np.ndarray, name: str, dtype: torch.dtype) -> np.ndarray:
 
 
 def nearly_equal_points(n: int, dtype: torch.dtype, seed: int) -> np.ndarray:
-    """Pairs of laws whose arguments differ by 0 or by relative 1e-3 to 1e-12 (float32: 1e-6), each by its own."""
+    """Pairs of laws whose arguments differ, each by its own relative 0 or 1e-3 to 1e-12 (float32: 1e-6)."""
     rng = np.random.default_rng(seed)
     law = np.stack([random_mu(rng, n), random_scale(rng, n), random_logits(rng, n)], -1)
     digits = rng.uniform(3, 12 if dtype == torch.float64 else 6, (n, 3))

@@ -1,0 +1,72 @@
+"""First and second derivatives against finite differences, and the pathwise derivative of a draw."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.distributions import kl_divergence
+
+from pyro_zilognormal import ZeroInflatedLogNormal as Law
+from tests.exactness import METHODS_OF_X, QUANTITIES, compute
+
+OF_THE_LAW = [n for n in QUANTITIES if n not in (*METHODS_OF_X, "icdf")]
+LAW = ([0.4, -1.0, 0.4], [0.7, 2.0, 0.7], [-0.5, 1.5, 30.0])
+
+
+def leaves(*columns: list[float]) -> list[Tensor]:
+    return [torch.tensor(c, dtype=torch.float64, requires_grad=True) for c in columns]
+
+
+def check(f: object, args: list[Tensor]) -> None:
+    assert gradcheck(f, args)
+    assert gradgradcheck(f, args)
+
+
+@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
+@pytest.mark.parametrize("name", OF_THE_LAW)
+def test_of_the_law(name: str, probs: bool) -> None:
+    mu, scale, logit = leaves(*LAW)
+    gate = torch.tensor([0.3, 0.8, 0.05], dtype=torch.float64, requires_grad=True) if probs else logit
+    check(lambda *args: compute(name, args, probs), [mu, scale, gate])
+
+
+@pytest.mark.parametrize("x", [0.0, 1e-300, 1e-30, 0.3, 2.5, 40.0])
+@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
+@pytest.mark.parametrize("name", METHODS_OF_X)
+def test_at_a_value(name: str, probs: bool, x: float) -> None:
+    """In the parameters at every x, which AutoLaplace differentiates twice; in x too where it can be moved."""
+    mu, scale, gate = leaves([0.4], [0.7], [0.3])
+    value = torch.tensor([x], dtype=torch.float64)
+    if x > 0.1:
+        check(lambda *args: compute(name, args, probs), [mu, scale, gate, value.requires_grad_()])
+    else:
+        check(lambda *args: compute(name, [*args, value], probs), [mu, scale, gate])
+
+
+@pytest.mark.parametrize("q", [0.1, 0.62, 0.8, 0.999])
+@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
+def test_icdf(q: float, probs: bool) -> None:
+    args = leaves([0.4], [0.7], [0.3], [q])
+    check(lambda *a: compute("icdf", a, probs), args)
+
+
+def test_divergences() -> None:
+    p, q = leaves(*LAW), leaves([0.1, 0.0, 1.0], [1.0, 0.5, 2.0], [-2.0, 1.0, 20.0])
+    check(lambda *a: kl_divergence(Law(*a[:3]), Law(*a[3:])), [*p, *q])
+    check(lambda *a: kl_divergence(dist.LogNormal(*a[:2]), Law(*a[2:])), [*p[:2], *q])
+
+
+def test_a_draw_moves_with_mu_and_scale_and_never_with_the_gate() -> None:
+    """Given the gate, x = exp(mu + scale e): dx/dmu = x, dx/dscale = x e; a zero stays where it is."""
+    mu, scale, logit = (a.detach().expand(500, 3).clone().requires_grad_() for a in leaves(*LAW))
+    torch.manual_seed(0)
+    x = Law(mu, scale, logit).rsample()
+    by_mu, by_scale, by_gate = torch.autograd.grad(x.sum(), [mu, scale, logit], allow_unused=True)
+    noise = torch.where(x > 0, (torch.where(x > 0, x, 1.0).log() - mu) / scale, 0.0)
+    torch.testing.assert_close(by_mu, x)
+    torch.testing.assert_close(by_scale, x * noise, rtol=1e-7, atol=1e-12)
+    assert by_gate is None or not by_gate.any()
+    assert 0 < (x == 0).sum() < x.numel()
