@@ -134,12 +134,14 @@ def test_no_nan_at_the_edges_of_the_support(name: str, probs: bool, dtype: torch
     assert not len(bad), f"NaN in {name} or its derivatives at {len(bad)} points, as {bad[:5].tolist()}"
 
 
+FAR_END = {"cdf": 1.0, "log_cdf": 0.0, "log_survival_function": -np.inf, "log_prob": -np.inf}
+
+
 @DTYPES
-@pytest.mark.parametrize("name", ["cdf", "log_cdf", "log_survival_function"])
+@pytest.mark.parametrize("name", FAR_END)
 def test_far_end_of_the_support(name: str, dtype: torch.dtype) -> None:
-    """At x = inf the cdf is 1 and nothing is NaN."""
+    """At x = inf the cdf is 1, the density 0, and nothing is NaN."""
     points = np.array([[0.5, 2.0, g, np.inf] for g in (-np.inf, -3.0, 0.0, 50.0)])
     actual = with_gradients(lambda a: compute(name, a), points, dtype)
-    expected = {"cdf": 1.0, "log_cdf": 0.0, "log_survival_function": -np.inf}[name]
-    assert (actual[:, 0] == expected).all()
+    assert (actual[:, 0] == FAR_END[name]).all()
     assert not np.isnan(actual).any()
