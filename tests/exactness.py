@@ -85,7 +85,8 @@ def undecided(name: str, args: tuple[float, ...], dtype: torch.dtype, probs: boo
         return False
     margin = evaluate(MARGINS[name], args, probs)
     rounding = margin.conditioning() + (0.5 if name == "median" else 0)  # the median is icdf at an exact 1/2
-    return bool(abs(margin.value) <= TOLERANCE * torch.finfo(dtype).eps * rounding)
+    near = abs(margin.value) <= TOLERANCE * torch.finfo(dtype).eps * rounding
+    return bool(near and mp.isfinite(margin.value))
 
 
 @dataclass

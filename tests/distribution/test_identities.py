@@ -83,6 +83,30 @@ def test_the_cdf_at_0_is_pi_to_the_bit(parameter: str, dtype: torch.dtype) -> No
     assert not d.icdf(at_zero)[told_apart].any()
 
 
+@DTYPES
+def test_quantiles_around_pi(dtype: torch.dtype) -> None:
+    """At q = pi and one step either side: 0 up to pi, small above it, and no derivative is NaN."""
+    logit = torch.linspace(-30, 10, 81, dtype=dtype).requires_grad_()
+    mu, scale = (torch.tensor(a, dtype=dtype, requires_grad=True) for a in (0.3, 0.9))
+    d = ZeroInflatedLogNormal(mu, scale, logit)
+    pi = d.zi_probs.detach()
+    for end in (0.0, None, 1.0):
+        q = (pi if end is None else torch.nextafter(pi, torch.tensor(end, dtype=dtype))).requires_grad_()
+        x = d.icdf(q)
+        slopes = torch.autograd.grad(x.sum(), [mu, scale, logit, q], allow_unused=True)
+        assert not any(g.isnan().any() for g in slopes if g is not None)
+        assert ((x >= 0) & (x < 0.5)).all() if end == 1.0 else not x.any()
+
+
+@DTYPES
+def test_half_of_zeros_makes_the_median_0(dtype: torch.dtype) -> None:
+    mu, scale = torch.tensor(3.0, dtype=dtype), torch.tensor(0.5, dtype=dtype)
+    for d in (ZeroInflatedLogNormal(mu, scale, 0.0), ZeroInflatedLogNormal(mu, scale, zi_probs=0.5)):
+        assert d.median == 0
+        assert d.icdf(torch.tensor(0.5, dtype=dtype)) == 0
+    assert ZeroInflatedLogNormal(mu, scale, -0.01).median > 0
+
+
 @LAWS
 def test_both_tails_add_up(parameters: Parameters) -> None:
     d, x = law(parameters), torch.cat([torch.zeros(1, dtype=torch.float64), quantile_grid(parameters)])

@@ -44,6 +44,38 @@ def test_jets_agree_with_numerical_differentiation(name: str, probs: bool) -> No
         assert mp.almosteq(mp.diff(plain, exact.args, mixed), exact.hess[i][j], 1e-40, 1e-40)
 
 
+FAR = {
+    "log_prob": [(50.0, 1e-3, 200.0, 1e300), (-50.0, 20.0, -200.0, 1e-300)],
+    "cdf": [(2.0, 20.0, 40.0, 1e300), (-50.0, 20.0, -200.0, 1e-300)],
+    "log_cdf": [(50.0, 1e-3, 2.0, 60.0), (-50.0, 20.0, -200.0, 1e-300), (3.0, 0.1, 200.0, 1e-30)],
+    "log_survival_function": [(-50.0, 0.01, 200.0, 1e300), (50.0, 20.0, -200.0, 1e-300)],
+    "icdf": [
+        (50.0, 20.0, -37.0, 1 - 1e-15),
+        (-50.0, 1e-3, -200.0, 1e-15),
+        (1.0, 2.0, 3.0, 0.9525741268224334),
+    ],
+    "median": [(50.0, 20.0, -200.0), (2.0, 1.0, -1e-9)],
+    "variance": [(50.0, 1e-3, -200.0), (-50.0, 20.0, 200.0)],
+    "entropy": [(50.0, 1e-3, 200.0), (-50.0, 20.0, -200.0)],
+    "kl": [
+        (50.0, 1e-3, 200.0, 50.0, 1e-3, 200.0 * (1 + 1e-12)),
+        (3.0, 1.0, -90.0, 3.0 + 1e-11, 1.0 + 1e-12, -90.0),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "args"), [(n, a) for n, points in FAR.items() for a in points], ids=str)
+def test_jets_agree_with_numerical_differentiation_far_out(name: str, args: tuple[float, ...]) -> None:
+    """The relative derivatives a_i df/da_i at extreme points, to 20 digits."""
+    exact = evaluate(name, args)
+    for i, (a, slope) in enumerate(zip(exact.args, exact.grad, strict=True)):
+
+        def moved(t: object, i: int = i) -> object:
+            return mp.mpf(value(call(name, tuple(a + a * t * (k == i) for k, a in enumerate(exact.args)))))
+
+        assert mp.almosteq(mp.diff(moved, 0), a * slope, 1e-20, 1e-20 * abs(exact.value)), i
+
+
 def _expectation(f: object, log_x: bool = False) -> object:
     """E f(X) by quadrature over the atom and the positive part."""
     mu, s = mp.mpf(ARGS["mu"]), mp.mpf(ARGS["scale"])
