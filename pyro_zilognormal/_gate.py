@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_zilognormal._logspace import exp_or_inf, log_max, logaddexp
+
 
 class Gate(ABC):
     """P(X = 0) and P(X > 0), in plain and in log space."""
@@ -52,23 +54,24 @@ class Gate(ABC):
     @property
     @abstractmethod
     def odds(self) -> Tensor:
-        """pi / (1 - pi)."""
+        """pi / (1 - pi), at most 1."""
 
     @property
     @abstractmethod
     def one_minus_odds(self) -> Tensor:
-        """1 - odds, exact near 0."""
+        """1 - odds, exact near 0, at least 0."""
 
     @abstractmethod
-    def weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+    def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         """(1 - pi) (a + pi b)."""
 
-    def log_weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
-        """log((1 - pi) (a + pi b)), -inf where 1 - pi is 0."""
+    def log_weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
+        """log((1 - pi) (a + pi b)), a constant -inf where 1 - pi is 0."""
         possible = self.log_positive > -math.inf
-        a = torch.where(possible, self.log_positive, 0) + log_a
-        b = torch.where(possible, self.log_variance(), -math.inf) + log_b
-        return torch.where(possible, torch.logaddexp(a, b), -math.inf)
+        log = torch.where(possible, self.log_positive, 0) + log_a
+        if log_b is not None:
+            log = logaddexp(log, torch.where(possible, self.log_variance(), 0) + log_b)
+        return torch.where(possible, log, -math.inf)
 
     def to(self, dtype: torch.dtype) -> "Gate":
         """The same gate in another dtype."""
@@ -99,11 +102,11 @@ class LogitGate(Gate):
 
     @property
     def zero(self) -> Tensor:
-        return self.log_zero.exp()
+        return _exp(self.log_zero)
 
     @property
     def positive(self) -> Tensor:
-        return self.log_positive.exp()
+        return _exp(self.log_positive)
 
     @property
     def log_zero(self) -> Tensor:
@@ -119,13 +122,13 @@ class LogitGate(Gate):
 
     @property
     def odds(self) -> Tensor:
-        return self.tensor.exp()
+        return self.tensor.clamp(max=0).exp()
 
     @property
     def one_minus_odds(self) -> Tensor:
-        return -torch.expm1(self.tensor)
+        return -torch.expm1(self.tensor.clamp(max=0))
 
-    def weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+    def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         return exp_or_inf(self.log_weigh(log_a, log_b))
 
 
@@ -167,28 +170,27 @@ class ProbGate(Gate):
 
     @property
     def odds(self) -> Tensor:
-        return self.tensor / (1 - self.tensor)
+        p = self.tensor.clamp(max=0.5)
+        return p / (1 - p)
 
     @property
     def one_minus_odds(self) -> Tensor:
-        return (1 - 2 * self.tensor) / (1 - self.tensor)
+        p = self.tensor.clamp(max=0.5)
+        return (1 - 2 * p) / (1 - p)
 
-    def weigh(self, log_a: Tensor, log_b: Tensor) -> Tensor:
+    def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.
-        plain = torch.maximum(log_a, log_b) < _log_max(log_a.dtype)
-        a, b = (torch.where(plain, log, 0).exp() for log in (log_a, log_b))
-        product = self.positive * (a + self.zero * b)
-        return torch.where(plain, product, exp_or_inf(self.log_weigh(log_a, log_b)))
+        logs = [log_a] if log_b is None else [log_a, log_b]
+        fits = torch.stack(torch.broadcast_tensors(*logs)).amax(0) < log_max(log_a.dtype)
+        a, *b = (torch.where(fits, log, 0).exp() for log in logs)
+        product = self.positive * (a + self.zero * b[0] if b else a)
+        return torch.where(fits, product, exp_or_inf(self.log_weigh(log_a, log_b)))
 
 
-def exp_or_inf(log: Tensor) -> Tensor:
-    """exp, with derivative 0 where it overflows: there inf * 0 would make gradients NaN."""
-    fits = log < _log_max(log.dtype)
-    return torch.where(fits, torch.where(fits, log, 0).exp(), math.inf)
-
-
-def _log_max(dtype: torch.dtype) -> float:
-    return math.log(torch.finfo(dtype).max)
+def _exp(log: Tensor) -> Tensor:
+    """exp, a constant where it underflows to 0: there a slope of 0 meets infinite ones."""
+    p = log.exp()
+    return torch.where(p > 0, p, 0)
 
 
 def _finite(log: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal._gate import Gate
+from pyro_zilognormal._logspace import exp_or_inf
 from pyro_zilognormal._normal import HALF_LOG_2PI
 
 
@@ -16,8 +17,7 @@ def log_mean(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
 
 def mean(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
-    log_a = loc + scale.square() / 2
-    return gate.weigh(log_a, torch.full_like(log_a, -math.inf))
+    return gate.weigh(loc + scale.square() / 2)
 
 
 def variance(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
@@ -30,7 +30,7 @@ def stddev(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     square = variance(loc, scale, gate)
     fits = (square > torch.finfo(square.dtype).tiny) & (square < math.inf)
     log_square = gate.log_weigh(*_log_variances(loc, scale))
-    outside = torch.where(log_square > -math.inf, torch.where(fits, 0, log_square / 2).exp(), 0)
+    outside = exp_or_inf(torch.where(fits, 0, log_square / 2))
     return torch.where(fits, torch.where(fits, square, 1).sqrt(), outside)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal._gate import Gate
+from pyro_zilognormal._logspace import logaddexp
 from pyro_zilognormal._normal import log_ndtr, ndtr, ndtri_exp
 
 
@@ -20,7 +21,7 @@ def cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
 def log_cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """log cdf: a log sum in the left half, log1p of minus the upper tail in the right half."""
     z = _standardize(value, loc, scale)
-    left = torch.logaddexp(gate.log_zero, gate.log_positive + log_ndtr(z.clamp(max=0)))
+    left = logaddexp(gate.log_zero, gate.log_positive + log_ndtr(z.clamp(max=0)))
     right = torch.log1p(-gate.positive * ndtr(-z.clamp(min=0)))
     return _piecewise(value, torch.where(z < 0, left, right), zero=gate.log_zero, below=-math.inf, top=0)
 

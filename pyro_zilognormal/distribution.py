@@ -11,8 +11,9 @@ from torch.distributions import constraints
 
 from pyro_zilognormal import _checks, _moments, _quantiles
 from pyro_zilognormal._density import log_density
-from pyro_zilognormal._gate import Gate, LogitGate, ProbGate, exp_or_inf
+from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
 from pyro_zilognormal._gate_gradient import Ledger, credit, guard
+from pyro_zilognormal._logspace import exp_or_inf
 from pyro_zilognormal._support import NonnegativeWithAtom
 from pyro_zilognormal._wrappers import ForwardsScore
 

@@ -63,8 +63,13 @@ def with_gradients(f: Callable[..., Tensor], points: np.ndarray, dtype: torch.dt
     return torch.stack(columns, -1).detach().double().numpy()
 
 
-def units(actual: float, exact: Any, conditioning: Any, dtype: torch.dtype, tolerance: float) -> float:
-    """The error of `actual` in units of eps times conditioning; infinite where no rounding explains it."""
+def units(
+    actual: float, exact: Any, conditioning: Any, dtype: torch.dtype, tolerance: float, floor: float = 1.0
+) -> float:
+    """The error of `actual` in units of eps times conditioning; infinite where no rounding explains it.
+
+    Below `floor` smallest normal numbers an error is underflow.
+    """
     info = torch.finfo(dtype)
     if np.isnan(actual):
         return np.inf
@@ -73,7 +78,7 @@ def units(actual: float, exact: Any, conditioning: Any, dtype: torch.dtype, tole
     if np.isinf(actual):
         overflows = abs(exact) + tolerance * info.eps * conditioning >= info.max
         return 0.0 if overflows and (actual > 0) == (exact > 0) else np.inf
-    excess = abs(mp.mpf(actual) - exact) - info.tiny
+    excess = abs(mp.mpf(actual) - exact) - floor * info.tiny
     if excess <= 0 or mp.isinf(conditioning):
         return 0.0
     return float(excess / (info.eps * conditioning)) if conditioning else np.inf
@@ -111,9 +116,7 @@ class Exam:
         """The worst failures, each with the arguments that reproduce it."""
         rows, columns = np.nonzero(self.errors > tolerance)
         order = np.argsort(-self.errors[rows, columns], kind="stable")[:limit]
-        lines = [
-            f"{self.name}: {len(rows)} of {self.errors.size} numbers are off by more than {tolerance} units"
-        ]
+        lines = [f"{self.name}: {len(rows)} of {self.errors.size} numbers are off by more than {tolerance} units"]
         return "\n".join(lines + [self._line(int(rows[k]), int(columns[k])) for k in order])
 
     def _line(self, row: int, column: int) -> str:
@@ -122,9 +125,8 @@ class Exam:
         truth = exact.value if column == 0 else exact.grad[column - 1]
         what = "value" if column == 0 else f"derivative {column - 1}"
         args = ", ".join(repr(float(a)) for a in self.points[row])
-        return (
-            f"  {what} at ({args}): {float(self.actual[row, column])!r}, exactly {mp.nstr(truth, 17)}, "
-            + (f"{self.errors[row, column]:.3g} units")
+        return f"  {what} at ({args}): {float(self.actual[row, column])!r}, exactly {mp.nstr(truth, 17)}, " + (
+            f"{self.errors[row, column]:.3g} units"
         )
 
 
@@ -139,13 +141,19 @@ def examine(
         exact = None if undecided(name, args, dtype, probs) else evaluate(name, args, probs)
         exacts.append(exact)
         if exact is not None:
-            errors[i] = _row_errors(actual[i], exact, dtype, tolerance)
+            errors[i] = _row_errors(actual[i], args, exact, dtype, tolerance)
     return Exam(name, points, actual, errors, exacts)
 
 
-def _row_errors(actual: np.ndarray, exact: Exact, dtype: torch.dtype, tolerance: float) -> list[float]:
+def _row_errors(
+    actual: np.ndarray, args: tuple[float, ...], exact: Exact, dtype: torch.dtype, tolerance: float
+) -> list[float]:
     first = units(actual[0], exact.value, exact.conditioning(), dtype, tolerance)
     if np.isinf(actual[0]):
         return [first, *(np.inf if np.isnan(a) else 0.0 for a in actual[1:])]
-    truths = [(g, exact.grad_conditioning(j)) for j, g in enumerate(exact.grad)]
-    return [first, *(units(a, g, c, dtype, tolerance) for a, (g, c) in zip(actual[1:], truths, strict=True))]
+    # What underflows in a_j df/da_j, relative to f, is lost: a factor pi = exp(-100) is 0 in float32.
+    scale = max(1.0, abs(float(exact.value))) if mp.isfinite(exact.value) else 1.0
+    floors = [scale / min(1.0, abs(a)) if a else scale for a in args]
+    truths = [(g, exact.grad_conditioning(j), floors[j]) for j, g in enumerate(exact.grad)]
+    pairs = zip(actual[1:], truths, strict=True)
+    return [first, *(units(a, g, c, dtype, tolerance, floor) for a, (g, c, floor) in pairs)]

@@ -27,9 +27,7 @@ def table(n: int) -> list[str]:
     dtypes = (torch.float64, torch.float32)
     lines = [HEADER, "| --- " * HEADER.count("| ") + "|"]
     for name in (*QUANTITIES, *DIVERGENCES):
-        points = [
-            np.concatenate([random_points(name, n, t, 0), extreme_points(name, t, n, 0)]) for t in dtypes
-        ]
+        points = [np.concatenate([random_points(name, n, t, 0), extreme_points(name, t, n, 0)]) for t in dtypes]
         lines.append(row(name, [examine(name, p, t) for p, t in zip(points, dtypes, strict=True)]))
     for name in QUANTITIES:
         exams = [examine(name, random_points(name, n, t, 1, probs=True), t, probs=True) for t in dtypes]

@@ -49,9 +49,7 @@ def random_probs(rng: Random, n: int, dtype: torch.dtype) -> np.ndarray:
 def random_x(rng: Random, mu: np.ndarray, scale: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     n, info = len(mu), torch.finfo(dtype)
     low, high = np.log(max(info.tiny, 1e-300)), np.log(min(info.max, 1e300))
-    log_x = _mix(
-        rng, rng.uniform(low, high, n), mu + scale * rng.normal(0, 1, n), mu + scale * rng.normal(0, 8, n)
-    )
+    log_x = _mix(rng, rng.uniform(low, high, n), mu + scale * rng.normal(0, 1, n), mu + scale * rng.normal(0, 8, n))
     x = np.exp(np.clip(log_x, low + 1e-3, high - 1e-3))
     return np.where(rng.random(n) < 0.05, 0.0, x)
 

@@ -102,9 +102,7 @@ EDGE_ARGS = {"mu": 0.375, "scale": 0.75, "q": 0.625}
 
 @DTYPES
 @pytest.mark.parametrize("p", [0.0, 1.0])
-@pytest.mark.parametrize(
-    ("name", "x"), [(n, x) for n in QUANTITIES for x in (1.75, 0.0)[: 1 + (n in METHODS_OF_X)]]
-)
+@pytest.mark.parametrize(("name", "x"), [(n, x) for n in QUANTITIES for x in (1.75, 0.0)[: 1 + (n in METHODS_OF_X)]])
 def test_zi_probs_of_exactly_0_and_1(name: str, p: float, x: float, dtype: torch.dtype) -> None:
     """Finite values and derivatives are the limits; an infinite value is infinite; nothing is ever NaN."""
     args = tuple({**EDGE_ARGS, "gate": p, "x": x}[a] for a in FORMULAS[name][1])

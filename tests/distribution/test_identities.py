@@ -224,9 +224,7 @@ def test_a_change_of_unit_shifts_mu(parameters: Parameters, factor: float) -> No
     mu, scale, logit = parameters
     d, scaled = law(parameters), law((mu + math.log(factor), scale, logit))
     x = quantile_grid(parameters)
-    torch.testing.assert_close(
-        scaled.log_prob(factor * x), d.log_prob(x) - math.log(factor), rtol=1e-11, atol=0
-    )
+    torch.testing.assert_close(scaled.log_prob(factor * x), d.log_prob(x) - math.log(factor), rtol=1e-11, atol=0)
     torch.testing.assert_close(scaled.cdf(factor * x), d.cdf(x), rtol=1e-11, atol=0)
     torch.testing.assert_close(scaled.mean, factor * d.mean, rtol=1e-11, atol=0)
     torch.testing.assert_close(scaled.variance, factor**2 * d.variance, rtol=1e-11, atol=0)
@@ -237,8 +235,7 @@ def test_a_change_of_unit_shifts_mu(parameters: Parameters, factor: float) -> No
 def test_the_mode_has_the_largest_log_prob(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(3)
     mu, scale, logit = (
-        torch.tensor(a).to(dtype)
-        for a in (rng.normal(0, 2, 200), rng.uniform(0.1, 3, 200), rng.normal(0, 3, 200))
+        torch.tensor(a).to(dtype) for a in (rng.normal(0, 2, 200), rng.uniform(0.1, 3, 200), rng.normal(0, 3, 200))
     )
     d = ZeroInflatedLogNormal(mu, scale, logit)
     best = d.log_prob(d.mode)

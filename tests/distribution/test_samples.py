@@ -37,9 +37,7 @@ def assert_share_of_zeros(x: np.ndarray, logit: float) -> None:
 @DTYPES
 @pytest.mark.parametrize("method", ["sample", "rsample"])
 @pytest.mark.parametrize("parameters", LAWS, ids=str)
-def test_draws_follow_the_law(
-    parameters: tuple[float, float, float], method: str, dtype: torch.dtype
-) -> None:
+def test_draws_follow_the_law(parameters: tuple[float, float, float], method: str, dtype: torch.dtype) -> None:
     mu, scale, logit = parameters
     x = draw(parameters, dtype, method)
     assert_share_of_zeros(x, logit)
@@ -81,15 +79,10 @@ def test_half_precision_is_usable(name: str, dtype: torch.dtype) -> None:
     half = with_gradients(lambda a: compute(name, a), points, dtype)
     single = with_gradients(lambda a: compute(name, a), points, torch.float32)
     assert np.isfinite(half).all()
-    assert (
-        sum(_off(name, tuple(p), a, b, dtype) for p, a, b in zip(points.tolist(), half, single, strict=True))
-        == 0
-    )
+    assert sum(_off(name, tuple(p), a, b, dtype) for p, a, b in zip(points.tolist(), half, single, strict=True)) == 0
 
 
-def _off(
-    name: str, point: tuple[float, ...], half: np.ndarray, single: np.ndarray, dtype: torch.dtype
-) -> bool:
+def _off(name: str, point: tuple[float, ...], half: np.ndarray, single: np.ndarray, dtype: torch.dtype) -> bool:
     """Whether the values differ by more than 8 units of the half type, away from jumps."""
     if undecided(name, point, dtype):
         return False
