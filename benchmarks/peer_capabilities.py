@@ -113,11 +113,7 @@ def zeros_drawn(member: str) -> Probe:
         if isinstance(drawn, str):
             return drawn
         share, error = float((drawn == 0).mean()), math.sqrt(LAW.gate * (1 - LAW.gate) / N)
-        return (
-            "right"
-            if abs(share - LAW.gate) < 5 * error
-            else f"**wrong**: {share:.3f} zeros for {LAW.gate:.3f}"
-        )
+        return "right" if abs(share - LAW.gate) < 5 * error else f"**wrong**: {share:.3f} zeros for {LAW.gate:.3f}"
 
     return probe
 

@@ -20,9 +20,7 @@ from peer_law import Law
 class TorchSystem:
     """A distribution built on torch by `build(mu, scale, gate, validate)`, gate as logits or probability."""
 
-    def __init__(
-        self, name: str, package: str, build: Callable[..., Any], gate_is: str = "zi_logits"
-    ) -> None:
+    def __init__(self, name: str, package: str, build: Callable[..., Any], gate_is: str = "zi_logits") -> None:
         self.name, self.version = name, importlib.metadata.version(package)
         self.build, self.gate_is = build, gate_is
 

@@ -106,9 +106,7 @@ def scvi_claims() -> list[Claim]:
         Claim("samples are inference tensors", str(drawn.is_inference()), drawn.is_inference()),
         gives("they break autograd", asked(lambda: (weight * drawn).sum()), "raises RuntimeError"),
         accepted("zi_logits = nan passes validation", lambda: system.make(nan, validate=True)),
-        gives(
-            "pyro.sample cannot draw from it", asked(lambda: system.in_pyro(LAW, None)), "raises TypeError"
-        ),
+        gives("pyro.sample cannot draw from it", asked(lambda: system.in_pyro(LAW, None)), "raises TypeError"),
         accepted("pyro.sample can observe it", lambda: system.in_pyro(LAW, 0.0)),
         gives("float64 parameters that are scalars lose digits at x = [0., 0., 0.]", mixed, rounded),
     ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_zilognormal._elementwise import Elementwise
 from pyro_zilognormal._logspace import exp_or_inf, log_max, logaddexp
 
 
@@ -63,23 +64,31 @@ class Gate(ABC):
 
     @abstractmethod
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
-        """(1 - pi) (a + pi b)."""
+        """(1 - pi) a, or (1 - pi) (b + pi) a."""
 
     def log_weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
-        """log((1 - pi) (a + pi b)), a constant -inf where 1 - pi is 0."""
+        """Its logarithm, a constant -inf where 1 - pi is 0."""
         possible = self.log_positive > -math.inf
-        log = torch.where(possible, self.log_positive, 0) + log_a
+        log = log_positive = torch.where(possible, self.log_positive, 0)
         if log_b is not None:
-            log = logaddexp(log, torch.where(possible, self.log_variance(), 0) + log_b)
-        return torch.where(possible, log, -math.inf)
+            # Near pi = 1/2 and b = 0 the derivative nearly vanishes, and comes out right only by way of pi (1 - pi).
+            within = logaddexp(log_positive + log_b, torch.where(possible, self.log_variance(), 0))
+            log = torch.where(self.skew.abs() < 0.5, within, log_positive + self._log_plus_zero(log_b))
+        return torch.where(possible, log + log_a, -math.inf)
+
+    def _log_plus_zero(self, log_b: Tensor) -> Tensor:
+        """log(b + pi). Where pi < b, pi itself has more digits than its logarithm."""
+        plain = (log_b > -1) & (self.log_zero < log_b)
+        in_log_space = logaddexp(log_b, self.log_zero)
+        return torch.where(plain, log_b + torch.log1p(self.zero * torch.where(plain, -log_b, 0).exp()), in_log_space)
 
     def to(self, dtype: torch.dtype) -> "Gate":
         """The same gate in another dtype."""
         return type(self)(self.tensor.to(dtype))  # type: ignore[call-arg]
 
+    @abstractmethod
     def entropy(self) -> Tensor:
         """Entropy of Bernoulli(pi), 0 log 0 = 0."""
-        return -self.zero * _finite(self.log_zero) - self.positive * _finite(self.log_positive)
 
     def log_variance(self) -> Tensor:
         """log pi(1 - pi). Near pi = 1/2 through the skew, for the derivative there is nearly 0."""
@@ -128,8 +137,24 @@ class LogitGate(Gate):
     def one_minus_odds(self) -> Tensor:
         return -torch.expm1(self.tensor.clamp(max=0))
 
+    def entropy(self) -> Tensor:
+        return _LogitEntropy.apply(self.tensor)
+
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         return exp_or_inf(self.log_weigh(log_a, log_b))
+
+
+class _LogitEntropy(Elementwise):
+    @staticmethod
+    def forward(logits: Tensor) -> Tensor:
+        log_zero, log_positive = logsigmoid(logits), logsigmoid(-logits)
+        return -log_zero.exp() * _finite(log_zero) - log_positive.exp() * _finite(log_positive)
+
+    @staticmethod
+    def slope(logits: Tensor, output: Tensor) -> Tensor:
+        inside = logits.abs() < math.inf
+        variance = (logsigmoid(logits) + logsigmoid(-logits)).exp()
+        return torch.where(inside, -torch.where(inside, logits, 0) * variance, 0)
 
 
 @dataclass(frozen=True)
@@ -178,12 +203,16 @@ class ProbGate(Gate):
         p = self.tensor.clamp(max=0.5)
         return (1 - 2 * p) / (1 - p)
 
+    def entropy(self) -> Tensor:
+        return -self.zero * _finite(self.log_zero) - self.positive * _finite(self.log_positive)
+
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.
-        logs = [log_a] if log_b is None else [log_a, log_b]
-        fits = torch.stack(torch.broadcast_tensors(*logs)).amax(0) < log_max(log_a.dtype)
-        a, *b = (torch.where(fits, log, 0).exp() for log in logs)
-        product = self.positive * (a + self.zero * b[0] if b else a)
+        log_product = log_a if log_b is None else log_a + log_b.clamp(min=0)
+        fits = log_product < log_max(log_a.dtype)
+        product = self.positive * torch.where(fits, log_a, 0).exp()
+        if log_b is not None:
+            product = product * (torch.where(fits, log_b, 0).exp() + self.zero)
         return torch.where(fits, product, exp_or_inf(self.log_weigh(log_a, log_b)))
 
 

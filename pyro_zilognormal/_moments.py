@@ -47,7 +47,15 @@ def entropy(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
 
 
 def _log_variances(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """log Var[LN] and log E[LN]^2; log expm1(a) as a + log(1 - exp(-a)), which does not overflow."""
-    square = scale.square()
-    log_square_mean = 2 * loc + square
-    return log_square_mean + square + torch.log(-torch.expm1(-square)), log_square_mean
+    """log E[LN]^2, and log expm1(scale^2), of which Var[LN] is the product."""
+    return 2 * loc + scale.square(), _log_expm1_square(scale)
+
+
+def _log_expm1_square(scale: Tensor) -> Tensor:
+    """log expm1(scale^2), which does not overflow, and whose slope 2 / scale does not either."""
+    small = scale < 0.3
+    half = torch.where(small, scale, 0).square() / 2
+    # expm1(2h) = 2h exp(h) sinh(h) / h, and log(sinh(h) / h) by its series: h < 0.045.
+    series = half + half.square() * (1 / 6 - half.square() * (1 / 180 - half.square() / 2835))
+    square = torch.where(small, 1, scale).square()
+    return torch.where(small, 2 * scale.log() + series, square + torch.log(-torch.expm1(-square)))

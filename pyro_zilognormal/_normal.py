@@ -1,10 +1,11 @@
 """The standard normal cdf and quantile, with values and derivatives accurate in relative terms in both tails."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_zilognormal._elementwise import Elementwise
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF = math.sqrt(0.5)
@@ -32,30 +33,7 @@ def hazard(z: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) / torch.special.erfcx(-z * _SQRT_HALF)
 
 
-class _Elementwise(torch.autograd.Function):
-    """A function of one tensor with a `slope` written by hand, where torch's own derivative loses digits."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
-
-    @staticmethod
-    def slope(x: Tensor, output: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> Tensor:
-        return grad * cls.slope(*ctx.saved_tensors)
-
-    @classmethod
-    def jvp(cls, ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent * cls.slope(*ctx.saved_tensors)
-
-
-class _LogNdtr(_Elementwise):
+class _LogNdtr(Elementwise):
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         return torch.special.log_ndtr(z)
@@ -65,7 +43,7 @@ class _LogNdtr(_Elementwise):
         return hazard(z)
 
 
-class _NdtriExp(_Elementwise):
+class _NdtriExp(Elementwise):
     @staticmethod
     def forward(log_p: Tensor) -> Tensor:
         return torch.special.ndtri(log_p.exp())

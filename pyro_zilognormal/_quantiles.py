@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal._gate import Gate
-from pyro_zilognormal._logspace import logaddexp
+from pyro_zilognormal._logspace import exp_or_inf, logaddexp
 from pyro_zilognormal._normal import log_ndtr, ndtr, ndtri_exp
 
 
@@ -19,11 +19,16 @@ def cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
 
 
 def log_cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
-    """log cdf: a log sum in the left half, log1p of minus the upper tail in the right half."""
+    """log1p of minus the survival function where that is small, else log of the cdf, in log space far down."""
     z = _standardize(value, loc, scale)
-    left = logaddexp(gate.log_zero, gate.log_positive + log_ndtr(z.clamp(max=0)))
-    right = torch.log1p(-gate.positive * ndtr(-z.clamp(min=0)))
-    return _piecewise(value, torch.where(z < 0, left, right), zero=gate.log_zero, below=-math.inf, top=0)
+    survival = gate.positive * ndtr(-z)
+    upper = survival < 0.5
+    phi = ndtr(z)
+    plain = z > -4  # further down phi(z) / Phi(z) loses z^2 eps
+    lower = torch.where(plain & ~upper, gate.zero + gate.positive * phi, 1).log()
+    lowest = logaddexp(gate.log_zero, gate.log_positive + log_ndtr(z.clamp(max=0)))
+    inside = torch.where(upper, torch.log1p(-torch.where(upper, survival, 0)), torch.where(plain, lower, lowest))
+    return _piecewise(value, inside, zero=gate.log_zero, below=-math.inf, top=0)
 
 
 def log_survival_function(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
@@ -39,7 +44,7 @@ def icdf(q: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     tail = torch.where(upper, 1 - q, q - gate.zero)
     log_tail = torch.where(positive, tail, 0.5).log() - torch.where(positive, gate.log_positive, 0)
     z = ndtri_exp(log_tail)
-    inside = torch.exp(loc + scale * torch.where(upper, -z, z))
+    inside = exp_or_inf(loc + scale * torch.where(upper, -z, z))
     # At q = 1 the quantile is inf whatever the parameters, with an infinite slope: so is -log1p(-q).
     top = (q == 1) & (gate.positive > 0)
     edge = torch.where(top, -torch.log1p(-torch.where(top, q, 0)), 0)
@@ -55,7 +60,7 @@ def median(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     from_erfinv = -math.sqrt(2) * torch.erfinv(torch.where(small, odds, 0))
     complement = torch.where(positive & ~small, gate.one_minus_odds, 1)
     z = torch.where(small, from_erfinv, ndtri_exp(torch.log(complement / 2)))
-    return torch.where(positive, torch.exp(loc + scale * z), 0)
+    return torch.where(positive, exp_or_inf(loc + scale * z), 0)
 
 
 def _inside(value: Tensor) -> Tensor:

@@ -141,12 +141,18 @@ def examine(
         exact = None if undecided(name, args, dtype, probs) else evaluate(name, args, probs)
         exacts.append(exact)
         if exact is not None:
-            errors[i] = _row_errors(actual[i], args, exact, dtype, tolerance)
+            errors[i] = _row_errors(name, actual[i], args, exact, dtype, tolerance)
     return Exam(name, points, actual, errors, exacts)
 
 
+def _never_positive(name: str, args: tuple[float, ...], dtype: torch.dtype) -> bool:
+    """Whether 1 - pi_p, with which KL weighs the positive parts, is 0 in this dtype though it is not."""
+    logit = args[2]
+    return name == "kl" and np.isfinite(logit) and np.exp(-logit) < torch.finfo(dtype).tiny
+
+
 def _row_errors(
-    actual: np.ndarray, args: tuple[float, ...], exact: Exact, dtype: torch.dtype, tolerance: float
+    name: str, actual: np.ndarray, args: tuple[float, ...], exact: Exact, dtype: torch.dtype, tolerance: float
 ) -> list[float]:
     first = units(actual[0], exact.value, exact.conditioning(), dtype, tolerance)
     if np.isinf(actual[0]):
@@ -154,6 +160,7 @@ def _row_errors(
     # What underflows in a_j df/da_j, relative to f, is lost: a factor pi = exp(-100) is 0 in float32.
     scale = max(1.0, abs(float(exact.value))) if mp.isfinite(exact.value) else 1.0
     floors = [scale / min(1.0, abs(a)) if a else scale for a in args]
-    truths = [(g, exact.grad_conditioning(j), floors[j]) for j, g in enumerate(exact.grad)]
+    lost = _never_positive(name, args, dtype)
+    truths = [(g, mp.inf if lost else exact.grad_conditioning(j), floors[j]) for j, g in enumerate(exact.grad)]
     pairs = zip(actual[1:], truths, strict=True)
     return [first, *(units(a, g, c, dtype, tolerance, floor) for a, (g, c, floor) in pairs)]
