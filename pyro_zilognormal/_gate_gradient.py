@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 ERROR = (
     "The gate of a ZeroInflatedLogNormal draw has no pathwise gradient, and this loss differentiates such a draw with "
@@ -21,45 +22,96 @@ ERROR = (
 
 
 class Ledger:
-    """Remembers the last backward pass that went through a law's score."""
+    """Counts, in the running backward pass, the draws of a law differentiated to its gate and the scores used."""
 
     def __init__(self, parameter: str) -> None:
         self.parameter = parameter
-        self.credited: int | None = None
+        self.task = -1
+        self.unpaid = 0
 
     def credit(self) -> None:
-        """Note that the running backward pass uses the score."""
-        self.credited = torch._C._current_graph_task_id()
+        """Note that the running backward pass uses a score."""
+        self._count(-1)
 
     def settle(self) -> None:
-        """At the end of the running backward pass, raise unless it used the score."""
-        task = torch._C._current_graph_task_id()
+        """Note a draw and, at the end of the running backward pass, raise if it used fewer scores than draws."""
+        task = self._count(1)
 
         def check() -> None:
-            if self.credited != task:
+            if self.task == task and self.unpaid > 0:
                 raise RuntimeError(ERROR.format(parameter=self.parameter))
 
         torch.autograd.Variable._execution_engine.queue_callback(check)
 
+    def _count(self, change: int) -> int:
+        task = torch._C._current_graph_task_id()
+        self.unpaid = change + (self.unpaid if self.task == task else 0)
+        self.task = task
+        return task
 
-class _Mark(torch.autograd.Function):
-    """The identity in x; its backward pass calls `act` where a gradient for the gate is wanted."""
+
+class PathwiseUnlessTraced:
+    """The attribute `has_rsample`: True, unless `has_rsample_(False)` said otherwise.
+
+    While `torch.jit.trace` records, a law whose gate needs a gradient answers False: a traced backward pass has no
+    Ledger to tell whether the loss (JitTraceGraph_ELBO, say) uses the score, and with the full score all are unbiased.
+    """
+
+    def __get__(self, law: Any, owner: type) -> bool:
+        if law is None:
+            return True
+        return law.__dict__.get("has_rsample", True) and not (_tracing() and law._gate.tensor.requires_grad)
+
+    def __set__(self, law: Any, value: bool) -> None:
+        law.__dict__["has_rsample"] = value
+
+
+class _Tap(torch.autograd.Function):
+    """The identity; its backward pass, which runs only if a gradient for the gate is wanted, calls `act`."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, gate: Tensor, act: Any) -> Tensor:
+    def forward(gate: Tensor, act: Any) -> Tensor:
+        return gate.view_as(gate)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Any], output: Tensor) -> None:
+        ctx.act = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        ctx.act()
+        return grad, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        # Forward mode has no score to wait for. Without a tangent of its own the gate is a constant here.
+        if tangent is not None:
+            raise RuntimeError(ERROR.format(parameter="zi_logits or zi_probs"))
+        return tangent
+
+
+class _Join(torch.autograd.Function):
+    """The identity in x, with a second path to the tap, along which the gradient is 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, tap: Tensor) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Any], output: Tensor) -> None:
-        ctx.act = inputs[2]
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        if ctx.needs_input_grad[1]:
-            ctx.act()
-        return grad, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.zeros_like(ctx.saved_tensors[0])
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Tensor) -> Tensor:
+        return tangent.view_as(tangent)
 
 
 def guard(draw: Tensor, gate: Tensor, ledger: Ledger) -> Tensor:
@@ -73,5 +125,10 @@ def credit(score: Tensor, gate: Tensor, ledger: Ledger) -> Tensor:
 
 
 def _mark(x: Tensor, gate: Tensor, act: Any) -> Tensor:
-    watched = gate.requires_grad and torch.is_grad_enabled() and not torch._C._get_tracing_state()
-    return _Mark.apply(x, gate, act) if watched else x
+    watched = gate.requires_grad or forward_ad.unpack_dual(gate).tangent is not None
+    watched = watched and torch.is_grad_enabled() and not _tracing()
+    return _Join.apply(x, _Tap.apply(gate, act)) if watched else x
+
+
+def _tracing() -> bool:
+    return torch._C._get_tracing_state() is not None

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_zilognormal import _checks, _moments, _quantiles
 from pyro_zilognormal._density import log_density
 from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
-from pyro_zilognormal._gate_gradient import Ledger, credit, guard
+from pyro_zilognormal._gate_gradient import Ledger, PathwiseUnlessTraced, credit, guard
 from pyro_zilognormal._logspace import exp_or_inf
 from pyro_zilognormal._support import NonnegativeWithAtom
 from pyro_zilognormal._wrappers import ForwardsScore
@@ -68,8 +68,8 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         "zi_logits": constraints.real,
     }
     support = NonnegativeWithAtom()
-    has_rsample = True
     has_enumerate_support = False
+    has_rsample = PathwiseUnlessTraced()
     _validate_args: bool
 
     def __init__(
@@ -210,7 +210,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     def sample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draws of shape sample_shape + batch_shape, without gradient. Positive draws never round to 0 or inf."""
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self.rsample(sample_shape).detach()  # torch.jit.trace does not record no_grad
 
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draws of shape sample_shape + batch_shape: 0 where a uniform is below pi, else exp(mu + scale eps).
