@@ -2,14 +2,16 @@
 
 from typing import NoReturn
 
+from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions.transforms import ExpTransform, Transform
 
 
 class NonnegativeWithAtom(constraints.greater_than_eq):
     """x >= 0, where P(x = 0) > 0.
 
     A transform to the real line, as NUTS, HMC and AutoGuides use, would treat the atom at 0 as a density and give
-    wrong posteriors without a word, so asking for one is an error.
+    wrong posteriors without a word, so asking for one, or differentiating `transform_to`'s, is an error.
     """
 
     def __init__(self) -> None:
@@ -19,8 +21,24 @@ class NonnegativeWithAtom(constraints.greater_than_eq):
         return "GreaterThanEq(lower_bound=0.0)"
 
 
-@biject_to.register(NonnegativeWithAtom)
+class _StartOnly(ExpTransform):
+    """exp, for constants only: Pyro's init strategies start a site with it, before a reparameterizer splits the site.
+
+    What would move along it (AutoDelta, say) differentiates, and is refused.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            _refuse(NonnegativeWithAtom())
+        return super().__call__(x)
+
+
 @transform_to.register(NonnegativeWithAtom)
+def _start(constraint: NonnegativeWithAtom) -> Transform:
+    return _StartOnly()
+
+
+@biject_to.register(NonnegativeWithAtom)
 def _refuse(constraint: NonnegativeWithAtom) -> NoReturn:
     raise NotImplementedError(
         "A latent ZeroInflatedLogNormal has an atom at 0, so no bijection maps it to the real line, which NUTS, HMC "

@@ -42,14 +42,14 @@ class ZeroInflatedLogNormalReparam(Reparam):
         law, mask = _unwrap(msg["name"], msg["fn"])
         value, observed, event_dim = msg["value"], msg["is_observed"], msg["fn"].event_dim
         gate_law = Bernoulli(logits=_finite(law.zi_logits), validate_args=law._validate_args)
-        positive_law = LogNormal(law.loc, law.scale, validate_args=law._validate_args)
+        positive_law = _positive_law(law, observed)
         gate = positive = None
         seen = mask
         if value is not None:
             gate = (value == 0).to(value.dtype)
             # An observed zero says nothing of the positive part; a latent one only has no initial value for it.
             seen = mask & (value != 0) if observed else mask
-            positive = torch.where(seen & (value != 0), value, law.loc.detach().exp())
+            positive = torch.where(mask & (value != 0), value, 1)
         infer = {"is_observed": observed}
         gate = pyro.sample(f"{msg['name']}_gate", _wrap(gate_law, mask, event_dim), obs=gate, infer=infer)
         positive = pyro.sample(
@@ -83,6 +83,13 @@ def _unwrap(name: str, fn: Any) -> tuple[ZeroInflatedLogNormal, Tensor]:
 
 def _wrap(fn: TorchDistribution, mask: Tensor, event_dim: int) -> TorchDistribution:
     return (fn if mask.dim() == 0 and bool(mask) else fn.mask(mask)).to_event(event_dim)
+
+
+def _positive_law(law: ZeroInflatedLogNormal, observed: bool) -> TorchDistribution:
+    """LogNormal(mu, scale); if observed as the ZILN without zeros, whose gradients stay finite at NaN behind a mask."""
+    if observed:
+        return ZeroInflatedLogNormal(law.loc, law.scale, -math.inf, validate_args=law._validate_args)
+    return LogNormal(law.loc, law.scale, validate_args=law._validate_args)
 
 
 def _finite(logits: Tensor) -> Tensor:
