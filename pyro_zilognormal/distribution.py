@@ -57,7 +57,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         >>> from pyro_zilognormal import ZeroInflatedLogNormal
         >>> d = ZeroInflatedLogNormal(mu=torch.tensor([0.0, 1.0]), scale=0.5, zi_logits=0.0)
         >>> d.log_prob(torch.tensor([0.0, 2.0]))
-        tensor([-0.6931, -1.6002])
+        tensor([-0.6931, -1.8004])
         >>> d.mean
         tensor([0.5666, 1.5401])
     """
@@ -189,7 +189,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
         Example:
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).log_prob(torch.tensor([0.0, 1e-30, 1.0]))
-            tensor([   -1.3863, -2317.1460,    -1.2066])
+            tensor([-1.3863e+00, -2.3180e+03, -1.2066e+00])
         """
         value = self._value(value)
         loc, scale, gate = self._law()
