@@ -128,7 +128,8 @@ def plot(path: Path, groups: list[Tensor], genes: list[str], law: ZeroInflatedLo
             one = ZeroInflatedLogNormal(*(p[g, column] for p in (mean_law.loc, mean_law.scale, mean_law.zi_logits)))
             plot_gene(ax, cells[:, column], one, colour, GROUPS[g])
             ax.set(title=gene, xlabel="counts per ten thousand (log scale)", ylabel="density of log10 x, per cell")
-            ax.legend(fontsize=8)
+            ax.set_ylim(top=1.02 * max(ax.get_ylim()[1], 1.35 * ax.dataLim.ymax))  # room for the legend
+            ax.legend(fontsize=8, loc="upper left")
     axes[0, 0].set(xlabel="observed zero fraction", ylabel="fitted P(X = 0)", title="200 genes, two cell types")
     axes[1, 0].set(
         xscale="log", yscale="log", xlabel="observed mean", ylabel="fitted E[X]", title="seen in over 2 cells"
