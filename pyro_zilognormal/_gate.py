@@ -7,12 +7,12 @@ ends, and so that cdf and icdf see the very same pi.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_zilognormal._elementwise import Elementwise
 from pyro_zilognormal._logspace import exp_or_inf, log_max, logaddexp
 
 
@@ -87,8 +87,8 @@ class Gate(ABC):
         return type(self)(self.tensor.to(dtype))  # type: ignore[call-arg]
 
     @abstractmethod
-    def entropy(self) -> Tensor:
-        """Entropy of Bernoulli(pi), 0 log 0 = 0."""
+    def entropy(self, positive: Tensor) -> Tensor:
+        """H(Bernoulli(pi)) + (1 - pi) times the entropy of the positive part; 0 log 0 = 0."""
 
     def log_variance(self) -> Tensor:
         """log pi(1 - pi). Near pi = 1/2 through the skew, for the derivative there is nearly 0."""
@@ -137,24 +137,47 @@ class LogitGate(Gate):
     def one_minus_odds(self) -> Tensor:
         return -torch.expm1(self.tensor.clamp(max=0))
 
-    def entropy(self) -> Tensor:
-        return _LogitEntropy.apply(self.tensor)
+    def entropy(self, positive: Tensor) -> Tensor:
+        return _LogitEntropy.apply(*torch.broadcast_tensors(self.tensor, positive))
 
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         return exp_or_inf(self.log_weigh(log_a, log_b))
 
 
-class _LogitEntropy(Elementwise):
-    @staticmethod
-    def forward(logits: Tensor) -> Tensor:
-        log_zero, log_positive = logsigmoid(logits), logsigmoid(-logits)
-        return -log_zero.exp() * _finite(log_zero) - log_positive.exp() * _finite(log_positive)
+class _LogitEntropy(torch.autograd.Function):
+    """The entropy, whose slope in the logits is -pi (1 - pi) (logits + positive): the bracket may all but cancel."""
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def slope(logits: Tensor, output: Tensor) -> Tensor:
+    def forward(logits: Tensor, positive: Tensor) -> Tensor:
+        log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
+        return -log_p.exp() * _finite(log_p) - log_q.exp() * _finite(log_q) + log_q.exp() * positive
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def slopes(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
+        """The derivatives in the logits and in the entropy of the positive part."""
         inside = logits.abs() < math.inf
         variance = (logsigmoid(logits) + logsigmoid(-logits)).exp()
-        return torch.where(inside, -torch.where(inside, logits, 0) * variance, 0)
+        return torch.where(inside, -variance * (torch.where(inside, logits, 0) + positive), 0), logsigmoid(
+            -logits
+        ).exp()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        in_logits, in_positive = _LogitEntropy.slopes(*ctx.saved_tensors)
+        return grad * in_logits, grad * in_positive
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        slopes = _LogitEntropy.slopes(*ctx.saved_tensors)
+        first, *rest = (slope * tangent for slope, tangent in zip(slopes, tangents, strict=True) if tangent is not None)
+        return first + rest[0] if rest else first
 
 
 @dataclass(frozen=True)
@@ -203,8 +226,8 @@ class ProbGate(Gate):
         p = self.tensor.clamp(max=0.5)
         return (1 - 2 * p) / (1 - p)
 
-    def entropy(self) -> Tensor:
-        return -self.zero * _finite(self.log_zero) - self.positive * _finite(self.log_positive)
+    def entropy(self, positive: Tensor) -> Tensor:
+        return -self.zero * _finite(self.log_zero) + self.positive * (positive - _finite(self.log_positive))
 
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.

@@ -43,7 +43,7 @@ def mode(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
 
 def entropy(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """H(Bernoulli(pi)) + (1 - pi) (mu + 1/2 + log(scale sqrt(2 pi)))."""
-    return gate.entropy() + gate.positive * (loc + 0.5 + scale.log() + HALF_LOG_2PI)
+    return gate.entropy(loc + scale.log() + (0.5 + HALF_LOG_2PI))
 
 
 def _log_variances(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
