@@ -70,13 +70,16 @@ def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Te
     return value
 
 
-def check_parameter(name: str, parameter: Tensor, constraint: Constraint) -> None:
-    """Raise ValueError unless every entry satisfies the constraint."""
+def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, finite: bool) -> None:
+    """Raise ValueError unless every entry satisfies the constraint, and is finite where that is asked."""
     valid = constraint.check(parameter)
+    if finite:
+        valid = valid & parameter.isfinite()
     if known_false(valid.all()):
         raise ValueError(
             f"Expected parameter {name} (Tensor of shape {tuple(parameter.shape)}) of distribution {LAW} to satisfy "
-            f"the constraint {constraint!r}, but found invalid values: {_describe(parameter, ~valid)}"
+            f"the constraint {constraint!r}{' and be finite' if finite else ''}, but found invalid values: "
+            f"{_describe(parameter, ~valid)}"
         )
 
 
@@ -85,7 +88,8 @@ def check_values(name: str, value: Tensor, valid: Tensor, needed: str) -> None:
     if known_false(valid.all()):
         raise ValueError(
             f"Expected value argument {name} (Tensor of shape {tuple(value.shape)}) of distribution {LAW} to be "
-            f"{needed}, but found invalid values: {_describe(value, ~valid)}"
+            f"{needed}, but found invalid values: {_describe(value, ~valid)} Clean them, hide them with .mask(...), or "
+            "pass validate_args=False."
         )
 
 

@@ -10,17 +10,18 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_zilognormal._gate import Gate
 from pyro_zilognormal._normal import HALF_LOG_2PI
 
 
-def log_density(value: Tensor, loc: Tensor, scale: Tensor, log_zero: Tensor, log_positive: Tensor) -> Tensor:
+def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """log P(X = 0) at 0, the log density above, -inf at negative and infinite values, NaN at NaN."""
     inside = (value > 0) & (value < math.inf)
     log_value = torch.where(inside, value, 1).log()
     # Standardise before squaring: scale**2 underflows long before scale does.
     z = (log_value - loc) / scale
-    positive = (log_positive - scale.log() - HALF_LOG_2PI) - log_value - z * z / 2
-    return torch.where(inside, positive, torch.where(value == 0, log_zero, _outside(value)))
+    positive = (gate.log_positive - scale.log() - HALF_LOG_2PI) - log_value - z * z / 2
+    return torch.where(inside, positive, torch.where(value == 0, gate.log_zero, _outside(value)))
 
 
 def _outside(value: Tensor) -> Tensor:

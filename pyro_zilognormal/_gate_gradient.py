@@ -7,6 +7,7 @@ A Ledger sees to it that it stops instead: it marks a draw (`guard`) and the sco
 and whoever differentiates the first to the gate without the second gets an error.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ ERROR = (
     "The gate of a ZeroInflatedLogNormal draw has no pathwise gradient, and this loss differentiates such a draw with "
     "respect to {parameter} without the score of the gate, so its gradient would be biased. Use Trace_ELBO or "
     "TraceEnum_ELBO, which add it; or draw without reparameterization, ZeroInflatedLogNormal(...).has_rsample_(False), "
-    "where the loss (TraceGraph_ELBO, say) supports it; or detach {parameter}."
+    "where the loss (TraceGraph_ELBO, say) supports it; or detach {parameter}. If you do use one of these, a wrapper "
+    "drops the score: write .to_event() and .mask() in place of pyro.distributions.Independent and the like."
 )
 
 
@@ -124,7 +126,7 @@ def credit(score: Tensor, gate: Tensor, ledger: Ledger) -> Tensor:
     return _mark(score, gate, ledger.credit)
 
 
-def _mark(x: Tensor, gate: Tensor, act: Any) -> Tensor:
+def _mark(x: Tensor, gate: Tensor, act: Callable[[], None]) -> Tensor:
     watched = gate.requires_grad or forward_ad.unpack_dual(gate).tangent is not None
     watched = watched and torch.is_grad_enabled() and not _tracing()
     return _Join.apply(x, _Tap.apply(gate, act)) if watched else x

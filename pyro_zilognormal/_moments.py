@@ -38,7 +38,9 @@ def mode(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """0 if log P(X = 0) is at least the log density at its peak, exp(mu - scale^2), else that peak."""
     peak = loc - scale.square()
     log_density = gate.log_positive - peak - scale.log() - HALF_LOG_2PI - scale.square() / 2
-    return torch.where(gate.log_zero >= log_density, 0, peak.exp())
+    x = peak.exp()
+    x = x + (x.clamp(min=torch.finfo(x.dtype).tiny) - x).detach()  # a peak that underflows is still no zero
+    return torch.where(gate.log_zero >= log_density, 0, x)
 
 
 def entropy(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:

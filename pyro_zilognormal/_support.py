@@ -45,5 +45,7 @@ def _refuse(constraint: NonnegativeWithAtom) -> NoReturn:
         "and AutoGuides need. Split the site into a Bernoulli gate and a LogNormal:\n"
         "    from pyro_zilognormal import ZeroInflatedLogNormalReparam\n"
         '    model = pyro.poutine.reparam(model, config={"site name": ZeroInflatedLogNormalReparam()})\n'
+        "with the site's dimensions in plates rather than .to_event(), so that the gate can be enumerated. NUTS does "
+        "so by itself; for an AutoGuide hide the gate and use config_enumerate and TraceEnum_ELBO (see its docstring). "
         "An observed ZeroInflatedLogNormal needs none of this."
     )

@@ -1,6 +1,7 @@
 """The zero-inflated log-normal law."""
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -38,8 +39,8 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             Exactly one of zi_logits and zi_probs must be given.
         normal_mu: normalised mean expression to carry along, used in no computation (as in scvi-tools).
         validate_args: check parameters and values; by default as torch's and Pyro's global switch says.
-        zi_probs: probability of a zero, in [0, 1]. Gradients hold on (0, 1); at exactly 0 or 1 the infinite
-            logarithm is a constant.
+        zi_probs: probability of a zero, in [0, 1]. At exactly 0 or 1 an infinite logarithm is a constant, so an
+            optimizer may stay there; learn zi_logits instead.
 
     The parameters broadcast to batch_shape without being copied; the event_shape is ().
 
@@ -107,9 +108,9 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     def _check_parameters(self) -> None:
         gate = constraints.real if self._gate.parameter == "zi_logits" else constraints.unit_interval
-        _checks.check_parameter("loc (mu)", self._loc, constraints.real)
-        _checks.check_parameter("scale", self._scale, constraints.positive)
-        _checks.check_parameter(self._gate.parameter, self._gate.tensor, gate)
+        _checks.check_parameter("loc (mu)", self._loc, constraints.real, finite=True)
+        _checks.check_parameter("scale", self._scale, constraints.positive, finite=True)
+        _checks.check_parameter(self._gate.parameter, self._gate.tensor, gate, finite=False)
 
     def _set_normal_mu(self, normal_mu: float | Tensor | None) -> None:
         if isinstance(normal_mu, Tensor):
@@ -178,7 +179,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         new._ledger = Ledger(self._gate.parameter)
         return new
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Tensor | float) -> Tensor:
         """log pi at 0, log(1 - pi) + log LogNormal(x; mu, scale) above, -inf below and at infinity.
 
         Args:
@@ -191,9 +192,10 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).log_prob(torch.tensor([0.0, 1e-30, 1.0]))
             tensor([-1.3863e+00, -2.3180e+03, -1.2066e+00])
         """
-        value = self._value(value)
-        loc, scale, gate = self._law()
-        return self._full(log_density(value, loc, scale, gate.log_zero, gate.log_positive), value.dtype)
+        value = _checks.as_value("value", value, self._loc, self.batch_shape)
+        if self._validate_args:
+            _checks.check_values("value", value, value >= 0, "in the support, >= 0")
+        return self._evaluate(log_density, value)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         """What Pyro's estimators need: pathwise gradients for mu and scale, the score of the gate for pi.
@@ -222,7 +224,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         shape = self._extended_shape(() if sample_shape is None else sample_shape)
         loc, scale, gate = self._law()
         log_x = loc + scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
-        zero = torch.rand(shape, dtype=loc.dtype, device=loc.device) < gate.zero
+        zero = 1 - torch.rand(shape, dtype=loc.dtype, device=loc.device) <= gate.zero  # 1 - u > 0, so never at pi = 0
         lowest, highest = _log_range(self._loc.dtype)
         draw = torch.where(zero, 0, log_x.clamp(lowest, highest).exp()).to(self._loc.dtype)
         return guard(draw, self._gate.tensor, self._ledger)
@@ -284,7 +286,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         """exp(entropy)."""
         return self._full(exp_or_inf(_moments.entropy(*self._law())))
 
-    def cdf(self, value: Tensor) -> Tensor:
+    def cdf(self, value: Tensor | float) -> Tensor:
         """P(X <= x): 0 below 0, pi at 0, pi + (1 - pi) Phi((log x - mu) / scale) above.
 
         Raises:
@@ -296,15 +298,15 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         """
         return self._cumulative(_quantiles.cdf, value)
 
-    def log_cdf(self, value: Tensor) -> Tensor:
+    def log_cdf(self, value: Tensor | float) -> Tensor:
         """log P(X <= x), accurate in both tails."""
         return self._cumulative(_quantiles.log_cdf, value)
 
-    def log_survival_function(self, value: Tensor) -> Tensor:
+    def log_survival_function(self, value: Tensor | float) -> Tensor:
         """log P(X > x), accurate in both tails."""
         return self._cumulative(_quantiles.log_survival_function, value)
 
-    def icdf(self, value: Tensor) -> Tensor:
+    def icdf(self, value: Tensor | float) -> Tensor:
         """The quantile function: 0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi))).
 
         Args:
@@ -320,19 +322,19 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         q = _checks.as_value("q", value, self._loc, self.batch_shape)
         if self._validate_args:
             _checks.check_values("q", q, (q >= 0) & (q <= 1), "in [0, 1]")
-        return self._full(_quantiles.icdf(q, *self._law()), q.dtype)
+        return self._evaluate(_quantiles.icdf, q)
 
-    def _cumulative(self, function: Any, value: Tensor) -> Tensor:
+    def _cumulative(self, function: Callable[..., Tensor], value: Tensor | float) -> Tensor:
         value = _checks.as_value("value", value, self._loc, self.batch_shape)
         if self._validate_args:
             _checks.check_values("value", value, ~value.isnan(), "a number, not NaN")
-        return self._full(function(value, *self._law()), value.dtype)
+        return self._evaluate(function, value)
 
-    def _value(self, value: Tensor) -> Tensor:
-        value = _checks.as_value("value", value, self._loc, self.batch_shape)
-        if self._validate_args:
-            _checks.check_values("value", value, value >= 0, "in the support, >= 0")
-        return value
+    def _evaluate(self, function: Callable[..., Tensor], value: Tensor) -> Tensor:
+        """The function of value and law, in the more precise of their dtypes."""
+        loc, scale, gate = self._law()
+        wide = value.to(torch.promote_types(value.dtype, loc.dtype))
+        return self._full(function(wide, loc, scale, gate), value.dtype)
 
     def _law(self) -> tuple[Tensor, Tensor, Gate]:
         """The parameters to compute with, in at least float32: half types lack digits, and some functions."""

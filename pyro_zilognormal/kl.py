@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import LogNormal
 from torch.distributions.kl import register_kl
 
+from pyro_zilognormal._checks import broadcast_shapes
 from pyro_zilognormal._gate import Gate, LogitGate
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 
@@ -20,13 +21,14 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 @register_kl(ZeroInflatedLogNormal, ZeroInflatedLogNormal)
 def _kl_ziln_ziln(p: ZeroInflatedLogNormal, q: ZeroInflatedLogNormal) -> Tensor:
+    batch_shape = broadcast_shapes(p=p.batch_shape, q=q.batch_shape)
     p_loc, p_scale, p_gate = p._law()
     q_loc, q_scale, q_gate = q._law()
     # At pi_p = 1 the positive parts never meet, however far apart: 0 * inf must be 0.
     meet = p_gate.positive > 0
     positive = torch.where(meet, p_gate.positive * kl_normals(p_loc, p_scale, q_loc, q_scale, meet), 0)
     kl = p._full(kl_gates(p_gate, q_gate) + positive, q.loc.dtype)
-    return kl.expand(torch.broadcast_shapes(kl.shape, q.batch_shape))
+    return kl.expand(batch_shape)
 
 
 @register_kl(LogNormal, ZeroInflatedLogNormal)

@@ -35,13 +35,23 @@ class ZeroInflatedLogNormalReparam(Reparam):
         >>> split = pyro.poutine.reparam(model, config={"x": ZeroInflatedLogNormalReparam()})
         >>> list(pyro.poutine.trace(split).get_trace().nodes)
         ['_INPUT', 'x_gate', 'x_positive', 'x', '_RETURN']
+
+        With an AutoGuide, hide the gate from the guide and enumerate it in the model:
+
+        >>> from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> guide = AutoNormal(pyro.poutine.block(split, hide=["x_gate"]))
+        >>> svi = SVI(config_enumerate(split), guide, pyro.optim.Adam({"lr": 0.01}), TraceEnum_ELBO())
+        >>> loss = svi.step()
     """
 
     def apply(self, msg: ReparamMessage) -> ReparamResult:
         """Replace the site; see :class:`pyro.infer.reparam.reparam.Reparam`."""
         law, mask = _unwrap(msg["name"], msg["fn"])
+        if isinstance(law, _PositivePart):  # a config that splits every ZILN it meets has met our own
+            return {"fn": msg["fn"], "value": msg["value"], "is_observed": msg["is_observed"]}
         value, observed, event_dim = msg["value"], msg["is_observed"], msg["fn"].event_dim
-        gate_law = Bernoulli(logits=_finite(law.zi_logits), validate_args=law._validate_args)
+        gate_law = Bernoulli(logits=_bounded(law.zi_logits), validate_args=law._validate_args)
         positive_law = _positive_law(law, observed)
         gate = positive = None
         seen = mask
@@ -61,6 +71,10 @@ class ZeroInflatedLogNormalReparam(Reparam):
         return {"fn": Delta(value, event_dim=event_dim).mask(False), "value": value, "is_observed": True}
 
 
+class _PositivePart(ZeroInflatedLogNormal):
+    """The log-normal as the ZILN without zeros."""
+
+
 def _unwrap(name: str, fn: Any) -> tuple[ZeroInflatedLogNormal, Tensor]:
     """The law inside Independent, Masked and Expanded wrappers, with its mask over batch and event dimensions."""
     mask = torch.ones((), dtype=torch.bool)
@@ -76,7 +90,8 @@ def _unwrap(name: str, fn: Any) -> tuple[ZeroInflatedLogNormal, Tensor]:
             raise TypeError(
                 f"ZeroInflatedLogNormalReparam: site {name!r} is a {type(fn).__name__}, and only a "
                 "ZeroInflatedLogNormal, perhaps in .expand(), .to_event() or .mask(), can be split. "
-                "Give this site another reparameterizer or none."
+                "Give this site another reparameterizer or none; of a site with obs_mask, split "
+                f"'{name}_observed' and '{name}_unobserved'."
             )
     return fn, mask
 
@@ -88,11 +103,11 @@ def _wrap(fn: TorchDistribution, mask: Tensor, event_dim: int) -> TorchDistribut
 def _positive_law(law: ZeroInflatedLogNormal, observed: bool) -> TorchDistribution:
     """LogNormal(mu, scale); if observed as the ZILN without zeros, whose gradients stay finite at NaN behind a mask."""
     if observed:
-        return ZeroInflatedLogNormal(law.loc, law.scale, -math.inf, validate_args=law._validate_args)
+        return _PositivePart(law.loc, law.scale, -math.inf, validate_args=law._validate_args)
     return LogNormal(law.loc, law.scale, validate_args=law._validate_args)
 
 
-def _finite(logits: Tensor) -> Tensor:
+def _bounded(logits: Tensor) -> Tensor:
     """Bernoulli's log_prob is NaN at infinite logits; at these it is 0 or as good as -inf."""
     bound = math.sqrt(torch.finfo(logits.dtype).max)
     return logits.clamp(-bound, bound)

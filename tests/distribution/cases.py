@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributions import kl_divergence
 
 from pyro_zilognormal import ZeroInflatedLogNormal
 
@@ -85,6 +86,8 @@ BAD = [
     ),
     Bad("scale nan", lambda: _law(scale=NAN), ValueError, "parameter scale .*nan"),
     Bad("mu nan", lambda: _law(mu=torch.tensor([0.0, NAN])), ValueError, r"parameter loc \(mu\).*nan at index \(1,\)"),
+    Bad("mu infinite", lambda: _law(mu=INF), ValueError, r"loc \(mu\).*be finite.*inf"),
+    Bad("scale infinite", lambda: _law(scale=INF), ValueError, "scale.*be finite.*inf"),
     Bad("zi_logits nan", lambda: _law(zi_logits=NAN), ValueError, "parameter zi_logits .*Real.*nan"),
     Bad("zi_probs nan", lambda: _gated(zi_probs=NAN), ValueError, "parameter zi_probs .*nan"),
     Bad("zi_probs negative", lambda: _gated(zi_probs=-0.1), ValueError, "parameter zi_probs .*Interval"),
@@ -110,6 +113,12 @@ BAD = [
     Bad("value shape", lambda: _law(mu=torch.zeros(3)).log_prob(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
     Bad("cdf shape", lambda: _law(mu=torch.zeros(3)).cdf(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
     Bad("q shape", lambda: _law(mu=torch.zeros(3)).icdf(X / 3), ValueError, r"q \(2,\), batch_shape \(3,\)"),
+    Bad(
+        "divergence shapes",
+        lambda: kl_divergence(_law(mu=torch.zeros(2)), _law(mu=torch.zeros(3))),
+        ValueError,
+        r"p \(2,\), q \(3,\)",
+    ),
     Bad("to_event too many", lambda: _law(mu=torch.zeros(3)).to_event(2), ValueError, r"to_event\(2\)"),
     Bad("to_event too few", lambda: _law(mu=torch.zeros(3)).to_event(-1), ValueError, r"to_event\(-1\)"),
     # types

@@ -47,7 +47,7 @@ def test_without_validation_no_plausible_number(method: str, value: float, expec
     assert torch.equal(gradient, torch.zeros_like(mu))
 
 
-def test_bad_parameters_without_validation_give_nan() -> None:
+def test_bad_parameters_without_validation_give_a_nan_log_prob() -> None:
     x = torch.tensor([0.5, 2.0])
     for bad in ({"mu": math.nan}, {"scale": -1.0}, {"scale": math.nan}, {"zi_logits": math.nan}):
         law = ZeroInflatedLogNormal(**{"mu": 0.0, "scale": 1.0, "zi_logits": 0.0, "validate_args": False, **bad})

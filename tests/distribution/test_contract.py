@@ -242,6 +242,15 @@ def test_values_may_be_numbers_or_of_another_precision() -> None:
     assert law.log_prob(torch.tensor(2.0, dtype=torch.float64)).dtype == torch.float64
 
 
+@pytest.mark.parametrize("value_dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("method", [*OF_VALUE, "icdf"])
+def test_a_less_precise_value_is_computed_with_the_precision_of_the_law(value_dtype: torch.dtype, method: str) -> None:
+    law = ZeroInflatedLogNormal(torch.tensor(-0.6, dtype=torch.float64), 0.01, -1.0)
+    value = torch.tensor(0.55, dtype=value_dtype)
+    actual, exact = getattr(law, method)(value), getattr(law, method)(value.double())
+    torch.testing.assert_close(actual, exact, rtol=1e-15, atol=0)
+
+
 def test_has_rsample_survives_wrapping() -> None:
     law = ZeroInflatedLogNormal(torch.zeros(2), 1.0, 0.0).has_rsample_(False)
     for other in (

@@ -365,3 +365,14 @@ def test_init_strategies_start_autoguides_and_nuts(init):
 def test_other_laws_are_refused(fn):
     with pytest.raises(TypeError, match=r"site 'x' is a (Log)?Normal, and only a ZeroInflatedLogNormal"):
         split(lambda: pyro.sample("x", fn))()
+
+
+def test_a_config_that_splits_every_law_does_not_split_its_own_parts() -> None:
+    def config(msg: dict) -> ZeroInflatedLogNormalReparam | None:
+        return ZeroInflatedLogNormalReparam() if isinstance(msg["fn"], ZILN) else None
+
+    def model() -> None:
+        pyro.sample("x", ZILN(0.0, 1.0, 0.0), obs=torch.tensor(1.5))
+
+    trace = pyro.poutine.trace(pyro.poutine.reparam(model, config=config)).get_trace()
+    torch.testing.assert_close(trace.log_prob_sum(), ZILN(0.0, 1.0, 0.0).log_prob(1.5))
