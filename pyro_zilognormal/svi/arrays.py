@@ -1,0 +1,72 @@
+"""Rows of tensors, numpy arrays and scipy CSR matrices, as dense tensors."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether ``value`` is a scipy sparse matrix or array; does not import scipy."""
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    return scipy_sparse is not None and scipy_sparse.issparse(value)
+
+
+def is_array(value: Any) -> bool:
+    """Whether ``value`` is a tensor, a numpy array or a scipy sparse matrix."""
+    return isinstance(value, torch.Tensor | np.ndarray) or is_sparse(value)
+
+
+def as_tensor(value: Any, name: str = "data") -> torch.Tensor:
+    """Return a dense tensor of ``value``.
+
+    Floating numpy and CSR data take torch's default dtype; whole numbers, booleans and tensors keep theirs.
+
+    Args:
+        value: a tensor, numpy array or scipy CSR matrix.
+        name: what to call it in an error.
+
+    Raises:
+        TypeError: for an array that torch cannot hold (strings, objects).
+    """
+    if isinstance(value, torch.Tensor):
+        return value
+    array = value.toarray() if is_sparse(value) else value
+    if array.dtype.kind not in "fiub":
+        raise TypeError(
+            f"{name} has numpy dtype {array.dtype}; needed numbers or booleans. Encode it as numbers first"
+        )
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.int64)
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    tensor = torch.from_numpy(np.asarray(array, dtype=array.dtype.newbyteorder("=")))
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+
+
+def check_rows(value: Any, name: str) -> None:
+    """Raise a TypeError unless ``value`` is an array whose rows can be picked one by one.
+
+    Args:
+        value: what came.
+        name: what to call it in the error.
+    """
+    if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+        raise TypeError(f"{name} is a {value.layout} tensor; needed a dense tensor or a scipy CSR matrix")
+    if is_sparse(value) and value.format != "csr":
+        raise TypeError(f"{name} is a scipy sparse matrix in {value.format} format; call .tocsr() on it")
+    if not is_array(value):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; needed a tensor, numpy array or scipy CSR matrix "
+            "(for a pandas object, its .to_numpy())"
+        )
+    if len(value.shape) == 0:
+        raise ValueError(f"{name} has no axis of rows; needed at least one dimension")
+
+
+def pick_rows(value: Any, indices: torch.Tensor, name: str = "data") -> torch.Tensor:
+    """Return the given rows as a dense tensor, in the order of ``indices``."""
+    if isinstance(value, torch.Tensor):
+        return value[indices.to(value.device)]
+    return as_tensor(value[indices.numpy()], name)

@@ -1,0 +1,163 @@
+"""Runs that survive being killed."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pyro_zilognormal.svi import storage
+from pyro_zilognormal.svi.fingerprint import difference, fingerprint
+from pyro_zilognormal.svi.run import Run
+
+_FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be resumed from: of other data or another model, or with no readable file."""
+
+
+class Checkpoint:
+    """Save the whole state of a fit to a file now and then, and go on from there if the file exists.
+
+    A resumed fit is bit for bit the uninterrupted one on the same machine and torch, for every optimiser and
+    schedule in the documentation. It saves every ``steps`` steps and every ``seconds`` seconds, at the end,
+    and on Ctrl-C or SIGTERM, which then take effect after the step in progress. The file before the last is
+    kept as ``<path>.previous``, and used if the last is not whole. Nothing in a file is unpickled.
+
+    Args:
+        path: the file; its folder must exist.
+        steps: save every so many steps; None for never by steps.
+        seconds: save every so many seconds; None for never by time.
+        resume: whether to go on from ``path`` if it exists; False starts anew and replaces it.
+
+    Raises:
+        ValueError: for an interval that is not positive, or a folder that does not exist.
+
+    Example:
+        >>> import tempfile, os
+        >>> save = Checkpoint(os.path.join(tempfile.mkdtemp(), "fit.ckpt"), steps=500)
+        >>> save.path.name
+        'fit.ckpt'
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        steps: int | None = None,
+        seconds: float | None = 60.0,
+        resume: bool = True,
+    ) -> None:
+        self.path, self.steps, self.seconds, self.resuming = Path(path), steps, seconds, resume
+        for name, value in (("steps", steps), ("seconds", seconds)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; needed a positive number, or None")
+        if not self.path.parent.is_dir():
+            raise ValueError(f"path is {str(path)!r}; its folder does not exist, make it first")
+        self._signal: int | None = None
+        self._fingerprint: dict[str, str] = {}
+        self._saved_at = time.monotonic()
+
+    @property
+    def previous(self) -> Path:
+        """The file before the last."""
+        return self.path.with_name(self.path.name + ".previous")
+
+    def start(self, run: Run) -> None:
+        """Take note of what the run is of, and of signals from now on."""
+        self._fingerprint, self._saved_at, self._signal = fingerprint(run), time.monotonic(), None
+        # Only the main thread may set signal handlers.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.signal(number, self._note)
+                run.stack.callback(signal.signal, number, before if before is not None else signal.SIG_DFL)
+
+    def resume(self, run: Run) -> None:
+        """Go on from the newest whole file, if there is one."""
+        content = self._newest() if self.resuming else None
+        if content is None:
+            return
+        other = difference(content["fingerprint"], self._fingerprint)
+        if other:
+            raise CheckpointError(
+                f"{self.path} is the checkpoint of another fit: {other}. Use another path, or resume=False "
+                f"to replace it"
+            )
+        run.load_state_dict(content["run"])
+
+    def __call__(self, run: Run) -> None:
+        """Do nothing: the state is saved in :meth:`after`, when every other callback has had its turn."""
+
+    def after(self, run: Run) -> None:
+        """Save if it is time to, or if a signal came."""
+        if self._signal is not None:
+            self.save(run)
+            self._obey(run)
+        elif (self.steps and run.step % self.steps == 0) or self._late():
+            self.save(run)
+
+    def finish(self, run: Run) -> None:
+        """Save the end of the run, before the best parameters are gone back to."""
+        self.save(run)
+
+    def save(self, run: Run) -> None:
+        """Save now; the file there was becomes the previous one once the new one is safely written."""
+        content = {"format": _FORMAT, "fingerprint": self._fingerprint, "run": run.state_dict()}
+        fresh = self.path.with_name(self.path.name + ".new")
+        storage.write(fresh, content)
+        if self.path.exists():
+            os.replace(self.path, self.previous)
+        os.replace(fresh, self.path)
+        storage.sync_folder(self.path.parent)
+        self._saved_at = time.monotonic()
+
+    def _late(self) -> bool:
+        return self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
+
+    def _newest(self) -> dict[str, Any] | None:
+        faults = []
+        for path in (self.path, self.previous):
+            if path.exists():
+                try:
+                    content = _checked(storage.read(path))
+                except storage.CorruptFileError as error:
+                    faults.append(f"{path}: {error}")
+                    continue
+                if faults:
+                    warnings.warn(
+                        f"checkpoint damaged, using the one before: {'; '.join(faults)}", stacklevel=2
+                    )
+                return content
+        if faults:
+            raise CheckpointError(
+                f"no checkpoint can be read: {'; '.join(faults)}. Delete the files, or pass resume=False to "
+                f"start anew"
+            )
+        return None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:  # a second one will not wait for the step to end
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def _obey(self, run: Run) -> None:
+        """Do what the signal asked for, now that the state is safe."""
+        number, self._signal = self._signal, None
+        run.stack.close()  # puts the handlers back that were there before
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGTERM)
+        # A handler of the caller's own may have chosen to live on.
+        run.stop("interrupted")
+
+
+def _checked(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise storage.CorruptFileError(f"it is not a checkpoint of format {_FORMAT}")
+    if not isinstance(content.get("fingerprint"), dict) or not isinstance(content.get("run"), dict):
+        raise storage.CorruptFileError("it lacks the parts of a checkpoint")
+    return content

@@ -1,0 +1,169 @@
+"""The training loop."""
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+
+from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.divergence import DivergenceError
+from pyro_zilognormal.svi.objective import Objective
+from pyro_zilognormal.svi.result import FitResult
+from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.session import global_state_kept
+
+# What fits in progress train. A nested fit of the same would change it under their feet.
+_IN_TRAINING: set[int] = set()
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    *data: Any,
+    steps: int,
+    optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None = None,
+    loss: ELBO | Callable[..., Tensor] | None = None,
+    seed: int = 0,
+    max_seconds: float | None = None,
+    callbacks: Sequence[Callable[[Run], Any]] = (),
+) -> FitResult:
+    """Fit a guide to a model by stochastic variational inference.
+
+    Parameters made by ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor
+    writes Pyro's global store. Parameters of modules are trained in place, as everywhere in torch, so fitting
+    the same module again goes on from where it is; the result keeps its own copy. Seeds, default dtype and
+    validation flags are as they were afterwards, also after an error.
+
+    Args:
+        model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
+        guide: its guide, with the same arguments.
+        data: arguments of model and guide. Numpy arrays and CSR matrices become tensors. One
+            :class:`Minibatches` or :class:`BatchStream` instead of them trains on minibatches.
+        steps: how many steps to take at most.
+        optimizer: a function of the parameters that returns a torch optimiser; Adam with a learning rate of
+            0.01 if None.
+        loss: a loss of ``pyro.infer`` or a function of (model, guide, *data); ``Trace_ELBO()`` if None.
+        seed: from 0 to 2**32 - 1; starts torch's, numpy's and Python's generators and the shuffling.
+        max_seconds: stop after so many seconds.
+        callbacks: called in order with the :class:`Run` after each step: functions, or
+            :class:`EarlyStopping`, :class:`Checkpoint`, :class:`Schedule`, :class:`Progress`,
+            :class:`SkipBadSteps`.
+
+    Returns:
+        The parameters, the losses and why it stopped.
+
+    Raises:
+        DivergenceError: at a loss or gradient that is not finite; holds the last good state.
+        TypeError: for arguments of the wrong kind.
+        ValueError: for arguments out of range, or a model that does not suit the minibatches.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> def model(x):
+        ...     rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Exponential(rate), obs=x)
+        >>> guide = pyro.infer.autoguide.AutoNormal(model)
+        >>> result = fit(model, guide, torch.ones(50), steps=20)
+        >>> result.stop_reason, result.converged
+        ('steps', False)
+    """
+    _check(model, guide, steps, seed, max_seconds, callbacks)
+    with global_state_kept(seed), torch.enable_grad():
+        source = as_source(data)
+        objective = Objective(model, guide, Trace_ELBO() if loss is None else loss, source.plate, source.rows)
+        modules = _trained(objective)
+        _claim(modules)
+        try:
+            chosen = optimizer or functools.partial(torch.optim.Adam, lr=0.01)
+            run = Run(objective, source, chosen, seed, steps, tuple(callbacks))
+            with run.stack:
+                return _train(run, max_seconds)
+        finally:
+            _IN_TRAINING.difference_update(modules)
+
+
+def _train(run: Run, max_seconds: float | None) -> FitResult:
+    _call(run, "start")
+    _call(run, "resume")
+    _call(run, "ready")
+    while not run.stop_reason and run.step < run.steps:
+        report = run.advance()
+        if report is not None:
+            run.back_to_good()
+            run.stop("diverged")
+            raise DivergenceError(report, _result(run))
+        for callback in run.callbacks:
+            callback(run)
+        if not run.stop_reason and max_seconds is not None and run.seconds >= max_seconds:
+            run.stop("max_seconds")
+        _call(run, "after")
+    if not run.stop_reason:
+        run.stop("steps")
+    _call(run, "finish")
+    _call(run, "end")
+    return _result(run)
+
+
+def _call(run: Run, hook: str) -> None:
+    for callback in run.callbacks:
+        if hasattr(callback, hook):
+            getattr(callback, hook)(run)
+
+
+def _result(run: Run) -> FitResult:
+    return FitResult(
+        params=run.params,
+        losses=np.asarray(run.losses, dtype=np.float64),
+        held_out=list(run.held_out),
+        steps=run.step,
+        rows=run.rows,
+        seconds=run.seconds,
+        stop_reason=run.stop_reason,
+        converged=run.converged,
+        skipped=list(run.skipped),
+        best_step=run.best_step if run.best_step or run.stop_reason == "diverged" else run.step,
+        objective=run.objective,
+        smoothed=list(run.smoothed),
+        values=run.objective.snapshot(),
+    )
+
+
+def _trained(objective: Objective) -> set[int]:
+    # A guide's parameters may be yet to come; a model without parameters may serve many fits at once.
+    parameters = {id(p) for p in objective.owners.parameters() if p.requires_grad}
+    return parameters | ({id(objective.owners["guide"])} if "guide" in objective.owners else set())
+
+
+def _claim(modules: set[int]) -> None:
+    if modules & _IN_TRAINING:
+        raise ValueError(
+            "model or guide is a module that a fit in progress is training; pass a new one, or a "
+            "copy.deepcopy of it"
+        )
+    _IN_TRAINING.update(modules)
+
+
+def _check(model: Any, guide: Any, steps: Any, seed: Any, max_seconds: float | None, callbacks: Any) -> None:
+    for name, value in (("model", model), ("guide", guide)):
+        if not callable(value):
+            raise TypeError(
+                f"{name} is a {type(value).__name__}; needed a function or module that can be called"
+            )
+    for name, number, least, most in (("steps", steps, 1, None), ("seed", seed, 0, 2**32 - 1)):
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int)
+            or number < least
+            or (most and number > most)
+        ):
+            top = f" to {most}" if most else ""
+            raise ValueError(f"{name} is {number!r}; needed a whole number from {least}{top or ' on'}")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds is {max_seconds}; needed a positive number of seconds, or None")
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks is {callbacks!r}; needed a list or tuple of functions of the run")

@@ -1,0 +1,294 @@
+"""The loss of a model and a guide as one nn.Module with parameters of its own."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.infer.autoguide import AutoGuide
+from pyro.params.param_store import normalize_param_name
+from pyro.poutine.messenger import unwrap
+from torch import Tensor, nn
+
+from pyro_zilognormal.svi.modules import evaluating, owner
+from pyro_zilognormal.svi.plates import DataPlate, LatentScale
+from pyro_zilognormal.svi.session import ParamSpace
+from pyro_zilognormal.svi.sites import Site, check_joint_guide, check_plate, sites_of
+
+
+class Objective(nn.Module):
+    """The loss of a model and a guide, as an nn.Module whose ``forward`` is the loss.
+
+    Parameters made by ``pyro.param`` and ``pyro.module`` live in this object, not in Pyro's global store, and
+    are read back with :meth:`trainable`. Parameters of modules stay in the modules and are trained in place,
+    as in torch. Many are made when model and guide first run, so call :meth:`setup` before you build an
+    optimiser. Any training loop can then drive it: it is what :func:`fit` drives.
+
+    Args:
+        model: a Pyro model: a function, a module, or a method of one.
+        guide: its guide, with the same arguments.
+        loss: a loss of ``pyro.infer``, such as ``Trace_ELBO()``, or a function of (model, guide, *data) that
+            returns a differentiable scalar.
+        plate: the name of the plate over the rows of the data, if it is called with minibatches.
+        rows: the number of rows in all, where ``plate`` is given.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> objective = Objective(model, pyro.infer.autoguide.AutoDelta(model), pyro.infer.Trace_ELBO())
+        >>> _ = objective.setup(torch.zeros(3))
+        >>> sorted(objective.trainable())
+        ['AutoDelta.m']
+        >>> objective(torch.zeros(3)).requires_grad
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        loss: ELBO | Callable[..., Tensor],
+        plate: str | None = None,
+        rows: int = 0,
+    ) -> None:
+        super().__init__()
+        owners = {"model": owner(model), "guide": owner(guide)}
+        self.owners = nn.ModuleDict({k: m for k, m in owners.items() if m is not None})
+        self.space, self.loss = ParamSpace(), loss
+        self._data_plate = None if plate is None else DataPlate(plate, rows)
+        self._latents = LatentScale()
+        # Kept out of nn.Module's register: ``owners`` holds the modules already.
+        self._callables = {"model": model, "guide": guide}
+        self._handled = {k: self._handle(fn) for k, fn in self._callables.items()}
+        self._trainable: dict[str, nn.Parameter] = {}
+        self._stored = -1
+
+    @property
+    def kl_weight(self) -> float:
+        """What the log densities of latent sites are multiplied by in the loss; 1 unless you set it."""
+        return self._latents.weight
+
+    @kl_weight.setter
+    def kl_weight(self, weight: float) -> None:
+        self._latents.weight = float(weight)
+
+    def setup(self, *args: Any, indices: Tensor | None = None) -> list[Site]:
+        """Run guide and model once without a gradient, so that every parameter exists; return their sites.
+
+        Args:
+            args: the arguments of model and guide.
+            indices: which rows these are.
+
+        Raises:
+            ValueError: if there is nothing to train, or the plate over rows is not in the model.
+        """
+        with self.running(args, indices), torch.no_grad():
+            # The model goes first by itself: an AutoGuide needs its plate, and its errors read best so.
+            prior = poutine.trace(self._handled["model"]).get_trace(*args)
+            check_plate(prior, self._data_plate)
+            self._offer_plate(prior)
+            guide_trace = poutine.trace(self._handled["guide"]).get_trace(*args)
+            check_joint_guide(self._callables["guide"], self._data_plate)
+            model_trace = poutine.trace(poutine.replay(self._handled["model"], trace=guide_trace)).get_trace(
+                *args
+            )
+        if not self.trainable():
+            raise ValueError(
+                "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
+            )
+        return sites_of(guide_trace, "guide") + sites_of(model_trace, "model")
+
+    def forward(self, *args: Any, indices: Tensor | None = None) -> Tensor:
+        """Return the loss, a scalar whose gradient estimates that of minus the ELBO.
+
+        Args:
+            args: the arguments of model and guide.
+            indices: which rows of all data these are, of shape (rows of the batch,).
+        """
+        with self.running(args, indices):
+            function = getattr(self.loss, "differentiable_loss", self.loss)
+            return function(self._handled["model"], self._handled["guide"], *args)
+
+    def backward(self, *args: Any, indices: Tensor | None = None, weight: float = 1.0) -> Tensor:
+        """Add ``weight`` times the gradient to the parameters' ``.grad``; return the loss."""
+        if hasattr(self.loss, "differentiable_loss") or not isinstance(self.loss, ELBO):
+            loss = self(*args, indices=indices)
+            _scalar(loss).mul(weight).backward()
+            return loss.detach()
+        # TraceGraph_ELBO and RenyiELBO have no differentiable loss: they run backward themselves.
+        with self.running(args, indices):
+            loss = _scalar(self.loss.loss_and_grads(self._handled["model"], self._handled["guide"], *args))
+        for parameter in self.trainable().values():
+            if parameter.grad is not None:
+                parameter.grad.mul_(weight)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, indices: Tensor | None = None) -> float:
+        """Return the loss on held-out rows, in eval mode, with a KL weight of 1 and no graph."""
+        function = getattr(self.loss, "loss", self.loss)
+        with evaluating(self), self._plain_loss(), self.running(args, indices):
+            return float(function(self._handled["model"], self._handled["guide"], *args))
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return every parameter that is trained, by name, in the order in which they came to be.
+
+        Names are those of Pyro's store, and "model.name" or "guide.name" for parameters of modules that Pyro
+        does not see.
+        """
+        with self.space.active() as store:
+            if len(store) != self._stored:
+                self._stored = len(store)
+                self._collect(store)
+        return self._trainable
+
+    def constrained(self) -> dict[str, Tensor]:
+        """Return a copy of every parameter as the model sees it, within its constraint."""
+        with self.space.active() as store, torch.no_grad():
+            known = {normalize_param_name(k): v.detach().clone() for k, v in store.items()}
+        return {k: known.get(k, p.detach().clone()) for k, p in self.trainable().items()}
+
+    def constraints(self) -> dict[str, str]:
+        """Return the constraint of each parameter, as text."""
+        with self.space.active() as store:
+            known = {normalize_param_name(k): str(c) for k, c in store.get_state()["constraints"].items()}
+        return {k: known.get(k, "Real()") for k in self.trainable()}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return a copy of all parameters, unconstrained, and of the modules' buffers."""
+        return {k: v.detach().clone() for k, v in self._values().items()}
+
+    @torch.no_grad()
+    def restore(self, values: dict[str, Tensor]) -> None:
+        """Set parameters and buffers to what :meth:`snapshot` returned, on the device where they are."""
+        for name, tensor in self._values().items():
+            tensor.copy_(values[name])
+
+    @contextmanager
+    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Let parameters and buffers have the given values for the length of a block.
+
+        Args:
+            values: from :meth:`snapshot`.
+        """
+        ours = self._values()
+        kept = {k: t.data for k, t in ours.items()}
+        for name, tensor in ours.items():
+            tensor.data = values[name].clone() if name.startswith("buffer ") else values[name]
+        try:
+            with self.space.active():
+                yield
+        finally:
+            for name, tensor in ours.items():
+                tensor.data = kept[name]
+
+    def _values(self) -> dict[str, Tensor]:
+        buffers = {f"buffer {k}": b for k, b in self.owners.named_buffers()}
+        return {**self.trainable(), **buffers}
+
+    @contextmanager
+    def running(self, args: tuple[Any, ...], indices: Tensor | None = None) -> Iterator[None]:
+        """Let model and guide run by themselves with the parameters of this object.
+
+        Args:
+            args: the arguments they will have.
+            indices: which rows these are.
+        """
+        with self.space.active():
+            if self._data_plate is not None:
+                self._data_plate.batch_rows = _rows(args)
+                self._data_plate.indices = indices
+            yield
+
+    def handled(self, which: str) -> Callable[..., Any]:
+        """Return "model" or "guide" with the plate over rows seen to; call it while :meth:`running`."""
+        return self._handled[which]
+
+    def owner(self, which: str) -> nn.Module | None:
+        """Return the module that "model" or "guide" is or is a method of; None for a function."""
+        return self.owners[which] if which in self.owners else None
+
+    def callable(self, which: str) -> Callable[..., Any]:
+        """Return "model" or "guide" as it came."""
+        return self._callables[which]
+
+    def _handle(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        def handled(*args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as stack:
+                if self._data_plate is not None:
+                    stack.enter_context(self._data_plate)
+                if self._latents.weight != 1.0:
+                    stack.enter_context(self._latents)
+                return fn(*args, **kwargs)
+
+        return handled
+
+    def _offer_plate(self, trace: Any) -> None:
+        """Give an AutoGuide a plate over rows that follows the size of the batch, unless it makes its own."""
+        guide, plate = unwrap(self._callables["guide"]), self._data_plate
+        if plate is None or not isinstance(guide, AutoGuide) or guide.create_plates is not None:
+            return
+        frames = [
+            f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == plate.name
+        ]
+        if frames and frames[0].full_size == plate.rows:
+            guide.create_plates = functools.partial(_row_plate, plate, frames[0].dim)
+
+    def _collect(self, store: Any) -> None:
+        found = {normalize_param_name(k): p for k, p in self._stored_parameters(store).items()}
+        seen = {id(p) for p in found.values()}
+        for prefix, module in self.owners.items():
+            for name, parameter in module.named_parameters():
+                if parameter.requires_grad and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found[f"{prefix}.{name}"] = parameter
+        # Known parameters keep their place, so that an optimiser's state stays with its parameter.
+        kept = {k: found.pop(k) for k in self._trainable if k in found}
+        self._trainable = {**kept, **found}
+
+    def _stored_parameters(self, store: Any) -> dict[str, nn.Parameter]:
+        """Return the store's parameters, each made an nn.Parameter that this module or an owner holds."""
+        owned = {id(p) for p in self.parameters()}
+        for name, value in list(store.named_parameters()):
+            if not isinstance(value, nn.Parameter):
+                value = nn.Parameter(value.detach())
+                store.set_state({"params": {name: value}, "constraints": {}})
+            if id(value) not in owned:
+                self.register_parameter("param/" + name.replace(".", "/"), value)
+        return dict(store.named_parameters())
+
+    @contextmanager
+    def _plain_loss(self) -> Iterator[None]:
+        weight, plate = self._latents.weight, self._data_plate
+        self._latents.weight = 1.0
+        if plate is not None:
+            plate.held_out = True
+        try:
+            yield
+        finally:
+            self._latents.weight = weight
+            if plate is not None:
+                plate.held_out = False
+
+
+def _row_plate(plate: DataPlate, dim: int, *args: Any, **kwargs: Any) -> Any:
+    return pyro.plate(plate.name, plate.rows, dim=dim, subsample_size=plate.batch_rows)
+
+
+def _rows(args: tuple[Any, ...]) -> int:
+    return next((len(a) for a in args if isinstance(a, Tensor) and a.dim() > 0), 1)
+
+
+def _scalar(loss: Any) -> Tensor:
+    if isinstance(loss, tuple):
+        raise TypeError(
+            "loss has several parts, as ReweightedWakeSleep's has; needed a loss that is one number"
+        )
+    return torch.as_tensor(loss)

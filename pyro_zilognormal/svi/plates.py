@@ -1,0 +1,100 @@
+"""Handlers that make a model of all rows right for a minibatch of them, and weight its latent sites."""
+
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+
+
+class DataPlate(Messenger):
+    """Scale the sites of the data plate from a minibatch to all rows, and tell the plate which rows it sees.
+
+    Two ways to write the plate are understood. ``pyro.plate(name, N, subsample_size=len(x))`` is scaled by
+    Pyro itself; the handler makes its indices those of the minibatch, so that parameters held for every row
+    line up with the data. ``pyro.plate(name, len(x))`` knows only the batch; the handler scales its sites by
+    N / len(x).
+
+    Args:
+        name: the plate over rows.
+        rows: N, the number of rows in all.
+    """
+
+    def __init__(self, name: str, rows: int) -> None:
+        super().__init__()
+        self.name, self.rows = name, rows
+        self.batch_rows: int = rows
+        self.indices: torch.Tensor | None = None
+        self.held_out = False
+
+    def _process_message(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            if msg["name"] == self.name:
+                self._set_indices(msg)
+            return
+        frame = next((f for f in msg["cond_indep_stack"] if f.name == self.name), None)
+        if frame is None:
+            return
+        if msg["type"] == "sample":
+            self._scale(msg, frame)
+        elif msg["type"] == "param" and msg["kwargs"].get("event_dim") is not None:
+            self._check_row_parameters(msg, frame)
+
+    def _set_indices(self, msg: Any) -> None:
+        if msg["fn"].size == self.rows and msg["value"] is None and self.indices is not None:
+            if msg["fn"].subsample_size != self.batch_rows:
+                raise ValueError(_SUBSAMPLE_SIZE.format(self.name, self.rows, self.batch_rows))
+            msg["value"] = self.indices
+            msg["done"] = True
+
+    def _scale(self, msg: Any, frame: Any) -> None:
+        if frame.full_size == self.rows:
+            return
+        if frame.full_size != self.batch_rows:
+            raise ValueError(_PLATE_SIZE.format(self.name, frame.full_size, self.rows, self.batch_rows))
+        msg["scale"] = msg["scale"] * (self.rows / self.batch_rows)
+
+    def _check_row_parameters(self, msg: Any, frame: Any) -> None:
+        if self.held_out:
+            raise ValueError(_HELD_OUT_ROWS.format(msg["name"], self.name))
+        if self.batch_rows == self.rows:
+            return
+        if frame.full_size != self.rows:
+            raise ValueError(_BATCH_SIZED.format(msg["name"], self.name, self.name, self.rows))
+        if self.indices is None:
+            raise ValueError(_NO_INDICES.format(msg["name"]))
+
+
+class LatentScale(Messenger):
+    """Multiply the log densities of latent sites, in model and guide alike, by ``weight``: a KL weight."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.weight
+
+
+_SUBSAMPLE_SIZE = (
+    "plate {0!r} is declared with {1} rows, but its subsample_size is not the {2} rows of this minibatch; "
+    "write pyro.plate({0!r}, {1}, subsample_size=len(x)), so that a last short batch is right too"
+)
+_PLATE_SIZE = (
+    "plate {0!r} is declared with size {1}; it needs {2}, the number of rows in all, or {3}, the rows of "
+    "this minibatch. Name the plate over the rows of the data in plate=, or correct its size"
+)
+_HELD_OUT_ROWS = (
+    "parameter {0!r} holds a value for every row of plate {1!r}: held-out rows have none. Stop on the "
+    "training loss (EarlyStopping() without held_out), or use a guide that computes its local values from "
+    "the data"
+)
+_BATCH_SIZED = (
+    "parameter {0!r} holds a value for every row, but plate {1!r} is declared with the size of a minibatch, "
+    "so that all minibatches would share them; write pyro.plate({2!r}, {3}, subsample_size=len(x))"
+)
+_NO_INDICES = (
+    "parameter {0!r} holds a value for every row, but a BatchStream does not say which rows a batch holds; "
+    "use Minibatches, or a guide that computes its local values from the data"
+)

@@ -1,0 +1,258 @@
+"""Draws from a fitted guide, and their summaries in bounded memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_zilognormal.svi.data import Batch
+from pyro_zilognormal.svi.quantiles import check_quantiles, exact_quantiles, quantiles_of
+from pyro_zilognormal.svi.result import FitResult
+from pyro_zilognormal.svi.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class SiteSummary:
+    """What draws of a site are like.
+
+    Attributes:
+        mean: of the shape of the site over all rows.
+        sd: of the same shape.
+        quantiles: of shape (number of quantiles, *shape of the site).
+        exact: whether the quantiles are the guide's own and not those of draws.
+    """
+
+    mean: Tensor
+    sd: Tensor
+    quantiles: Tensor
+    exact: bool
+
+
+def posterior_draws(
+    result: FitResult,
+    *data: Any,
+    draws: int = 1000,
+    sites: Sequence[str] | None = None,
+    joint: bool = False,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Draw from the fitted guide, and hold the draws.
+
+    Args:
+        result: a fit.
+        data: like the fit's; :class:`Minibatches` are read a batch at a time, rows in order.
+        draws: how many.
+        sites: latent or deterministic sites to hold; None for all latent ones, without the local ones if
+            ``data`` are minibatches and ``joint`` is False. Observed sites are held only if named.
+        joint: hold local sites too, for all rows; each draw has one global value for all its rows.
+        seed: of the draws.
+
+    Returns:
+        A dict of tensors of shape (draws, *shape of the site).
+
+    Raises:
+        ValueError: for a site that there is not, or a local one without ``joint``.
+
+    Example:
+        >>> from pyro_zilognormal.svi import fit
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> x = torch.ones(8)
+        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), x, steps=5)
+        >>> posterior_draws(result, x, draws=3)["m"].shape
+        torch.Size([3])
+    """
+    _check_draws(draws)
+    sampler = Sampler(result, data, seed)
+    names = _chosen(sampler, sites, joint)
+    held: dict[str, list[Tensor]] = {k: [] for k in names}
+    with sampler.opened():
+        for draw in range(draws):
+            for name, value in _one_draw(sampler, draw, names, joint).items():
+                held[name].append(value)
+    return {k: torch.stack(v) for k, v in held.items()}
+
+
+def posterior_summary(
+    result: FitResult,
+    *data: Any,
+    draws: int = 1000,
+    quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+    sites: Sequence[str] | None = None,
+    seed: int = 0,
+    max_bytes: int = 2**28,
+) -> dict[str, SiteSummary]:
+    """Summarise draws from the fitted guide without holding them.
+
+    Mean and sd are updated draw by draw. Quantiles are the guide's own where it knows them exactly; else
+    those of the draws, for as many elements at a time as fit in ``max_bytes``, drawing again with the same
+    seed for the others.
+
+    Args:
+        result: a fit.
+        data: like the fit's; :class:`Minibatches` are summarised a batch of rows at a time.
+        draws: how many; at least 2.
+        quantiles: from 0 to 1.
+        sites: latent, deterministic or observed sites; None for all latent ones, local ones included.
+        seed: of the draws.
+        max_bytes: memory for held draws.
+
+    Returns:
+        A dict of summaries by site, local sites over all rows.
+    """
+    _check_draws(draws, least=2)
+    levels = check_quantiles(quantiles)
+    sampler = Sampler(result, data, seed)
+    names = _chosen(sampler, sites, joint=True)
+    exact = {k: q for k, q in exact_quantiles(sampler, levels).items() if k in names}
+    sampled = [k for k in names if k not in exact and levels]
+    parts: dict[str, list[Streamed]] = {k: [] for k in names}
+    with sampler.opened():
+        for block, batch in enumerate(sampler.batches()):
+            here = [k for k in names if block == 0 or sampler.layouts[k].axis is not None]
+            one = _Block(sampler, batch, block, here)
+            for name, part in one.summarise(
+                draws, levels, [k for k in here if k in sampled], max_bytes
+            ).items():
+                parts[name].append(part)
+    return {k: _joined(sampler, k, found, exact.get(k)) for k, found in parts.items()}
+
+
+@dataclass
+class Streamed:
+    """Moments of draws, one draw at a time, and quantiles filled in later."""
+
+    mean: Tensor
+    squares: Tensor
+    quantiles: Tensor
+    count: int = 0
+
+    def add(self, value: Tensor) -> None:
+        """Take one more draw into account, by Welford's update, which has no difference of large sums."""
+        self.count += 1
+        delta = value.double() - self.mean
+        self.mean += delta / self.count
+        self.squares += delta * (value.double() - self.mean)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block of rows, and the sites to be summarised in it."""
+
+    sampler: Sampler
+    batch: Batch
+    number: int
+    names: list[str]
+
+    def draw(self, draw: int) -> dict[str, Tensor]:
+        return _values(self.sampler, self.batch, draw, self.number, self.names, {})[0]
+
+    def summarise(
+        self, draws: int, levels: list[float], sampled: list[str], max_bytes: int
+    ) -> dict[str, Streamed]:
+        first = self.draw(0)
+        found = {k: _empty(v, len(levels)) for k, v in first.items()}
+        sizes = {k: first[k].numel() for k in sampled}
+        for number, wanted in enumerate(_passes(sizes, max(1, max_bytes // (8 * draws)))):
+            held = {item: torch.empty(draws, item[2] - item[1], dtype=torch.float64) for item in wanted}
+            for draw in range(draws):
+                values = self.draw(draw)
+                for (name, start, stop), columns in held.items():
+                    columns[draw] = values[name].flatten()[start:stop]
+                for name in values if number == 0 else ():
+                    found[name].add(values[name])
+            for (name, start, stop), columns in held.items():
+                found[name].quantiles[:, start:stop] = quantiles_of(columns, levels)
+        return found
+
+
+def _passes(sizes: dict[str, int], room: int) -> list[list[tuple[str, int, int]]]:
+    """Share out elements (site, start, stop) among passes of at most ``room`` elements; at least one pass."""
+    passes: list[list[tuple[str, int, int]]] = [[]]
+    left = room
+    for name, size in sizes.items():
+        start = 0
+        while start < size:
+            if left == 0:
+                passes.append([])
+                left = room
+            stop = min(size, start + left)
+            passes[-1].append((name, start, stop))
+            left -= stop - start
+            start = stop
+    return passes
+
+
+def _empty(value: Tensor, levels: int) -> Streamed:
+    zero = torch.zeros_like(value, dtype=torch.float64)
+    return Streamed(zero, zero.clone(), torch.zeros(levels, value.numel(), dtype=torch.float64))
+
+
+def _joined(sampler: Sampler, name: str, parts: list[Streamed], exact: Tensor | None) -> SiteSummary:
+    """Join the blocks of a site along its rows."""
+    axis = sampler.layouts[name].axis
+    dtype = sampler.model.nodes[name]["value"].dtype
+    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        return (tensors[0] if axis is None else torch.cat(tensors, axis)).to(dtype)
+
+    mean = join([p.mean for p in parts])
+    sd = join([(p.squares / (p.count - 1)).sqrt() for p in parts])
+    if exact is not None:
+        return SiteSummary(mean, sd, exact, True)
+    shaped = [p.quantiles.to(p.mean.device).reshape(-1, *p.mean.shape) for p in parts]
+    return SiteSummary(mean, sd, join(shaped), False)
+
+
+def _one_draw(sampler: Sampler, draw: int, names: list[str], joint: bool) -> dict[str, Tensor]:
+    """Return the values of one draw, over all rows where ``joint``."""
+    parts: dict[str, list[Tensor]] = {k: [] for k in names}
+    fixed: dict[str, Tensor] = {}
+    for block, batch in enumerate(sampler.batches()):
+        values, guide = _values(sampler, batch, draw, block, names, fixed)
+        for name, value in values.items():
+            if block == 0 or sampler.layouts[name].axis is not None:
+                parts[name].append(value)
+        if not joint:
+            break
+        fixed = fixed or sampler.globals_of(guide)
+    axes = {k: sampler.layouts[k].axis for k in names}
+    return {k: v[0] if axes[k] is None else torch.cat(v, axes[k] or 0) for k, v in parts.items()}
+
+
+def _values(
+    sampler: Sampler, batch: Batch, draw: int, block: int, names: list[str], fixed: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Any]:
+    if all(k in sampler.guide_sites for k in names):
+        guide = sampler.guide_trace(batch, draw, block, fixed)
+        return {k: guide.nodes[k]["value"] for k in names}, guide
+    guide, model = sampler.traces(batch, draw, block, fixed)
+    return {k: model.nodes[k]["value"] for k in names}, guide
+
+
+def _chosen(sampler: Sampler, sites: Sequence[str] | None, joint: bool) -> list[str]:
+    local = sampler.source.plate is not None and not joint
+    if sites is None:
+        return [k for k in sampler.latent if not (local and sampler.layouts[k].axis is not None)]
+    if isinstance(sites, str):
+        raise TypeError(f"sites is the text {sites!r}; needed a list of names, [{sites!r}]")
+    known = [*sampler.latent, *sampler.derived, *sampler.observed]
+    for name in sites:
+        if name not in known:
+            raise ValueError(f"sites holds {name!r}; the model's sites are {known}")
+        if local and sampler.layouts[name].axis is not None:
+            raise ValueError(
+                f"sites holds {name!r}, which has a value for every row; pass joint=True to hold it"
+            )
+    return list(sites)
+
+
+def _check_draws(draws: int, least: int = 1) -> None:
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < least:
+        raise ValueError(f"draws is {draws!r}; needed a whole number of at least {least}")

@@ -1,0 +1,151 @@
+"""Posterior predictive checks, column by column."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_zilognormal.svi.data import Batch
+from pyro_zilognormal.svi.quantiles import check_quantiles, quantiles_of
+from pyro_zilognormal.svi.result import FitResult
+from pyro_zilognormal.svi.sampling import Sampler
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """How an observed site compares with data drawn from the fit.
+
+    Attributes:
+        site: the name of the observed site.
+        observed: by statistic, its value in each column of the data, of shape (columns,).
+        replicated: by statistic, its value in each column of each drawn data set, of shape (draws, columns).
+        tail: by statistic, P(drawn > observed) + P(drawn = observed) / 2 in each column, of shape (columns,).
+            Near 0 or 1 the data are unlike what the fit draws; 0.5 is as good as can be.
+    """
+
+    site: str
+    observed: dict[str, Tensor]
+    replicated: dict[str, Tensor]
+    tail: dict[str, Tensor]
+
+
+def posterior_predictive(
+    result: FitResult,
+    *data: Any,
+    draws: int = 200,
+    quantiles: Sequence[float] = (0.5, 0.9, 0.99),
+    sites: Sequence[str] | None = None,
+    seed: int = 0,
+    max_bytes: int = 2**28,
+) -> dict[str, PredictiveCheck]:
+    """Check the fit against the data: zero fraction, mean and quantiles of each column.
+
+    Each drawn data set has one draw of the global latent sites and new local ones, for all rows. Drawn data
+    are not held: sums are updated block by block, and quantiles taken of as many columns at a time as fit in
+    ``max_bytes`` (at least one), drawing again with the same seed for the others.
+
+    Args:
+        result: a fit.
+        data: the observed data, like the fit's; :class:`Minibatches` are read a batch at a time.
+        draws: how many data sets to draw.
+        quantiles: from 0 to 1.
+        sites: observed sites to check; None for all.
+        seed: of the draws.
+        max_bytes: memory for one drawn data set's columns.
+
+    Returns:
+        A check for each observed site. Columns are the flattened axes other than that of rows.
+
+    Raises:
+        ValueError: for a site that is not observed, or is masked.
+    """
+    levels = check_quantiles(quantiles)
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise ValueError(f"draws is {draws!r}; needed a whole number of at least 1")
+    sampler = Sampler(result, data, seed)
+    names = _observed(sampler, sites)
+    with sampler.opened():
+        seen = _Tables(sampler, names, levels, max_bytes, renew=False)
+        found = seen.statistics(0)
+        drawn = _Tables(sampler, names, levels, max_bytes, renew=True)
+        replicated = [drawn.statistics(draw) for draw in range(draws)]
+    return {k: _check(k, found[k], [r[k] for r in replicated]) for k in names}
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Statistics of the columns of observed sites, as they are or drawn anew."""
+
+    sampler: Sampler
+    names: list[str]
+    levels: list[float]
+    max_bytes: int
+    renew: bool
+
+    def statistics(self, draw: int) -> dict[str, dict[str, Tensor]]:
+        totals, rows = self._totals(draw)
+        found = {}
+        for name, (zeros, total) in totals.items():
+            found[name] = {"zero fraction": zeros / rows[name], "mean": total / rows[name]}
+            ordered = self._quantiles(name, draw, rows[name], len(total))
+            found[name] |= {f"quantile {q:g}": v for q, v in zip(self.levels, ordered, strict=True)}
+        return found
+
+    def _totals(self, draw: int) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, int]]:
+        totals: dict[str, tuple[Tensor, Tensor]] = {}
+        rows = dict.fromkeys(self.names, 0)
+        for tables in self._blocks(draw):
+            for name, table in tables.items():
+                zeros, total = totals.get(name, (0, 0))
+                totals[name] = (zeros + (table == 0).double().sum(0), total + table.double().sum(0))
+                rows[name] += len(table)
+        return totals, rows
+
+    def _quantiles(self, name: str, draw: int, rows: int, columns: int) -> Tensor:
+        room = max(1, self.max_bytes // (8 * rows))
+        found = []
+        for start in range(0, columns, room) if self.levels else ():
+            held = [t[name][:, start : start + room].double() for t in self._blocks(draw)]
+            found.append(quantiles_of(torch.cat(held), self.levels))
+        return torch.cat(found, 1) if found else torch.empty(0, columns)
+
+    def _blocks(self, draw: int) -> Any:
+        fixed: dict[str, Tensor] = {}
+        renew = tuple(self.names) if self.renew else ()
+        for block, batch in enumerate(self.sampler.batches()):
+            guide, model = self.sampler.traces(batch, draw, block, fixed, renew)
+            fixed = fixed or self.sampler.globals_of(guide)
+            yield {k: self._table(k, model.nodes[k]["value"], batch) for k in self.names}
+
+    def _table(self, name: str, value: Tensor, batch: Batch) -> Tensor:
+        """Return a value as rows by columns."""
+        axis = self.sampler.layouts[name].axis
+        if axis is not None:
+            return value.movedim(axis, 0).reshape(value.shape[axis], -1)
+        return value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)
+
+
+def _check(name: str, observed: dict[str, Tensor], drawn: list[dict[str, Tensor]]) -> PredictiveCheck:
+    replicated = {k: torch.stack([d[k] for d in drawn]) for k in observed}
+    tail = {k: _tail(replicated[k], observed[k]) for k in observed}
+    return PredictiveCheck(name, observed, replicated, tail)
+
+
+def _tail(drawn: Tensor, observed: Tensor) -> Tensor:
+    return (drawn > observed).double().mean(0) + (drawn == observed).double().mean(0) / 2
+
+
+def _observed(sampler: Sampler, sites: Sequence[str] | None) -> list[str]:
+    if isinstance(sites, str):
+        raise TypeError(f"sites is the text {sites!r}; needed a list of names, [{sites!r}]")
+    names = sampler.observed if sites is None else list(sites)
+    if not names:
+        raise ValueError("the model observes no site; needed at least one to check")
+    for name in names:
+        if name not in sampler.observed:
+            raise ValueError(f"sites holds {name!r}; the model's observed sites are {sampler.observed}")
+        if sampler.model.nodes[name]["mask"] is not None:
+            raise ValueError(f"site {name!r} is masked; a check of all its rows would count the masked ones")
+    return names

@@ -1,0 +1,86 @@
+"""Quantiles: of draws, and exact ones from guides that know them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions.transforms import biject_to
+from torch import Tensor
+
+from pyro_zilognormal.svi.sampling import Sampler
+
+
+def check_quantiles(quantiles: Sequence[float]) -> list[float]:
+    """Return the quantiles as a list; raise a ValueError for one outside [0, 1]."""
+    levels = [float(q) for q in quantiles]
+    if not all(0.0 <= q <= 1.0 for q in levels):
+        raise ValueError(f"quantiles is {levels}; needed numbers from 0 to 1")
+    return levels
+
+
+def quantiles_of(values: Tensor, levels: Sequence[float]) -> Tensor:
+    """Return quantiles along the first axis, linear between order statistics, for any number of elements.
+
+    Args:
+        values: of shape (n, ...).
+        levels: from 0 to 1.
+
+    Returns:
+        A tensor of shape (number of levels, ...).
+
+    Example:
+        >>> quantiles_of(torch.tensor([3.0, 1.0, 2.0]), [0.5, 0.75])
+        tensor([2.0000, 2.5000])
+    """
+    ordered = values.sort(0).values
+    results = []
+    for level in levels:
+        place = level * (len(values) - 1)
+        low = min(int(place), len(values) - 2) if len(values) > 1 else 0
+        results.append(torch.lerp(ordered[low], ordered[min(low + 1, len(values) - 1)], place - low))
+    return torch.stack(results) if results else values.new_empty((0, *values.shape[1:]))
+
+
+def exact_quantiles(sampler: Sampler, levels: list[float]) -> dict[str, Tensor]:
+    """Return the quantiles that the guide knows exactly, of shape (number of levels, ...), by site.
+
+    A guide that is normal on the unconstrained scale knows those of every site that is an increasing
+    function, element by element, of its own unconstrained value. Other sites are left out: for a simplex, and
+    for a decreasing transform, ``guide.quantiles`` of Pyro is not the quantile.
+
+    Args:
+        sampler: of the fit.
+        levels: from 0 to 1.
+    """
+    guide: Any = sampler.objective.owner("guide")
+    if not levels or not hasattr(guide, "quantiles"):
+        return {}
+    try:
+        with sampler.opened():
+            found = guide.quantiles(levels, *next(sampler.batches()).args)
+    except (NotImplementedError, AttributeError):  # an AutoGuide whose family has no quantiles
+        return {}
+    return {k: v.detach() for k, v in found.items() if _usable(sampler, k, v)}
+
+
+def _usable(sampler: Sampler, name: str, quantiles: Tensor) -> bool:
+    if name not in sampler.latent:
+        return False
+    layout = sampler.layouts[name]
+    shape = list(layout.shape)
+    if layout.axis is not None:
+        shape[layout.axis] = sampler.source.rows
+    return list(quantiles.shape[1:]) == shape and _increasing(sampler.model.nodes[name]["fn"].support)
+
+
+def _increasing(support: Any) -> bool:
+    transform = biject_to(support)
+    try:
+        return transform.domain.event_dim == 0 and bool(torch.as_tensor(transform.sign == 1).all())
+    except NotImplementedError:
+        return _all_increasing(transform)
+
+
+def _all_increasing(transform: Any) -> bool:
+    parts = getattr(transform, "parts", None) or [getattr(transform, "base_transform", None)]
+    return all(p is not None and getattr(p, "sign", 0) == 1 and p.domain.event_dim == 0 for p in parts)

@@ -1,0 +1,143 @@
+"""Runs of guide and model with a fit's parameters, a block of rows at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_zilognormal.svi.data import Batch, Minibatches, as_source
+from pyro_zilognormal.svi.modules import evaluating
+from pyro_zilognormal.svi.result import FitResult
+from pyro_zilognormal.svi.session import global_state_kept
+from pyro_zilognormal.svi.sites import is_sample
+
+
+class Fixed(Messenger):
+    """Give sample sites the values they had in another run."""
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class Unobserved(Messenger):
+    """Draw anew what the model observes at the given sites."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names and msg["is_observed"]:
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a site are.
+
+    Args:
+        shape: the shape of its value in the first block.
+        axis: the axis that runs over rows, counted from the end, or None for a global site.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None
+
+
+class Sampler:
+    """Draws from a fit, block after block of rows, with the same global draw for all blocks of a draw.
+
+    Args:
+        result: the fit.
+        data: like the fit's.
+        seed: of the draws.
+    """
+
+    def __init__(self, result: FitResult, data: tuple[Any, ...], seed: int) -> None:
+        self.result, self.seed = result, seed
+        self.source = as_source(data)
+        self.objective = result.objective
+        with self.opened():
+            first = next(self.batches())
+            guide, model = self.traces(first, 0, 0, {})
+        nodes = {**guide.nodes, **{k: n for k, n in model.nodes.items() if is_sample(n)}}
+        self.layouts = {k: self._layout(n, first) for k, n in nodes.items() if is_sample(n)}
+        self.guide_sites = [k for k, n in guide.nodes.items() if is_sample(n)]
+        self.latent = [k for k, n in model.nodes.items() if is_sample(n) and not n["is_observed"]]
+        self.observed = [k for k, n in model.nodes.items() if is_sample(n) and _holds_data(n)]
+        self.derived = [k for k, n in model.nodes.items() if n.get("infer", {}).get("_deterministic")]
+        self.model = model
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Use the fit's parameters, in eval mode, with the process's state put back at the end."""
+        with global_state_kept(), torch.no_grad(), self.result.scope(), evaluating(self.objective):
+            yield
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the blocks, rows in order."""
+        if not isinstance(self.source, Minibatches):
+            yield from self.source.epoch(0, 0)
+            return
+        for indices in torch.arange(self.source.rows).split(self.source.batch_size):
+            yield self.source.batch(indices)
+
+    def traces(
+        self, batch: Batch, draw: int, block: int, fixed: dict[str, Tensor], renew: tuple[str, ...] = ()
+    ) -> Any:
+        """Return the guide's trace and the model's for one draw of one block.
+
+        Args:
+            batch: the block.
+            draw: number of the draw.
+            block: number of the block.
+            fixed: values of the guide's global sites, or {} to draw them.
+            renew: observed sites to draw anew.
+        """
+        self._seed(draw, block)
+        with self.objective.running(batch.args, batch.indices):
+            with Fixed(fixed):
+                guide = poutine.trace(self.objective.handled("guide")).get_trace(*batch.args)
+            with poutine.trace() as model, poutine.replay(trace=guide), Unobserved(list(renew)):
+                self.objective.handled("model")(*batch.args)
+        return guide, model.trace
+
+    def guide_trace(self, batch: Batch, draw: int, block: int, fixed: dict[str, Tensor]) -> Any:
+        """Return the guide's trace alone, as :meth:`traces` does."""
+        self._seed(draw, block)
+        with self.objective.running(batch.args, batch.indices), Fixed(fixed):
+            return poutine.trace(self.objective.handled("guide")).get_trace(*batch.args)
+
+    def globals_of(self, guide: Any) -> dict[str, Tensor]:
+        """Return the values of the guide's sites that all blocks share."""
+        return {k: guide.nodes[k]["value"] for k in self.guide_sites if self.layouts[k].axis is None}
+
+    def _seed(self, draw: int, block: int) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + draw) * 1_000_003 + block)
+
+    def _layout(self, node: Any, batch: Batch) -> Layout:
+        value, event = node["value"], node["fn"].event_dim
+        plate = self.source.plate
+        for frame in node["cond_indep_stack"]:
+            over_rows = frame.name == plate if plate else frame.vectorized and frame.size == batch.rows
+            if over_rows and value.dim() >= event - frame.dim:
+                return Layout(tuple(value.shape), frame.dim - event)
+        return Layout(tuple(value.shape), None)
+
+
+def _holds_data(node: Any) -> bool:
+    return (
+        bool(node["is_observed"])
+        and not node["infer"].get("_deterministic")
+        and type(node["fn"]).__name__ != "Unit"
+    )

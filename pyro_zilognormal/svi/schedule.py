@@ -1,0 +1,64 @@
+"""Learning rates that follow a schedule of torch."""
+
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pyro_zilognormal.svi.run import Run
+
+
+class Schedule:
+    """Step a learning-rate schedule of torch after each training step.
+
+    A schedule that wants a metric, such as ``ReduceLROnPlateau``, is given the mean loss of the last
+    ``every`` steps.
+
+    Args:
+        make: a function of the optimiser that returns a schedule of ``torch.optim.lr_scheduler``.
+        every: step the schedule every so many training steps.
+
+    Example:
+        >>> import functools
+        >>> halve = Schedule(functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100, gamma=0.5))
+        >>> halve.every
+        1
+    """
+
+    def __init__(self, make: Callable[[torch.optim.Optimizer], Any], every: int = 1) -> None:
+        if not callable(make):
+            raise TypeError(
+                f"make is a {type(make).__name__}; needed a function of the optimiser, such as "
+                "functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)"
+            )
+        if every < 1:
+            raise ValueError(f"every is {every}; needed at least 1")
+        self.make, self.every = make, every
+        self._schedule: Any = None
+
+    def start(self, run: Run) -> None:
+        """Make the schedule for the run's optimiser."""
+        self._schedule = self.make(run.optimizer)
+        self._wants_metric = "metrics" in inspect.signature(self._schedule.step).parameters
+
+    def __call__(self, run: Run) -> None:
+        """Step the schedule when its turn has come."""
+        if run.step % self.every or run.skipped[-1:] == [run.step]:
+            return
+        if self._wants_metric:
+            recent = torch.tensor(run.losses[-self.every :])
+            self._schedule.step(float(recent.nanmean()))
+        else:
+            self._schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the schedule as plain data."""
+        return {k: v for k, v in self._schedule.state_dict().items() if not callable(v)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the state of the schedule."""
+        now = vars(self._schedule)
+        kinds = {k: Counter(v) if isinstance(now.get(k), Counter) else v for k, v in state.items()}
+        self._schedule.load_state_dict({**{k: v for k, v in now.items() if callable(v)}, **kinds})

@@ -1,0 +1,101 @@
+"""What model and guide are made of: the sites they visited."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.poutine.messenger import unwrap
+from pyro.poutine.util import site_is_subsample
+
+from pyro_zilognormal.svi.plates import DataPlate
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample site.
+
+    Args:
+        name: its name.
+        part: "model" or "guide".
+        law: the class of its distribution.
+        observed: whether it holds data.
+        event_shape: the shape of one event.
+        plates: the names of the plates around it.
+    """
+
+    name: str
+    part: str
+    law: str
+    observed: bool
+    event_shape: tuple[int, ...]
+    plates: tuple[str, ...]
+
+
+def sites_of(trace: Any, part: str) -> list[Site]:
+    """Return the sample sites of a trace, without the subsampling of plates.
+
+    Args:
+        trace: a Pyro trace.
+        part: what to call it.
+    """
+    return [_site(node, part) for node in trace.nodes.values() if is_sample(node)]
+
+
+def is_sample(node: Any) -> bool:
+    """Whether a node of a trace is a sample site other than the subsampling of a plate."""
+    return node["type"] == "sample" and not site_is_subsample(node)
+
+
+def check_plate(trace: Any, plate: DataPlate | None) -> None:
+    """Raise a ValueError if the model lacks the plate over rows.
+
+    Args:
+        trace: the model's trace.
+        plate: the plate over rows, or None for none.
+    """
+    if plate is None:
+        return
+    names = {f.name for n in trace.nodes.values() if is_sample(n) for f in n["cond_indep_stack"]}
+    if plate.name not in names:
+        raise ValueError(
+            f"plate is {plate.name!r}, but the model's plates are {sorted(names)}; name the one over the "
+            "rows of the data, or pass plate=None if the model scales minibatches by itself"
+        )
+
+
+def check_joint_guide(guide: Any, plate: DataPlate | None) -> None:
+    """Raise a ValueError if an AutoGuide would share one joint vector of local values between minibatches.
+
+    Args:
+        guide: the guide, after its first run.
+        plate: the plate over rows, or None for none.
+    """
+    guide = unwrap(guide)
+    if plate is None or plate.batch_rows == plate.rows or not isinstance(guide, AutoGuide):
+        return
+    for part in guide.modules():
+        if isinstance(part, AutoContinuous):
+            local = [n for n, node in part.prototype_trace.iter_stochastic_nodes() if _inside(node, plate)]
+            if local:
+                raise ValueError(
+                    f"{type(part).__name__} cannot be trained on minibatches: sites {local} have one value "
+                    "a row, in one vector with all others. Use AutoNormal or AutoDelta, a guide that "
+                    "computes local values from the data, or all data at once"
+                )
+
+
+def _inside(node: Any, plate: DataPlate) -> bool:
+    return any(frame.name == plate.name for frame in node["cond_indep_stack"])
+
+
+def _site(node: Any, part: str) -> Site:
+    fn = node["fn"]
+    base = getattr(fn, "base_dist", fn) if type(fn).__name__ == "Independent" else fn
+    return Site(
+        node["name"],
+        part,
+        type(base).__name__,
+        bool(node["is_observed"]),
+        tuple(getattr(fn, "event_shape", ())),
+        tuple(frame.name for frame in node["cond_indep_stack"]),
+    )

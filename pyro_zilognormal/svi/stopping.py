@@ -1,0 +1,151 @@
+"""When a fit has done enough."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_zilognormal.svi.data import Source, as_source
+from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.session import global_state_kept
+
+_LEAST = {"every": 2, "patience": 1, "min_delta": 0, "noise": 0, "warm_up": 0, "particles": 2, "seed": 0}
+
+
+class EarlyStopping:
+    """Stop when the loss no longer improves, and go back to the best parameters.
+
+    Every ``every`` steps it looks at the loss L: of held-out data if there are any, always with the same
+    particles and seed, else the mean of the last ``every`` training losses. L is better than the best so far,
+    B, if
+
+        B - L > max(min_delta |B|, noise SE),
+
+    where SE is the standard error of B - L: over particles that share their random numbers, or over the two
+    windows of training losses. After ``patience`` looks with nothing better the fit has converged.
+
+    Args:
+        held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
+            :class:`Minibatches` or :class:`BatchStream` of them. None looks at the training loss.
+        every: steps between looks, and the length of the window for the training loss.
+        patience: looks without improvement before it stops.
+        min_delta: the smallest relative improvement that counts.
+        noise: how many standard errors an improvement must exceed.
+        warm_up: steps before the first look.
+        particles: how many times to evaluate the held-out loss.
+        seed: of the held-out evaluations.
+
+    Raises:
+        ValueError: for a number out of range.
+
+    Example:
+        >>> stop = EarlyStopping(every=50, patience=3)
+        >>> stop.every, stop.patience
+        (50, 3)
+    """
+
+    def __init__(
+        self,
+        held_out: Any = None,
+        *,
+        every: int = 100,
+        patience: int = 5,
+        min_delta: float = 1e-4,
+        noise: float = 2.0,
+        warm_up: int = 0,
+        particles: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self.every, self.patience, self.min_delta, self.noise = every, patience, min_delta, noise
+        self.warm_up, self.particles, self.seed = warm_up, particles, seed
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+        self.held_out = None if held_out is None else _source(held_out)
+        self._state: dict[str, Any] = {}
+
+    def start(self, run: Run) -> None:
+        """Forget an earlier fit."""
+        self._state = {
+            "reference": None,
+            "best": math.inf,
+            "best_step": 0,
+            "values": None,
+            "waited": 0,
+            "worse": False,
+        }
+
+    def __call__(self, run: Run) -> None:
+        """Look at the loss when it is time to."""
+        if run.step % self.every or run.step < self.warm_up + self.every:
+            return
+        losses = self._look(run)
+        if losses.numel() < 2:
+            return
+        mean = float(losses.mean())
+        (run.smoothed if self.held_out is None else run.held_out).append((run.step, mean))
+        self._keep_best(run, mean)
+        self._judge(run, losses)
+
+    def end(self, run: Run) -> None:
+        """Go back to the best parameters seen."""
+        if self._state["values"] is not None:
+            run.objective.restore(self._state["values"])
+            run.best_step = self._state["best_step"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been seen so far."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what had been seen."""
+        self._state = dict(state)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same in a resumed run."""
+        return {k: getattr(self, k) for k in _LEAST}
+
+    def _look(self, run: Run) -> Tensor:
+        if self.held_out is None:
+            recent = torch.tensor(run.losses[-self.every :], dtype=torch.float64)
+            return recent[torch.isfinite(recent)]
+        with global_state_kept():
+            each = [self._evaluate(run, self.held_out, p) for p in range(self.particles)]
+        return torch.tensor(each, dtype=torch.float64)
+
+    def _evaluate(self, run: Run, held_out: Source, particle: int) -> float:
+        torch.manual_seed(self.seed * 1_000_003 + particle)
+        batches = held_out.epoch(0, self.seed)
+        total = sum(b.weight * run.objective.evaluate(*b.args, indices=b.indices) for b in batches)
+        return total / held_out.batches
+
+    def _keep_best(self, run: Run, mean: float) -> None:
+        if mean < self._state["best"]:
+            values = run.objective.snapshot()
+            self._state.update(best=mean, best_step=run.step, values=values)
+
+    def _judge(self, run: Run, losses: Tensor) -> None:
+        reference = self._state["reference"]
+        gain, needed = (math.inf, 0.0) if reference is None else self._gain(reference, losses)
+        if gain > needed:
+            self._state.update(reference=losses, waited=0)
+            return
+        self._state["waited"] += 1
+        if self._state["waited"] >= self.patience:
+            rising = self.held_out is None and -gain > needed
+            run.stop("rising" if rising else "converged", converged=not rising)
+
+    def _gain(self, reference: Tensor, losses: Tensor) -> tuple[float, float]:
+        """Return how much better the losses are than the reference, and how much counts as better."""
+        gain = float(reference.mean() - losses.mean())
+        if self.held_out is None:
+            error = math.sqrt(float(reference.var() / len(reference) + losses.var() / len(losses)))
+        else:
+            error = float((reference - losses).std()) / math.sqrt(self.particles)
+        return gain, max(self.min_delta * abs(float(reference.mean())), self.noise * error)
+
+
+def _source(held_out: Any) -> Source:
+    return as_source(tuple(held_out) if isinstance(held_out, Sequence) else (held_out,))
