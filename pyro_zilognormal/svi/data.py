@@ -120,7 +120,7 @@ class Minibatches:
             skip: how many batches to leave out at the start.
         """
         order = torch.arange(self.rows)
-        if self.shuffle:
+        if self.shuffle and self.batches > 1:  # rows of one batch have no order to learn from
             order = torch.randperm(self.rows, generator=_epoch_generator(seed, number))
         for indices in order.split(self.batch_size)[skip:]:
             yield self.batch(indices)

@@ -1,5 +1,6 @@
 """Where a loss that is not a finite number comes from, and what to do about it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -94,14 +95,14 @@ class SkipBadSteps:
 
 def all_finite(tensors: list[Tensor]) -> bool:
     """Whether every value of every tensor is finite; one read from the device for each kind of tensor."""
-    dense = [t.coalesce().values() if t.is_sparse else t for t in tensors]
     groups: dict[Any, list[Tensor]] = {}
-    for tensor in dense:
-        if tensor.numel():
-            groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    for tensor in tensors:
+        values = tensor.coalesce().values() if tensor.is_sparse else tensor
+        if values.numel():
+            groups.setdefault((values.device, values.dtype), []).append(values)
     # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
     norms = [torch.stack(list(torch._foreach_norm(g, float("inf")))).max() for g in groups.values()]
-    return all(bool(torch.isfinite(n)) for n in norms)
+    return all(math.isfinite(n.item()) for n in norms)
 
 
 def diagnose(

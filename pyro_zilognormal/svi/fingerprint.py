@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.arrays import is_sparse
 from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.session import global_state_kept
 
 _CHUNK = 1 << 24
 
@@ -20,7 +21,8 @@ def fingerprint(run: Run) -> dict[str, str]:
     Args:
         run: the run, before its first step.
     """
-    found = {f"data argument {i}": describe(value) for i, value in enumerate(run.source.arguments())}
+    with global_state_kept():  # a shuffling loader draws from torch's global generator
+        found = {f"data argument {i}": describe(value) for i, value in enumerate(run.source.arguments())}
     found["data"] = f"{type(run.source).__name__} of {run.rows} rows in {run.source.batches} batches"
     for site in run.sites:
         seen = "observed" if site.observed else "latent"

@@ -15,9 +15,9 @@ from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
 from pyro_zilognormal.svi.modules import evaluating, owner
-from pyro_zilognormal.svi.plates import DataPlate, LatentScale
+from pyro_zilognormal.svi.plates import DataPlate, LatentScale, NoRowParameters
 from pyro_zilognormal.svi.session import ParamSpace
-from pyro_zilognormal.svi.sites import Site, check_joint_guide, check_plate, sites_of
+from pyro_zilognormal.svi.sites import Site, check_held_out, check_joint_guide, check_plate, sites_of
 
 
 class Objective(nn.Module):
@@ -34,7 +34,7 @@ class Objective(nn.Module):
         loss: a loss of ``pyro.infer``, such as ``Trace_ELBO()``, or a function of (model, guide, *data) that
             returns a differentiable scalar.
         plate: the name of the plate over the rows of the data, if it is called with minibatches.
-        rows: the number of rows in all, where ``plate`` is given.
+        rows: the number of rows in all; needed where ``plate`` is given, or :meth:`evaluate` called.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -61,7 +61,7 @@ class Objective(nn.Module):
         super().__init__()
         owners = {"model": owner(model), "guide": owner(guide)}
         self.owners = nn.ModuleDict({k: m for k, m in owners.items() if m is not None})
-        self.space, self.loss = ParamSpace(), loss
+        self.space, self.loss, self.rows = ParamSpace(), loss, rows
         self._data_plate = None if plate is None else DataPlate(plate, rows)
         self._latents = LatentScale()
         # Kept out of nn.Module's register: ``owners`` holds the modules already.
@@ -122,19 +122,13 @@ class Objective(nn.Module):
             loss = self(*args, indices=indices)
             _scalar(loss).mul(weight).backward()
             return loss.detach()
-        # TraceGraph_ELBO and RenyiELBO have no differentiable loss: they run backward themselves.
-        with self.running(args, indices):
-            loss = _scalar(self.loss.loss_and_grads(self._handled["model"], self._handled["guide"], *args))
-        for parameter in self.trainable().values():
-            if parameter.grad is not None:
-                parameter.grad.mul_(weight)
-        return loss
+        return self._backward_inside(args, indices, weight)
 
     @torch.no_grad()
     def evaluate(self, *args: Any, indices: Tensor | None = None) -> float:
         """Return the loss on held-out rows, in eval mode, with a KL weight of 1 and no graph."""
         function = getattr(self.loss, "loss", self.loss)
-        with evaluating(self), self._plain_loss(), self.running(args, indices):
+        with evaluating(self), self._held_out(), self.running(args, indices):
             return float(function(self._handled["model"], self._handled["guide"], *args))
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -213,7 +207,7 @@ class Objective(nn.Module):
 
     def owner(self, which: str) -> nn.Module | None:
         """Return the module that "model" or "guide" is or is a method of; None for a function."""
-        return self.owners[which] if which in self.owners else None
+        return self.owners[which] if which in self.owners else None  # noqa: SIM401 - a ModuleDict has no get
 
     def callable(self, which: str) -> Callable[..., Any]:
         """Return "model" or "guide" as it came."""
@@ -229,6 +223,22 @@ class Objective(nn.Module):
                 return fn(*args, **kwargs)
 
         return handled
+
+    def _backward_inside(self, args: tuple[Any, ...], indices: Tensor | None, weight: float) -> Tensor:
+        """Do as :meth:`backward` for TraceGraph_ELBO and RenyiELBO, which run backward themselves."""
+        earlier = {p: p.grad for p in self.trainable().values()}
+        for parameter in earlier:
+            parameter.grad = None
+        elbo: Any = self.loss
+        with self.running(args, indices):
+            loss = elbo.loss_and_grads(self._handled["model"], self._handled["guide"], *args)
+        for parameter in self.trainable().values():
+            before = earlier.get(parameter)
+            if parameter.grad is None:
+                parameter.grad = before
+            else:
+                parameter.grad.mul_(weight).add_(0 if before is None else before)
+        return _scalar(loss)
 
     def _offer_plate(self, trace: Any) -> None:
         """Give an AutoGuide a plate over rows that follows the size of the batch, unless it makes its own."""
@@ -265,17 +275,14 @@ class Objective(nn.Module):
         return dict(store.named_parameters())
 
     @contextmanager
-    def _plain_loss(self) -> Iterator[None]:
-        weight, plate = self._latents.weight, self._data_plate
-        self._latents.weight = 1.0
-        if plate is not None:
-            plate.held_out = True
+    def _held_out(self) -> Iterator[None]:
+        weight, self._latents.weight = self._latents.weight, 1.0
         try:
-            yield
+            check_held_out(self._callables["guide"], self.rows)
+            with NoRowParameters(self.rows):
+                yield
         finally:
             self._latents.weight = weight
-            if plate is not None:
-                plate.held_out = False
 
 
 def _row_plate(plate: DataPlate, dim: int, *args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,6 @@ class DataPlate(Messenger):
         self.name, self.rows = name, rows
         self.batch_rows: int = rows
         self.indices: torch.Tensor | None = None
-        self.held_out = False
 
     def _process_message(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -41,7 +40,9 @@ class DataPlate(Messenger):
             self._check_row_parameters(msg, frame)
 
     def _set_indices(self, msg: Any) -> None:
-        if msg["fn"].size == self.rows and msg["value"] is None and self.indices is not None:
+        if msg["value"] is not None or self.indices is None or self.batch_rows == self.rows:
+            return
+        if msg["fn"].size == self.rows:
             if msg["fn"].subsample_size != self.batch_rows:
                 raise ValueError(_SUBSAMPLE_SIZE.format(self.name, self.rows, self.batch_rows))
             msg["value"] = self.indices
@@ -55,14 +56,31 @@ class DataPlate(Messenger):
         msg["scale"] = msg["scale"] * (self.rows / self.batch_rows)
 
     def _check_row_parameters(self, msg: Any, frame: Any) -> None:
-        if self.held_out:
-            raise ValueError(_HELD_OUT_ROWS.format(msg["name"], self.name))
         if self.batch_rows == self.rows:
             return
         if frame.full_size != self.rows:
             raise ValueError(_BATCH_SIZED.format(msg["name"], self.name, self.name, self.rows))
         if self.indices is None:
             raise ValueError(_NO_INDICES.format(msg["name"]))
+
+
+class NoRowParameters(Messenger):
+    """Refuse parameters that hold a value for every row of the training data, while held-out data are looked
+    at.
+
+    Args:
+        rows: how many rows the training data have. A plate of that size is taken for the plate over rows.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["type"] == "param" and msg["kwargs"].get("event_dim") is not None:
+            for frame in msg["cond_indep_stack"]:
+                if frame.vectorized and frame.full_size == self.rows:
+                    raise ValueError(_HELD_OUT_ROWS.format(msg["name"], frame.name))
 
 
 class LatentScale(Messenger):

@@ -1,5 +1,6 @@
 """The state of a fit while it runs: what callbacks see, and what a checkpoint keeps."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -63,7 +64,8 @@ class Run:
         self.sites: list[Site] = objective.setup(*first.args, indices=first.indices)
         self.optimizer = _build(optimizer, list(objective.trainable().values()))
         self._first = list(objective.trainable())
-        self._good = objective_values(objective)
+        self._parameters: list[Tensor] = list(objective.trainable().values())
+        self._good = [p.detach().clone() for p in self._parameters]
 
     @property
     def loss(self) -> float:
@@ -107,7 +109,8 @@ class Run:
         if fault:
             return self._bad_step(batch, random, fault, error)
         self._in_a_row = 0
-        torch._foreach_copy_(self._good, objective_values(self.objective, copy=False))
+        with torch.no_grad():
+            torch._foreach_copy_(self._good, self._parameters)
         self.good_step = self.step - 1
         self.optimizer.step()
         return None
@@ -115,8 +118,7 @@ class Run:
     def back_to_good(self) -> None:
         """Set the parameters to the last ones whose loss and gradient were finite."""
         with torch.no_grad():
-            for parameter, good in zip(self.objective.trainable().values(), self._good, strict=True):
-                parameter.copy_(good)
+            torch._foreach_copy_(self._parameters, self._good)
         self.best_step = self.good_step
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,7 +147,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "random": rng_state(),
             "epoch_random": self._epoch_random,
-            "callbacks": [c.state_dict() if hasattr(c, "state_dict") else None for c in self.callbacks],
+            "callbacks": [c.state_dict() for c in self._stateful()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -161,14 +163,16 @@ class Run:
         self.objective.restore(state["values"])
         torch._foreach_copy_(self._good, [g.to(p) for g, p in zip(state["good"], self._good, strict=True)])
         self.optimizer.load_state_dict(state["optimizer"])
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
-            if saved is not None:
-                callback.load_state_dict(saved)
+        for callback, saved in zip(self._stateful(), state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
         reason, converged = state["stopped"]
         if reason not in ("", "steps", "max_seconds", "interrupted"):
             self.stop(reason, converged)
         self._rewind(state["epoch_random"])
         set_rng_state(state["random"])
+
+    def _stateful(self) -> list[Any]:
+        return [c for c in self.callbacks if hasattr(c, "state_dict")]
 
     def _rewind(self, epoch_random: dict[str, Any] | None) -> None:
         """Open the current epoch again at the batch that comes next."""
@@ -201,9 +205,9 @@ class Run:
             return "loss", error
         self._adopt_late_parameters()
         self.losses.append(float(loss))
-        if not torch.isfinite(loss):
+        if not math.isfinite(self.loss):
             return "loss", None
-        gradients = [p.grad for p in self.objective.trainable().values() if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         return ("" if all_finite(gradients) else "gradient"), None
 
     def _bad_step(
@@ -225,18 +229,12 @@ class Run:
         return report
 
     def _adopt_late_parameters(self) -> None:
-        parameters = self.objective.trainable()
-        if len(parameters) == len(self._good):
+        if len(self.objective.trainable()) == len(self._good):
             return
-        late = list(parameters.values())[len(self._good) :]
+        late = list(self.objective.trainable().values())[len(self._good) :]
+        self._parameters.extend(late)
         self.optimizer.param_groups[0]["params"].extend(late)
         self._good.extend(p.detach().clone() for p in late)
-
-
-def objective_values(objective: Objective, copy: bool = True) -> list[Tensor]:
-    """Return the values of the trained parameters, in order."""
-    values = [p.detach() for p in objective.trainable().values()]
-    return [v.clone() for v in values] if copy else values
 
 
 def _build(optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer], parameters: list[Any]) -> Any:

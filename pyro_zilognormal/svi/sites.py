@@ -1,5 +1,6 @@
 """What model and guide are made of: the sites they visited."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,22 +71,40 @@ def check_joint_guide(guide: Any, plate: DataPlate | None) -> None:
         guide: the guide, after its first run.
         plate: the plate over rows, or None for none.
     """
-    guide = unwrap(guide)
-    if plate is None or plate.batch_rows == plate.rows or not isinstance(guide, AutoGuide):
+    if plate is None or plate.batch_rows == plate.rows:
         return
-    for part in guide.modules():
+    for part, local in _joint_parts(guide, lambda frame: frame.name == plate.name):
+        raise ValueError(
+            f"{part} cannot be trained on minibatches: sites {local} have one value a row, in one vector "
+            "with all others. Use AutoNormal or AutoDelta, a guide that computes local values from the "
+            "data, or all data at once"
+        )
+
+
+def check_held_out(guide: Any, rows: int) -> None:
+    """Raise a ValueError if an AutoGuide's joint vector holds a value for every row of the training data.
+
+    Args:
+        guide: the guide, after its first run.
+        rows: how many rows the training data have.
+    """
+    for part, local in _joint_parts(guide, lambda frame: frame.full_size == rows):
+        raise ValueError(
+            f"{part} holds a value for every row, at sites {local}: held-out rows have none. Stop on the "
+            "training loss (EarlyStopping() without held_out), or use a guide that computes its local "
+            "values from the data"
+        )
+
+
+def _joint_parts(guide: Any, over_rows: Callable[[Any], bool]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the AutoGuides with one joint vector that hold local sites, with these sites."""
+    guide = unwrap(guide)
+    for part in guide.modules() if isinstance(guide, AutoGuide) else ():
         if isinstance(part, AutoContinuous):
-            local = [n for n, node in part.prototype_trace.iter_stochastic_nodes() if _inside(node, plate)]
+            nodes = part.prototype_trace.iter_stochastic_nodes()
+            local = [n for n, node in nodes if any(map(over_rows, node["cond_indep_stack"]))]
             if local:
-                raise ValueError(
-                    f"{type(part).__name__} cannot be trained on minibatches: sites {local} have one value "
-                    "a row, in one vector with all others. Use AutoNormal or AutoDelta, a guide that "
-                    "computes local values from the data, or all data at once"
-                )
-
-
-def _inside(node: Any, plate: DataPlate) -> bool:
-    return any(frame.name == plate.name for frame in node["cond_indep_stack"])
+                yield type(part).__name__, local
 
 
 def _site(node: Any, part: str) -> Site:

@@ -1,0 +1,93 @@
+"""Overhead of `pyro_zilognormal.svi.fit` over a bare `pyro.infer.SVI.step` loop, on a step of about 5 ms.
+
+The two are timed in turn, block by block, so that a change of the machine's speed meets both alike; the
+figure is the median of the ratios of neighbouring blocks. Exits with 1 if it is above 3 %.
+
+    python benchmarks/svi_overhead.py
+"""
+
+import argparse
+import functools
+import statistics
+import sys
+import time
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+
+from pyro_zilognormal.svi import EarlyStopping, Progress, Run, fit
+
+ROWS, COLUMNS, LIMIT = 2000, 100, 1.03
+
+
+def model(x: torch.Tensor) -> None:
+    """Independent columns of normal data with unknown location and scale."""
+    with pyro.plate("columns", COLUMNS, dim=-1):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", len(x), dim=-2):
+            pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+
+class Clock:
+    """A callback that times blocks of steps, and lets a bare loop have its turn after each."""
+
+    def __init__(self, bare: SVI, x: torch.Tensor, block: int) -> None:
+        self.bare, self.x, self.block = bare, x, block
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self.since = 0.0
+
+    def __call__(self, run: Run) -> None:
+        """End a block of the fit, time a block of the bare loop, and begin the next block of the fit."""
+        if run.step % self.block:
+            return
+        now = time.perf_counter()
+        if self.since:
+            self.ours.append(now - self.since)
+            self.theirs.append(self._bare_block())
+        self.since = time.perf_counter()
+
+    def _bare_block(self) -> float:
+        start = time.perf_counter()
+        for _ in range(self.block):
+            self.bare.step(self.x)
+        return time.perf_counter() - start
+
+
+def measure(blocks: int, block: int) -> tuple[float, float]:
+    """Return seconds a step of the bare loop, and the median ratio of ours to it."""
+    x = torch.randn(ROWS, COLUMNS)
+    bare = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    bare.step(x)
+    clock = Clock(bare, x, block)
+    fit(
+        model,
+        AutoNormal(model),
+        x,
+        steps=block * (blocks + 1),
+        optimizer=functools.partial(torch.optim.Adam, lr=0.01),
+        callbacks=[EarlyStopping(every=50, patience=10**6), Progress(), clock],
+    )
+    ratios = [a / b for a, b in zip(clock.ours, clock.theirs, strict=True)]
+    return statistics.median(clock.theirs) / block, statistics.median(ratios)
+
+
+def main() -> int:
+    """Print the figures; return 1 where the overhead is above the limit."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=60)
+    parser.add_argument("--block", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    step, ratio = measure(arguments.blocks, arguments.block)
+    percent = 100 * (ratio - 1)
+    print(f"bare SVI.step {1e3 * step:.2f} ms; fit, with EarlyStopping and Progress, {percent:+.1f} %")
+    return int(ratio > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

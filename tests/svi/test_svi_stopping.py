@@ -1,0 +1,205 @@
+"""Item 3: stopping that is relative, sign-safe and aware of noise, and says why."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from pyro.infer.autoguide import AutoNormal
+from svi_cases import Amortised, adam, auto, data, delta_guide, local_model, normal_guide, normal_model
+
+from pyro_zilognormal.svi import EarlyStopping, Minibatches, Run, fit
+
+
+class Script:
+    """A run whose losses are written beforehand."""
+
+    def __init__(self, losses):
+        self.losses, self.step, self.stop_reason, self.converged = [], 0, "", False
+        self.smoothed, self.held_out, self.best_step = [], [], 0
+        self.script, self.objective = losses, self
+
+    def snapshot(self):
+        return {"step": torch.tensor(self.step)}
+
+    def restore(self, values):
+        self.restored = int(values["step"])
+
+    def stop(self, reason, converged=False):
+        self.stop_reason, self.converged = reason, converged
+
+    def play(self, callback):
+        callback.start(self)
+        for loss in self.script:
+            self.losses.append(loss)
+            self.step += 1
+            callback(self)
+            if self.stop_reason:
+                break
+        callback.end(self)
+        return self
+
+
+def decay(steps, noise=0.0, level=0.0, size=10.0, rate=0.02):
+    g = torch.Generator().manual_seed(1)
+    wave = noise * torch.randn(steps, generator=g)
+    return [level + size * math.exp(-rate * t) + float(w) for t, w in enumerate(wave)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("level", [-1000.0, -10.0, 0.0, 10.0, 1000.0])
+def test_a_plateau_is_found_whatever_sign_and_noise(level, noise):
+    run = Script(decay(5000, noise, level)).play(EarlyStopping(every=50, patience=5))
+    assert run.stop_reason == "converged"
+    assert run.converged
+    # It did not stop before all but 1 % of what there was to gain was gained, nor went on for ever.
+    assert 100 < run.step < 3000
+    assert run.restored == run.best_step <= run.step
+
+
+@pytest.mark.parametrize("level", [-100.0, 0.0, 100.0])
+def test_a_loss_that_goes_on_falling_is_not_stopped(level):
+    falling = [level - 0.05 * t for t in range(3000)]
+    run = Script(falling).play(EarlyStopping(every=50, patience=3))
+    assert run.stop_reason == ""
+    assert run.restored == 3000
+
+
+def test_slow_progress_below_the_noise_of_a_look_still_counts():
+    g = torch.Generator().manual_seed(0)
+    slow = [-0.02 * t + float(torch.randn((), generator=g)) for t in range(2000)]
+    assert Script(slow).play(EarlyStopping(every=50, patience=5)).stop_reason == ""
+
+
+def test_a_rising_loss_is_not_called_converged():
+    run = Script([*decay(500), *(0.1 * t for t in range(2000))]).play(EarlyStopping(every=50, patience=4))
+    assert run.stop_reason == "rising"
+    assert not run.converged
+    assert run.restored == 500
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_min_delta_is_relative_to_the_size_of_the_loss(sign):
+    gentle = [sign * 1000.0 - 0.002 * t for t in range(2000)]  # 0.1 in 50 steps, 1e-4 of the loss
+    loose = EarlyStopping(every=50, patience=2, min_delta=1e-2)
+    strict = EarlyStopping(every=50, patience=2, min_delta=1e-5, noise=0.0)
+    assert Script(gentle).play(loose).stop_reason
+    assert Script(gentle).play(strict).stop_reason == ""
+
+
+def test_warm_up_is_not_looked_at():
+    run = Script([0.0] * 2000).play(EarlyStopping(every=50, patience=2, warm_up=700))
+    assert run.smoothed[0][0] == 750
+    assert run.step == 850
+
+
+def test_skipped_steps_do_not_spoil_the_window():
+    losses = [math.nan if t % 3 == 0 else v for t, v in enumerate(decay(3000))]
+    assert Script(losses).play(EarlyStopping(every=50, patience=3)).converged
+
+
+def test_a_fit_stops_on_held_out_data_and_keeps_the_best_state():
+    held_out = data(50, seed=9)
+    stop = EarlyStopping(held_out, every=20, patience=3)
+    result = fit(normal_model, normal_guide, data(100), steps=5000, optimizer=adam, callbacks=[stop])
+    assert result.stop_reason == "converged"
+    assert result.converged
+    best = min(result.held_out, key=lambda pair: pair[1])
+    assert result.best_step == best[0]
+    again = EarlyStopping(held_out, every=20, patience=3)
+
+    class Now:
+        objective = result.objective
+
+    assert float(again._look(Now).mean()) == best[1]
+    assert "converged: the loss stopped improving" in str(result)
+
+
+def test_held_out_evaluation_is_repeatable_and_leaves_training_alone():
+    def run(callbacks):
+        return fit(normal_model, normal_guide, data(), steps=60, optimizer=adam, callbacks=callbacks)
+
+    plain = run([])
+    watched = run([EarlyStopping(data(seed=5), every=20, patience=100)])
+    assert plain.losses.tolist() == watched.losses.tolist()
+    assert watched.held_out == run([EarlyStopping(data(seed=5), every=20, patience=100)]).held_out
+
+
+def test_held_out_batches_give_the_held_out_loss():
+    x, held_out = data(40), data(11, seed=3)
+    losses = []
+    for kind in (held_out, Minibatches(held_out, batch_size=4, plate="rows"), (held_out,), held_out.numpy()):
+        stop = EarlyStopping(kind, every=2, patience=9)
+        source = Minibatches(x, batch_size=10, plate="rows")
+        losses.append(fit(normal_model, delta_guide, source, steps=2, callbacks=[stop]).held_out[0][1])
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+    # Scaled to the number of rows that the fit has, so that it can be compared with the training loss.
+    loc = fit(normal_model, delta_guide, Minibatches(x, batch_size=10, plate="rows"), steps=2).params["q_loc"]
+    prior = -pyro.distributions.Normal(0.0, 10.0).log_prob(loc)
+    each = -pyro.distributions.Normal(loc, 1.0).log_prob(held_out).mean()
+    assert losses[0] == pytest.approx(float(prior + 40 * each), rel=1e-5)
+
+
+def test_batch_norm_is_not_changed_by_held_out_data():
+    class Normed(Amortised):
+        def __init__(self, rows):
+            super().__init__(rows)
+            self.net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.BatchNorm1d(2))
+
+    def run(callbacks):
+        module = Normed(20)
+        pyro.set_rng_seed(0)
+        return fit(module.model, module.guide, data(), steps=40, callbacks=callbacks), module
+
+    torch.manual_seed(0)
+    plain, _ = run([])
+    torch.manual_seed(0)
+    watched, two = run([EarlyStopping(data(seed=8), every=10, patience=100)])
+    assert plain.losses.tolist() == watched.losses.tolist()
+    assert two.net[1].training
+
+
+def test_held_out_rows_have_no_parameters_of_their_own():
+    model = local_model(20)
+    for source in (Minibatches(data(), batch_size=5, plate="rows"), data()):
+        with pytest.raises(ValueError, match="held-out rows have none"):
+            fit(model, AutoNormal(model), source, steps=4, callbacks=[EarlyStopping(data(seed=2), every=2)])
+
+
+def test_running_out_of_steps_is_not_converging():
+    result = fit(normal_model, normal_guide, data(), steps=10, callbacks=[EarlyStopping(every=5)])
+    assert (result.stop_reason, result.converged) == ("steps", False)
+    assert "ran out of steps" in str(result)
+
+
+def test_max_seconds_stops_a_fit():
+    result = fit(normal_model, normal_guide, data(), steps=10**6, max_seconds=0.3)
+    assert (result.stop_reason, result.converged) == ("max_seconds", False)
+    assert 0.3 <= result.seconds < 10
+    assert "ran out of time" in str(result)
+
+
+def test_a_callback_may_stop_a_fit():
+    def enough(run: Run):
+        if run.step == 7:
+            run.stop("seven is enough")
+
+    result = fit(normal_model, auto(), data(), steps=100, callbacks=[enough])
+    assert (result.steps, result.stop_reason, result.converged) == (7, "seven is enough", False)
+    assert "stopped: seven is enough" in str(result)
+
+
+BAD = [
+    ({"every": 1}, "every is 1; needed at least 2"),
+    ({"patience": 0}, "patience is 0"),
+    ({"min_delta": -1.0}, "min_delta is -1.0"),
+    ({"noise": math.nan}, "noise is nan"),
+    ({"warm_up": -1}, "warm_up is -1"),
+    ({"particles": 1}, "particles is 1; needed at least 2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EarlyStopping(**arguments)
