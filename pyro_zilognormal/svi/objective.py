@@ -13,8 +13,9 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.params.param_store import normalize_param_name
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.modules import evaluating, owner
+from pyro_zilognormal.svi.modules import evaluating, module_parameters, owner
 from pyro_zilognormal.svi.plates import DataPlate, LatentScale, NoRowParameters
 from pyro_zilognormal.svi.session import ParamSpace
 from pyro_zilognormal.svi.sites import Site, check_held_out, check_joint_guide, check_plate, sites_of
@@ -68,6 +69,7 @@ class Objective(nn.Module):
         self._callables = {"model": model, "guide": guide}
         self._handled = {k: self._handle(fn) for k, fn in self._callables.items()}
         self._trainable: dict[str, nn.Parameter] = {}
+        self._constraints: dict[str, Any] = {}
         self._stored = -1
 
     @property
@@ -147,13 +149,18 @@ class Objective(nn.Module):
         """Return a copy of every parameter as the model sees it, within its constraint."""
         with self.space.active() as store, torch.no_grad():
             known = {normalize_param_name(k): v.detach().clone() for k, v in store.items()}
-        return {k: known.get(k, p.detach().clone()) for k, p in self.trainable().items()}
+            for name, parameter in self.trainable().items():
+                if name not in known:
+                    constraint = self._constraints.get(name, constraints.real)
+                    known[name] = transform_to(constraint)(parameter.detach().clone())
+        return {k: known[k] for k in self.trainable()}
 
     def constraints(self) -> dict[str, str]:
         """Return the constraint of each parameter, as text."""
         with self.space.active() as store:
-            known = {normalize_param_name(k): str(c) for k, c in store.get_state()["constraints"].items()}
-        return {k: known.get(k, "Real()") for k in self.trainable()}
+            known = {normalize_param_name(k): c for k, c in store.get_state()["constraints"].items()}
+        known |= self._constraints
+        return {k: str(known.get(k, constraints.real)) for k in self.trainable()}
 
     def snapshot(self) -> dict[str, Tensor]:
         """Return a copy of all parameters, unconstrained, and of the modules' buffers."""
@@ -255,10 +262,11 @@ class Objective(nn.Module):
         found = {normalize_param_name(k): p for k, p in self._stored_parameters(store).items()}
         seen = {id(p) for p in found.values()}
         for prefix, module in self.owners.items():
-            for name, parameter in module.named_parameters():
+            for name, parameter, constraint in module_parameters(module):
                 if parameter.requires_grad and id(parameter) not in seen:
                     seen.add(id(parameter))
                     found[f"{prefix}.{name}"] = parameter
+                    self._constraints[f"{prefix}.{name}"] = constraint
         # Known parameters keep their place, so that an optimiser's state stays with its parameter.
         kept = {k: found.pop(k) for k in self._trainable if k in found}
         self._trainable = {**kept, **found}

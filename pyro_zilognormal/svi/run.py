@@ -177,12 +177,14 @@ class Run:
     def _rewind(self, epoch_random: dict[str, Any] | None) -> None:
         """Open the current epoch again at the batch that comes next."""
         self._epoch_random = epoch_random
+        if self.position == self.source.batches:
+            self._batches = iter(())
+            return
         if epoch_random is not None:
             set_rng_state(epoch_random)
-        self._batches = self.source.epoch(self.epoch, self.seed, self.position)
-        if epoch_random is not None and self.position < self.source.batches:
-            # Reading starts only when a batch is asked for, and a loader draws its order when it starts.
-            self._batches = _chain(next(self._batches), self._batches)
+        # Reading starts only when a batch is asked for, and a loader draws its order when it starts.
+        batches = self.source.epoch(self.epoch, self.seed, self.position)
+        self._batches = _chain(next(batches), batches)
 
     def _next_batch(self) -> Batch:
         batch = None if self._batches is None else next(self._batches, None)

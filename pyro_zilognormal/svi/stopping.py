@@ -21,10 +21,11 @@ class EarlyStopping:
     particles and seed, else the mean of the last ``every`` training losses. L is better than the best so far,
     B, if
 
-        B - L > max(min_delta |B|, noise SE),
+        B - L > max(min_delta max(|B|, F - B), noise SE),
 
-    where SE is the standard error of B - L: over particles that share their random numbers, or over the two
-    windows of training losses. After ``patience`` looks with nothing better the fit has converged.
+    where F is the loss at the first look, so that a loss near 0 has a size too, and SE is the standard error
+    of B - L: over particles that share their random numbers, or over the two windows of training losses.
+    After ``patience`` looks with nothing better the fit has converged.
 
     Args:
         held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
@@ -69,6 +70,7 @@ class EarlyStopping:
     def start(self, run: Run) -> None:
         """Forget an earlier fit."""
         self._state = {
+            "first": None,
             "reference": None,
             "best": math.inf,
             "best_step": 0,
@@ -129,13 +131,16 @@ class EarlyStopping:
     def _judge(self, run: Run, losses: Tensor) -> None:
         reference = self._state["reference"]
         gain, needed = (math.inf, 0.0) if reference is None else self._gain(reference, losses)
-        if gain > needed:
-            self._state.update(reference=losses, waited=0)
+        finite = bool(torch.isfinite(losses).all())
+        if finite and gain > needed:
+            first = float(losses.mean()) if reference is None else self._state["first"]
+            self._state.update(first=first, reference=losses, waited=0)
             return
         self._state["waited"] += 1
         if self._state["waited"] >= self.patience:
             rising = self.held_out is None and -gain > needed
-            run.stop("rising" if rising else "converged", converged=not rising)
+            reason = "rising" if rising else "converged" if finite else "held-out loss not finite"
+            run.stop(reason, converged=reason == "converged")
 
     def _gain(self, reference: Tensor, losses: Tensor) -> tuple[float, float]:
         """Return how much better the losses are than the reference, and how much counts as better."""
@@ -144,7 +149,9 @@ class EarlyStopping:
             error = math.sqrt(float(reference.var() / len(reference) + losses.var() / len(losses)))
         else:
             error = float((reference - losses).std()) / math.sqrt(self.particles)
-        return gain, max(self.min_delta * abs(float(reference.mean())), self.noise * error)
+        best = float(reference.mean())
+        size = max(abs(best), self._state["first"] - best)
+        return gain, max(self.min_delta * size, self.noise * error)
 
 
 def _source(held_out: Any) -> Source:

@@ -87,6 +87,16 @@ def test_min_delta_is_relative_to_the_size_of_the_loss(sign):
     assert Script(gentle).play(strict).stop_reason == ""
 
 
+def test_a_held_out_loss_that_is_not_finite_is_not_called_converged():
+    def broken(model, guide, x):
+        loss = pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x)
+        return loss if loss.requires_grad else loss * math.nan
+
+    stop = EarlyStopping(data(), every=2, patience=3)
+    result = fit(normal_model, normal_guide, data(), steps=100, loss=broken, callbacks=[stop])
+    assert (result.stop_reason, result.converged) == ("held-out loss not finite", False)
+
+
 def test_warm_up_is_not_looked_at():
     run = Script([0.0] * 2000).play(EarlyStopping(every=50, patience=2, warm_up=700))
     assert run.smoothed[0][0] == 750

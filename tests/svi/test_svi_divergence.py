@@ -1,0 +1,211 @@
+"""Item 5: a NaN stops the fit with site, parameters and rows named, and the last good state kept."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from svi_cases import adam, data, normal_guide, normal_model
+from torch.distributions import constraints
+
+from pyro_zilognormal.svi import DivergenceError, Minibatches, SkipBadSteps, fit
+
+
+def with_nan(rows, at):
+    x = data(rows)
+    x[at] = math.nan
+    return x
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("batch_size", [None, 3, 7])
+def test_a_nan_in_the_data_is_named_with_its_rows(batch_size, validate):
+    x = with_nan(20, [4, 11])
+    source = x if batch_size is None else Minibatches(x, batch_size=batch_size, plate="rows")
+    with pyro.validation_enabled(validate), pytest.raises(DivergenceError) as caught:
+        fit(normal_model, normal_guide, source, steps=20, optimizer=adam)
+    report = caught.value.report
+    assert (report.site, report.part) == ("x", "model")
+    assert set(report.rows) <= {4, 11}
+    assert report.rows
+    if batch_size is None:
+        assert report.rows == [4, 11]
+    assert "its value is nan" in report.cause
+    assert f"first offending rows: {report.rows}" in str(caught.value)
+
+
+def test_a_row_of_a_matrix_is_named():
+    x = data(30).reshape(10, 3)
+    x[7, 1] = math.inf
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(3))
+        with pyro.plate("rows", len(x), dim=-2), pyro.plate("columns", 3, dim=-1):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    with pyro.validation_enabled(False), pytest.raises(DivergenceError, match=r"rows: \[7\]"):
+        fit(model, lambda x: None, x, steps=3)
+    with pyro.validation_enabled(False), pytest.raises(DivergenceError, match=r"rows: \[7\]"):
+        fit(vector_model, lambda x: None, x, steps=3)
+
+
+def vector_model(x):
+    loc = pyro.param("loc", torch.zeros(3))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+
+def test_data_outside_the_support_are_named():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.LogNormal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
+
+    x = data().abs()
+    x[3] = -1.0
+    with pytest.raises(DivergenceError, match=r"site 'x' of the model: .*rows: \[3\]"):
+        fit(model, lambda x: None, x, steps=3)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_exploding_parameters_go_back_to_the_last_good_state(validate):
+    seen = []
+
+    def remember(run):
+        seen.append({k: v.clone() for k, v in run.params.items()})
+        if run.step == 6:
+            run.optimizer.param_groups[0]["lr"] = 1e38
+
+    with pyro.validation_enabled(validate), pytest.raises(DivergenceError) as caught:
+        fit(normal_model, normal_guide, data(), steps=20, optimizer=adam, callbacks=[remember])
+    result = caught.value.result
+    # Step 7 began from the parameters after step 6, with a finite loss, and blew them up.
+    assert result.best_step == 6
+    assert all(torch.equal(result.params[k], seen[5][k]) for k in seen[5])
+    assert result.stop_reason == "diverged"
+    assert not result.converged
+    assert caught.value.report.step == 8
+    assert all(math.isfinite(v) for v in result.losses[:7])
+
+
+def test_a_guide_site_and_its_parameter_are_named():
+    def guide(x):
+        loc = pyro.param("q_loc", torch.tensor(0.0))
+        scale = pyro.param("q_scale", torch.tensor(1.0), constraint=constraints.positive)
+        pyro.sample("loc", dist.Normal(loc, scale))
+
+    def poison(run):
+        if run.step == 3:
+            with torch.no_grad():
+                run.objective.trainable()["q_scale"].fill_(math.nan)
+
+    for validate in (True, False):
+        with pyro.validation_enabled(validate), pytest.raises(DivergenceError) as caught:
+            fit(normal_model, guide, data(), steps=9, callbacks=[poison])
+        report = caught.value.report
+        assert (report.site, report.part) == ("loc", "guide")
+        assert "parameter 'scale'" in report.cause
+        assert "q_scale" in report.parameters
+
+
+def test_a_bad_gradient_with_a_good_loss_is_found():
+    def model(x):
+        m = pyro.param("m", torch.tensor(0.0))
+        with pyro.plate("rows", len(x)):
+            # sqrt has an infinite gradient at 0, which meets 0 elsewhere: NaN from row 5 alone
+            shift = torch.where(torch.arange(len(x)) == 5, (m * 0.0).sqrt(), m)
+            pyro.sample("x", dist.Normal(shift, 1.0), obs=x)
+
+    with pytest.raises(DivergenceError) as caught:
+        fit(model, lambda x: None, data(), steps=3)
+    report = caught.value.report
+    assert (report.what, report.site, report.parameters) == ("gradient", "x", ["m"])
+    assert "gradient of its log density" in report.cause
+
+
+def test_clipped_adam_does_not_poison_the_parameters():
+    from pyro.optim.clipped_adam import ClippedAdam
+
+    with pyro.validation_enabled(False), pytest.raises(DivergenceError) as caught:
+        fit(normal_model, normal_guide, with_nan(9, 2), steps=9, optimizer=ClippedAdam)
+    assert all(torch.isfinite(v).all() for v in caught.value.result.params.values())
+
+
+def sometimes(every):
+    count = []
+
+    def loss(model, guide, x):
+        count.append(1)
+        total = pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x)
+        return total * math.nan if len(count) % every == 0 else total
+
+    return loss
+
+
+def test_bad_steps_are_skipped_and_counted_on_request():
+    result = fit(
+        normal_model,
+        normal_guide,
+        data(),
+        steps=100,
+        optimizer=adam,
+        loss=sometimes(10),
+        callbacks=[SkipBadSteps()],
+    )
+    assert result.skipped == list(range(10, 101, 10))
+    assert [i + 1 for i, v in enumerate(result.losses) if math.isnan(v)] == result.skipped
+    assert "10 steps skipped" in str(result)
+    assert all(torch.isfinite(v).all() for v in result.params.values())
+
+
+def test_a_skipped_step_changes_no_parameter():
+    seen = []
+    fit(
+        normal_model,
+        normal_guide,
+        data(),
+        steps=4,
+        loss=sometimes(3),
+        callbacks=[SkipBadSteps(), lambda run: seen.append(run.params["q_loc"])],
+    )
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[2], seen[3])
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_fit():
+    with pytest.raises(DivergenceError) as caught:
+        fit(
+            normal_model,
+            normal_guide,
+            data(),
+            steps=50,
+            loss=sometimes(1),
+            callbacks=[SkipBadSteps(in_a_row=4)],
+        )
+    assert caught.value.report.step == 4
+    assert caught.value.result.skipped == [1, 2, 3]
+
+
+def test_skipping_serves_validation_errors_too():
+    x = with_nan(20, [4])
+    source = Minibatches(x, batch_size=5, plate="rows")
+    result = fit(normal_model, normal_guide, source, steps=40, optimizer=adam, callbacks=[SkipBadSteps()])
+    assert len(result.skipped) == 10  # the batch of row 4, once an epoch
+
+
+def test_an_error_of_the_model_is_not_dressed_up():
+    def model(x):
+        normal_model(x)
+        if pyro.poutine.runtime.am_i_wrapped() and len(calls) > 4:
+            raise ValueError("my own mistake")
+        calls.append(1)
+
+    calls = []
+    with pytest.raises(ValueError, match="my own mistake"):
+        fit(model, normal_guide, data(), steps=20)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_bad_arguments_are_refused(value):
+    with pytest.raises(ValueError, match=f"in_a_row is {value}; needed at least 1"):
+        SkipBadSteps(in_a_row=value)
