@@ -1,7 +1,7 @@
 """Posterior predictive checks, column by column."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -74,6 +74,27 @@ def posterior_predictive(
     return {k: _check(k, found[k], [r[k] for r in replicated]) for k in names}
 
 
+@dataclass
+class _Sums:
+    """Sums over the rows of one site, and quantiles of some columns after others."""
+
+    rows: int = 0
+    columns: int = 0
+    zeros: Tensor | float = 0.0
+    total: Tensor | float = 0.0
+    quantiles: list[Tensor] = field(default_factory=list)
+
+    def add(self, table: Tensor) -> None:
+        self.rows, self.columns = self.rows + len(table), table.shape[1]
+        self.zeros = self.zeros + (table == 0).double().sum(0)
+        self.total = self.total + table.double().sum(0)
+
+    def statistics(self, levels: list[float]) -> dict[str, Tensor]:
+        found = {"zero fraction": self.zeros / self.rows, "mean": self.total / self.rows}
+        ordered = torch.cat(self.quantiles, 1)
+        return found | {f"quantile {q:g}": v for q, v in zip(levels, ordered, strict=True)}  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class _Tables:
     """Statistics of the columns of observed sites, as they are or drawn anew."""
@@ -85,31 +106,21 @@ class _Tables:
     renew: bool
 
     def statistics(self, draw: int) -> dict[str, dict[str, Tensor]]:
-        totals, rows = self._totals(draw)
-        found = {}
-        for name, (zeros, total) in totals.items():
-            found[name] = {"zero fraction": zeros / rows[name], "mean": total / rows[name]}
-            ordered = self._quantiles(name, draw, rows[name], len(total))
-            found[name] |= {f"quantile {q:g}": v for q, v in zip(self.levels, ordered, strict=True)}
-        return found
-
-    def _totals(self, draw: int) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, int]]:
-        totals: dict[str, tuple[Tensor, Tensor]] = {}
-        rows = dict.fromkeys(self.names, 0)
-        for tables in self._blocks(draw):
-            for name, table in tables.items():
-                zeros, total = totals.get(name, (0, 0))
-                totals[name] = (zeros + (table == 0).double().sum(0), total + table.double().sum(0))
-                rows[name] += len(table)
-        return totals, rows
-
-    def _quantiles(self, name: str, draw: int, rows: int, columns: int) -> Tensor:
-        room = max(1, self.max_bytes // (8 * rows))
-        found = []
-        for start in range(0, columns, room) if self.levels else ():
-            held = [t[name][:, start : start + room].double() for t in self._blocks(draw)]
-            found.append(quantiles_of(torch.cat(held), self.levels))
-        return torch.cat(found, 1) if found else torch.empty(0, columns)
+        room = max(1, self.max_bytes // (8 * self.sampler.source.rows * len(self.names)))
+        sums = {k: _Sums() for k in self.names}
+        start, more = 0, True
+        while more:
+            held: dict[str, list[Tensor]] = {k: [] for k in self.names}
+            for tables in self._blocks(draw):
+                for name, table in tables.items():
+                    if start == 0:
+                        sums[name].add(table)
+                    held[name].append(table[:, start : start + room].double())
+            for name, parts in held.items():
+                sums[name].quantiles.append(quantiles_of(torch.cat(parts), self.levels))
+            start += room
+            more = bool(self.levels) and any(start < s.columns for s in sums.values())
+        return {k: s.statistics(self.levels) for k, s in sums.items()}
 
     def _blocks(self, draw: int) -> Any:
         fixed: dict[str, Tensor] = {}

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.distributions.transforms import biject_to
 from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
 from pyro_zilognormal.svi.sampling import Sampler
 
@@ -70,17 +71,18 @@ def _usable(sampler: Sampler, name: str, quantiles: Tensor) -> bool:
     shape = list(layout.shape)
     if layout.axis is not None:
         shape[layout.axis] = sampler.source.rows
-    return list(quantiles.shape[1:]) == shape and _increasing(sampler.model.nodes[name]["fn"].support)
+    return list(quantiles.shape[1:]) == shape and _increasing(
+        biject_to(sampler.model.nodes[name]["fn"].support)
+    )
 
 
-def _increasing(support: Any) -> bool:
-    transform = biject_to(support)
+def _increasing(transform: Any) -> bool:
+    """Whether a transform acts element by element and rises."""
+    if isinstance(transform, IndependentTransform):
+        return _increasing(transform.base_transform)
+    if isinstance(transform, ComposeTransform):
+        return all(map(_increasing, transform.parts))
     try:
         return transform.domain.event_dim == 0 and bool(torch.as_tensor(transform.sign == 1).all())
-    except NotImplementedError:
-        return _all_increasing(transform)
-
-
-def _all_increasing(transform: Any) -> bool:
-    parts = getattr(transform, "parts", None) or [getattr(transform, "base_transform", None)]
-    return all(p is not None and getattr(p, "sign", 0) == 1 and p.domain.event_dim == 0 for p in parts)
+    except NotImplementedError:  # not monotone
+        return False

@@ -117,9 +117,9 @@ def test_fits_in_two_threads_take_turns():
 
 def test_a_result_keeps_its_parameters_when_its_guide_is_fitted_again():
     guide = auto()
-    first = fit(normal_model, guide, data(loc=-5.0), steps=300, optimizer=adam)
+    first = fit(normal_model, guide, data(loc=-5.0), steps=100, optimizer=adam)
     before = copy.deepcopy(first.params)
-    second = fit(normal_model, guide, data(loc=50.0), steps=300, optimizer=adam)
+    second = fit(normal_model, guide, data(loc=50.0), steps=100, optimizer=adam)
     with first.scope():
         median_of_first = guide.median()["loc"]
     with second.scope():
@@ -132,7 +132,7 @@ def test_a_result_keeps_its_parameters_when_its_guide_is_fitted_again():
 
 def test_the_results_guide_draws_with_its_own_parameters():
     first, second = (
-        fit(normal_model, auto(), data(loc=loc), steps=300, optimizer=adam) for loc in (-3.0, 3.0)
+        fit(normal_model, auto(), data(loc=loc), steps=100, optimizer=adam) for loc in (-3.0, 3.0)
     )
     pyro.set_rng_seed(0)
     assert first.guide(data())["loc"] < 0 < second.guide(data())["loc"]

@@ -90,13 +90,13 @@ def test_fit_is_the_loop_by_hand_bit_for_bit():
 
 def test_fit_agrees_with_svi():
     x = data(100)
-    result = fit(normal_model, normal_guide, x, steps=500, optimizer=adam)
+    result = fit(normal_model, normal_guide, x, steps=200, optimizer=adam)
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     svi = SVI(normal_model, normal_guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
-    for _ in range(500):
+    for _ in range(200):
         svi.step(x)
-    assert abs(result.params["q_loc"] - pyro.param("q_loc")) < 0.1
+    assert abs(result.params["q_loc"] - pyro.param("q_loc")) < 0.2
     pyro.clear_param_store()
 
 

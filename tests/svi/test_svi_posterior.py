@@ -86,10 +86,10 @@ def test_summary_is_the_summary_of_the_draws(mixed):
         assert not found[name].exact
 
 
-@pytest.mark.parametrize("max_bytes", [1, 8 * 64, 8 * 64 * 2, 2**28])
+@pytest.mark.parametrize("max_bytes", [1, 8 * 24 * 2])
 def test_memory_limits_do_not_change_the_answer(mixed, max_bytes):
-    full = posterior_summary(mixed, data(ROWS), draws=64)
-    small = posterior_summary(mixed, data(ROWS), draws=64, max_bytes=max_bytes)
+    full = posterior_summary(mixed, data(ROWS), draws=24)
+    small = posterior_summary(mixed, data(ROWS), draws=24, max_bytes=max_bytes)
     assert full.keys() == {"scale", "low", "share", "part"}
     for name in full:
         assert torch.equal(full[name].mean, small[name].mean)
