@@ -27,6 +27,7 @@ class Checkpoint:
     schedule in the documentation. It saves every ``steps`` steps and every ``seconds`` seconds, at the end,
     and on Ctrl-C or SIGTERM, which then take effect after the step in progress. The file before the last is
     kept as ``<path>.previous``, and used if the last is not whole. Nothing in a file is unpickled.
+    At the start all data are read once, to tell them from other data.
 
     Args:
         path: the file; its folder must exist.
@@ -72,6 +73,7 @@ class Checkpoint:
         self._fingerprint, self._saved_at, self._signal = fingerprint(run), time.monotonic(), None
         # Only the main thread may set signal handlers.
         if threading.current_thread() is threading.main_thread():
+            run.stack.callback(self._deliver)
             for number in (signal.SIGINT, signal.SIGTERM):
                 before = signal.signal(number, self._note)
                 run.stack.callback(signal.signal, number, before if before is not None else signal.SIG_DFL)
@@ -87,7 +89,10 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of another fit: {other}. Use another path, or resume=False "
                 f"to replace it"
             )
-        run.load_state_dict(content["run"])
+        try:
+            run.load_state_dict(content["run"])
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+            raise CheckpointError(f"{self.path} does not hold the state of such a fit: {error!r}") from error
 
     def __call__(self, run: Run) -> None:
         """Do nothing: the state is saved in :meth:`after`, when every other callback has had its turn."""
@@ -96,7 +101,8 @@ class Checkpoint:
         """Save if it is time to, or if a signal came."""
         if self._signal is not None:
             self.save(run)
-            self._obey(run)
+            run.stack.close()
+            run.stop("interrupted")  # where a handler of the caller's own has chosen to live on
         elif (self.steps and run.step % self.steps == 0) or self._late():
             self.save(run)
 
@@ -144,15 +150,11 @@ class Checkpoint:
             raise KeyboardInterrupt
         self._signal = number
 
-    def _obey(self, run: Run) -> None:
-        """Do what the signal asked for, now that the state is safe."""
+    def _deliver(self) -> None:
+        """Let a signal have the effect that it would have had, now that the handlers of before are back."""
         number, self._signal = self._signal, None
-        run.stack.close()  # puts the handlers back that were there before
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        os.kill(os.getpid(), signal.SIGTERM)
-        # A handler of the caller's own may have chosen to live on.
-        run.stop("interrupted")
+        if number is not None:
+            signal.raise_signal(number)
 
 
 def _checked(content: Any) -> dict[str, Any]:

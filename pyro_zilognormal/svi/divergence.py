@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_zilognormal.svi.data import Batch
 from pyro_zilognormal.svi.rng import set_torch_rng_state
 from pyro_zilognormal.svi.session import global_state_kept
-from pyro_zilognormal.svi.sites import is_sample
+from pyro_zilognormal.svi.sites import is_sample, law_parameters
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.objective import Objective
@@ -150,19 +150,14 @@ def _search(objective: "Objective", batch: Batch) -> dict[str, Any]:
 
 
 def _value_fault(node: Any, density: Tensor) -> tuple[str, Tensor | None]:
-    fn, value = node["fn"], node["value"]
-    for name, tensor in [*_law_parameters(fn), ("value", value), ("log density", density)]:
+    value = node["value"]
+    law = [(f"parameter {name!r}", tensor) for name, tensor in law_parameters(node["fn"])]
+    for name, tensor in [*law, ("value", value), ("log density", density)]:
         if isinstance(tensor, Tensor) and not _finite(tensor):
             ours = tensor.detach().flatten()
             shown = ours[~torch.isfinite(ours)][0].item()
             return f"its {name} is {shown}", tensor
     return "", None
-
-
-def _law_parameters(fn: Any) -> list[tuple[str, Any]]:
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        fn = fn.base_dist
-    return [(f"parameter {name!r}", getattr(fn, name, None)) for name in fn.arg_constraints]
 
 
 def _gradient_fault(density: Tensor, parameters: list[Any]) -> Tensor | None:

@@ -27,7 +27,7 @@ def fingerprint(run: Run) -> dict[str, str]:
     for site in run.sites:
         seen = "observed" if site.observed else "latent"
         found[f"{site.part} site {site.name!r}"] = (
-            f"{seen} {site.law} {site.event_shape} in plates {site.plates}"
+            f"{seen} {site.law}({site.constants}) {site.event_shape} in plates {site.plates}"
         )
     constraints = run.objective.constraints()
     for name, parameter in run.objective.trainable().items():

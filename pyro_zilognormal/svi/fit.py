@@ -43,12 +43,12 @@ def fit(
         guide: its guide, with the same arguments.
         data: arguments of model and guide. Numpy arrays and CSR matrices become tensors. One
             :class:`Minibatches` or :class:`BatchStream` instead of them trains on minibatches.
-        steps: how many steps to take at most.
+        steps: how many steps to take at most, those before a resume included.
         optimizer: a function of the parameters that returns a torch optimiser; Adam with a learning rate of
             0.01 if None.
         loss: a loss of ``pyro.infer`` or a function of (model, guide, *data); ``Trace_ELBO()`` if None.
         seed: from 0 to 2**32 - 1; starts torch's, numpy's and Python's generators and the shuffling.
-        max_seconds: stop after so many seconds.
+        max_seconds: stop this call after so many seconds; a resumed fit has them anew.
         callbacks: called in order with the :class:`Run` after each step: functions, or
             :class:`EarlyStopping`, :class:`Checkpoint`, :class:`Schedule`, :class:`Progress`,
             :class:`SkipBadSteps`.
@@ -99,7 +99,7 @@ def _train(run: Run, max_seconds: float | None) -> FitResult:
             raise DivergenceError(report, _result(run))
         for callback in run.callbacks:
             callback(run)
-        if not run.stop_reason and max_seconds is not None and run.seconds >= max_seconds:
+        if not run.stop_reason and max_seconds is not None and run.seconds_of_call >= max_seconds:
             run.stop("max_seconds")
         _call(run, "after")
     if not run.stop_reason:

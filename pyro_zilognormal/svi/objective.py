@@ -71,6 +71,7 @@ class Objective(nn.Module):
         self._trainable: dict[str, nn.Parameter] = {}
         self._constraints: dict[str, Any] = {}
         self._stored = -1
+        self._row_plates: Callable[..., Any] | None = None
 
     @property
     def kl_weight(self) -> float:
@@ -82,7 +83,7 @@ class Objective(nn.Module):
         self._latents.weight = float(weight)
 
     def setup(self, *args: Any, indices: Tensor | None = None) -> list[Site]:
-        """Run guide and model once without a gradient, so that every parameter exists; return their sites.
+        """Run guide and model once, so that every parameter exists; return their sites.
 
         Args:
             args: the arguments of model and guide.
@@ -91,12 +92,13 @@ class Objective(nn.Module):
         Raises:
             ValueError: if there is nothing to train, or the plate over rows is not in the model.
         """
-        with self.running(args, indices), torch.no_grad():
+        with self.running(args, indices):
             # The model goes first by itself: an AutoGuide needs its plate, and its errors read best so.
             prior = poutine.trace(self._handled["model"]).get_trace(*args)
             check_plate(prior, self._data_plate)
             self._offer_plate(prior)
-            guide_trace = poutine.trace(self._handled["guide"]).get_trace(*args)
+            with torch.no_grad():  # an AutoGuide keeps what it sees now; a graph in it could not be copied
+                guide_trace = poutine.trace(self._handled["guide"]).get_trace(*args)
             check_joint_guide(self._callables["guide"], self._data_plate)
             model_trace = poutine.trace(poutine.replay(self._handled["model"], trace=guide_trace)).get_trace(
                 *args
@@ -105,7 +107,7 @@ class Objective(nn.Module):
             raise ValueError(
                 "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
             )
-        return sites_of(guide_trace, "guide") + sites_of(model_trace, "model")
+        return sites_of(guide_trace, "guide") + sites_of(model_trace, "model", prior)
 
     def forward(self, *args: Any, indices: Tensor | None = None) -> Tensor:
         """Return the loss, a scalar whose gradient estimates that of minus the ELBO.
@@ -169,7 +171,11 @@ class Objective(nn.Module):
     @torch.no_grad()
     def restore(self, values: dict[str, Tensor]) -> None:
         """Set parameters and buffers to what :meth:`snapshot` returned, on the device where they are."""
-        for name, tensor in self._values().items():
+        ours = self._values()
+        shapes, theirs = ({k: tuple(t.shape) for k, t in d.items()} for d in (ours, values))
+        if shapes != theirs:
+            raise ValueError(f"values have shapes {theirs}; needed {shapes}")
+        for name, tensor in ours.items():
             tensor.copy_(values[name])
 
     @contextmanager
@@ -202,11 +208,23 @@ class Objective(nn.Module):
             args: the arguments they will have.
             indices: which rows these are.
         """
+        plate = self._data_plate
         with self.space.active():
-            if self._data_plate is not None:
-                self._data_plate.batch_rows = _rows(args)
-                self._data_plate.indices = indices
-            yield
+            if plate is None:
+                yield
+                return
+            if self._row_plates is not None:  # another fit of the same guide may have offered its own
+                unwrap(self._callables["guide"]).create_plates = self._row_plates
+            plate.batch_rows, plate.indices = _rows(args), indices
+            try:
+                yield
+            finally:
+                plate.batch_rows, plate.indices = plate.rows, None
+
+    def use_plate(self, name: str | None) -> None:
+        """Name the plate over rows, if none was named before, so that data can be read in minibatches."""
+        if name is not None and self._data_plate is None:
+            self._data_plate = DataPlate(name, self.rows)
 
     def handled(self, which: str) -> Callable[..., Any]:
         """Return "model" or "guide" with the plate over rows seen to; call it while :meth:`running`."""
@@ -250,13 +268,15 @@ class Objective(nn.Module):
     def _offer_plate(self, trace: Any) -> None:
         """Give an AutoGuide a plate over rows that follows the size of the batch, unless it makes its own."""
         guide, plate = unwrap(self._callables["guide"]), self._data_plate
-        if plate is None or not isinstance(guide, AutoGuide) or guide.create_plates is not None:
+        if plate is None or not isinstance(guide, AutoGuide):
+            return
+        if getattr(guide.create_plates, "func", None) is not _row_plate and guide.create_plates is not None:
             return
         frames = [
             f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == plate.name
         ]
         if frames and frames[0].full_size == plate.rows:
-            guide.create_plates = functools.partial(_row_plate, plate, frames[0].dim)
+            self._row_plates = guide.create_plates = functools.partial(_row_plate, plate, frames[0].dim)
 
     def _collect(self, store: Any) -> None:
         found = {normalize_param_name(k): p for k, p in self._stored_parameters(store).items()}

@@ -104,6 +104,23 @@ def posterior_summary(
 
     Returns:
         A dict of summaries by site, local sites over all rows.
+
+    Raises:
+        ValueError: for a site that there is not, quantiles out of range, or rows that a guide with parameters of
+            rows was not fitted to.
+
+    Example:
+        >>> from pyro_zilognormal.svi import fit
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> x = torch.ones(8)
+        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), x, steps=5)
+        >>> summary = posterior_summary(result, x, draws=10)["m"]
+        >>> summary.quantiles.shape, summary.exact
+        (torch.Size([3]), True)
     """
     _check_draws(draws, least=2)
     levels = check_quantiles(quantiles)

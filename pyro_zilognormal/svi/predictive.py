@@ -60,6 +60,19 @@ def posterior_predictive(
 
     Raises:
         ValueError: for a site that is not observed, or is masked.
+
+    Example:
+        >>> from pyro_zilognormal.svi import fit
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> x = torch.ones(8)
+        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), x, steps=5)
+        >>> check = posterior_predictive(result, x, draws=10)["x"]
+        >>> sorted(check.tail)
+        ['mean', 'quantile 0.5', 'quantile 0.9', 'quantile 0.99', 'zero fraction']
     """
     levels = check_quantiles(quantiles)
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:

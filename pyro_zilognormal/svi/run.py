@@ -75,7 +75,12 @@ class Run:
     @property
     def seconds(self) -> float:
         """Seconds spent so far, those before a resume included."""
-        return self._before + time.monotonic() - self._started
+        return self._before + self.seconds_of_call
+
+    @property
+    def seconds_of_call(self) -> float:
+        """Seconds spent since this call of ``fit`` began, or resumed."""
+        return time.monotonic() - self._started
 
     @property
     def kl_weight(self) -> float:

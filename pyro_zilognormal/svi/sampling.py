@@ -1,7 +1,7 @@
 """Runs of guide and model with a fit's parameters, a block of rows at a time."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, as_source
 from pyro_zilognormal.svi.modules import evaluating
+from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.session import global_state_kept
-from pyro_zilognormal.svi.sites import is_sample
+from pyro_zilognormal.svi.sites import check_held_out, is_sample
 
 
 class Fixed(Messenger):
@@ -67,8 +68,12 @@ class Sampler:
         self.result, self.seed = result, seed
         self.source = as_source(data)
         self.objective = result.objective
+        self.objective.use_plate(self.source.plate)
+        if self.source.rows != self.objective.rows:
+            check_held_out(self.objective.callable("guide"), self.objective.rows)
         with self.opened():
             first = next(self.batches())
+            self.objective.setup(*first.args, indices=first.indices)
             guide, model = self.traces(first, 0, 0, {})
         nodes = {**guide.nodes, **{k: n for k, n in model.nodes.items() if is_sample(n)}}
         self.layouts = {k: self._layout(n, first) for k, n in nodes.items() if is_sample(n)}
@@ -81,7 +86,10 @@ class Sampler:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Use the fit's parameters, in eval mode, with the process's state put back at the end."""
-        with global_state_kept(), torch.no_grad(), self.result.scope(), evaluating(self.objective):
+        # Rows that the fit did not have must not be given the parameters of those it had.
+        same_rows = self.source.rows == self.objective.rows
+        guard = nullcontext() if same_rows else NoRowParameters(self.objective.rows)
+        with global_state_kept(), torch.no_grad(), self.result.scope(), evaluating(self.objective), guard:
             yield
 
     def batches(self) -> Iterator[Batch]:

@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.poutine.messenger import unwrap
 from pyro.poutine.util import site_is_subsample
+from torch import Tensor
 
 from pyro_zilognormal.svi.plates import DataPlate
 
@@ -22,6 +24,7 @@ class Site:
         observed: whether it holds data.
         event_shape: the shape of one event.
         plates: the names of the plates around it.
+        constants: parameters of its distribution that depend on no latent value and are not learned, as text.
     """
 
     name: str
@@ -30,16 +33,26 @@ class Site:
     observed: bool
     event_shape: tuple[int, ...]
     plates: tuple[str, ...]
+    constants: str = ""
 
 
-def sites_of(trace: Any, part: str) -> list[Site]:
+def sites_of(trace: Any, part: str, other: Any = None) -> list[Site]:
     """Return the sample sites of a trace, without the subsampling of plates.
 
     Args:
         trace: a Pyro trace.
         part: what to call it.
+        other: a trace of the same function with other latent values, to tell constants by.
     """
-    return [_site(node, part) for node in trace.nodes.values() if is_sample(node)]
+    nodes = {} if other is None else other.nodes
+    return [_site(n, part, nodes.get(k)) for k, n in trace.nodes.items() if is_sample(n)]
+
+
+def law_parameters(fn: Any) -> list[tuple[str, Any]]:
+    """Return names and values of a distribution's parameters, those of the law inside its wrappers."""
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        fn = fn.base_dist
+    return [(name, getattr(fn, name, None)) for name in fn.arg_constraints]
 
 
 def is_sample(node: Any) -> bool:
@@ -107,7 +120,21 @@ def _joint_parts(guide: Any, over_rows: Callable[[Any], bool]) -> Iterator[tuple
                 yield type(part).__name__, local
 
 
-def _site(node: Any, part: str) -> Site:
+def _constants(node: Any, other: Any) -> str:
+    if other is None:
+        return ""
+    again = dict(law_parameters(other["fn"]))
+    found = []
+    for name, value in law_parameters(node["fn"]):
+        twin: Any = again.get(name)
+        fixed = isinstance(value, Tensor) and isinstance(twin, Tensor) and not value.requires_grad
+        if fixed and value.shape == twin.shape and torch.equal(value, twin):
+            # Few digits, so that another device's rounding makes no other model of it.
+            found.append(f"{name}={value.double().mean().item():.4g}")
+    return ", ".join(found)
+
+
+def _site(node: Any, part: str, other: Any) -> Site:
     fn = node["fn"]
     base = getattr(fn, "base_dist", fn) if type(fn).__name__ == "Independent" else fn
     return Site(
@@ -117,4 +144,5 @@ def _site(node: Any, part: str) -> Site:
         bool(node["is_observed"]),
         tuple(getattr(fn, "event_shape", ())),
         tuple(frame.name for frame in node["cond_indep_stack"]),
+        _constants(node, other),
     )

@@ -34,7 +34,7 @@ class EarlyStopping:
         patience: looks without improvement before it stops.
         min_delta: the smallest relative improvement that counts.
         noise: how many standard errors an improvement must exceed.
-        warm_up: steps before the first look.
+        warm_up: steps before the first look; at least as many as a KL weight is annealed over.
         particles: how many times to evaluate the held-out loss.
         seed: of the held-out evaluations.
 

@@ -290,5 +290,5 @@ def test_plates_that_would_be_silently_wrong_are_refused(model, guide, batch_siz
 
 def test_parameters_of_rows_need_to_know_the_rows():
     model = local_model(ROWS)
-    with pytest.raises(ValueError, match="does not say which rows a batch holds"):
+    with pytest.raises(ValueError, match="nothing says which rows these are"):
         fit(model, AutoNormal(model), BatchStream(list(data(ROWS).split(5)), plate="rows"), steps=5)

@@ -167,6 +167,35 @@ def test_joint_draws_share_their_global_values_across_batches():
     assert posterior_draws(auxiliary, batches, draws=3, joint=True)["loc"].shape == (3,)
 
 
+def test_a_guide_may_be_fitted_again_and_called_with_all_rows():
+    x, guide = data(ROWS), AutoNormal(local_model(ROWS))
+    source = Minibatches(x, batch_size=5, plate="rows")
+    first = fit(local_model(ROWS), guide, source, steps=10, optimizer=adam)
+    before = posterior_summary(first, source, draws=3)["z"].mean
+    second = fit(local_model(ROWS), guide, source, steps=10, optimizer=adam)
+    assert second.guide(x)["z"].shape == (ROWS,)
+    assert torch.equal(posterior_summary(first, source, draws=3)["z"].mean, before)
+    assert not torch.equal(posterior_summary(second, source, draws=3)["z"].mean, before)
+
+
+def test_a_fit_of_all_data_is_read_in_batches_row_by_row():
+    x = data(ROWS)
+    result = fit(local_model(ROWS), AutoNormal(local_model(ROWS)), x, steps=10, optimizer=adam)
+    with torch.no_grad():
+        result.objective.trainable()["AutoNormal.scales.z"].fill_(-20.0)
+        result.values["AutoNormal.scales.z"].fill_(-20.0)
+    source = Minibatches(x, batch_size=5, plate="rows")
+    joint = posterior_draws(result, source, draws=2, joint=True)["z"]
+    torch.testing.assert_close(joint[0], result.params["AutoNormal.locs.z"], atol=1e-4, rtol=0)
+
+
+def test_other_rows_are_not_given_the_parameters_of_those_of_the_fit(local):
+    result, _, x = local
+    for other in (x[:5], Minibatches(data(30), batch_size=10, plate="rows")):
+        with pytest.raises(ValueError, match="held-out rows have none|nothing says which rows"):
+            posterior_summary(result, other, draws=2)
+
+
 def test_observed_sites_are_held_only_when_named(mixed):
     assert "x" not in posterior_draws(mixed, data(ROWS), draws=2)
     assert torch.equal(posterior_draws(mixed, data(ROWS), draws=2, sites=["x"])["x"][1], data(ROWS))

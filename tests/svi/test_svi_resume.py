@@ -373,14 +373,21 @@ def wider(x):
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
+def narrower(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
 BASE = {"model": normal_model, "guide": normal_guide, "data": data(), "steps": 4, "optimizer": adam}
 OTHERS = [
     ({"data": data(seed=1)}, r"data argument 0: tensor \(20,\) torch.float32 \w+ in the checkpoint, tensor"),
     ({"data": data(21)}, r"tensor \(21,\)"),
     ({"data": data().double()}, "torch.float64"),
     ({"data": Minibatches(data(), batch_size=3, plate="rows")}, "Minibatches of 20 rows in 7 batches now"),
-    ({"model": wider}, "model site 'loc': latent Normal .* in the checkpoint, latent StudentT"),
+    ({"model": wider}, r"model site 'loc': latent Normal\(.* in the checkpoint, latent StudentT"),
     ({"guide": auto()}, "parameter 'q_loc': .*Real.* in the checkpoint, absent now"),
+    ({"model": narrower}, r"model site 'loc': .*scale=10\) .* in the checkpoint, .*scale=5\)"),
     ({"seed": 5}, "seed: 0 in the checkpoint, 5 now"),
     (
         {"optimizer": functools.partial(adam, lr=0.1)},
@@ -428,6 +435,56 @@ def test_a_file_with_gpu_state_opens_without_a_gpu(tmp_path):
         fit(normal_model, normal_guide, data(), steps=9),
         fit(normal_model, normal_guide, data(), steps=9, callbacks=[Checkpoint(path)]),
     )
+
+
+@pytest.mark.parametrize("change", ["no step", "shape", "optimizer", "text"])
+def test_a_hostile_state_with_a_right_checksum_is_refused(change, tmp_path):
+    path = tmp_path / "a.ckpt"
+    fit_with(path, {})
+    content = storage.read(path)
+    state = content["run"]
+    if change == "no step":
+        del state["step"]
+    elif change == "shape":
+        state["values"]["q_loc"] = torch.zeros(1)
+    elif change == "optimizer":
+        state["optimizer"] = {"state": {}, "param_groups": []}
+    else:
+        state["values"] = "text"
+    storage.write(path, content)
+    with pytest.raises(CheckpointError, match="does not hold the state of such a fit"):
+        fit_with(path, {})
+
+
+@pytest.mark.parametrize("format_number", [0, 2, "1"])
+def test_another_format_is_refused(format_number, tmp_path):
+    path = tmp_path / "a.ckpt"
+    storage.write(path, {"format": format_number, "fingerprint": {}, "run": {}})
+    with pytest.raises(CheckpointError, match="not a checkpoint of format 1"):
+        fit_with(path, {})
+
+
+def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
+    save = Checkpoint.save
+
+    def interrupted(self, run):
+        save(self, run)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit_with(tmp_path / "a.ckpt", {"steps": 3})
+    assert storage.read(tmp_path / "a.ckpt")["run"]["step"] == 3
+
+
+def test_max_seconds_begin_anew_in_a_resumed_fit(tmp_path):
+    def run():
+        save = Checkpoint(tmp_path / "a.ckpt")
+        return fit(normal_model, normal_guide, data(), steps=10**6, max_seconds=0.2, callbacks=[save])
+
+    first, second = run(), run()
+    assert second.steps > first.steps + 1
+    assert second.seconds > first.seconds
 
 
 def test_a_late_parameter_is_refused_when_it_would_be_lost(tmp_path):
