@@ -10,18 +10,16 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoGuide
-from pyro.params.param_store import normalize_param_name
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.modules import evaluating, module_parameters, owner
+from pyro_zilognormal.svi.modules import evaluating, owner
+from pyro_zilognormal.svi.parameters import OwnParameters
 from pyro_zilognormal.svi.plates import DataPlate, LatentScale, NoRowParameters
-from pyro_zilognormal.svi.session import ParamSpace
 from pyro_zilognormal.svi.sites import Site, check_held_out, check_joint_guide, check_plate, sites_of
 
 
-class Objective(nn.Module):
+class Objective(OwnParameters):
     """The loss of a model and a guide, as an nn.Module whose ``forward`` is the loss.
 
     Parameters made by ``pyro.param`` and ``pyro.module`` live in this object, not in Pyro's global store, and
@@ -59,18 +57,13 @@ class Objective(nn.Module):
         plate: str | None = None,
         rows: int = 0,
     ) -> None:
-        super().__init__()
-        owners = {"model": owner(model), "guide": owner(guide)}
-        self.owners = nn.ModuleDict({k: m for k, m in owners.items() if m is not None})
-        self.space, self.loss, self.rows = ParamSpace(), loss, rows
+        super().__init__({"model": owner(model), "guide": owner(guide)})
+        self.loss, self.rows = loss, rows
         self._data_plate = None if plate is None else DataPlate(plate, rows)
         self._latents = LatentScale()
         # Kept out of nn.Module's register: ``owners`` holds the modules already.
         self._callables = {"model": model, "guide": guide}
         self._handled = {k: self._handle(fn) for k, fn in self._callables.items()}
-        self._trainable: dict[str, nn.Parameter] = {}
-        self._constraints: dict[str, Any] = {}
-        self._stored = -1
         self._row_plates: Callable[..., Any] | None = None
 
     @property
@@ -134,71 +127,6 @@ class Objective(nn.Module):
         function = getattr(self.loss, "loss", self.loss)
         with evaluating(self), self._held_out(), self.running(args, indices):
             return float(function(self._handled["model"], self._handled["guide"], *args))
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Return every parameter that is trained, by name, in the order in which they came to be.
-
-        Names are those of Pyro's store, and "model.name" or "guide.name" for parameters of modules that Pyro
-        does not see.
-        """
-        with self.space.active() as store:
-            if len(store) != self._stored:
-                self._stored = len(store)
-                self._collect(store)
-        return self._trainable
-
-    def constrained(self) -> dict[str, Tensor]:
-        """Return a copy of every parameter as the model sees it, within its constraint."""
-        with self.space.active() as store, torch.no_grad():
-            known = {normalize_param_name(k): v.detach().clone() for k, v in store.items()}
-            for name, parameter in self.trainable().items():
-                if name not in known:
-                    constraint = self._constraints.get(name, constraints.real)
-                    known[name] = transform_to(constraint)(parameter.detach().clone())
-        return {k: known[k] for k in self.trainable()}
-
-    def constraints(self) -> dict[str, str]:
-        """Return the constraint of each parameter, as text."""
-        with self.space.active() as store:
-            known = {normalize_param_name(k): c for k, c in store.get_state()["constraints"].items()}
-        known |= self._constraints
-        return {k: str(known.get(k, constraints.real)) for k in self.trainable()}
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """Return a copy of all parameters, unconstrained, and of the modules' buffers."""
-        return {k: v.detach().clone() for k, v in self._values().items()}
-
-    @torch.no_grad()
-    def restore(self, values: dict[str, Tensor]) -> None:
-        """Set parameters and buffers to what :meth:`snapshot` returned, on the device where they are."""
-        ours = self._values()
-        shapes, theirs = ({k: tuple(t.shape) for k, t in d.items()} for d in (ours, values))
-        if shapes != theirs:
-            raise ValueError(f"values have shapes {theirs}; needed {shapes}")
-        for name, tensor in ours.items():
-            tensor.copy_(values[name])
-
-    @contextmanager
-    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """Let parameters and buffers have the given values for the length of a block.
-
-        Args:
-            values: from :meth:`snapshot`.
-        """
-        ours = self._values()
-        kept = {k: t.data for k, t in ours.items()}
-        for name, tensor in ours.items():
-            tensor.data = values[name].clone() if name.startswith("buffer ") else values[name]
-        try:
-            with self.space.active():
-                yield
-        finally:
-            for name, tensor in ours.items():
-                tensor.data = kept[name]
-
-    def _values(self) -> dict[str, Tensor]:
-        buffers = {f"buffer {k}": b for k, b in self.owners.named_buffers()}
-        return {**self.trainable(), **buffers}
 
     @contextmanager
     def running(self, args: tuple[Any, ...], indices: Tensor | None = None) -> Iterator[None]:
@@ -277,30 +205,6 @@ class Objective(nn.Module):
         ]
         if frames and frames[0].full_size == plate.rows:
             self._row_plates = guide.create_plates = functools.partial(_row_plate, plate, frames[0].dim)
-
-    def _collect(self, store: Any) -> None:
-        found = {normalize_param_name(k): p for k, p in self._stored_parameters(store).items()}
-        seen = {id(p) for p in found.values()}
-        for prefix, module in self.owners.items():
-            for name, parameter, constraint in module_parameters(module):
-                if parameter.requires_grad and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    found[f"{prefix}.{name}"] = parameter
-                    self._constraints[f"{prefix}.{name}"] = constraint
-        # Known parameters keep their place, so that an optimiser's state stays with its parameter.
-        kept = {k: found.pop(k) for k in self._trainable if k in found}
-        self._trainable = {**kept, **found}
-
-    def _stored_parameters(self, store: Any) -> dict[str, nn.Parameter]:
-        """Return the store's parameters, each made an nn.Parameter that this module or an owner holds."""
-        owned = {id(p) for p in self.parameters()}
-        for name, value in list(store.named_parameters()):
-            if not isinstance(value, nn.Parameter):
-                value = nn.Parameter(value.detach())
-                store.set_state({"params": {name: value}, "constraints": {}})
-            if id(value) not in owned:
-                self.register_parameter("param/" + name.replace(".", "/"), value)
-        return dict(store.named_parameters())
 
     @contextmanager
     def _held_out(self) -> Iterator[None]:

@@ -113,6 +113,6 @@ _BATCH_SIZED = (
     "so that all minibatches would share them; write pyro.plate({2!r}, {3}, subsample_size=len(x))"
 )
 _NO_INDICES = (
-    "parameter {0!r} holds a value for every row, but nothing says which rows these are (a BatchStream does not); "
-    "use Minibatches of all rows, or a guide that computes its local values from the data"
+    "parameter {0!r} holds a value for every row, but nothing says which rows these are (a BatchStream does "
+    "not); use Minibatches of all rows, or a guide that computes its local values from the data"
 )

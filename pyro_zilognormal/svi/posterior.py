@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch
-from pyro_zilognormal.svi.quantiles import check_quantiles, exact_quantiles, quantiles_of
+from pyro_zilognormal.svi.quantiles import check_quantiles, exact_quantiles
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.sampling import Sampler
+from pyro_zilognormal.svi.streaming import Block, Streamed, values_of
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def posterior_summary(
         A dict of summaries by site, local sites over all rows.
 
     Raises:
-        ValueError: for a site that there is not, quantiles out of range, or rows that a guide with parameters of
-            rows was not fitted to.
+        ValueError: for a site that there is not, quantiles out of range, or rows that a guide with parameters
+            of rows was not fitted to.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -132,82 +132,12 @@ def posterior_summary(
     with sampler.opened():
         for block, batch in enumerate(sampler.batches()):
             here = [k for k in names if block == 0 or sampler.layouts[k].axis is not None]
-            one = _Block(sampler, batch, block, here)
+            one = Block(sampler, batch, block, here)
             for name, part in one.summarise(
                 draws, levels, [k for k in here if k in sampled], max_bytes
             ).items():
                 parts[name].append(part)
     return {k: _joined(sampler, k, found, exact.get(k)) for k, found in parts.items()}
-
-
-@dataclass
-class Streamed:
-    """Moments of draws, one draw at a time, and quantiles filled in later."""
-
-    mean: Tensor
-    squares: Tensor
-    quantiles: Tensor
-    count: int = 0
-
-    def add(self, value: Tensor) -> None:
-        """Take one more draw into account, by Welford's update, which has no difference of large sums."""
-        self.count += 1
-        delta = value.double() - self.mean
-        self.mean += delta / self.count
-        self.squares += delta * (value.double() - self.mean)
-
-
-@dataclass(frozen=True)
-class _Block:
-    """One block of rows, and the sites to be summarised in it."""
-
-    sampler: Sampler
-    batch: Batch
-    number: int
-    names: list[str]
-
-    def draw(self, draw: int) -> dict[str, Tensor]:
-        return _values(self.sampler, self.batch, draw, self.number, self.names, {})[0]
-
-    def summarise(
-        self, draws: int, levels: list[float], sampled: list[str], max_bytes: int
-    ) -> dict[str, Streamed]:
-        first = self.draw(0)
-        found = {k: _empty(v, len(levels)) for k, v in first.items()}
-        sizes = {k: first[k].numel() for k in sampled}
-        for number, wanted in enumerate(_passes(sizes, max(1, max_bytes // (8 * draws)))):
-            held = {item: torch.empty(draws, item[2] - item[1], dtype=torch.float64) for item in wanted}
-            for draw in range(draws):
-                values = self.draw(draw)
-                for (name, start, stop), columns in held.items():
-                    columns[draw] = values[name].flatten()[start:stop]
-                for name in values if number == 0 else ():
-                    found[name].add(values[name])
-            for (name, start, stop), columns in held.items():
-                found[name].quantiles[:, start:stop] = quantiles_of(columns, levels)
-        return found
-
-
-def _passes(sizes: dict[str, int], room: int) -> list[list[tuple[str, int, int]]]:
-    """Share out elements (site, start, stop) among passes of at most ``room`` elements; at least one pass."""
-    passes: list[list[tuple[str, int, int]]] = [[]]
-    left = room
-    for name, size in sizes.items():
-        start = 0
-        while start < size:
-            if left == 0:
-                passes.append([])
-                left = room
-            stop = min(size, start + left)
-            passes[-1].append((name, start, stop))
-            left -= stop - start
-            start = stop
-    return passes
-
-
-def _empty(value: Tensor, levels: int) -> Streamed:
-    zero = torch.zeros_like(value, dtype=torch.float64)
-    return Streamed(zero, zero.clone(), torch.zeros(levels, value.numel(), dtype=torch.float64))
 
 
 def _joined(sampler: Sampler, name: str, parts: list[Streamed], exact: Tensor | None) -> SiteSummary:
@@ -232,7 +162,7 @@ def _one_draw(sampler: Sampler, draw: int, names: list[str], joint: bool) -> dic
     parts: dict[str, list[Tensor]] = {k: [] for k in names}
     fixed: dict[str, Tensor] = {}
     for block, batch in enumerate(sampler.batches()):
-        values, guide = _values(sampler, batch, draw, block, names, fixed)
+        values, guide = values_of(sampler, batch, draw, block, names, fixed)
         for name, value in values.items():
             if block == 0 or sampler.layouts[name].axis is not None:
                 parts[name].append(value)
@@ -241,16 +171,6 @@ def _one_draw(sampler: Sampler, draw: int, names: list[str], joint: bool) -> dic
         fixed = fixed or sampler.globals_of(guide)
     axes = {k: sampler.layouts[k].axis for k in names}
     return {k: v[0] if axes[k] is None else torch.cat(v, axes[k] or 0) for k, v in parts.items()}
-
-
-def _values(
-    sampler: Sampler, batch: Batch, draw: int, block: int, names: list[str], fixed: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], Any]:
-    if all(k in sampler.guide_sites for k in names):
-        guide = sampler.guide_trace(batch, draw, block, fixed)
-        return {k: guide.nodes[k]["value"] for k in names}, guide
-    guide, model = sampler.traces(batch, draw, block, fixed)
-    return {k: model.nodes[k]["value"] for k in names}, guide
 
 
 def _chosen(sampler: Sampler, sites: Sequence[str] | None, joint: bool) -> list[str]:

@@ -16,8 +16,8 @@ from pyro_zilognormal.svi import (
     posterior_predictive,
     posterior_summary,
 )
-from pyro_zilognormal.svi.posterior import _passes
 from pyro_zilognormal.svi.quantiles import quantiles_of
+from pyro_zilognormal.svi.streaming import passes_of
 
 ROWS = 12
 
@@ -97,7 +97,7 @@ def test_memory_limits_do_not_change_the_answer(mixed, max_bytes):
 
 
 def test_passes_hold_no_more_than_there_is_room_for():
-    passes = _passes({"a": 5, "b": 2, "c": 4}, 3)
+    passes = passes_of({"a": 5, "b": 2, "c": 4}, 3)
     assert all(sum(stop - start for _, start, stop in p) <= 3 for p in passes)
     covered = [(n, i) for p in passes for n, start, stop in p for i in range(start, stop)]
     assert sorted(covered) == sorted(
@@ -192,7 +192,7 @@ def test_a_fit_of_all_data_is_read_in_batches_row_by_row():
 def test_other_rows_are_not_given_the_parameters_of_those_of_the_fit(local):
     result, _, x = local
     for other in (x[:5], Minibatches(data(30), batch_size=10, plate="rows")):
-        with pytest.raises(ValueError, match="held-out rows have none|nothing says which rows"):
+        with pytest.raises(ValueError, match=r"held-out rows have none|nothing says which rows"):
             posterior_summary(result, other, draws=2)
 
 
