@@ -32,7 +32,8 @@ def fingerprint(run: Run) -> dict[str, str]:
     constraints = run.objective.constraints()
     for name, parameter in run.objective.trainable().items():
         found[f"parameter {name!r}"] = f"{tuple(parameter.shape)} {parameter.dtype} {constraints[name]}"
-    return found | _settings(run)
+    with global_state_kept():
+        return found | _settings(run)
 
 
 def difference(saved: dict[str, str], now: dict[str, str]) -> str:

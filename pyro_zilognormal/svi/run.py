@@ -202,12 +202,12 @@ class Run:
         self.position += 1
         return batch
 
-    def _gradient(self, batch: Batch) -> tuple[str, ValueError | None]:
+    def _gradient(self, batch: Batch) -> tuple[str, Exception | None]:
         """Compute loss and gradient; return which of them is not finite, and the error that said so."""
         try:
             loss = self.objective.backward(*batch.args, indices=batch.indices, weight=batch.weight)
-        except ValueError as error:
-            # Validation refuses a NaN, and a value outside the support, where arithmetic would pass them on.
+        except (ValueError, RuntimeError) as error:
+            # Validation and linear algebra refuse a NaN where arithmetic would pass it on.
             self.losses.append(float("nan"))
             return "loss", error
         self._adopt_late_parameters()
@@ -218,7 +218,7 @@ class Run:
         return ("" if all_finite(gradients) else "gradient"), None
 
     def _bad_step(
-        self, batch: Batch, random: Any, fault: str, error: ValueError | None
+        self, batch: Batch, random: Any, fault: str, error: Exception | None
     ) -> DivergenceReport | None:
         """Skip the step if that is allowed, else return what is at fault; raise an error of another cause."""
         self.losses[-1] = float("nan")
@@ -228,7 +228,7 @@ class Run:
             self.skipped.append(self.step)
             return None
         report = diagnose(self.objective, batch, random, self.step, fault)
-        if error is not None and report.site is None:
+        if error is not None and report.site is None and not report.parameters:
             raise error
         if self._in_a_row < allowed:
             self.skipped.append(self.step)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.svi.data import Source, as_source
+from pyro_zilognormal.svi.fingerprint import describe
 from pyro_zilognormal.svi.run import Run
 from pyro_zilognormal.svi.session import global_state_kept
 
@@ -107,7 +108,8 @@ class EarlyStopping:
 
     def settings(self) -> dict[str, Any]:
         """Return what must be the same in a resumed run."""
-        return {k: getattr(self, k) for k in _LEAST}
+        data = [] if self.held_out is None else [describe(v) for v in self.held_out.arguments()]
+        return {k: getattr(self, k) for k in _LEAST} | {"held_out": data}
 
     def _look(self, run: Run) -> Tensor:
         if self.held_out is None:

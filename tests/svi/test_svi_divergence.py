@@ -108,6 +108,25 @@ def test_a_guide_site_and_its_parameter_are_named():
         assert "q_scale" in report.parameters
 
 
+def test_linear_algebra_that_fails_on_a_nan_is_diagnosed():
+    def guide(x):
+        root = pyro.param("root", torch.eye(2))
+        factor = torch.linalg.cholesky(root @ root.T + 0.01 * torch.eye(2))
+        pyro.sample("loc", dist.MultivariateNormal(torch.zeros(2), scale_tril=factor))
+
+    def model(x):
+        pyro.sample("loc", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    def poison(run):
+        if run.step == 2:
+            with torch.no_grad():
+                run.objective.trainable()["root"].fill_(math.nan)
+
+    with pytest.raises(DivergenceError, match=r"not finite, or with such a gradient: \['root'\]") as caught:
+        fit(model, guide, data(), steps=9, callbacks=[poison])
+    assert torch.isfinite(caught.value.result.params["root"]).all()
+
+
 def test_a_bad_gradient_with_a_good_loss_is_found():
     def model(x):
         m = pyro.param("m", torch.tensor(0.0))
