@@ -26,7 +26,8 @@ class EarlyStopping:
 
     where F is the loss at the first look, so that a loss near 0 has a size too, and SE is the standard error
     of B - L: over particles that share their random numbers, or over the two windows of training losses.
-    After ``patience`` looks with nothing better the fit has converged.
+    After ``patience`` looks with nothing better the fit has converged, unless the training losses since the
+    best look, taken together, still fall: by a least-squares slope of more than min_delta in all.
 
     Args:
         held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
@@ -139,10 +140,25 @@ class EarlyStopping:
             self._state.update(first=first, reference=losses, waited=0)
             return
         self._state["waited"] += 1
-        if self._state["waited"] >= self.patience:
+        if self._state["waited"] >= self.patience and not self._falling(run):
             rising = self.held_out is None and -gain > needed
             reason = "rising" if rising else "converged" if finite else "held-out loss not finite"
             run.stop(reason, converged=reason == "converged")
+
+    def _falling(self, run: Run) -> bool:
+        """Whether all training losses since the best look, taken together, still fall by enough to count."""
+        if self.held_out is not None:
+            return False
+        recent = torch.tensor(run.losses[-(self._state["waited"] + 1) * self.every :], dtype=torch.float64)
+        at = torch.arange(len(recent), dtype=torch.float64)[torch.isfinite(recent)]
+        recent = recent[torch.isfinite(recent)]
+        at = at - at.mean()
+        slope = float((at * recent).sum() / (at * at).sum())
+        return -slope * len(recent) > self._least()
+
+    def _least(self) -> float:
+        best = float(self._state["reference"].mean())
+        return self.min_delta * max(abs(best), self._state["first"] - best)
 
     def _gain(self, reference: Tensor, losses: Tensor) -> tuple[float, float]:
         """Return how much better the losses are than the reference, and how much counts as better."""
@@ -151,9 +167,7 @@ class EarlyStopping:
             error = math.sqrt(float(reference.var() / len(reference) + losses.var() / len(losses)))
         else:
             error = float((reference - losses).std()) / math.sqrt(self.particles)
-        best = float(reference.mean())
-        size = max(abs(best), self._state["first"] - best)
-        return gain, max(self.min_delta * size, self.noise * error)
+        return gain, max(self._least(), self.noise * error)
 
 
 def _source(held_out: Any) -> Source:

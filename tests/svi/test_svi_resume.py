@@ -418,7 +418,7 @@ def test_a_checkpoint_of_another_fit_is_refused_with_the_difference(change, mess
 def test_other_held_out_data_are_refused(tmp_path):
     path = tmp_path / "a.ckpt"
     fit_with(path, {"more": [EarlyStopping(data(seed=3))]})
-    with pytest.raises(CheckpointError, match="callback 0 with a state: EarlyStopping .*held_out"):
+    with pytest.raises(CheckpointError, match=r"callback 0 with a state: EarlyStopping .*held_out"):
         fit_with(path, {"more": [EarlyStopping(data(seed=4))]})
 
 

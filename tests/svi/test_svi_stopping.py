@@ -71,6 +71,12 @@ def test_slow_progress_below_the_noise_of_a_look_still_counts():
     assert Script(slow).play(EarlyStopping(every=50, patience=5)).stop_reason == ""
 
 
+def test_a_fall_that_no_single_look_can_tell_is_not_called_a_plateau():
+    g = torch.Generator().manual_seed(3)
+    fall = [100.0 - 0.05 * t + 8 * float(torch.randn((), generator=g)) for t in range(2000)]
+    assert Script(fall).play(EarlyStopping(every=20, patience=5)).stop_reason == ""
+
+
 def test_a_rising_loss_is_not_called_converged():
     run = Script([*decay(500), *(0.1 * t for t in range(2000))]).play(EarlyStopping(every=50, patience=4))
     assert run.stop_reason == "rising"
