@@ -20,7 +20,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_zilognormal.svi import EarlyStopping, Progress, Run, fit
 
-ROWS, COLUMNS, LIMIT = 200, 200, 1.03
+ROWS, COLUMNS, LIMIT = 100, 100, 1.03
 
 
 def model(x: torch.Tensor) -> None:

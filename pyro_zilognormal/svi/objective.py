@@ -117,7 +117,7 @@ class Objective(OwnParameters):
         """Add ``weight`` times the gradient to the parameters' ``.grad``; return the loss."""
         if hasattr(self.loss, "differentiable_loss") or not isinstance(self.loss, ELBO):
             loss = self(*args, indices=indices)
-            _scalar(loss).mul(weight).backward()
+            (_scalar(loss) if weight == 1.0 else loss * weight).backward()
             return loss.detach()
         return self._backward_inside(args, indices, weight)
 
@@ -168,6 +168,8 @@ class Objective(OwnParameters):
 
     def _handle(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         def handled(*args: Any, **kwargs: Any) -> Any:
+            if self._data_plate is None and self._latents.weight == 1.0:
+                return fn(*args, **kwargs)
             with ExitStack() as stack:
                 if self._data_plate is not None:
                     stack.enter_context(self._data_plate)
