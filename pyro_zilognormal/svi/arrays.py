@@ -34,9 +34,7 @@ def as_tensor(value: Any, name: str = "data") -> torch.Tensor:
         return value
     array = value.toarray() if is_sparse(value) else value
     if array.dtype.kind not in "fiub":
-        raise TypeError(
-            f"{name} has numpy dtype {array.dtype}; needed numbers or booleans. Encode it as numbers first"
-        )
+        raise TypeError(f"{name} has numpy dtype {array.dtype}; needed numbers or booleans. Encode it as numbers first")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = array.astype(np.int64)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):

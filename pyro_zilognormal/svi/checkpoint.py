@@ -134,14 +134,11 @@ class Checkpoint:
                     faults.append(f"{path}: {error}")
                     continue
                 if faults:
-                    warnings.warn(
-                        f"checkpoint damaged, using the one before: {'; '.join(faults)}", stacklevel=2
-                    )
+                    warnings.warn(f"checkpoint damaged, using the one before: {'; '.join(faults)}", stacklevel=2)
                 return content
         if faults:
             raise CheckpointError(
-                f"no checkpoint can be read: {'; '.join(faults)}. Delete the files, or pass resume=False to "
-                f"start anew"
+                f"no checkpoint can be read: {'; '.join(faults)}. Delete the files, or pass resume=False to start anew"
             )
         return None
 

@@ -49,8 +49,7 @@ class FullData:
 
     def __init__(self, *data: Any) -> None:
         self.args = tuple(
-            as_tensor(value, f"data argument {i}") if is_array(value) else value
-            for i, value in enumerate(data)
+            as_tensor(value, f"data argument {i}") if is_array(value) else value for i, value in enumerate(data)
         )
         lengths = [len(a) for a in self.args if isinstance(a, torch.Tensor) and a.dim() > 0]
         self.rows = lengths[0] if lengths else 1
@@ -163,9 +162,7 @@ class BatchStream:
 
     draws_order = True  # a resumed fit sets the generators as they were before it opens the epoch again
 
-    def __init__(
-        self, iterable: Iterable[Any], plate: str | None, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, iterable: Iterable[Any], plate: str | None, device: torch.device | str | None = None) -> None:
         if not isinstance(iterable, Iterable):
             raise TypeError(f"iterable is a {type(iterable).__name__}; needed an iterable of batches")
         if isinstance(iterable, Iterator):
@@ -236,9 +233,7 @@ def _batch_rows(args: tuple[Any, ...]) -> int:
     for value in args:
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             return len(value)
-    raise TypeError(
-        "a batch holds no array with rows; needed a tensor, numpy array or CSR matrix first in it"
-    )
+    raise TypeError("a batch holds no array with rows; needed a tensor, numpy array or CSR matrix first in it")
 
 
 def _epoch_generator(seed: int, number: int) -> torch.Generator:

@@ -133,9 +133,7 @@ def _search(objective: "Objective", batch: Batch) -> dict[str, Any]:
     with objective.running(batch.args, batch.indices):
         guide = poutine.trace(objective.handled("guide")).get_trace(*batch.args)
         model = poutine.trace(poutine.replay(objective.handled("model"), trace=guide)).get_trace(*batch.args)
-        sites = [
-            (p, n) for p, t in (("guide", guide), ("model", model)) for n in t.nodes.values() if is_sample(n)
-        ]
+        sites = [(p, n) for p, t in (("guide", guide), ("model", model)) for n in t.nodes.values() if is_sample(n)]
         densities = [(part, node, node["fn"].log_prob(node["value"])) for part, node in sites]
     parameters = list(objective.trainable().values())
     for part, node, density in densities:
@@ -192,20 +190,10 @@ def _rows(node: Any, where: Tensor | None, batch: Batch) -> list[int]:
     axis = next((a for a in axes if where.dim() >= -a > 0 and where.shape[a] == batch.rows), None)
     if axis is None:
         return []
-    bad = (
-        (~torch.isfinite(where.detach())).movedim(axis, 0).reshape(batch.rows, -1).any(1).nonzero().flatten()
-    )
-    rows = (
-        bad[:_SHOWN]
-        if batch.indices is None
-        else batch.indices[bad.to(batch.indices.device)].sort().values[:_SHOWN]
-    )
+    bad = (~torch.isfinite(where.detach())).movedim(axis, 0).reshape(batch.rows, -1).any(1).nonzero().flatten()
+    rows = bad[:_SHOWN] if batch.indices is None else batch.indices[bad.to(batch.indices.device)].sort().values[:_SHOWN]
     return [int(r) for r in rows]
 
 
 def _finite(tensor: Tensor | None) -> bool:
-    return (
-        tensor is None
-        or not (tensor.is_floating_point() or tensor.is_complex())
-        or all_finite([tensor.detach()])
-    )
+    return tensor is None or not (tensor.is_floating_point() or tensor.is_complex()) or all_finite([tensor.detach()])

@@ -41,9 +41,7 @@ def difference(saved: dict[str, str], now: dict[str, str]) -> str:
     lines = []
     for name in [*saved, *(k for k in now if k not in saved)]:
         if saved.get(name) != now.get(name):
-            lines.append(
-                f"{name}: {saved.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now"
-            )
+            lines.append(f"{name}: {saved.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now")
     return "; ".join(lines)
 
 
@@ -111,9 +109,7 @@ def _stream_digest(batches: Iterator[tuple[Any, ...]]) -> str:
         tensors = [a.detach().cpu().contiguous() for a in args if isinstance(a, Tensor) and a.dim() > 0]
         for row in range(len(tensors[0])):
             pieces = (
-                t[row].contiguous().flatten().view(torch.uint8).numpy().tobytes()
-                for t in tensors
-                if len(t) > row
+                t[row].contiguous().flatten().view(torch.uint8).numpy().tobytes() for t in tensors if len(t) > row
             )
             total += int(_digest(pieces), 16)
     return f"{total % (1 << 96):024x}"

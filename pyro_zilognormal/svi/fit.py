@@ -142,8 +142,7 @@ def _trained(objective: Objective) -> set[int]:
 def _claim(modules: set[int]) -> None:
     if modules & _IN_TRAINING:
         raise ValueError(
-            "model or guide is a module that a fit in progress is training; pass a new one, or a "
-            "copy.deepcopy of it"
+            "model or guide is a module that a fit in progress is training; pass a new one, or a copy.deepcopy of it"
         )
     _IN_TRAINING.update(modules)
 
@@ -151,16 +150,9 @@ def _claim(modules: set[int]) -> None:
 def _check(model: Any, guide: Any, steps: Any, seed: Any, max_seconds: float | None, callbacks: Any) -> None:
     for name, value in (("model", model), ("guide", guide)):
         if not callable(value):
-            raise TypeError(
-                f"{name} is a {type(value).__name__}; needed a function or module that can be called"
-            )
+            raise TypeError(f"{name} is a {type(value).__name__}; needed a function or module that can be called")
     for name, number, least, most in (("steps", steps, 1, None), ("seed", seed, 0, 2**32 - 1)):
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int)
-            or number < least
-            or (most and number > most)
-        ):
+        if isinstance(number, bool) or not isinstance(number, int) or number < least or (most and number > most):
             top = f" to {most}" if most else ""
             raise ValueError(f"{name} is {number!r}; needed a whole number from {least}{top or ' on'}")
     if max_seconds is not None and not max_seconds > 0:

@@ -93,9 +93,7 @@ class Objective(OwnParameters):
             with torch.no_grad():  # an AutoGuide keeps what it sees now; a graph in it could not be copied
                 guide_trace = poutine.trace(self._handled["guide"]).get_trace(*args)
             check_joint_guide(self._callables["guide"], self._data_plate)
-            model_trace = poutine.trace(poutine.replay(self._handled["model"], trace=guide_trace)).get_trace(
-                *args
-            )
+            model_trace = poutine.trace(poutine.replay(self._handled["model"], trace=guide_trace)).get_trace(*args)
         if not self.trainable():
             raise ValueError(
                 "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
@@ -202,9 +200,7 @@ class Objective(OwnParameters):
             return
         if getattr(guide.create_plates, "func", None) is not _row_plate and guide.create_plates is not None:
             return
-        frames = [
-            f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == plate.name
-        ]
+        frames = [f for s in trace.nodes.values() for f in s.get("cond_indep_stack", ()) if f.name == plate.name]
         if frames and frames[0].full_size == plate.rows:
             self._row_plates = guide.create_plates = functools.partial(_row_plate, plate, frames[0].dim)
 
@@ -229,7 +225,5 @@ def _rows(args: tuple[Any, ...]) -> int:
 
 def _scalar(loss: Any) -> Tensor:
     if isinstance(loss, tuple):
-        raise TypeError(
-            "loss has several parts, as ReweightedWakeSleep's has; needed a loss that is one number"
-        )
+        raise TypeError("loss has several parts, as ReweightedWakeSleep's has; needed a loss that is one number")
     return torch.as_tensor(loss)

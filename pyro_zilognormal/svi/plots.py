@@ -36,12 +36,8 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     )
     if result.held_out:
         at, held_out = zip(*result.held_out, strict=True)
-        ax.plot(
-            at, np.asarray(held_out) / result.rows, color="C1", marker="o", markersize=3, label="held out"
-        )
-    ax.axvline(
-        result.best_step, color="C3", linestyle="--", linewidth=1, label=f"step {result.best_step}, kept"
-    )
+        ax.plot(at, np.asarray(held_out) / result.rows, color="C1", marker="o", markersize=3, label="held out")
+    ax.axvline(result.best_step, color="C3", linestyle="--", linewidth=1, label=f"step {result.best_step}, kept")
     ax.axvline(result.steps, color="0.3", linestyle=":", linewidth=1, label=f"stopped: {result.stop_reason}")
     _set_range(ax, loss, middle, [v / result.rows for _, v in result.held_out])
     ax.set(xlabel="step", ylabel="loss per observation")
@@ -49,9 +45,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     return ax
 
 
-def plot_predictive(
-    check: PredictiveCheck, statistic: str = "zero fraction", ax: "Axes | None" = None
-) -> "Axes":
+def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax: "Axes | None" = None) -> "Axes":
     """Draw a statistic of drawn data against that of the data, a point with a 95 % interval for each column.
 
     Columns whose tail probability is below 0.025 or above 0.975 are marked.
@@ -116,9 +110,7 @@ def _smooth(loss: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float6
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _set_range(
-    ax: Any, loss: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64], extra: list[float]
-) -> None:
+def _set_range(ax: Any, loss: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64], extra: list[float]) -> None:
     """Leave the first steps' large losses out of the range where they would hide the rest."""
     late = loss[len(loss) // 10 :]
     shown = np.concatenate([late[np.isfinite(late)], smooth[len(smooth) // 10 :], extra])

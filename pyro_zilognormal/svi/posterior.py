@@ -133,9 +133,7 @@ def posterior_summary(
         for block, batch in enumerate(sampler.batches()):
             here = [k for k in names if block == 0 or sampler.layouts[k].axis is not None]
             one = Block(sampler, batch, block, here)
-            for name, part in one.summarise(
-                draws, levels, [k for k in here if k in sampled], max_bytes
-            ).items():
+            for name, part in one.summarise(draws, levels, [k for k in here if k in sampled], max_bytes).items():
                 parts[name].append(part)
     return {k: _joined(sampler, k, found, exact.get(k)) for k, found in parts.items()}
 
@@ -184,9 +182,7 @@ def _chosen(sampler: Sampler, sites: Sequence[str] | None, joint: bool) -> list[
         if name not in known:
             raise ValueError(f"sites holds {name!r}; the model's sites are {known}")
         if local and sampler.layouts[name].axis is not None:
-            raise ValueError(
-                f"sites holds {name!r}, which has a value for every row; pass joint=True to hold it"
-            )
+            raise ValueError(f"sites holds {name!r}, which has a value for every row; pass joint=True to hold it")
     return list(sites)
 
 

@@ -71,9 +71,7 @@ def _usable(sampler: Sampler, name: str, quantiles: Tensor) -> bool:
     shape = list(layout.shape)
     if layout.axis is not None:
         shape[layout.axis] = sampler.source.rows
-    return list(quantiles.shape[1:]) == shape and _increasing(
-        biject_to(sampler.model.nodes[name]["fn"].support)
-    )
+    return list(quantiles.shape[1:]) == shape and _increasing(biject_to(sampler.model.nodes[name]["fn"].support))
 
 
 def _increasing(transform: Any) -> bool:

@@ -217,9 +217,7 @@ class Run:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         return ("" if all_finite(gradients) else "gradient"), None
 
-    def _bad_step(
-        self, batch: Batch, random: Any, fault: str, error: Exception | None
-    ) -> DivergenceReport | None:
+    def _bad_step(self, batch: Batch, random: Any, fault: str, error: Exception | None) -> DivergenceReport | None:
         """Skip the step if that is allowed, else return what is at fault; raise an error of another cause."""
         self.losses[-1] = float("nan")
         self._in_a_row += 1

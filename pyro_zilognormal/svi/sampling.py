@@ -100,9 +100,7 @@ class Sampler:
         for indices in torch.arange(self.source.rows).split(self.source.batch_size):
             yield self.source.batch(indices)
 
-    def traces(
-        self, batch: Batch, draw: int, block: int, fixed: dict[str, Tensor], renew: tuple[str, ...] = ()
-    ) -> Any:
+    def traces(self, batch: Batch, draw: int, block: int, fixed: dict[str, Tensor], renew: tuple[str, ...] = ()) -> Any:
         """Return the guide's trace and the model's for one draw of one block.
 
         Args:
@@ -144,8 +142,4 @@ class Sampler:
 
 
 def _holds_data(node: Any) -> bool:
-    return (
-        bool(node["is_observed"])
-        and not node["infer"].get("_deterministic")
-        and type(node["fn"]).__name__ != "Unit"
-    )
+    return bool(node["is_observed"]) and not node["infer"].get("_deterministic") and type(node["fn"]).__name__ != "Unit"

@@ -98,9 +98,7 @@ def _bytes(tensor: Tensor) -> bytes:
 def _pack(value: Any, tensors: list[Tensor], where: str) -> Any:
     if isinstance(value, Tensor):
         if str(value.dtype).removeprefix("torch.") not in _DTYPES or value.layout != torch.strided:
-            raise TypeError(
-                f"{where} is a {value.dtype} {value.layout} tensor, which a checkpoint cannot hold"
-            )
+            raise TypeError(f"{where} is a {value.dtype} {value.layout} tensor, which a checkpoint cannot hold")
         tensors.append(value)
         return {"tensor": len(tensors) - 1}
     if isinstance(value, dict):
@@ -114,8 +112,7 @@ def _pack(value: Any, tensors: list[Tensor], where: str) -> Any:
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a numpy scalar
         return _pack(value.item(), tensors, where)
     raise TypeError(
-        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; needed numbers, text or "
-        f"tensors"
+        f"{where} is a {type(value).__name__}, which a checkpoint cannot hold; needed numbers, text or tensors"
     )
 
 
@@ -148,9 +145,7 @@ def _tensors(table: list[dict[str, Any]], data: bytes) -> list[Tensor]:
         if end > len(data):
             raise ValueError("tensors longer than the file")
         # bytearray, since a tensor must be able to write to its memory
-        flat = (
-            torch.frombuffer(bytearray(data[at:end]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-        )
+        flat = torch.frombuffer(bytearray(data[at:end]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
         tensors.append(flat.reshape(shape))
         at = end
     if at != len(data):

@@ -40,9 +40,7 @@ class Block:
     def draw(self, draw: int) -> dict[str, Tensor]:
         return values_of(self.sampler, self.batch, draw, self.number, self.names, {})[0]
 
-    def summarise(
-        self, draws: int, levels: list[float], sampled: list[str], max_bytes: int
-    ) -> dict[str, Streamed]:
+    def summarise(self, draws: int, levels: list[float], sampled: list[str], max_bytes: int) -> dict[str, Streamed]:
         first = self.draw(0)
         found = {k: _empty(v, len(levels)) for k, v in first.items()}
         sizes = {k: first[k].numel() for k in sampled}

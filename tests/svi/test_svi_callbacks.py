@@ -102,9 +102,7 @@ def test_a_callback_sees_the_run():
 
 def test_callbacks_do_not_change_the_fit():
     plain = fit(normal_model, normal_guide, data(), steps=10)
-    watched = fit(
-        normal_model, normal_guide, data(), steps=10, callbacks=[lambda run: run.params, Progress()]
-    )
+    watched = fit(normal_model, normal_guide, data(), steps=10, callbacks=[lambda run: run.params, Progress()])
     assert plain.losses.tolist() == watched.losses.tolist()
 
 
@@ -174,9 +172,7 @@ def test_progress_shows_loss_speed_and_time_left_on_a_terminal(capsys, monkeypat
     assert "step/s" in shown
     assert "<00:0" in shown  # elapsed<left
     shown_losses = [
-        float(part.split("observation ")[1].split("]")[0])
-        for part in shown.split("\r")
-        if "observation" in part
+        float(part.split("observation ")[1].split("]")[0]) for part in shown.split("\r") if "observation" in part
     ]
     known = result.losses / 20
     assert shown_losses

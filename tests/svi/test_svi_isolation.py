@@ -104,8 +104,7 @@ def test_fits_in_two_threads_take_turns():
     expected = [fitted(data(loc=loc)) for loc in (-5.0, 50.0)]
     found = {}
     threads = [
-        threading.Thread(target=lambda loc=loc: found.update({loc: fitted(data(loc=loc))}))
-        for loc in (-5.0, 50.0)
+        threading.Thread(target=lambda loc=loc: found.update({loc: fitted(data(loc=loc))})) for loc in (-5.0, 50.0)
     ]
     for thread in threads:
         thread.start()
@@ -131,9 +130,7 @@ def test_a_result_keeps_its_parameters_when_its_guide_is_fitted_again():
 
 
 def test_the_results_guide_draws_with_its_own_parameters():
-    first, second = (
-        fit(normal_model, auto(), data(loc=loc), steps=100, optimizer=adam) for loc in (-3.0, 3.0)
-    )
+    first, second = (fit(normal_model, auto(), data(loc=loc), steps=100, optimizer=adam) for loc in (-3.0, 3.0))
     pyro.set_rng_seed(0)
     assert first.guide(data())["loc"] < 0 < second.guide(data())["loc"]
 

@@ -69,9 +69,7 @@ def test_summary_of_a_normal_guide_has_the_moments_of_the_guide():
     # The standard error of a quantile is sqrt(q (1 - q) / n) / density.
     normal = dist.Normal(loc, scale)
     at = normal.icdf(levels)
-    within(
-        (found.quantiles - at) / ((levels * (1 - levels) / 1000).sqrt() / normal.log_prob(at).exp()), 0.0, 1.0
-    )
+    within((found.quantiles - at) / ((levels * (1 - levels) / 1000).sqrt() / normal.log_prob(at).exp()), 0.0, 1.0)
 
 
 def test_summary_is_the_summary_of_the_draws(mixed):
@@ -100,9 +98,7 @@ def test_passes_hold_no_more_than_there_is_room_for():
     passes = passes_of({"a": 5, "b": 2, "c": 4}, 3)
     assert all(sum(stop - start for _, start, stop in p) <= 3 for p in passes)
     covered = [(n, i) for p in passes for n, start, stop in p for i in range(start, stop)]
-    assert sorted(covered) == sorted(
-        (n, i) for n, size in {"a": 5, "b": 2, "c": 4}.items() for i in range(size)
-    )
+    assert sorted(covered) == sorted((n, i) for n, size in {"a": 5, "b": 2, "c": 4}.items() for i in range(size))
 
 
 def test_exact_quantiles_are_used_where_they_are_exact(mixed):

@@ -123,9 +123,7 @@ def test_one_global_draw_serves_all_batches():
         pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 100.0))
 
     source = Minibatches(data(), batch_size=7, plate="rows")
-    found = posterior_predictive(fit(model, guide, source, steps=1), source, draws=10, quantiles=[0.0, 1.0])[
-        "x"
-    ]
+    found = posterior_predictive(fit(model, guide, source, steps=1), source, draws=10, quantiles=[0.0, 1.0])["x"]
     spread = found.replicated["quantile 1"] - found.replicated["quantile 0"]
     assert (spread < 0.02).all()
     assert found.replicated["mean"].std() > 10

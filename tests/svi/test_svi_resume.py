@@ -129,9 +129,7 @@ def test_each_schedule_resumes_bit_for_bit(name, tmp_path):
         schedule = Schedule(SCHEDULES[name], every=every)
         rates.append([])
         follow = [schedule, lambda run: rates[-1].append(run.optimizer.param_groups[0]["lr"])]
-        return fit(
-            normal_model, normal_guide, data(), steps=STEPS, optimizer=adam, callbacks=follow + callbacks
-        )
+        return fit(normal_model, normal_guide, data(), steps=STEPS, optimizer=adam, callbacks=follow + callbacks)
 
     rates = []
     check_resume(tmp_path / "a.ckpt", run, random_steps(name))
@@ -177,10 +175,7 @@ DATA = {
 
 # A stream does not say which rows a batch holds, so a guide with parameters of rows cannot read one.
 KINDS = [
-    (k, s)
-    for k in ("module", "rows", "low rank", "noisy")
-    for s in DATA
-    if k != "rows" or s in ("full", "batches")
+    (k, s) for k in ("module", "rows", "low rank", "noisy") for s in DATA if k != "rows" or s in ("full", "batches")
 ]
 
 
@@ -223,9 +218,7 @@ def test_stopping_and_skipping_resume_bit_for_bit(tmp_path):
 def test_a_longer_run_goes_on_bit_for_bit(tmp_path):
     def run(steps, callbacks):
         stop = EarlyStopping(every=5, patience=100)
-        return fit(
-            normal_model, normal_guide, data(), steps=steps, optimizer=adam, callbacks=[stop, *callbacks]
-        )
+        return fit(normal_model, normal_guide, data(), steps=steps, optimizer=adam, callbacks=[stop, *callbacks])
 
     run(20, [Checkpoint(tmp_path / "a.ckpt")])
     same(run(50, []), run(50, [Checkpoint(tmp_path / "a.ckpt")]))
@@ -275,9 +268,7 @@ def start(path, steps=30, pause=0.2):
     here = pathlib.Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
     command = [sys.executable, str(here / "svi_resume_script.py"), str(path), str(steps), str(pause)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -332,9 +323,7 @@ def test_saving_by_seconds(tmp_path, monkeypatch):
     fit(normal_model, normal_guide, data(), steps=3, callbacks=[save])
     assert saved == [1, 2, 3, 3]
     saved.clear()
-    fit(
-        normal_model, normal_guide, data(), steps=3, callbacks=[Checkpoint(tmp_path / "b.ckpt", seconds=None)]
-    )
+    fit(normal_model, normal_guide, data(), steps=3, callbacks=[Checkpoint(tmp_path / "b.ckpt", seconds=None)])
     assert saved == [3]
 
 
