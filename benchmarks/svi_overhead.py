@@ -11,6 +11,7 @@ import functools
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import pyro
 import pyro.distributions as dist
@@ -20,16 +21,27 @@ from pyro.infer.autoguide import AutoNormal
 
 from pyro_zilognormal.svi import EarlyStopping, Progress, Run, fit
 
-ROWS, COLUMNS, LIMIT = 100, 100, 1.03
+LIMIT = 1.03
 
 
-def model(x: torch.Tensor) -> None:
+def two_latents(x: torch.Tensor) -> None:
     """Independent columns of normal data with unknown location and scale."""
-    with pyro.plate("columns", COLUMNS, dim=-1):
+    with pyro.plate("columns", x.shape[1], dim=-1):
         loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
         scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
         with pyro.plate("rows", len(x), dim=-2):
             pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+
+def one_latent(x: torch.Tensor) -> None:
+    """The same with known scale: Pyro steps one optimiser a parameter, so few parameters favour it."""
+    with pyro.plate("columns", x.shape[1], dim=-1):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(x), dim=-2):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+CASES = {"two latent sites": (two_latents, (100, 100)), "one latent site": (one_latent, (500, 200))}
 
 
 class Clock:
@@ -58,9 +70,9 @@ class Clock:
         return time.perf_counter() - start
 
 
-def measure(blocks: int, block: int) -> tuple[float, float]:
+def measure(model: Callable[[torch.Tensor], None], x: torch.Tensor, blocks: int, block: int) -> tuple[float, float]:
     """Return seconds a step of the bare loop, and the median ratio of ours to it."""
-    x = torch.randn(ROWS, COLUMNS)
+    pyro.clear_param_store()  # the bare loop shares Pyro's store, so the cases would meet in it
     bare = SVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
     bare.step(x)
     clock = Clock(bare, x, block)
@@ -83,10 +95,13 @@ def main() -> int:
     parser.add_argument("--block", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    step, ratio = measure(arguments.blocks, arguments.block)
-    percent = 100 * (ratio - 1)
-    print(f"bare SVI.step {1e3 * step:.2f} ms; fit, with EarlyStopping and Progress, {percent:+.1f} %")
-    return int(ratio > LIMIT)
+    worst = 0.0
+    for name, (model, shape) in CASES.items():
+        step, ratio = measure(model, torch.randn(shape), arguments.blocks, arguments.block)
+        worst = max(worst, ratio)
+        added = f"{100 * (ratio - 1):+.1f} %"
+        print(f"{name}: bare SVI.step {1e3 * step:.2f} ms; fit, with EarlyStopping and Progress, {added}")
+    return int(worst > LIMIT)
 
 
 if __name__ == "__main__":

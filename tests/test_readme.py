@@ -16,7 +16,7 @@ COMMANDS = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
 
 def test_code_runs() -> None:
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict = {}
     pyro.clear_param_store()
     with torch.random.fork_rng():
@@ -26,6 +26,7 @@ def test_code_runs() -> None:
     assert sum(losses[-20:]) < 0.8 * sum(losses[:20])
     observed = names["x"].eq(0).float().mean(0)
     assert (names["fitted"].zi_probs - observed).abs().max() < 0.05
+    assert names["result"].converged
     assert names["mcmc"].get_samples()["x_positive"].shape == (50,)
 
 

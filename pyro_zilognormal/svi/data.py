@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from pyro_zilognormal.svi.arrays import as_tensor, check_rows, is_array, pick_rows
-from pyro_zilognormal.svi.session import global_state_kept
+from pyro_zilognormal.svi.isolation import global_state_kept
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.svi.arrays import is_sparse
+from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.run import Run
-from pyro_zilognormal.svi.session import global_state_kept
 
 _CHUNK = 1 << 24
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.data import as_source
 from pyro_zilognormal.svi.divergence import DivergenceError
+from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.objective import Objective
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.run import Run
-from pyro_zilognormal.svi.session import global_state_kept
 
 # What fits in progress train. A nested fit of the same would change it under their feet.
 _IN_TRAINING: set[int] = set()

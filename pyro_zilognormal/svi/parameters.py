@@ -9,8 +9,8 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from pyro_zilognormal.svi.isolation import ParamSpace
 from pyro_zilognormal.svi.modules import module_parameters
-from pyro_zilognormal.svi.session import ParamSpace
 
 
 class OwnParameters(nn.Module):

@@ -11,10 +11,10 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, as_source
+from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.modules import evaluating
 from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.session import global_state_kept
 from pyro_zilognormal.svi.sites import check_held_out, is_sample
 
 

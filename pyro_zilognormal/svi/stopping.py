@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.data import Source, as_source
 from pyro_zilognormal.svi.fingerprint import describe
+from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.run import Run
-from pyro_zilognormal.svi.session import global_state_kept
 
 _LEAST = {"every": 2, "patience": 1, "min_delta": 0, "noise": 0, "warm_up": 0, "particles": 2, "seed": 0}
 
