@@ -88,17 +88,13 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
                 "ZeroInflatedLogNormal: give exactly one of zi_logits and zi_probs, got "
                 + ("neither." if zi_logits is None else "both.")
             )
-        if zi_probs is None:
-            self._loc, self._scale, gate = _checks.as_tensors(mu=mu, scale=scale, zi_logits=zi_logits)
-            self._gate: Gate = LogitGate(gate)
-        else:
-            self._loc, self._scale, gate = _checks.as_tensors(mu=mu, scale=scale, zi_probs=zi_probs)
-            self._gate = ProbGate(gate)
-        shapes = {"mu": self._loc.shape, "scale": self._scale.shape, self._gate.parameter: gate.shape}
-        super().__init__(_checks.broadcast_shapes(**shapes), validate_args=False)
-        del self.__dict__[
-            "_validate_args"
-        ]  # torch would check full-size views of what _check_parameters checks as given
+        kind = LogitGate if zi_probs is None else ProbGate
+        given = {"mu": mu, "scale": scale, kind.parameter: zi_logits if zi_probs is None else zi_probs}
+        self._loc, self._scale, gate = _checks.as_tensors(**given)
+        self._gate: Gate = kind(gate)
+        shapes = zip(given, (self._loc.shape, self._scale.shape, gate.shape), strict=True)
+        super().__init__(_checks.broadcast_shapes(**dict(shapes)), validate_args=False)
+        self.__dict__.pop("_validate_args")  # torch would check full-size views of what is checked below as given
         if validate_args is not None:
             self._validate_args = validate_args
         if self._validate_args:
