@@ -62,6 +62,7 @@ class Checkpoint:
         self._signal: int | None = None
         self._fingerprint: dict[str, str] = {}
         self._saved_at = time.monotonic()
+        self._damaged = False
 
     @property
     def previous(self) -> Path:
@@ -74,7 +75,8 @@ class Checkpoint:
         # Only the main thread may set signal handlers.
         if threading.current_thread() is threading.main_thread():
             run.stack.callback(self._deliver)
-            for number in (signal.SIGINT, signal.SIGTERM):
+            heeded = (n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN)
+            for number in heeded:
                 before = signal.signal(number, self._note)
                 run.stack.callback(signal.signal, number, before if before is not None else signal.SIG_DFL)
 
@@ -115,9 +117,10 @@ class Checkpoint:
         content = {"format": _FORMAT, "fingerprint": self._fingerprint, "run": run.state_dict()}
         fresh = self.path.with_name(self.path.name + ".new")
         storage.write(fresh, content)
-        if self.path.exists():
+        if self.path.exists() and not self._damaged:  # a damaged file must not push out the good one before it
             os.replace(self.path, self.previous)
         os.replace(fresh, self.path)
+        self._damaged = False
         storage.sync_folder(self.path.parent)
         self._saved_at = time.monotonic()
 
@@ -126,12 +129,13 @@ class Checkpoint:
 
     def _newest(self) -> dict[str, Any] | None:
         faults = []
-        for path in (self.path, self.previous):
+        for path in (self.path, self.path.with_name(self.path.name + ".new"), self.previous):
             if path.exists():
                 try:
                     content = _checked(storage.read(path))
                 except storage.CorruptFileError as error:
                     faults.append(f"{path}: {error}")
+                    self._damaged = self._damaged or path == self.path
                     continue
                 if faults:
                     warnings.warn(f"checkpoint damaged, using the one before: {'; '.join(faults)}", stacklevel=2)
@@ -143,7 +147,7 @@ class Checkpoint:
         return None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None:  # a second one will not wait for the step to end
+        if self._signal is not None and number == signal.SIGINT:  # a second Ctrl-C will not wait for the step to end
             raise KeyboardInterrupt
         self._signal = number
 

@@ -23,7 +23,7 @@ def fingerprint(run: Run) -> dict[str, str]:
     """
     with global_state_kept():  # a shuffling loader draws from torch's global generator
         found = {f"data argument {i}": describe(value) for i, value in enumerate(run.source.arguments())}
-    found["data"] = f"{type(run.source).__name__} of {run.rows} rows in {run.source.batches} batches"
+    found["data"] = f"{type(run.source).__name__} of {run.rows} rows in {run.source.batches} batches {_reading(run)}"
     for site in run.sites:
         seen = "observed" if site.observed else "latent"
         found[f"{site.part} site {site.name!r}"] = (
@@ -60,6 +60,12 @@ def describe(value: Any) -> str:
     return repr(value) if plain else type(value).__name__
 
 
+def _reading(run: Run) -> str:
+    """How the rows are read, as far as the source says."""
+    named = {k: getattr(run.source, k, None) for k in ("batch_size", "shuffle", "plate")}
+    return str({k: v for k, v in named.items() if v is not None})
+
+
 def _settings(run: Run) -> dict[str, str]:
     loss, optimizer = run.objective.loss, run.optimizer
     simple = (
@@ -71,7 +77,7 @@ def _settings(run: Run) -> dict[str, str]:
         "seed": str(run.seed),
         "loss": f"{getattr(loss, '__name__', type(loss).__name__)} {simple}",
         "optimizer": f"{type(optimizer).__name__} {optimizer.defaults}",
-        "optimizer groups": str([len(g["params"]) for g in optimizer.param_groups]),
+        "optimizer groups": str([{**g, "params": len(g["params"])} for g in optimizer.param_groups]),
     }
     for i, callback in enumerate(c for c in run.callbacks if hasattr(c, "state_dict")):
         inner = callback.settings() if hasattr(callback, "settings") else ""

@@ -120,6 +120,7 @@ def _result(run: Run) -> FitResult:
         params=run.params,
         losses=np.asarray(run.losses, dtype=np.float64),
         held_out=list(run.held_out),
+        held_out_rows=run.held_out_rows,
         steps=run.step,
         rows=run.rows,
         seconds=run.seconds,

@@ -25,6 +25,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     """
     ax = _axes(ax)
     loss = result.losses / result.rows
+    held_out = [value / result.held_out_rows for _, value in result.held_out]
     steps = np.arange(1, len(loss) + 1)
     ax.plot(steps, loss, color="0.75", linewidth=0.8, label="training")
     middle = _smooth(loss, window)
@@ -35,11 +36,11 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
         label=f"training, mean of {_width(loss, window)}",
     )
     if result.held_out:
-        at, held_out = zip(*result.held_out, strict=True)
-        ax.plot(at, np.asarray(held_out) / result.rows, color="C1", marker="o", markersize=3, label="held out")
+        at = [step for step, _ in result.held_out]
+        ax.plot(at, held_out, color="C1", marker="o", markersize=3, label="held out")
     ax.axvline(result.best_step, color="C3", linestyle="--", linewidth=1, label=f"step {result.best_step}, kept")
     ax.axvline(result.steps, color="0.3", linestyle=":", linewidth=1, label=f"stopped: {result.stop_reason}")
-    _set_range(ax, loss, middle, [v / result.rows for _, v in result.held_out])
+    _set_range(ax, loss, middle, held_out)
     ax.set(xlabel="step", ylabel="loss per observation")
     ax.legend(frameon=False, fontsize="small")
     return ax

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import ComposeTransform, IndependentTransform
@@ -54,7 +55,7 @@ def exact_quantiles(sampler: Sampler, levels: list[float]) -> dict[str, Tensor]:
         levels: from 0 to 1.
     """
     guide: Any = sampler.objective.owner("guide")
-    if not levels or not hasattr(guide, "quantiles"):
+    if not levels or not isinstance(guide, AutoGuide):
         return {}
     try:
         with sampler.opened():

@@ -29,6 +29,7 @@ class FitResult:
         params: every parameter by name, as the model sees it.
         losses: the loss of every step, an estimate of the loss of all data; NaN for a skipped step.
         held_out: (step, loss) of every evaluation on held-out data.
+        held_out_rows: number of rows of the held-out data; 0 without any.
         steps: number of steps taken.
         rows: number of rows of the data.
         seconds: seconds spent, those before a resume included.
@@ -45,6 +46,7 @@ class FitResult:
     params: dict[str, Tensor]
     losses: npt.NDArray[np.float64]
     held_out: list[tuple[int, float]]
+    held_out_rows: int
     steps: int
     rows: int
     seconds: float

@@ -28,6 +28,7 @@ class Run:
         best_step: the step whose parameters were gone back to; 0 if none were.
         good_step: the step after which loss and gradient were last finite.
         rows: number of rows of the data.
+        held_out_rows: number of rows of the held-out data; 0 without any.
         steps: number of steps asked for.
         seconds: seconds spent so far, those before a resume included.
         optimizer: the torch optimiser.
@@ -53,7 +54,7 @@ class Run:
         self.skipped: list[int] = []
         self.smoothed: list[tuple[int, float]] = []
         self.best_step = self.good_step = 0
-        self.rows = source.rows
+        self.rows, self.held_out_rows = source.rows, 0
         self.stop_reason, self.converged = "", False
         self.stack = ExitStack()
         self._before, self._started = 0.0, time.monotonic()
@@ -244,10 +245,16 @@ class Run:
 
 def _build(optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer], parameters: list[Any]) -> Any:
     built = optimizer(parameters) if callable(optimizer) else optimizer
-    if not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
+    if not callable(optimizer) or not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
         raise TypeError(
-            f"optimizer gave a {type(built).__name__}; needed a function of the parameters that returns a "
+            f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a "
             "first-order torch optimiser, such as functools.partial(torch.optim.Adam, lr=0.01)"
+        )
+    held = {id(p) for group in built.param_groups for p in group["params"]}
+    if held != {id(p) for p in parameters}:
+        raise ValueError(
+            f"optimizer holds {len(held)} tensors, not exactly the {len(parameters)} parameters it was given; "
+            "needed a function that passes all of them on"
         )
     return built
 

@@ -1,5 +1,6 @@
 """Runs of guide and model with a fit's parameters, a block of rows at a time."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -129,7 +130,8 @@ class Sampler:
         return {k: guide.nodes[k]["value"] for k in self.guide_sites if self.layouts[k].axis is None}
 
     def _seed(self, draw: int, block: int) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + draw) * 1_000_003 + block)
+        digest = hashlib.sha256(f"{self.seed}/{draw}/{block}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
     def _layout(self, node: Any, batch: Batch) -> Layout:
         value, event = node["value"], node["fn"].event_dim

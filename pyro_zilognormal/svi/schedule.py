@@ -53,6 +53,11 @@ class Schedule:
         else:
             self._schedule.step()
 
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same in a resumed run."""
+        first = {k: v for k, v in self.state_dict().items() if isinstance(v, bool | int | float | str | list)}
+        return {"every": self.every, "schedule": type(self._schedule).__name__, "first": first}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the schedule as plain data."""
         return {k: v for k, v in self._schedule.state_dict().items() if not callable(v)}

@@ -71,6 +71,9 @@ class EarlyStopping:
 
     def start(self, run: Run) -> None:
         """Forget an earlier fit."""
+        if self.held_out is not None:
+            run.held_out_rows = self.held_out.rows
+            run.objective.use_plate(self.held_out.plate)
         self._state = {
             "first": None,
             "reference": None,
@@ -127,7 +130,7 @@ class EarlyStopping:
         return total / held_out.batches
 
     def _keep_best(self, run: Run, mean: float) -> None:
-        if mean < self._state["best"]:
+        if math.isfinite(mean) and mean < self._state["best"]:
             values = run.objective.snapshot()
             self._state.update(best=mean, best_step=run.step, values=values)
 
