@@ -23,7 +23,7 @@ def fingerprint(run: Run) -> dict[str, str]:
     """
     with global_state_kept():  # a shuffling loader draws from torch's global generator
         found = {f"data argument {i}": describe(value) for i, value in enumerate(run.source.arguments())}
-    found["data"] = f"{type(run.source).__name__} of {run.rows} rows in {run.source.batches} batches {_reading(run)}"
+    found["data"] = f"{type(run.source).__name__} of {run.rows} rows in {run.source.batches} batches{_reading(run)}"
     for site in run.sites:
         seen = "observed" if site.observed else "latent"
         found[f"{site.part} site {site.name!r}"] = (
@@ -63,7 +63,8 @@ def describe(value: Any) -> str:
 def _reading(run: Run) -> str:
     """How the rows are read, as far as the source says."""
     named = {k: getattr(run.source, k, None) for k in ("batch_size", "shuffle", "plate")}
-    return str({k: v for k, v in named.items() if v is not None})
+    said = {k: v for k, v in named.items() if v is not None}
+    return f" {said}" if said else ""
 
 
 def _settings(run: Run) -> dict[str, str]:

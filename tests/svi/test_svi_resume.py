@@ -373,7 +373,7 @@ OTHERS = [
     ({"data": data(seed=1)}, r"data argument 0: tensor \(20,\) torch.float32 \w+ in the checkpoint, tensor"),
     ({"data": data(21)}, r"tensor \(21,\)"),
     ({"data": data().double()}, "torch.float64"),
-    ({"data": Minibatches(data(), batch_size=3, plate="rows")}, "Minibatches of 20 rows in 7 batches now"),
+    ({"data": Minibatches(data(), batch_size=3, plate="rows")}, "Minibatches of 20 rows in 7 batches .* now"),
     ({"model": wider}, r"model site 'loc': latent Normal\(.* in the checkpoint, latent StudentT"),
     ({"guide": auto()}, "parameter 'q_loc': .*Real.* in the checkpoint, absent now"),
     ({"model": narrower}, r"model site 'loc': .*scale=10\) .* in the checkpoint, .*scale=5\)"),
