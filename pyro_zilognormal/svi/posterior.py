@@ -44,7 +44,7 @@ def posterior_draws(
         result: a fit.
         data: like the fit's; :class:`Minibatches` are read a batch at a time, rows in order.
         draws: how many.
-        sites: latent or deterministic sites to hold; None for all latent ones, without the local ones if
+        sites: latent or deterministic sites to hold; None for all latent ones of the guide, without the local ones if
             ``data`` are minibatches and ``joint`` is False. Observed sites are held only if named.
         joint: hold local sites too, for all rows; each draw has one global value for all its rows.
         seed: of the draws.
@@ -53,7 +53,8 @@ def posterior_draws(
         A dict of tensors of shape (draws, *shape of the site).
 
     Raises:
-        ValueError: for a site that there is not, or a local one without ``joint``.
+        ValueError: for a site that there is not, one that the guide lacks (an enumerated one), or a local one
+            without ``joint``.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -98,7 +99,7 @@ def posterior_summary(
         data: like the fit's; :class:`Minibatches` are summarised a batch of rows at a time.
         draws: how many; at least 2.
         quantiles: from 0 to 1.
-        sites: latent, deterministic or observed sites; None for all latent ones, local ones included.
+        sites: latent, deterministic or observed sites; None for all latent ones of the guide, local ones too.
         seed: of the draws.
         max_bytes: memory for held draws.
 
@@ -106,8 +107,8 @@ def posterior_summary(
         A dict of summaries by site, local sites over all rows.
 
     Raises:
-        ValueError: for a site that there is not, quantiles out of range, or rows that a guide with parameters
-            of rows was not fitted to.
+        ValueError: for a site that there is not, or that the guide lacks (an enumerated one), quantiles out of
+            range, or rows that a guide with parameters of rows was not fitted to.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -179,11 +180,24 @@ def _chosen(sampler: Sampler, sites: Sequence[str] | None, joint: bool) -> list[
         raise TypeError(f"sites is the text {sites!r}; needed a list of names, [{sites!r}]")
     known = [*sampler.latent, *sampler.derived, *sampler.observed]
     for name in sites:
+        _check_not_summed_out(sampler, name)
         if name not in known:
             raise ValueError(f"sites holds {name!r}; the model's sites are {known}")
         if local and sampler.layouts[name].axis is not None:
             raise ValueError(f"sites holds {name!r}, which has a value for every row; pass joint=True to hold it")
     return list(sites)
+
+
+def _check_not_summed_out(sampler: Sampler, name: str) -> None:
+    """Raise a ValueError for a site that the guide lacks, and for a deterministic one that may depend on it."""
+    order = list(sampler.model.nodes)
+    earlier = order[: order.index(name)] if name in sampler.derived else [name]
+    causes = [k for k in sampler.absent if k in earlier]
+    if causes:
+        raise ValueError(
+            f"sites holds {name!r}, but {causes} of the model is not in the guide, so the fit has no posterior of it; "
+            "draw it with pyro.infer.infer_discrete inside result.scope()"
+        )
 
 
 def _check_draws(draws: int, least: int = 1) -> None:

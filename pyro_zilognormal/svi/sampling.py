@@ -79,7 +79,10 @@ class Sampler:
         nodes = {**guide.nodes, **{k: n for k, n in model.nodes.items() if is_sample(n)}}
         self.layouts = {k: self._layout(n, first) for k, n in nodes.items() if is_sample(n)}
         self.guide_sites = [k for k, n in guide.nodes.items() if is_sample(n)]
-        self.latent = [k for k, n in model.nodes.items() if is_sample(n) and not n["is_observed"]]
+        latent = [k for k, n in model.nodes.items() if is_sample(n) and not n["is_observed"]]
+        self.latent = [k for k in latent if k in guide.nodes]
+        # What the loss summed out has no law in the guide: the model would draw it from its prior.
+        self.absent = [k for k in latent if k not in guide.nodes]
         self.observed = [k for k, n in model.nodes.items() if is_sample(n) and _holds_data(n)]
         self.derived = [k for k, n in model.nodes.items() if n.get("infer", {}).get("_deterministic")]
         self.model = model

@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal_model
 from torch.distributions import constraints
@@ -239,6 +240,30 @@ def test_no_more_than_a_batch_is_drawn_at_a_time():
     result = fit(wide_model(rows), lambda x: None, source, steps=1)
     posterior_predictive(result, source, draws=2, quantiles=[0.5], max_bytes=8 * rows * 10)
     assert max(largest) == 20
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(2.0, 1.0))
+        pyro.deterministic("before", 2 * loc)
+        with pyro.plate("rows", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            pyro.deterministic("after", k * loc)
+            pyro.sample("x", dist.Normal(k * loc, 1.0), obs=x)
+
+    guide = AutoNormal(pyro.poutine.block(model, hide=["k", "after"]))
+    return fit(model, guide, data(ROWS), steps=2, loss=TraceEnum_ELBO(max_plate_nesting=1))
+
+
+@pytest.mark.parametrize("call", [posterior_draws, posterior_summary])
+def test_an_enumerated_site_is_not_drawn_from_its_prior(call, mixture):
+    x = data(ROWS)
+    assert set(call(mixture, x, draws=2)) == {"loc"}
+    assert set(call(mixture, x, draws=2, sites=["before"])) == {"before"}
+    for name in ("k", "after"):
+        with pytest.raises(ValueError, match=rf"sites holds '{name}', but \['k'\].*pyro.infer.infer_discrete"):
+            call(mixture, x, draws=2, sites=[name])
 
 
 BAD = [
