@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from pyro_zilognormal.svi.modules import evaluating, owner
 from pyro_zilognormal.svi.parameters import OwnParameters
 from pyro_zilognormal.svi.plates import DataPlate, LatentScale, NoRowParameters
-from pyro_zilognormal.svi.sites import Site, check_held_out, check_joint_guide, check_plate, sites_of
+from pyro_zilognormal.svi.sites import (
+    Site,
+    check_guide_plate,
+    check_held_out,
+    check_joint_guide,
+    check_plate,
+    sites_of,
+)
 
 
 class Objective(OwnParameters):
@@ -83,7 +90,8 @@ class Objective(OwnParameters):
             indices: which rows these are.
 
         Raises:
-            ValueError: if there is nothing to train, or the plate over rows is not in the model.
+            ValueError: if there is nothing to train, the plate over rows is not in the model, or the guide has
+                outside it what the model has inside.
         """
         with self.running(args, indices):
             # The model goes first by itself: an AutoGuide needs its plate, and its errors read best so.
@@ -94,6 +102,7 @@ class Objective(OwnParameters):
                 guide_trace = poutine.trace(self._handled["guide"]).get_trace(*args)
             check_joint_guide(self._callables["guide"], self._data_plate)
             model_trace = poutine.trace(poutine.replay(self._handled["model"], trace=guide_trace)).get_trace(*args)
+            check_guide_plate(guide_trace, model_trace, self._data_plate)
         if not self.trainable():
             raise ValueError(
                 "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"

@@ -77,6 +77,31 @@ def check_plate(trace: Any, plate: DataPlate | None) -> None:
         )
 
 
+def check_guide_plate(guide: Any, model: Any, plate: DataPlate | None) -> None:
+    """Raise a ValueError if the guide has outside the plate over rows what the model has inside it.
+
+    Args:
+        guide: the guide's trace.
+        model: the model's trace.
+        plate: the plate over rows, or None for none.
+    """
+    if plate is None or plate.batch_rows == plate.rows:
+        return
+    for name, node in model.nodes.items():
+        twin = guide.nodes.get(name)
+        if twin is None or not is_sample(node) or not _inside(node, plate) or _inside(twin, plate):
+            continue
+        raise ValueError(
+            f"site {name!r} is inside plate {plate.name!r} in the model, but not in the guide, where its plates are "
+            f"{[f.name for f in twin['cond_indep_stack']]}, so that the guide's minibatches would not count for all "
+            f"rows; put it inside a plate named {plate.name!r} there too"
+        )
+
+
+def _inside(node: Any, plate: DataPlate) -> bool:
+    return any(f.name == plate.name for f in node["cond_indep_stack"])
+
+
 def check_joint_guide(guide: Any, plate: DataPlate | None) -> None:
     """Raise a ValueError if an AutoGuide would share one joint vector of local values between minibatches.
 

@@ -292,3 +292,15 @@ def test_parameters_of_rows_need_to_know_the_rows():
     model = local_model(ROWS)
     with pytest.raises(ValueError, match="nothing says which rows these are"):
         fit(model, AutoNormal(model), BatchStream(list(data(ROWS).split(5)), plate="rows"), steps=5)
+
+
+def test_a_local_site_in_another_plate_of_the_guide_is_refused():
+    def guide(x, plate="cells"):
+        pyro.sample("loc", dist.Delta(pyro.param("q_loc", torch.tensor(0.0))))
+        with pyro.plate(plate, len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.0)) * x, 1.0))
+
+    source = Minibatches(data(ROWS), batch_size=5, plate="rows")
+    with pytest.raises(ValueError, match=r"site 'z' is inside plate 'rows' in the model.*plates are \['cells'\]"):
+        fit(local_model(ROWS), guide, source, steps=1)
+    assert fit(local_model(ROWS), functools.partial(guide, plate="rows"), source, steps=1).steps == 1
