@@ -1,5 +1,6 @@
 """The loss of a model and a guide as one nn.Module with parameters of its own."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,9 @@ from pyro_zilognormal.svi.sites import (
     sites_of,
 )
 
+# Where the Jit losses of Pyro keep what they compiled.
+_COMPILED = ("_loss_and_surrogate_loss", "_differentiable_loss", "_jit_loss_and_surrogate_loss")
+
 
 class Objective(OwnParameters):
     """The loss of a model and a guide, as an nn.Module whose ``forward`` is the loss.
@@ -37,8 +41,9 @@ class Objective(OwnParameters):
     Args:
         model: a Pyro model: a function, a module, or a method of one.
         guide: its guide, with the same arguments.
-        loss: a loss of ``pyro.infer``, such as ``Trace_ELBO()``, or a function of (model, guide, *data) that
-            returns a differentiable scalar.
+        loss: a loss of ``pyro.infer``, such as ``Trace_ELBO()``, of which this object takes a copy without what
+            it compiled or learnt from other models; or a function of (model, guide, *data) that returns a
+            differentiable scalar.
         plate: the name of the plate over the rows of the data, if it is called with minibatches.
         rows: the number of rows in all; needed where ``plate`` is given, or :meth:`evaluate` called.
 
@@ -65,7 +70,7 @@ class Objective(OwnParameters):
         rows: int = 0,
     ) -> None:
         super().__init__({"model": owner(model), "guide": owner(guide)})
-        self.loss, self.rows = loss, rows
+        self.loss, self.rows = _own(loss), rows
         self._data_plate = None if plate is None else DataPlate(plate, rows)
         self._latents = LatentScale()
         # Kept out of nn.Module's register: ``owners`` holds the modules already.
@@ -222,6 +227,16 @@ class Objective(OwnParameters):
                 yield
         finally:
             self._latents.weight = weight
+
+
+def _own(loss: Any) -> Any:
+    """Return a copy of an ELBO that has compiled nothing: a Jit loss trains the first model that it saw."""
+    if not isinstance(loss, ELBO):
+        return loss
+    loss = copy.copy(loss)
+    for name in _COMPILED:
+        loss.__dict__.pop(name, None)
+    return loss
 
 
 def _row_plate(plate: DataPlate, dim: int, *args: Any, **kwargs: Any) -> Any:
