@@ -81,7 +81,7 @@ class OwnParameters(nn.Module):
         ours = self._values()
         kept = {k: t.data for k, t in ours.items()}
         for name, tensor in ours.items():
-            tensor.data = values[name].clone() if name.startswith("buffer ") else values[name]
+            tensor.data = values[name].clone()  # what is done to it in the block must not reach the stored one
         try:
             with self.space.active():
                 yield
@@ -89,8 +89,12 @@ class OwnParameters(nn.Module):
             for name, tensor in ours.items():
                 tensor.data = kept[name]
 
+    def buffers_by_name(self) -> dict[str, Tensor]:
+        """Return the modules' buffers themselves, by name."""
+        return dict(self.owners.named_buffers())
+
     def _values(self) -> dict[str, Tensor]:
-        buffers = {f"buffer {k}": b for k, b in self.owners.named_buffers()}
+        buffers = {f"buffer {k}": b for k, b in self.buffers_by_name().items()}
         return {**self.trainable(), **buffers}
 
     def _collect(self, store: Any) -> None:

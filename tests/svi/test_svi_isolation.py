@@ -228,3 +228,12 @@ def test_svi_knows_nothing_of_the_rest_of_the_package():
     assert {
         name for name in imported if not name.startswith(("pyro_zilognormal.svi", "pyro_zilognormal._version"))
     } == set()
+
+
+def test_what_is_done_in_scope_does_not_reach_the_stored_values():
+    result = fit(normal_model, auto(), data(), steps=3)
+    before = {k: v.clone() for k, v in result.values.items()}
+    with result.scope(), torch.no_grad():
+        for parameter in result.objective.trainable().values():
+            parameter.zero_()
+    assert all(torch.equal(v, before[k]) for k, v in result.values.items())
