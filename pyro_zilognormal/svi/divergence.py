@@ -27,7 +27,7 @@ class DivergenceReport:
 
     Args:
         step: the step, from 1.
-        what: what was not finite: "loss" or "gradient".
+        what: what was not finite: "loss", "gradient" or "update" (the parameters after the last step).
         site: the first sample site at fault, or None where none could be named.
         part: "model" or "guide", where the site is.
         cause: what of the site is not finite.

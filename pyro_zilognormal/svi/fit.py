@@ -10,7 +10,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyro_zilognormal.svi.data import as_source
-from pyro_zilognormal.svi.divergence import DivergenceError
+from pyro_zilognormal.svi.divergence import DivergenceError, DivergenceReport
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.objective import Objective
 from pyro_zilognormal.svi.result import FitResult
@@ -57,7 +57,8 @@ def fit(
         The parameters, the losses and why it stopped.
 
     Raises:
-        DivergenceError: at a loss or gradient that is not finite; holds the last good state.
+        DivergenceError: at a loss or gradient that is not finite, or parameters that are not at the end; holds
+            the last good state.
         TypeError: for arguments of the wrong kind.
         ValueError: for arguments out of range, or a model that does not suit the minibatches.
 
@@ -93,10 +94,7 @@ def _train(run: Run, max_seconds: float | None) -> FitResult:
     _call(run, "ready")
     while not run.stop_reason and run.step < run.steps:
         report = run.advance()
-        if report is not None:
-            run.back_to_good()
-            run.stop("diverged")
-            raise DivergenceError(report, _result(run))
+        _raise_if(report, run)
         for callback in run.callbacks:
             callback(run)
         if not run.stop_reason and max_seconds is not None and run.seconds_of_call >= max_seconds:
@@ -106,7 +104,15 @@ def _train(run: Run, max_seconds: float | None) -> FitResult:
         run.stop("steps")
     _call(run, "finish")
     _call(run, "end")
+    _raise_if(run.final_fault(), run)
     return _result(run)
+
+
+def _raise_if(report: DivergenceReport | None, run: Run) -> None:
+    if report is not None:
+        run.back_to_good()
+        run.stop("diverged")
+        raise DivergenceError(report, _result(run))
 
 
 def _call(run: Run, hook: str) -> None:

@@ -67,6 +67,7 @@ class Run:
         self._first = list(objective.trainable())
         self._parameters: list[Tensor] = list(objective.trainable().values())
         self._good = [p.detach().clone() for p in self._parameters]
+        self._keep_buffers()
 
     @property
     def loss(self) -> float:
@@ -111,6 +112,7 @@ class Run:
         batch, random = self._next_batch(), torch_rng_state()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        self._keep_buffers()
         fault, error = self._gradient(batch)
         if fault:
             return self._bad_step(batch, random, fault, error)
@@ -125,7 +127,15 @@ class Run:
         """Set the parameters to the last ones whose loss and gradient were finite."""
         with torch.no_grad():
             torch._foreach_copy_(self._parameters, self._good)
+        self._restore_buffers()
         self.best_step = self.good_step
+
+    def final_fault(self) -> DivergenceReport | None:
+        """Return which parameters the last step made not finite, or None: no later loss would show it."""
+        seen, good = self.params, dict(zip(self.objective.trainable(), self._good, strict=True))
+        now = {k: [p.detach(), seen[k]] for k, p in self.objective.trainable().items()}
+        bad = [k for k, values in now.items() if all_finite([good[k]]) and not all_finite(values)]
+        return DivergenceReport(self.step, "update", parameters=bad) if bad else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything a resumed run needs, as tensors, numbers, text, and containers of them."""
@@ -167,6 +177,7 @@ class Run:
         self._before, self._started = state["seconds"], time.monotonic()
         self.kl_weight = state["kl_weight"]
         self.objective.restore(state["values"])
+        self._keep_buffers()
         torch._foreach_copy_(self._good, [g.to(p) for g, p in zip(state["good"], self._good, strict=True)])
         self.optimizer.load_state_dict(state["optimizer"])
         for callback, saved in zip(self._stateful(), state["callbacks"], strict=True):
@@ -222,17 +233,29 @@ class Run:
         """Skip the step if that is allowed, else return what is at fault; raise an error of another cause."""
         self.losses[-1] = float("nan")
         self._in_a_row += 1
+        self._restore_buffers()
         allowed = max((c.in_a_row for c in self.callbacks if isinstance(c, SkipBadSteps)), default=1)
         if self._in_a_row < allowed and error is None:
             self.skipped.append(self.step)
             return None
         report = diagnose(self.objective, batch, random, self.step, fault)
+        self._restore_buffers()
         if error is not None and report.site is None and not report.parameters:
             raise error
         if self._in_a_row < allowed:
             self.skipped.append(self.step)
             return None
         return report
+
+    def _keep_buffers(self) -> None:
+        """Remember the modules' buffers, which a forward pass may change: running means for one."""
+        self._buffers = {k: b.detach().clone() for k, b in self.objective.buffers_by_name().items()}
+
+    @torch.no_grad()
+    def _restore_buffers(self) -> None:
+        for name, buffer in self.objective.buffers_by_name().items():
+            if name in self._buffers:
+                buffer.copy_(self._buffers[name])
 
     def _adopt_late_parameters(self) -> None:
         if len(self.objective.trainable()) == len(self._good):

@@ -1,5 +1,6 @@
 """Item 5: a NaN stops the fit with site, parameters and rows named, and the last good state kept."""
 
+import functools
 import math
 
 import pyro
@@ -9,7 +10,7 @@ import torch
 from svi_cases import adam, data, normal_guide, normal_model
 from torch.distributions import constraints
 
-from pyro_zilognormal.svi import DivergenceError, Minibatches, SkipBadSteps, fit
+from pyro_zilognormal.svi import BatchStream, DivergenceError, Minibatches, SkipBadSteps, fit
 
 
 def with_nan(rows, at):
@@ -228,3 +229,41 @@ def test_an_error_of_the_model_is_not_dressed_up():
 def test_bad_arguments_are_refused(value):
     with pytest.raises(ValueError, match=f"in_a_row is {value}; needed at least 1"):
         SkipBadSteps(in_a_row=value)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_parameters_that_the_last_step_blew_up_are_not_returned(validate):
+    sgd = functools.partial(torch.optim.SGD, lr=1e38)
+    with pyro.validation_enabled(validate), pytest.raises(DivergenceError, match="update of step 1") as caught:
+        fit(normal_model, normal_guide, data(), steps=1, optimizer=sgd)
+    assert "q_loc" in caught.value.report.parameters
+    assert caught.value.result.params == {"q_loc": 0.0, "q_scale": 1.0}
+    assert caught.value.result.stop_reason == "diverged"
+
+
+class Normed(torch.nn.Module):
+    """A network whose running means a NaN in a batch would poison."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(1)
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(self.norm(x[:, None])[:, 0], self.scale.exp()), obs=x)
+
+
+@pytest.mark.parametrize("callbacks", [[], [SkipBadSteps()], [SkipBadSteps(in_a_row=1)]])
+def test_a_bad_step_leaves_buffers_as_they_were(callbacks):
+    module, clean = Normed(), Normed()
+    batches = BatchStream([data(5), data(5, 1), with_nan(5, 2)], plate="rows")
+    with pyro.validation_enabled(False):
+        fit(clean, lambda x: None, batches, steps=2)
+        try:
+            result = fit(module, lambda x: None, batches, steps=3, callbacks=callbacks)
+        except DivergenceError as error:
+            result = error.result
+    assert torch.equal(module.norm.running_mean, clean.norm.running_mean)
+    assert torch.equal(result.values["buffer model.norm.running_var"], clean.norm.running_var)
+    assert result.stop_reason == ("steps" if callbacks and callbacks[0].in_a_row > 1 else "diverged")
