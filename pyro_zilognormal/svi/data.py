@@ -195,6 +195,23 @@ class BatchStream:
         """Return the batches, read anew."""
         return [self._read()]
 
+    def shuffles(self) -> bool:
+        """Whether its rows come in another order when it is read again."""
+        # Two shuffles of few rows may agree by chance; a loader that draws its order says so.
+        if isinstance(getattr(self.iterable, "sampler", None), torch.utils.data.RandomSampler):
+            return True
+        with global_state_kept():
+            return self._order() != self._order()
+
+    def _order(self) -> bytes:
+        """Return a digest of the rows in the order in which they come."""
+        digest = hashlib.sha256()
+        for args in self._read():
+            for value in (a for a in args if isinstance(a, torch.Tensor)):
+                flat = value.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.digest()
+
     def _read(self) -> Iterator[tuple[Any, ...]]:
         for item in self.iterable:
             args = item if isinstance(item, tuple | list) else (item,)

@@ -161,6 +161,11 @@ class Objective(OwnParameters):
             finally:
                 plate.batch_rows, plate.indices = plate.rows, None
 
+    @property
+    def plate(self) -> str | None:
+        """The name of the plate over rows, or None where none is known."""
+        return None if self._data_plate is None else self._data_plate.name
+
     def use_plate(self, name: str | None) -> None:
         """Name the plate over rows, if none was named before, so that data can be read in minibatches."""
         if name is not None and self._data_plate is None:

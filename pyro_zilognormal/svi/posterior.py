@@ -54,7 +54,7 @@ def posterior_draws(
 
     Raises:
         ValueError: for a site that there is not, one that the guide lacks (an enumerated one), or a local one
-            without ``joint``.
+            without ``joint``, or of a stream that shuffles.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -71,6 +71,7 @@ def posterior_draws(
     _check_draws(draws)
     sampler = Sampler(result, data, seed)
     names = _chosen(sampler, sites, joint)
+    sampler.check_order(names)
     held: dict[str, list[Tensor]] = {k: [] for k in names}
     with sampler.opened():
         for draw in range(draws):
@@ -108,7 +109,8 @@ def posterior_summary(
 
     Raises:
         ValueError: for a site that there is not, or that the guide lacks (an enumerated one), quantiles out of
-            range, or rows that a guide with parameters of rows was not fitted to.
+            range, rows that a guide with parameters of rows was not fitted to, or local sites of a stream that
+            shuffles.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -127,6 +129,7 @@ def posterior_summary(
     levels = check_quantiles(quantiles)
     sampler = Sampler(result, data, seed)
     names = _chosen(sampler, sites, joint=True)
+    sampler.check_order(names)
     exact = {k: q for k, q in exact_quantiles(sampler, levels).items() if k in names}
     sampled = [k for k in names if k not in exact and levels]
     parts: dict[str, list[Streamed]] = {k: [] for k in names}

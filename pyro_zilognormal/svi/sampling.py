@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch, Minibatches, as_source
+from pyro_zilognormal.svi.data import Batch, BatchStream, Minibatches, as_source
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.modules import evaluating
 from pyro_zilognormal.svi.plates import NoRowParameters
@@ -104,6 +104,16 @@ class Sampler:
         for indices in torch.arange(self.source.rows).split(self.source.batch_size):
             yield self.source.batch(indices)
 
+    def check_order(self, names: list[str]) -> None:
+        """Raise a ValueError if rows of the named sites would be put together in an order that changes."""
+        local = [k for k in names if self.layouts[k].axis is not None]
+        if local and isinstance(self.source, BatchStream) and self.source.shuffles():
+            raise ValueError(
+                f"sites {local} have a value for every row, but the stream gave its rows in another order when read "
+                "again, so that nothing says which row is which; use Minibatches or a loader that does not shuffle, "
+                "or name the global sites alone in sites"
+            )
+
     def traces(self, batch: Batch, draw: int, block: int, fixed: dict[str, Tensor], renew: tuple[str, ...] = ()) -> Any:
         """Return the guide's trace and the model's for one draw of one block.
 
@@ -138,8 +148,9 @@ class Sampler:
 
     def _layout(self, node: Any, batch: Batch) -> Layout:
         value, event = node["value"], node["fn"].event_dim
-        plate = self.source.plate
-        for frame in node["cond_indep_stack"]:
+        plate = self.objective.plate
+        # Of several plates as long as there are rows, the leftmost is taken, in whatever order they were entered.
+        for frame in sorted(node["cond_indep_stack"], key=lambda frame: frame.dim or 0):
             over_rows = frame.name == plate if plate else frame.vectorized and frame.size == batch.rows
             if over_rows and value.dim() >= event - frame.dim:
                 return Layout(tuple(value.shape), frame.dim - event)
