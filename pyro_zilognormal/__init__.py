@@ -4,5 +4,13 @@ from pyro_zilognormal import kl as _kl  # noqa: F401  (registers the divergences
 from pyro_zilognormal._version import __version__
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 from pyro_zilognormal.reparam import ZeroInflatedLogNormalReparam
+from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal, SufficientStatistics, row_chunks
 
-__all__ = ["ZeroInflatedLogNormal", "ZeroInflatedLogNormalReparam", "__version__"]
+__all__ = [
+    "GroupedZeroInflatedLogNormal",
+    "SufficientStatistics",
+    "ZeroInflatedLogNormal",
+    "ZeroInflatedLogNormalReparam",
+    "__version__",
+    "row_chunks",
+]
