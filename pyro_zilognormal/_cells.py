@@ -1,72 +1,32 @@
-"""Cells as they come (dense, CSR, in memory or on disk), as positives by row: what the reduction reads.
+"""Cells as they come: dense or sparse, in memory or on disk, checked, and cut into rows.
 
 scipy is never imported here: a sparse matrix is known by its `tocsr`.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-VALUES_A_CHUNK = 1 << 21  # about 100 MB of working memory
-FASTEST_GROWTH = 4  # of the rows a chunk, should the next ones hold more than the last
-
-
-@dataclass(frozen=True)
-class Positives:
-    """The positive values of some rows, row after row.
-
-    Args:
-        per_row: how many each row has, of shape (rows,).
-        column: where they stand, of shape (values,).
-        value: what they are, float64, of shape (values,).
-        columns: how many columns there are.
-    """
-
-    per_row: NDArray[np.int64]
-    column: NDArray[Any]
-    value: NDArray[np.float64]
-    columns: int
-
-
-def positives(x: Any, first_row: int = 0) -> Positives:
-    """The positive values of a dense or sparse matrix.
-
-    Args:
-        x: tensor, numpy array or scipy sparse matrix of shape (rows, columns).
-        first_row: the number of its first row, for errors.
-
-    Raises:
-        TypeError: something else, or values that are not real numbers.
-        ValueError: a negative, NaN or infinite value, or a wrong number of dimensions.
-    """
-    if hasattr(x, "tocsr"):
-        per_row, column, value = _sparse(x)
-    else:
-        array = _dense(x)
-        inside = array != 0
-        per_row, column, value = inside.sum(1), inside.nonzero()[1], array[inside]
-    value = value.astype(np.float64, copy=False)
-    if value.size:
-        _check(value, per_row, column, first_row)
-    return Positives(per_row, column, value, x.shape[1])
+VALUES_A_BLOCK = 1 << 22
+FASTEST_GROWTH = 4  # of the rows a block, so that denser rows after sparse ones do not fill the memory
 
 
 def row_chunks(
-    matrix: Any, groups: Any, offset: Any = None, rows: int | None = None
+    matrix: Any, groups: Any = None, offset: Any = None, rows: int | None = None
 ) -> Iterator[tuple[Any, NDArray[Any], NDArray[Any] | None]]:
     """Cut a matrix into blocks of rows, one in memory at a time, for `SufficientStatistics.from_chunks`.
 
     Args:
-        matrix: anything with a `shape` of (cells, columns) whose slices ``matrix[a:b]`` are arrays or scipy sparse
-            matrices: an array, a tensor, a numpy memmap, an HDF5 dataset, `X` or a layer of a backed AnnData; or a
-            scipy sparse matrix, whose arrays may be memmaps. One that is not CSR is converted to CSR first.
+        matrix: anything with a `shape` of (cells, columns) whose slices ``matrix[a:b]`` are arrays, tensors or scipy
+            sparse matrices: an array, a numpy memmap, an HDF5 dataset, `X` or a layer of a backed AnnData. Or a scipy
+            sparse matrix, whose arrays may be memmaps; one that is not CSR is converted to CSR first.
         groups: the group of each cell, whole numbers of shape (cells,); None for one group.
         offset: log size factor of each cell, of shape (cells,); None for zeros.
-        rows: rows a block; by default as many as hold about two million values.
+        rows: rows a block; by default about as many as hold four million values.
 
     Yields:
         (block, groups, offset) of at most `rows` cells each.
@@ -87,27 +47,25 @@ def row_chunks(
     cells = matrix.shape[0]
     groups = np.zeros(cells, np.int64) if groups is None else as_vector("groups", groups, cells)
     offset = None if offset is None else as_vector("offset", offset, cells)
-    return _cut(matrix, groups, offset, rows)
+    return _cut(matrix.tocsr() if hasattr(matrix, "tocsr") else matrix, groups, offset, rows)
 
 
 def _cut(
     matrix: Any, groups: NDArray[Any], offset: NDArray[Any] | None, rows: int | None
 ) -> Iterator[tuple[Any, NDArray[Any], NDArray[Any] | None]]:
     cells, columns = matrix.shape
-    if hasattr(matrix, "tocsr"):
-        matrix = matrix.tocsr()
-    step, start = rows or max(1, VALUES_A_CHUNK // max(1, columns)), 0
-    while start < cells:
+    step, start = rows or max(1, VALUES_A_BLOCK // max(1, columns)), 0
+    while start == 0 or start < cells:  # no cells are one empty block, which tells the number of columns
         part = slice(start, min(start + step, cells))
         block = _slice(matrix, part)
         yield block, groups[part], None if offset is None else offset[part]
-        start = part.stop
         if rows is None and hasattr(block, "nnz"):
-            step = min(FASTEST_GROWTH * step, max(1, VALUES_A_CHUNK * step // max(step, block.nnz)))
+            step = min(FASTEST_GROWTH * step, max(1, VALUES_A_BLOCK * step // max(1, block.nnz)))
+        start = max(part.stop, 1)
 
 
 def _slice(matrix: Any, part: slice) -> Any:
-    """Rows of the matrix. Of a CSR by its arrays: they may be memmaps, and scipy's own slicing is slower."""
+    """Rows of the matrix; of a CSR by its arrays, for these may be memmaps, and scipy's own slicing reads slower."""
     if not hasattr(matrix, "tocsr"):
         return matrix[part]
     indptr = matrix.indptr[part.start : part.stop + 1]
@@ -124,31 +82,57 @@ def as_vector(name: str, vector: Any, cells: int) -> NDArray[Any]:
     return array
 
 
-def _sparse(x: Any) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
-    """CSR arrays, with duplicates summed and stored zeros left out, without touching those that came."""
-    x = x.tocsr()
-    _check_numbers(x)
-    if not x.has_canonical_format:
-        x = x.copy()
-        x.sum_duplicates()
-    per_row, column, value = np.diff(x.indptr).astype(np.int64), x.indices, x.data
-    inside = value != 0
-    if not inside.all():
-        before = np.concatenate([[0], np.cumsum(inside)])
-        per_row = np.diff(before[x.indptr])
-        column, value = column[inside], value[inside]
-    return per_row, column, value
+def as_matrix(x: Any, first_row: int = 0) -> Any:
+    """A checked matrix: a numpy array, or a CSR without duplicates and stored zeros.
+
+    Args:
+        x: tensor, numpy array or scipy sparse matrix of shape (rows, columns).
+        first_row: the number of its first row, for errors.
+
+    Raises:
+        TypeError: something else, or values that are not real numbers.
+        ValueError: a negative, NaN or infinite value.
+    """
+    matrix = _as_csr(x) if hasattr(x, "tocsr") else _as_array(x)
+    values = _values(matrix)
+    if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
+        _refuse(matrix, first_row)
+    return matrix
 
 
-def _dense(x: Any) -> NDArray[Any]:
-    if isinstance(x, Tensor):
+def positives(matrix: Any, part: slice) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """The positive values in some rows of a matrix from `as_matrix`: how many a row, their columns, themselves."""
+    if not hasattr(matrix, "tocsr"):
+        block = matrix[part]
+        inside = block != 0
+        at = np.flatnonzero(inside)  # several times faster than indexing with or by two dimensions
+        return inside.sum(1), at % block.shape[1], block.ravel()[at]
+    indptr = matrix.indptr[part.start : part.stop + 1]
+    within = slice(int(indptr[0]), int(indptr[-1]))
+    return np.diff(indptr), matrix.indices[within], matrix.data[within]
+
+
+def _as_csr(x: Any) -> Any:
+    matrix = x.tocsr()
+    _check_numbers(matrix)
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy()  # what came stays as it was
+        matrix.sum_duplicates()
+    if not matrix.data.all():
+        matrix = matrix.copy()
+        matrix.eliminate_zeros()
+    return matrix
+
+
+def _as_array(x: Any) -> NDArray[Any]:
+    if isinstance(x, Tensor) and x.layout == torch.strided:
         if x.requires_grad:
             raise ValueError("x requires grad, and statistics carry no gradient to their cells. Pass x.detach().")
-        x = x.cpu().numpy() if str(x.layout) == "torch.strided" else x
+        x = (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.ndim != 2:
         raise TypeError(
             "x must be a dense tensor, a numpy array or a scipy sparse matrix of shape (cells, columns), got "
-            f"{_what(x)}."
+            f"{_what(x)}. Convert it first, for example with numpy.asarray(x)."
         )
     _check_numbers(x)
     return np.asarray(x)
@@ -159,13 +143,27 @@ def _check_numbers(x: Any) -> None:
         raise TypeError(f"x must hold real numbers, got dtype {x.dtype}.")
 
 
-def _check(value: NDArray[np.float64], per_row: NDArray[np.int64], column: NDArray[Any], first_row: int) -> None:
-    if value.min() > 0 and value.max() < np.inf:  # NaN fails both
-        return
-    at = int(np.flatnonzero(~((value > 0) & (value < np.inf)))[0])
-    row = first_row + int(np.searchsorted(np.cumsum(per_row), at, side="right"))
+def count_values(matrix: Any) -> int:
+    """How many values a matrix from `as_matrix` holds, zeros of a dense one included."""
+    return int(_values(matrix).size)
+
+
+def _values(matrix: Any) -> NDArray[Any]:
+    values: NDArray[Any] = matrix.data if hasattr(matrix, "tocsr") else matrix
+    return values
+
+
+def _refuse(matrix: Any, first_row: int) -> None:
+    values = _values(matrix)
+    bad = ~((values >= 0) & (values < np.inf))
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
+    if hasattr(matrix, "tocsr"):
+        row, column = int(np.searchsorted(matrix.indptr, at[0], side="right")) - 1, int(matrix.indices[at])
+    else:
+        row, column = at
     raise ValueError(
-        f"x must be nonnegative and finite, got {value[at]} in row {row}, column {column[at]}. Clean the data first."
+        f"x must be nonnegative and finite, got {values[at]} in row {first_row + row}, column {column}. "
+        "Clean the data first."
     )
 
 

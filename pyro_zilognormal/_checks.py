@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 LAW = "ZeroInflatedLogNormal"
@@ -72,6 +73,8 @@ def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Te
 
 def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, finite: bool) -> None:
     """Raise ValueError unless every entry satisfies the constraint, and is finite where that is asked."""
+    if constraint is constraints.real and _sum_is_real(parameter, finite):
+        return
     valid = constraint.check(parameter)
     if finite:
         valid = valid & parameter.isfinite()
@@ -91,6 +94,15 @@ def check_values(name: str, value: Tensor, valid: Tensor, needed: str) -> None:
             f"{needed}, but found invalid values: {_describe(value, ~valid)} Clean them, hide them with .mask(...), or "
             "pass validate_args=False."
         )
+
+
+def _sum_is_real(parameter: Tensor, finite: bool) -> bool:
+    """Whether the sum is known to be a number, and finite where that is asked; then so are its terms.
+
+    The converse need not hold, but a sum is many times cheaper than a look at each entry.
+    """
+    total = parameter.detach().sum()
+    return known_false(~total.isfinite() if finite else total.isnan())
 
 
 def known_false(condition: Tensor) -> bool:

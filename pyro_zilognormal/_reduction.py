@@ -1,9 +1,6 @@
-"""Cells to statistics of groups, and their merging. Statistics are stacked as (5, groups, columns), float64.
+"""Cells to statistics of groups, and their merging."""
 
-The five are n_zero, n_pos, mean, m2, offset_sum: see `SufficientStatistics`.
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,11 +8,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_zilognormal._cells import Positives, as_vector, positives
+from pyro_zilognormal._cells import as_matrix, as_vector, count_values, positives
+
+Floats = NDArray[np.float64]
+Columns = NDArray[np.intp]
+PIECE = 1 << 17  # values summed at a time: these, and the sums of one group, fit the processor's cache
+HEAVY = 64  # times as many new values as known ones, and their sums are taken about their own mean
 
 
 def merge(a: Tensor, b: Tensor) -> Tensor:
-    """The statistics of two sets of cells together, by Chan's formula.
+    """The statistics, stacked as (5, groups, columns), of two sets of cells together, by Chan's formula.
 
     References:
         T. F. Chan, G. H. Golub and R. J. LeVeque (1983), "Algorithms for computing the sample variance", The
@@ -28,53 +30,92 @@ def merge(a: Tensor, b: Tensor) -> Tensor:
 
 
 def reduce_chunks(chunks: Iterable[Any], n_groups: int) -> Tensor:
-    """The statistics of a stream of (x, groups) or (x, groups, offset)."""
-    total, row = None, 0
+    """The statistics, stacked as (5, groups, columns), of a stream of (x, groups) or (x, groups, offset)."""
+    total, cells, row = None, np.zeros((n_groups, 1)), 0
     for chunk in chunks:
         x, groups, offset = _unpack(chunk)
-        cells = positives(x, row)
-        count = len(cells.per_row)
-        if total is None:
-            total = torch.zeros(5, n_groups, cells.columns, dtype=torch.float64)
-        if cells.columns != total.shape[2]:
-            raise ValueError(f"chunks must have the same columns, got {total.shape[2]}, then {cells.columns}.")
-        groups = _check_groups(groups, count, n_groups, row)
-        offset = None if offset is None else _check_offset(offset, count, row)
-        present, local = np.unique(groups, return_inverse=True)
-        part = torch.from_numpy(_reduce(cells, local, len(present), offset))
-        index = torch.from_numpy(present)
-        total[:, index] = merge(total[:, index], part)
-        row += count
+        x = as_matrix(x, row)
+        groups = _check_groups(groups, x.shape[0], n_groups, row)
+        offset = None if offset is None else _check_offset(offset, x.shape[0], row)
+        total = np.zeros((5, n_groups, x.shape[1])) if total is None else total
+        if x.shape[1] != total.shape[2]:
+            raise ValueError(f"chunks must have the same columns, got {total.shape[2]}, then {x.shape[1]}.")
+        for group, column, y, offsets in _by_group(x, groups, offset):
+            _absorb(total[1:4, group], column, y)
+            if offsets is not None:
+                total[4, group] += _sums(column, offsets, x.shape[1])
+        cells[:, 0] += np.bincount(groups, minlength=n_groups)
+        row += x.shape[0]
     if total is None:
         raise ValueError("chunks is empty; needed at least one (x, groups), to know the number of columns.")
-    return total
+    total[0] = cells - total[1]
+    return torch.from_numpy(total)
 
 
-def _reduce(
-    cells: Positives, groups: NDArray[np.int64], n_groups: int, offset: NDArray[np.float64] | None
-) -> NDArray[np.float64]:
-    """The statistics of one chunk, in two passes over it.
+def _by_group(x: Any, groups: NDArray[np.int64], offset: Floats | None) -> Iterator[tuple[int, Columns, Floats, Any]]:
+    """The positive values of one group after the other, in pieces: their columns, log x - offset, and offsets."""
+    if (groups[1:] < groups[:-1]).any():
+        order = np.argsort(groups, kind="stable")
+        x, groups, offset = x[order], groups[order], None if offset is None else offset[order]
+    rows = max(1, PIECE * len(groups) // max(1, count_values(x)))
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    for first, last in zip(starts, [*starts[1:], len(groups)], strict=True):
+        for start in range(first, last, rows):
+            part = slice(start, min(start + rows, last))
+            per_row, column, value = positives(x, part)
+            y, offsets = np.log(value.astype(np.float64)), None
+            if offset is not None:
+                offsets = np.repeat(offset[part], per_row)
+                y -= offsets
+            yield groups[first], column.astype(np.intp, copy=False), y, offsets
 
-    Logarithms are taken relative to one of their own group and column, so that equal ones have m2 = 0 exactly, and the
-    sums lose no digits to a mean that is large beside the deviation.
+
+def _absorb(total: Floats, column: Columns, y: Floats) -> None:
+    """Add the logarithms y of one group to its (n_pos, mean, m2), of shape (3, columns), in place.
+
+    Sums are taken about the mean so far, which costs one pass and few digits: the error of m2 grows by a factor of
+    1 + (new values) / (known ones). Where nothing is known a value of the column stands in for the mean, so that equal
+    values have m2 = 0 exactly; where the new ones are many more, a second pass takes them about their own mean.
     """
-    bins = n_groups * cells.columns
-    offset_sum: NDArray[np.float64] = np.zeros(bins)
-    key = np.repeat(groups * cells.columns, cells.per_row) + cells.column
-    y = np.log(cells.value)
-    if offset is not None:
-        of_value = np.repeat(offset, cells.per_row)
-        y -= of_value
-        offset_sum[:] = np.bincount(key, of_value, bins)
-    n_pos = np.bincount(key, minlength=bins).astype(np.float64)
-    reference = np.zeros(bins)
-    reference[key] = y
-    y -= reference[key]
-    mean = np.bincount(key, y, bins) / np.maximum(n_pos, 1)
-    y -= mean[key]
-    m2 = np.bincount(key, y * y, bins)
-    n_zero = np.repeat(np.bincount(groups, minlength=n_groups), cells.columns) - n_pos
-    return np.stack([n_zero, n_pos, reference + mean, m2, offset_sum]).reshape(5, n_groups, cells.columns)
+    known, mean, _ = total
+    columns = len(known)
+    count = np.bincount(column, minlength=columns)
+    shift = _start(known, mean, column, y)
+    y -= shift[column]
+    first = _sums(column, y, columns)
+    heavy = count > HEAVY * np.maximum(known, 1)
+    if heavy.any():
+        move = np.where(heavy, first / np.maximum(count, 1), 0)
+        y -= move[column]
+        shift += move
+        first = _sums(column, y, columns)
+    y *= y
+    _combine(total, shift, count, first, _sums(column, y, columns))
+
+
+def _start(known: Floats, mean: Floats, column: Columns, y: Floats) -> Floats:
+    """The mean so far; in columns that have none, one of the values if there are any."""
+    if known.all():
+        return mean.copy()
+    shift = np.zeros_like(mean)
+    shift[column] = y
+    return np.where(known > 0, mean, shift)
+
+
+def _combine(total: Floats, shift: Floats, count: Columns, first: Floats, second: Floats) -> None:
+    """Add `count` values whose distances from `shift` sum to `first`, and squared to `second`."""
+    known, mean, m2 = total
+    old = mean - shift
+    first += known * old
+    every = np.maximum(known + count, 1)
+    m2 += second + known * old * old - first * first / every
+    np.maximum(m2, 0, out=m2)
+    mean[:] = shift + first / every
+    known += count
+
+
+def _sums(column: Columns, y: Floats, columns: int) -> Floats:
+    return np.bincount(column, y, columns).astype(np.float64, copy=False)  # of nothing, numpy counts in integers
 
 
 def _unpack(chunk: Any) -> tuple[Any, Any, Any]:
@@ -87,7 +128,7 @@ def _check_groups(groups: Any, cells: int, n_groups: int, first_row: int) -> NDA
     if groups is None:
         return np.zeros(cells, np.int64)
     groups = as_vector("groups", groups, cells)
-    if groups.dtype.kind not in "iu":
+    if groups.dtype.kind not in "iu" and groups.size:
         raise TypeError(
             f"groups must hold whole numbers, got dtype {groups.dtype}. For labels, pass "
             "numpy.unique(labels, return_inverse=True)[1]."
@@ -99,7 +140,7 @@ def _check_groups(groups: Any, cells: int, n_groups: int, first_row: int) -> NDA
     return groups.astype(np.int64)
 
 
-def _check_offset(offset: Any, cells: int, first_row: int) -> NDArray[np.float64]:
+def _check_offset(offset: Any, cells: int, first_row: int) -> Floats:
     offset = as_vector("offset", offset, cells)
     if offset.dtype.kind not in "fiu":
         raise TypeError(f"offset must hold real numbers, got dtype {offset.dtype}.")

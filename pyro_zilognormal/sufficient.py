@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_zilognormal._cells import as_vector, row_chunks
 from pyro_zilognormal._reduction import merge, reduce_chunks
-from pyro_zilognormal.grouped import GroupedZeroInflatedLogNormal, group_statistics
+from pyro_zilognormal.grouped import GroupedZeroInflatedLogNormal
 
 __all__ = ["GroupedZeroInflatedLogNormal", "SufficientStatistics", "row_chunks"]
 
@@ -125,7 +125,7 @@ class SufficientStatistics:
             raise TypeError(f"value must be a floating-point tensor, got {type(value).__name__}.")
         if value.dim() != 3 or value.shape[2] != 5:
             raise ValueError(f"value must have shape (groups, columns, 5), got {tuple(value.shape)}.")
-        bad = ~group_statistics.check(value)
+        bad = ~GroupedZeroInflatedLogNormal.support.check(value)
         if bad.any():
             at = tuple(bad.nonzero()[0].tolist())
             raise ValueError(
