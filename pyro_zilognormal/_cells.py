@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 VALUES_A_BLOCK = 1 << 22
-FASTEST_GROWTH = 4  # of the rows a block, so that denser rows after sparse ones do not fill the memory
+SPARSEST = 16  # one value in as many entries: blocks of rows from disk never expect fewer
 
 
 def row_chunks(
@@ -40,8 +40,10 @@ def row_chunks(
         >>> [(block.tolist(), group.tolist()) for block, group, _ in row_chunks(x, [0, 1, 1], rows=2)]
         [([[0.0, 1.0], [2.0, 3.0]], [0, 1]), ([[4.0, 0.0]], [1])]
     """
-    if len(getattr(matrix, "shape", ())) != 2:
-        raise TypeError(f"matrix must have a shape of (cells, columns), got {_what(matrix)}.")
+    if len(getattr(matrix, "shape", ())) != 2 or getattr(matrix, "layout", torch.strided) != torch.strided:
+        raise TypeError(
+            f"the matrix of cells must be dense or of scipy.sparse, of shape (cells, columns), got {_what(matrix)}."
+        )
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise ValueError(f"rows must be a whole number of at least 1, got {rows!r}.")
     cells = matrix.shape[0]
@@ -54,14 +56,23 @@ def _cut(
     matrix: Any, groups: NDArray[Any], offset: NDArray[Any] | None, rows: int | None
 ) -> Iterator[tuple[Any, NDArray[Any], NDArray[Any] | None]]:
     cells, columns = matrix.shape
-    step, start = rows or max(1, VALUES_A_BLOCK // max(1, columns)), 0
+    start, density = 0, 1.0
     while start == 0 or start < cells:  # no cells are one empty block, which tells the number of columns
+        step = rows or _rows_within(matrix, start, density * columns)
         part = slice(start, min(start + step, cells))
         block = _slice(matrix, part)
         yield block, groups[part], None if offset is None else offset[part]
-        if rows is None and hasattr(block, "nnz"):
-            step = min(FASTEST_GROWTH * step, max(1, VALUES_A_BLOCK * step // max(1, block.nnz)))
+        if hasattr(block, "nnz"):
+            density = max(block.nnz / max(1, len(groups[part]) * columns), 1 / SPARSEST)
         start = max(part.stop, 1)
+
+
+def _rows_within(matrix: Any, start: int, per_row: float) -> int:
+    """How many rows from `start` hold as many values as a block should: a CSR says, of others it is a guess."""
+    if not hasattr(matrix, "tocsr"):
+        return max(1, int(VALUES_A_BLOCK / max(1.0, per_row)))
+    last = np.searchsorted(matrix.indptr, matrix.indptr[start] + VALUES_A_BLOCK, side="right") - 1
+    return max(1, int(last) - start)
 
 
 def _slice(matrix: Any, part: slice) -> Any:
@@ -74,9 +85,14 @@ def _slice(matrix: Any, part: slice) -> Any:
     return type(matrix)(arrays, shape=(part.stop - part.start, matrix.shape[1]))
 
 
+def as_array(given: Any) -> NDArray[Any]:
+    """A tensor, array or list as an array."""
+    return given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+
+
 def as_vector(name: str, vector: Any, cells: int) -> NDArray[Any]:
     """A tensor, array or list as an array of shape (cells,)."""
-    array = vector.detach().cpu().numpy() if isinstance(vector, Tensor) else np.asarray(vector)
+    array = as_array(vector)
     if array.shape != (cells,):
         raise ValueError(f"{name} must have shape ({cells},), one entry for each cell, got {array.shape}.")
     return array
@@ -169,4 +185,5 @@ def _refuse(matrix: Any, first_row: int) -> None:
 
 def _what(x: Any) -> str:
     shape = getattr(x, "shape", None)
-    return type(x).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+    kind = str(x.layout) if isinstance(x, Tensor) else type(x).__name__
+    return kind + ("" if shape is None else f" of shape {tuple(shape)}")

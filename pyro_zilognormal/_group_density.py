@@ -30,7 +30,7 @@ class GroupDensity(torch.autograd.Function):
         # log pi = min(l, 0) - log(1 + exp(-|l|)), and so for 1 - pi and -l: no digits are lost at either end.
         result = torch.addcmul(n_zero * logits.clamp(max=0), n_pos, logits.clamp(min=0), value=-1)
         result.nan_to_num_(nan=0.0, neginf=-math.inf)  # 0 * inf = 0; a NaN of its own comes back with the next term
-        result.addcmul_(n_zero + n_pos, logits.abs().neg_().exp_().log1p_(), value=-1).sub_(offset_sum)
+        result = torch.addcmul(result, n_zero + n_pos, logits.abs().neg_().exp_().log1p_(), value=-1).sub_(offset_sum)
         residual, squares = _standardised(statistics, loc, scale)
         positive = (mean + (scale.log() + HALF_LOG_2PI)).mul_(n_pos)
         return result - torch.add(positive, squares, alpha=0.5), residual, squares
@@ -75,7 +75,8 @@ class GroupDensity(torch.autograd.Function):
 def _standardised(statistics: Tensor, loc: Tensor, scale: Tensor) -> Tensors:
     """sqrt(n_pos) (mean - loc) / scale and sum((log x - offset - loc)^2) / scale^2, divided before squared."""
     residual = statistics[..., 1].sqrt() * (statistics[..., 2] - loc) / scale
-    return residual, torch.addcmul(statistics[..., 3] / scale / scale, residual, residual)
+    spread = statistics[..., 3].sqrt() / scale
+    return residual, torch.addcmul(spread * spread, residual, residual)
 
 
 def _in_loc(statistics: Tensor, scale: Tensor, residual: Tensor, squares: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Cells to statistics of groups, and their merging."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ def _by_group(x: Any, groups: NDArray[np.int64], offset: Floats | None) -> Itera
         x, groups, offset = x[order], groups[order], None if offset is None else offset[order]
     rows = max(1, PIECE * len(groups) // max(1, count_values(x)))
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
-    for first, last in zip(starts, [*starts[1:], len(groups)], strict=True):
+    for first, last in pairwise([*starts, len(groups)]):
         for start in range(first, last, rows):
             part = slice(start, min(start + rows, last))
             per_row, column, value = positives(x, part)

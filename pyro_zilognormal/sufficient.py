@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._cells import as_vector, row_chunks
+from pyro_zilognormal._cells import as_array, row_chunks
 from pyro_zilognormal._reduction import merge, reduce_chunks
 from pyro_zilognormal.grouped import GroupedZeroInflatedLogNormal
 
@@ -165,5 +165,5 @@ class SufficientStatistics:
 
 
 def _count_groups(groups: Any) -> int:
-    array = as_vector("groups", groups, len(groups))
-    return int(array.max()) + 1 if array.size and array.dtype.kind in "iu" else 1  # others are refused later
+    array = as_array(groups)
+    return max(1, int(array.max()) + 1) if array.size and array.dtype.kind in "iu" else 1  # others are refused later
