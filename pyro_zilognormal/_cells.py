@@ -22,8 +22,9 @@ def row_chunks(
 
     Args:
         matrix: anything with a `shape` of (cells, columns) whose slices ``matrix[a:b]`` are arrays, tensors or scipy
-            sparse matrices: an array, a numpy memmap, an HDF5 dataset, `X` or a layer of a backed AnnData. Or a scipy
-            sparse matrix, whose arrays may be memmaps; one that is not CSR is converted to CSR first.
+            sparse matrices: an array, a numpy memmap, an HDF5 or Zarr array, `X` of a backed AnnData, or what
+            `anndata.io.sparse_dataset` makes of a layer on disk. Or a scipy sparse matrix, whose arrays may be
+            memmaps; one that is not CSR is converted to CSR first.
         groups: the group of each cell, whole numbers of shape (cells,); None for one group.
         offset: log size factor of each cell, of shape (cells,); None for zeros.
         rows: rows a block; by default about as many as hold four million values.

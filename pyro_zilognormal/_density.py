@@ -1,4 +1,4 @@
-"""The log density, with respect to a point mass at 0 plus Lebesgue measure above. The one file written for speed.
+"""The log density, with respect to a point mass at 0 plus Lebesgue measure above. Written for speed.
 
 Zeros (and whatever else is not a positive number) are replaced *before* the logarithm: otherwise their gradients are
 0 * inf = NaN, and torch.log on a tensor that holds zeros takes a slow path on CPU. What depends only on the

@@ -110,7 +110,6 @@ def _combine(total: Floats, shift: Floats, count: Columns, first: Floats, second
     first += known * old
     every = np.maximum(known + count, 1)
     m2 += second + known * old * old - first * first / every
-    np.maximum(m2, 0, out=m2)
     mean[:] = shift + first / every
     known += count
 

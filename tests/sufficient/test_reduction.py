@@ -131,6 +131,26 @@ def test_hard_sequences_keep_their_digits(name: str, rows: int | None) -> None:
     assert_same(stats.value, expected(x, np.zeros(len(x), int), 1))
 
 
+@pytest.mark.parametrize("few", [1, 2, 3, 50])
+def test_a_few_values_then_many_in_one_chunk(few: int) -> None:
+    """The many are summed about their own mean, and the few taken along."""
+    x = HARD["a few, then many elsewhere"](np.random.default_rng(3))[:, None]
+    chunks = [(x[:few], None), (x[few:], None), (x[:few], None)]
+    everything = np.concatenate([x for x, _ in chunks])
+    stats = SufficientStatistics.from_chunks(chunks, 1)
+    assert_same(stats.value, expected(everything, np.zeros(len(everything), int), 1))
+
+
+def test_m2_is_never_negative() -> None:
+    """Also where values differ by their last digits alone."""
+    rng = np.random.default_rng(8)
+    for _ in range(200):
+        x = np.exp(rng.normal()) * (1 + 2.2e-16 * rng.integers(-3, 4, (rng.integers(2, 200), 50)))
+        stats = SufficientStatistics.from_chunks(row_chunks(x, None, rows=int(rng.integers(1, 80))), 1)
+        assert (stats.m2 >= 0).all()
+        assert ((stats + stats).m2 >= 0).all()
+
+
 def test_the_oracle_sees_lost_digits() -> None:
     """The textbook one-pass variance fails where ours passes: the tolerance can fail."""
     x = HARD["large mean"](np.random.default_rng(3))[:, None]
