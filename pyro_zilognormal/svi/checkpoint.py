@@ -12,6 +12,7 @@ from typing import Any
 from pyro_zilognormal.svi import storage
 from pyro_zilognormal.svi.fingerprint import difference, fingerprint
 from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.saving import load_state, state_of
 
 _FORMAT = 1
 
@@ -92,7 +93,7 @@ class Checkpoint:
                 f"to replace it"
             )
         try:
-            run.load_state_dict(content["run"])
+            load_state(run, content["run"])
         except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
             raise CheckpointError(f"{self.path} does not hold the state of such a fit: {error!r}") from error
 
@@ -114,7 +115,7 @@ class Checkpoint:
 
     def save(self, run: Run) -> None:
         """Save now; the file there was becomes the previous one once the new one is safely written."""
-        content = {"format": _FORMAT, "fingerprint": self._fingerprint, "run": run.state_dict()}
+        content = {"format": _FORMAT, "fingerprint": self._fingerprint, "run": state_of(run)}
         fresh = self.path.with_name(self.path.name + ".new")
         storage.write(fresh, content)
         if self.path.exists() and not self._damaged:  # a damaged file must not push out the good one before it

@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch
+from pyro_zilognormal.svi.batch import Batch
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.rng import set_torch_rng_state
 from pyro_zilognormal.svi.sites import is_sample, law_parameters

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch
+from pyro_zilognormal.svi.batch import Batch
 from pyro_zilognormal.svi.quantiles import check_quantiles, quantiles_of
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.sampling import Sampler

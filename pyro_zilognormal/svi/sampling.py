@@ -11,12 +11,15 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch, BatchStream, Minibatches, as_source
+from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.data import as_source
 from pyro_zilognormal.svi.isolation import global_state_kept
+from pyro_zilognormal.svi.minibatches import Minibatches
 from pyro_zilognormal.svi.modules import evaluating
 from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.sites import check_held_out, is_sample
+from pyro_zilognormal.svi.stream import BatchStream
 
 
 class Fixed(Messenger):

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Source, as_source
+from pyro_zilognormal.svi.batch import Source
+from pyro_zilognormal.svi.data import as_source
 from pyro_zilognormal.svi.fingerprint import describe
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.run import Run

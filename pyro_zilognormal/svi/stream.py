@@ -1,0 +1,97 @@
+"""Batches that come from an iterable."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from pyro_zilognormal.svi.arrays import as_tensor, is_array
+from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.isolation import global_state_kept
+
+
+class BatchStream:
+    """Batches from any iterable that can be read again, a ``torch.utils.data.DataLoader`` for one.
+
+    The iterable is read once before the fit, to count its rows, and again for every epoch. A batch is an
+    array, or a tuple or list of the arguments of model and guide. Its rows are those of its first array.
+
+    Args:
+        iterable: gives the same rows each time it is read, in any order.
+        plate: the name of the model's plate over rows, as in :class:`Minibatches`.
+        device: where to put the batches; None leaves them where they are.
+
+    Raises:
+        TypeError: for an iterator, which can be read only once.
+        ValueError: for an empty iterable.
+
+    Example:
+        >>> stream = BatchStream([torch.zeros(4), torch.zeros(2)], plate="rows")
+        >>> stream.rows, stream.batches
+        (6, 2)
+    """
+
+    draws_order = True  # a resumed fit sets the generators as they were before it opens the epoch again
+
+    def __init__(self, iterable: Iterable[Any], plate: str | None, device: torch.device | str | None = None) -> None:
+        if not isinstance(iterable, Iterable):
+            raise TypeError(f"iterable is a {type(iterable).__name__}; needed an iterable of batches")
+        if isinstance(iterable, Iterator):
+            raise TypeError(
+                f"iterable is a {type(iterable).__name__}, which can be read only once; pass an object whose "
+                "__iter__ starts anew, such as a list or a DataLoader"
+            )
+        self.iterable, self.plate, self.device = iterable, plate, device
+        with global_state_kept():  # a shuffling loader draws from torch's global generator
+            counts = [_batch_rows(args) for args in self._read()]
+        self.batches, self.rows = len(counts), sum(counts)
+        if self.rows == 0:
+            raise ValueError("iterable holds no rows; needed at least one batch with one row")
+
+    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the batches of one reading; raise a ValueError if its rows are not as many as at first."""
+        seen = 0
+        for position, args in enumerate(self._read()):
+            rows = _batch_rows(args)
+            seen += rows
+            if position >= skip:
+                yield Batch(args, rows, self.batches * rows / self.rows)
+        if seen != self.rows:
+            raise ValueError(
+                f"iterable gave {self.rows} rows when first read and {seen} in epoch {number}; "
+                "needed the same rows each time"
+            )
+
+    def arguments(self) -> list[Any]:
+        """Return the batches, read anew."""
+        return [self._read()]
+
+    def shuffles(self) -> bool:
+        """Whether its rows come in another order when it is read again."""
+        # Two shuffles of few rows may agree by chance; a loader that draws its order says so.
+        if isinstance(getattr(self.iterable, "sampler", None), torch.utils.data.RandomSampler):
+            return True
+        with global_state_kept():
+            return self._order() != self._order()
+
+    def _order(self) -> bytes:
+        """Return a digest of the rows in the order in which they come."""
+        digest = hashlib.sha256()
+        for args in self._read():
+            for value in (a for a in args if isinstance(a, torch.Tensor)):
+                flat = value.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().data)
+        return digest.digest()
+
+    def _read(self) -> Iterator[tuple[Any, ...]]:
+        for item in self.iterable:
+            args = item if isinstance(item, tuple | list) else (item,)
+            yield tuple(as_tensor(a, "batch").to(self.device) if is_array(a) else a for a in args)
+
+
+def _batch_rows(args: tuple[Any, ...]) -> int:
+    for value in args:
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            return len(value)
+    raise TypeError("a batch holds no array with rows; needed a tensor, numpy array or CSR matrix first in it")
