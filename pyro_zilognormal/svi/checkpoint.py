@@ -11,6 +11,7 @@ from typing import Any
 
 from pyro_zilognormal.svi import storage
 from pyro_zilognormal.svi.fingerprint import difference, fingerprint
+from pyro_zilognormal.svi.losses import compiles
 from pyro_zilognormal.svi.run import Run
 from pyro_zilognormal.svi.saving import load_state, state_of
 
@@ -72,6 +73,12 @@ class Checkpoint:
 
     def start(self, run: Run) -> None:
         """Take note of what the run is of, and of signals from now on."""
+        if compiles(run.objective.loss):
+            raise ValueError(
+                f"loss is a {type(run.objective.loss).__name__}, whose compiled code rounds differently after its "
+                "first calls, so that the fit cannot be resumed bit for bit; use it without a Checkpoint, or a loss "
+                "without Jit"
+            )
         self._fingerprint, self._saved_at, self._signal = fingerprint(run), time.monotonic(), None
         # Only the main thread may set signal handlers.
         if threading.current_thread() is threading.main_thread():

@@ -9,9 +9,11 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
+from pyro_zilognormal.svi.batch import Source
 from pyro_zilognormal.svi.data import as_source
 from pyro_zilognormal.svi.divergence import DivergenceError, DivergenceReport
 from pyro_zilognormal.svi.isolation import global_state_kept
+from pyro_zilognormal.svi.losses import compiles
 from pyro_zilognormal.svi.objective import Objective
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.run import Run
@@ -77,6 +79,7 @@ def fit(
     with global_state_kept(seed), torch.enable_grad():
         source = as_source(data)
         objective = Objective(model, guide, Trace_ELBO() if loss is None else loss, source.plate, source.rows)
+        _check_loss(objective.loss, source)
         modules = _trained(objective)
         _claim(modules)
         try:
@@ -152,6 +155,14 @@ def _claim(modules: set[int]) -> None:
             "model or guide is a module that a fit in progress is training; pass a new one, or a copy.deepcopy of it"
         )
     _IN_TRAINING.update(modules)
+
+
+def _check_loss(loss: Any, source: Source) -> None:
+    if compiles(loss) and source.batches > 1:
+        raise ValueError(
+            f"loss is a {type(loss).__name__}, which makes constants of the rows and the plate scale of the first "
+            f"minibatch; pass all data in one call, or use {type(loss).__name__.removeprefix('Jit')}()"
+        )
 
 
 def _check(model: Any, guide: Any, steps: Any, seed: Any, max_seconds: float | None, callbacks: Any) -> None:

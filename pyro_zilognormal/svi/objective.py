@@ -1,6 +1,5 @@
 """The loss of a model and a guide as one nn.Module with parameters of its own."""
 
-import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +13,17 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import unwrap
 from torch import Tensor, nn
 
+from pyro_zilognormal.svi.isolation import global_state_kept
+from pyro_zilognormal.svi.losses import (
+    CompiledCall,
+    call_of,
+    compiles,
+    gradients_added,
+    guesses_plates,
+    own,
+    runs_backward,
+    scalar,
+)
 from pyro_zilognormal.svi.modules import evaluating, owner
 from pyro_zilognormal.svi.parameters import OwnParameters
 from pyro_zilognormal.svi.plates import DataPlate, LatentScale, NoRowParameters
@@ -25,9 +35,6 @@ from pyro_zilognormal.svi.sites import (
     check_plate,
     sites_of,
 )
-
-# Where the Jit losses of Pyro keep what they compiled.
-_COMPILED = ("_loss_and_surrogate_loss", "_differentiable_loss", "_jit_loss_and_surrogate_loss")
 
 
 class Objective(OwnParameters):
@@ -70,7 +77,8 @@ class Objective(OwnParameters):
         rows: int = 0,
     ) -> None:
         super().__init__({"model": owner(model), "guide": owner(guide)})
-        self.loss, self.rows = _own(loss), rows
+        self.loss, self.rows = own(loss), rows
+        self._first_call: CompiledCall | None = None
         self._data_plate = None if plate is None else DataPlate(plate, rows)
         self._latents = LatentScale()
         # Kept out of nn.Module's register: ``owners`` holds the modules already.
@@ -121,17 +129,17 @@ class Objective(OwnParameters):
             args: the arguments of model and guide.
             indices: which rows of all data these are, of shape (rows of the batch,).
         """
-        with self.running(args, indices):
-            function = getattr(self.loss, "differentiable_loss", self.loss)
-            return function(self._handled["model"], self._handled["guide"], *args)
+        self._prepare(args, indices)
+        return self._value(args, indices)
 
     def backward(self, *args: Any, indices: Tensor | None = None, weight: float = 1.0) -> Tensor:
         """Add ``weight`` times the gradient to the parameters' ``.grad``; return the loss."""
-        if hasattr(self.loss, "differentiable_loss") or not isinstance(self.loss, ELBO):
-            loss = self(*args, indices=indices)
-            (_scalar(loss) if weight == 1.0 else loss * weight).backward()
-            return loss.detach()
-        return self._backward_inside(args, indices, weight)
+        self._prepare(args, indices)
+        if runs_backward(self.loss):
+            return self._backward_inside(args, indices, weight)
+        loss = self._value(args, indices)
+        (scalar(loss) if weight == 1.0 else loss * weight).backward()
+        return loss.detach()
 
     @torch.no_grad()
     def evaluate(self, *args: Any, indices: Tensor | None = None) -> float:
@@ -196,21 +204,26 @@ class Objective(OwnParameters):
 
         return handled
 
+    def _value(self, args: tuple[Any, ...], indices: Tensor | None) -> Tensor:
+        with self.running(args, indices):
+            function = getattr(self.loss, "differentiable_loss", self.loss)
+            return function(self._handled["model"], self._handled["guide"], *args)
+
     def _backward_inside(self, args: tuple[Any, ...], indices: Tensor | None, weight: float) -> Tensor:
         """Do as :meth:`backward` for TraceGraph_ELBO and RenyiELBO, which run backward themselves."""
-        earlier = {p: p.grad for p in self.trainable().values()}
-        for parameter in earlier:
-            parameter.grad = None
         elbo: Any = self.loss
-        with self.running(args, indices):
-            loss = elbo.loss_and_grads(self._handled["model"], self._handled["guide"], *args)
-        for parameter in self.trainable().values():
-            before = earlier.get(parameter)
-            if parameter.grad is None:
-                parameter.grad = before
-            else:
-                parameter.grad.mul_(weight).add_(0 if before is None else before)
-        return _scalar(loss)
+        with self.running(args, indices), gradients_added(self.trainable, weight):
+            return scalar(elbo.loss_and_grads(self._handled["model"], self._handled["guide"], *args))
+
+    def _prepare(self, args: tuple[Any, ...], indices: Tensor | None) -> None:
+        """Let a loss learn from its first call, or compile it, where the draws do not count for the run."""
+        if self._first_call is not None:
+            if compiles(self.loss):
+                self._first_call.check(call_of(args, indices, self.kl_weight))
+        elif compiles(self.loss) or guesses_plates(self.loss):
+            with global_state_kept(), gradients_added(self.trainable, 0.0):
+                self._backward_inside(args, indices, 1.0) if runs_backward(self.loss) else self._value(args, indices)
+            self._first_call = call_of(args, indices, self.kl_weight)
 
     def _offer_plate(self, trace: Any) -> None:
         """Give an AutoGuide a plate over rows that follows the size of the batch, unless it makes its own."""
@@ -234,25 +247,9 @@ class Objective(OwnParameters):
             self._latents.weight = weight
 
 
-def _own(loss: Any) -> Any:
-    """Return a copy of an ELBO that has compiled nothing: a Jit loss trains the first model that it saw."""
-    if not isinstance(loss, ELBO):
-        return loss
-    loss = copy.copy(loss)
-    for name in _COMPILED:
-        loss.__dict__.pop(name, None)
-    return loss
-
-
 def _row_plate(plate: DataPlate, dim: int, *args: Any, **kwargs: Any) -> Any:
     return pyro.plate(plate.name, plate.rows, dim=dim, subsample_size=plate.batch_rows)
 
 
 def _rows(args: tuple[Any, ...]) -> int:
     return next((len(a) for a in args if isinstance(a, Tensor) and a.dim() > 0), 1)
-
-
-def _scalar(loss: Any) -> Tensor:
-    if isinstance(loss, tuple):
-        raise TypeError("loss has several parts, as ReweightedWakeSleep's has; needed a loss that is one number")
-    return torch.as_tensor(loss)

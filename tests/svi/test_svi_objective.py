@@ -9,9 +9,6 @@ import torch
 from pyro import poutine
 from pyro.infer import (
     SVI,
-    JitTrace_ELBO,
-    JitTraceEnum_ELBO,
-    JitTraceGraph_ELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
@@ -22,7 +19,6 @@ from pyro.infer import (
 from svi_cases import Amortised, adam, auto, data, normal_guide, normal_model
 
 from pyro_zilognormal.svi import Objective, fit
-from pyro_zilognormal.svi.isolation import global_state_kept
 
 
 def discrete_guide(x):
@@ -238,37 +234,3 @@ def test_bad_arguments_are_refused(change, error, message):
     model, guide = arguments.pop("model"), arguments.pop("guide")
     with pytest.raises(error, match=message):
         fit(model, guide, data(), **arguments)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_jit_loss_is_served():
-    assert fit(normal_model, normal_guide, data(), steps=3, loss=JitTrace_ELBO()).steps == 3
-
-
-def far_model(x):
-    loc = pyro.sample("loc", dist.Normal(50.0, 1.0))
-    with pyro.plate("rows", len(x)):
-        pyro.sample("x", dist.Normal(loc, 100.0), obs=x)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", [JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO])
-def test_a_jit_loss_used_again_trains_the_model_at_hand(kind):
-    kind = functools.partial(kind, max_plate_nesting=1)  # to guess it would draw from the generator
-    used = kind()
-    fit(normal_model, normal_guide, data(), steps=2, loss=used)
-    again = fit(far_model, normal_guide, data(), steps=2, loss=used)
-    assert again.losses.tolist() == fit(far_model, normal_guide, data(), steps=2, loss=kind()).losses.tolist()
-    compiled = kind()
-    with global_state_kept():
-        pyro.clear_param_store()
-        compiled.loss_and_grads(normal_model, normal_guide, data())
-        pyro.clear_param_store()
-    again = fit(far_model, normal_guide, data(), steps=2, loss=compiled)
-    assert again.losses.tolist() == fit(far_model, normal_guide, data(), steps=2, loss=kind()).losses.tolist()
-
-
-def test_plate_nesting_learnt_in_one_fit_is_not_used_in_another():
-    loss = TraceEnum_ELBO(strict_enumeration_warning=False)
-    fit(normal_model, normal_guide, data(), steps=1, loss=loss)
-    assert loss.max_plate_nesting == float("inf")

@@ -14,6 +14,7 @@ import pyro.distributions as dist
 import pytest
 import svi_resume_script
 import torch
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from pyro.optim.clipped_adam import ClippedAdam
 from svi_cases import Amortised, adam, auto, data, local_model, normal_guide, normal_model
@@ -185,6 +186,20 @@ def test_each_kind_of_model_and_data_resumes_bit_for_bit(kind, source, tmp_path)
         return fit(*pair(kind), DATA[source](), steps=STEPS, optimizer=adam, callbacks=callbacks)
 
     check_resume(tmp_path / "a.ckpt", run, random_steps(kind + source, 3))
+
+
+COUNTING = [
+    functools.partial(TraceEnum_ELBO, strict_enumeration_warning=False),
+    functools.partial(Trace_ELBO, 2, vectorize_particles=True),
+]
+
+
+@pytest.mark.parametrize("loss", COUNTING)
+def test_a_loss_that_counts_plates_at_its_first_call_resumes_bit_for_bit(loss, tmp_path):
+    def run(callbacks):
+        return fit(normal_model, normal_guide, data(), steps=STEPS, loss=loss(), callbacks=callbacks)
+
+    check_resume(tmp_path / "a.ckpt", run, [7, 20])
 
 
 def test_stopping_and_skipping_resume_bit_for_bit(tmp_path):
