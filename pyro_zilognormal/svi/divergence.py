@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.rng import set_torch_rng_state
-from pyro_zilognormal.svi.sites import is_sample, law_parameters
+from pyro_zilognormal.svi.sites import is_sample, law_parameters, rows_frame
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.objective import Objective
     from pyro_zilognormal.svi.result import FitResult
 
 _SHOWN = 5
+_GRADIENT = "the gradient of its log density is not finite"
 
 
 @dataclass(frozen=True)
@@ -134,41 +136,76 @@ def _search(objective: "Objective", batch: Batch) -> dict[str, Any]:
         guide = poutine.trace(objective.handled("guide")).get_trace(*batch.args)
         model = poutine.trace(poutine.replay(objective.handled("model"), trace=guide)).get_trace(*batch.args)
         sites = [(p, n) for p, t in (("guide", guide), ("model", model)) for n in t.nodes.values() if is_sample(n)]
-        densities = [(part, node, node["fn"].log_prob(node["value"])) for part, node in sites]
+        # What a mask leaves out of the loss is at fault only where it spoils a gradient.
+        densities = [(p, n, scale_and_mask(n["fn"].log_prob(n["value"]), mask=n["mask"])) for p, n in sites]
     parameters = list(objective.trainable().values())
     for part, node, density in densities:
-        cause, where = _value_fault(node, density)
-        if cause:
-            return _found(part, node, cause, where, batch)
+        bad = ~torch.isfinite(density.detach())
+        if bad.any():
+            rows = _rows(node, bad, objective.plate, batch)
+            return {"part": part, "site": node["name"], "cause": _cause(node, density, bad), "rows": rows}
     for part, node, density in densities:
-        row = _gradient_fault(density, parameters)
-        if row is not None:
-            return _found(part, node, "the gradient of its log density is not finite", row, batch)
+        where = _gradient_fault(node, density, parameters)
+        if where is not None:
+            rows = _rows(node, where, objective.plate, batch)
+            return {"part": part, "site": node["name"], "cause": _GRADIENT, "rows": rows}
     return {}
 
 
-def _value_fault(node: Any, density: Tensor) -> tuple[str, Tensor | None]:
-    value = node["value"]
-    law = [(f"parameter {name!r}", tensor) for name, tensor in law_parameters(node["fn"])]
-    for name, tensor in [*law, ("value", value), ("log density", density)]:
-        if isinstance(tensor, Tensor) and not _finite(tensor):
-            ours = tensor.detach().flatten()
-            shown = ours[~torch.isfinite(ours)][0].item()
-            return f"its {name} is {shown}", tensor
-    return "", None
+def _cause(node: Any, density: Tensor, bad: Tensor) -> str:
+    """Say what is not finite where the density is not: a parameter, the value, or nothing but the density."""
+    law = [(f"parameter {name!r}", value, events) for name, value, events in law_parameters(node["fn"])]
+    for name, value, events in [*law, ("value", node["value"], node["fn"].event_dim), ("log density", density, 0)]:
+        shown = _first_bad(value, bad, events)
+        if shown is not None:
+            return f"its {name} is {shown}"
+    return "its log density is not finite"
 
 
-def _gradient_fault(density: Tensor, parameters: list[Any]) -> Tensor | None:
-    """Return a mask of the first element whose gradient is not finite, found by halving; None for none."""
+def _first_bad(value: Any, bad: Tensor, events: int) -> float | None:
+    """Return the first number of ``value`` that is not finite in an element marked ``bad``; None for none."""
+    if not isinstance(value, Tensor) or _finite(value):
+        return None
+    try:
+        whole = value.detach().expand(bad.shape + value.shape[value.dim() - events :])
+    except RuntimeError:  # a parameter with axes of its own
+        return None
+    numbers = whole[bad].flatten()
+    wrong = numbers[~torch.isfinite(numbers)]
+    return wrong[0].item() if len(wrong) else None
+
+
+def _gradient_fault(node: Any, density: Tensor, parameters: list[Any]) -> Tensor | None:
+    """Mark the elements whose gradient is not finite, none where they cannot be told; None if all are."""
     if not density.requires_grad or not _bad_gradient(density.sum(), parameters):
         return None
-    flat, low, high = density.flatten(), 0, density.numel()
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _bad_gradient(flat[low:middle].sum(), parameters) else (middle, high)
-    mask = torch.zeros_like(flat)
-    mask[low] = float("nan")
-    return mask.view(density.shape)
+    tensors = [*law_parameters(node["fn"]), ("value", node["value"], node["fn"].event_dim)]
+    for _, tensor, events in tensors:
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.requires_grad
+            and tensor.shape[: tensor.dim() - events] == density.shape
+        ):
+            (gradient,) = torch.autograd.grad(density.sum(), [tensor], retain_graph=True, allow_unused=True)
+            if not _finite(gradient):
+                return ~torch.isfinite(gradient).reshape(*density.shape, -1).all(-1)
+    return _bad_rows_of_jacobian(density, parameters)
+
+
+def _bad_rows_of_jacobian(density: Tensor, parameters: list[Any]) -> Tensor:
+    """Mark the elements whose derivatives with respect to the parameters, all added up, are not finite.
+
+    A part of a sum does not tell them apart, since 0 times the NaN of an element left out is NaN. The gradient is
+    linear in the weights of the elements, and its own derivative with respect to these is the sum of each row.
+    """
+    weights = torch.ones_like(density, requires_grad=True)
+    try:
+        gradients = torch.autograd.grad(density, parameters, weights, create_graph=True, allow_unused=True)
+        total = torch.stack([g.sum() for g in gradients if g is not None]).sum()
+        (rows,) = torch.autograd.grad(total, [weights])
+    except RuntimeError:  # of an operation that can be derived only once
+        return torch.zeros_like(density, dtype=torch.bool)
+    return ~torch.isfinite(rows)
 
 
 def _bad_gradient(total: Tensor, parameters: list[Any]) -> bool:
@@ -176,23 +213,18 @@ def _bad_gradient(total: Tensor, parameters: list[Any]) -> bool:
     return not all(_finite(g) for g in gradients)
 
 
-def _found(part: str, node: Any, cause: str, where: Tensor | None, batch: Batch) -> dict[str, Any]:
-    return {"part": part, "site": node["name"], "cause": cause, "rows": _rows(node, where, batch)}
-
-
-def _rows(node: Any, where: Tensor | None, batch: Batch) -> list[int]:
-    """Return the rows of all data in which ``where`` is not finite, if one of its axes runs over rows."""
-    if where is None:
+def _rows(node: Any, bad: Tensor, plate: str | None, batch: Batch) -> list[int]:
+    """Return the rows of all data in which ``bad`` holds, if one of its axes, or of the value's, runs over rows."""
+    frame = rows_frame(node, plate, batch.rows)
+    axis, value = (None if frame is None else frame.dim), node["value"]
+    if axis is None and node["is_observed"] and bad.dim() == 0 and isinstance(value, Tensor):
+        bad = ~torch.isfinite(value.detach())  # rows without a plate, within one event
+    axis = -bad.dim() if axis is None else axis
+    if not bad.dim() >= -axis > 0 or bad.shape[axis] != batch.rows:
         return []
-    dims = {f.dim for f in node["cond_indep_stack"] if f.vectorized and f.size == batch.rows}
-    event = len(getattr(node["fn"], "event_shape", ())) if where is node["value"] else 0
-    axes = [d - event for d in dims] or [-where.dim()]
-    axis = next((a for a in axes if where.dim() >= -a > 0 and where.shape[a] == batch.rows), None)
-    if axis is None:
-        return []
-    bad = (~torch.isfinite(where.detach())).movedim(axis, 0).reshape(batch.rows, -1).any(1).nonzero().flatten()
-    rows = bad[:_SHOWN] if batch.indices is None else batch.indices[bad.to(batch.indices.device)].sort().values[:_SHOWN]
-    return [int(r) for r in rows]
+    found = bad.movedim(axis, 0).reshape(batch.rows, -1).any(1).nonzero().flatten()
+    rows = found if batch.indices is None else batch.indices[found.to(batch.indices.device)].sort().values
+    return [int(r) for r in rows[:_SHOWN]]
 
 
 def _finite(tensor: Tensor | None) -> bool:

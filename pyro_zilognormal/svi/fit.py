@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Source
 from pyro_zilognormal.svi.data import as_source
-from pyro_zilognormal.svi.divergence import DivergenceError, DivergenceReport
+from pyro_zilognormal.svi.divergence import DivergenceError
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.losses import compiles
 from pyro_zilognormal.svi.objective import Objective
 from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.run import Fault, Run
 
 # What fits in progress train. A nested fit of the same would change it under their feet.
 _IN_TRAINING: set[int] = set()
@@ -96,8 +96,7 @@ def _train(run: Run, max_seconds: float | None) -> FitResult:
     _call(run, "resume")
     _call(run, "ready")
     while not run.stop_reason and run.step < run.steps:
-        report = run.advance()
-        _raise_if(report, run)
+        _raise_if(run.advance(), run)
         for callback in run.callbacks:
             callback(run)
         if not run.stop_reason and max_seconds is not None and run.seconds_of_call >= max_seconds:
@@ -111,11 +110,12 @@ def _train(run: Run, max_seconds: float | None) -> FitResult:
     return _result(run)
 
 
-def _raise_if(report: DivergenceReport | None, run: Run) -> None:
-    if report is not None:
+def _raise_if(fault: Fault | None, run: Run) -> None:
+    if fault is not None:
+        report, error = fault
         run.back_to_good()
         run.stop("diverged")
-        raise DivergenceError(report, _result(run))
+        raise DivergenceError(report, _result(run)) from error
 
 
 def _call(run: Run, hook: str) -> None:

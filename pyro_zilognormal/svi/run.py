@@ -18,6 +18,9 @@ from pyro_zilognormal.svi.reading import Reader
 from pyro_zilognormal.svi.rng import torch_rng_state
 from pyro_zilognormal.svi.sites import Site
 
+# What was found at a bad step, and the error that a distribution or linear algebra raised there, if one did.
+Fault = tuple[DivergenceReport, Exception | None]
+
 
 class Run:
     """A fit while it runs, as callbacks see it.
@@ -116,7 +119,7 @@ class Run:
         """
         self.stop_reason, self.converged = reason, converged
 
-    def advance(self) -> DivergenceReport | None:
+    def advance(self) -> Fault | None:
         """Take one step, or return what was found where its loss or gradient is not finite."""
         batch, random = self.reader.next(), torch_rng_state()
         self.optimizer.zero_grad(set_to_none=True)
@@ -140,12 +143,12 @@ class Run:
         """Count the time of the call from now on, beside the seconds spent before."""
         self._before, self._started = seconds, time.monotonic()
 
-    def final_fault(self) -> DivergenceReport | None:
+    def final_fault(self) -> Fault | None:
         """Return which parameters the last step made not finite, or None: no later loss would show it."""
         seen, good = self.params, dict(zip(self.objective.trainable(), self.good.copies, strict=True))
         now = {k: [p.detach(), seen[k]] for k, p in self.objective.trainable().items()}
         bad = [k for k, values in now.items() if all_finite([good[k]]) and not all_finite(values)]
-        return DivergenceReport(self.step, "update", parameters=bad) if bad else None
+        return (DivergenceReport(self.step, "update", parameters=bad), None) if bad else None
 
     def _gradient(self, batch: Batch) -> tuple[str, Exception | None]:
         """Compute loss and gradient; return which of them is not finite, and the error that said so."""
@@ -163,7 +166,7 @@ class Run:
         gradients = [p.grad for p in self.good.parameters if p.grad is not None]
         return ("" if all_finite(gradients) else "gradient"), None
 
-    def _bad_step(self, batch: Batch, random: Any, fault: str, error: Exception | None) -> DivergenceReport | None:
+    def _bad_step(self, batch: Batch, random: Any, fault: str, error: Exception | None) -> Fault | None:
         """Skip the step if that is allowed, else return what is at fault; raise an error of another cause."""
         self.losses[-1] = float("nan")
         self.bad_in_a_row += 1
@@ -179,4 +182,4 @@ class Run:
         if self.bad_in_a_row < allowed:
             self.skipped.append(self.step)
             return None
-        return report
+        return report, error

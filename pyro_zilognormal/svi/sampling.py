@@ -18,7 +18,7 @@ from pyro_zilognormal.svi.minibatches import Minibatches
 from pyro_zilognormal.svi.modules import evaluating
 from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.sites import check_held_out, is_sample
+from pyro_zilognormal.svi.sites import check_held_out, is_sample, rows_frame
 from pyro_zilognormal.svi.stream import BatchStream
 
 
@@ -151,13 +151,9 @@ class Sampler:
 
     def _layout(self, node: Any, batch: Batch) -> Layout:
         value, event = node["value"], node["fn"].event_dim
-        plate = self.objective.plate
-        # Of several plates as long as there are rows, the leftmost is taken, in whatever order they were entered.
-        for frame in sorted(node["cond_indep_stack"], key=lambda frame: frame.dim or 0):
-            over_rows = frame.name == plate if plate else frame.vectorized and frame.size == batch.rows
-            if over_rows and value.dim() >= event - frame.dim:
-                return Layout(tuple(value.shape), frame.dim - event)
-        return Layout(tuple(value.shape), None)
+        frame = rows_frame(node, self.objective.plate, batch.rows)
+        local = frame is not None and value.dim() >= event - frame.dim
+        return Layout(tuple(value.shape), frame.dim - event if local else None)
 
 
 def _holds_data(node: Any) -> bool:

@@ -48,11 +48,28 @@ def sites_of(trace: Any, part: str, other: Any = None) -> list[Site]:
     return [_site(n, part, nodes.get(k)) for k, n in trace.nodes.items() if is_sample(n)]
 
 
-def law_parameters(fn: Any) -> list[tuple[str, Any]]:
-    """Return names and values of a distribution's parameters, those of the law inside its wrappers."""
+def law_parameters(fn: Any) -> list[tuple[str, Any, int]]:
+    """Return name, value and number of event axes of a distribution's parameters, those inside its wrappers."""
+    events = 0
     while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        events += getattr(fn, "reinterpreted_batch_ndims", 0)
         fn = fn.base_dist
-    return [(name, getattr(fn, name, None)) for name in fn.arg_constraints]
+    return [(name, getattr(fn, name, None), events + _event_dim(c)) for name, c in fn.arg_constraints.items()]
+
+
+def rows_frame(node: Any, plate: str | None, rows: int) -> Any:
+    """Return the frame of the plate over rows around a site, or None.
+
+    Args:
+        node: of a trace.
+        plate: the name of that plate; None if it has none, and as many rows as the data tell.
+        rows: how many rows the data have.
+    """
+    # Of several plates as long as there are rows, the leftmost is taken, in whatever order they were entered.
+    for frame in sorted(node["cond_indep_stack"], key=lambda frame: frame.dim or 0):
+        if frame.vectorized and (frame.name == plate if plate else frame.size == rows):
+            return frame
+    return None
 
 
 def is_sample(node: Any) -> bool:
@@ -148,15 +165,22 @@ def _joint_parts(guide: Any, over_rows: Callable[[Any], bool]) -> Iterator[tuple
 def _constants(node: Any, other: Any) -> str:
     if other is None:
         return ""
-    again = dict(law_parameters(other["fn"]))
+    again = {name: value for name, value, _ in law_parameters(other["fn"])}
     found = []
-    for name, value in law_parameters(node["fn"]):
+    for name, value, _ in law_parameters(node["fn"]):
         twin: Any = again.get(name)
         fixed = isinstance(value, Tensor) and isinstance(twin, Tensor) and not value.requires_grad
         if fixed and value.shape == twin.shape and torch.equal(value, twin):
             # Few digits, so that another device's rounding makes no other model of it.
             found.append(f"{name}={value.double().mean().item():.4g}")
     return ", ".join(found)
+
+
+def _event_dim(constraint: Any) -> int:
+    try:
+        return constraint.event_dim
+    except NotImplementedError:  # of a constraint that depends on other parameters
+        return 0
 
 
 def _site(node: Any, part: str, other: Any) -> Site:

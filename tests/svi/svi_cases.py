@@ -1,6 +1,7 @@
 """Models, guides and data that the tests of svi share."""
 
 import functools
+import math
 
 import pyro
 import pyro.distributions as dist
@@ -76,6 +77,12 @@ class Amortised(PyroModule):
 
 def data(rows=20, seed=0, loc=2.0):
     return loc + torch.randn(rows, generator=torch.Generator().manual_seed(seed))
+
+
+def with_nan(rows, at):
+    x = data(rows)
+    x[at] = math.nan
+    return x
 
 
 def auto(model=normal_model):
