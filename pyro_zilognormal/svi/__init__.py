@@ -1,7 +1,7 @@
 """Stochastic variational inference for any Pyro model and guide."""
 
 from pyro_zilognormal.svi.batch import Batch
-from pyro_zilognormal.svi.checkpoint import Checkpoint, CheckpointError
+from pyro_zilognormal.svi.checkpoint import Checkpoint
 from pyro_zilognormal.svi.divergence import DivergenceError, DivergenceReport, SkipBadSteps
 from pyro_zilognormal.svi.fit import fit
 from pyro_zilognormal.svi.minibatches import Minibatches
@@ -12,6 +12,7 @@ from pyro_zilognormal.svi.predictive import PredictiveCheck, posterior_predictiv
 from pyro_zilognormal.svi.progress import Progress
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.saved import CheckpointError, SavedFit
 from pyro_zilognormal.svi.schedule import Schedule
 from pyro_zilognormal.svi.stopping import EarlyStopping
 from pyro_zilognormal.svi.stream import BatchStream
@@ -30,6 +31,7 @@ __all__ = [
     "PredictiveCheck",
     "Progress",
     "Run",
+    "SavedFit",
     "Schedule",
     "SiteSummary",
     "SkipBadSteps",

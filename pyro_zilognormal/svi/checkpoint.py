@@ -4,22 +4,18 @@ import os
 import signal
 import threading
 import time
-import warnings
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from pyro_zilognormal.svi import storage
 from pyro_zilognormal.svi.fingerprint import difference, fingerprint
 from pyro_zilognormal.svi.losses import compiles
 from pyro_zilognormal.svi.run import Run
-from pyro_zilognormal.svi.saving import load_state, state_of
+from pyro_zilognormal.svi.saved import FORMAT, CheckpointError, SavedFit, fresh, newest, open_saved, previous
+from pyro_zilognormal.svi.saving import check_state, load_state, state_of
 
-_FORMAT = 1
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be resumed from: of other data or another model, or with no readable file."""
+# What a state that is not such a fit's may set off.
+_FAULTS = (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, OverflowError)
 
 
 class Checkpoint:
@@ -66,10 +62,28 @@ class Checkpoint:
         self._saved_at = time.monotonic()
         self._damaged = False
 
-    @property
-    def previous(self) -> Path:
-        """The file before the last."""
-        return self.path.with_name(self.path.name + ".previous")
+    @staticmethod
+    def read(path: str | os.PathLike[str]) -> SavedFit:
+        """Return what a checkpoint says of its fit, without its data or model, on a machine without its devices.
+
+        Args:
+            path: the file, as :class:`Checkpoint` was given it. If it is not whole, the one before it is read.
+
+        Raises:
+            CheckpointError: if there is no whole file, or none that holds the state of a fit.
+
+        Example:
+            >>> import tempfile, os, pyro, torch
+            >>> from pyro_zilognormal.svi import fit
+            >>> def model():
+            ...     pyro.sample("x", pyro.distributions.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
+            >>> path = os.path.join(tempfile.mkdtemp(), "fit.ckpt")
+            >>> _ = fit(lambda: model(), model, steps=3, callbacks=[Checkpoint(path)])
+            >>> saved = Checkpoint.read(path)
+            >>> saved.step, saved.stop_reason, sorted(saved.params)
+            (3, 'steps', ['m'])
+        """
+        return open_saved(Path(path))
 
     def start(self, run: Run) -> None:
         """Take note of what the run is of, and of signals from now on."""
@@ -79,6 +93,8 @@ class Checkpoint:
                 "first calls, so that the fit cannot be resumed bit for bit; use it without a Checkpoint, or a loss "
                 "without Jit"
             )
+        if hasattr(run.source, "check_resumable"):
+            run.source.check_resumable()
         self._fingerprint, self._saved_at, self._signal = fingerprint(run), time.monotonic(), None
         # Only the main thread may set signal handlers.
         if threading.current_thread() is threading.main_thread():
@@ -90,7 +106,7 @@ class Checkpoint:
 
     def resume(self, run: Run) -> None:
         """Go on from the newest whole file, if there is one."""
-        content = self._newest() if self.resuming else None
+        content, self._damaged = newest(self.path) if self.resuming else (None, False)
         if content is None:
             return
         other = difference(content["fingerprint"], self._fingerprint)
@@ -100,8 +116,9 @@ class Checkpoint:
                 f"to replace it"
             )
         try:
+            check_state(run, content["run"])
             load_state(run, content["run"])
-        except (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError) as error:
+        except _FAULTS as error:
             raise CheckpointError(f"{self.path} does not hold the state of such a fit: {error!r}") from error
 
     def __call__(self, run: Run) -> None:
@@ -122,37 +139,17 @@ class Checkpoint:
 
     def save(self, run: Run) -> None:
         """Save now; the file there was becomes the previous one once the new one is safely written."""
-        content = {"format": _FORMAT, "fingerprint": self._fingerprint, "run": state_of(run)}
-        fresh = self.path.with_name(self.path.name + ".new")
-        storage.write(fresh, content)
+        content = {"format": FORMAT, "fingerprint": self._fingerprint, "run": state_of(run)}
+        storage.write(fresh(self.path), content)
         if self.path.exists() and not self._damaged:  # a damaged file must not push out the good one before it
-            os.replace(self.path, self.previous)
-        os.replace(fresh, self.path)
+            os.replace(self.path, previous(self.path))
+        os.replace(fresh(self.path), self.path)
         self._damaged = False
         storage.sync_folder(self.path.parent)
         self._saved_at = time.monotonic()
 
     def _late(self) -> bool:
         return self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
-
-    def _newest(self) -> dict[str, Any] | None:
-        faults = []
-        for path in (self.path, self.path.with_name(self.path.name + ".new"), self.previous):
-            if path.exists():
-                try:
-                    content = _checked(storage.read(path))
-                except storage.CorruptFileError as error:
-                    faults.append(f"{path}: {error}")
-                    self._damaged = self._damaged or path == self.path
-                    continue
-                if faults:
-                    warnings.warn(f"checkpoint damaged, using the one before: {'; '.join(faults)}", stacklevel=2)
-                return content
-        if faults:
-            raise CheckpointError(
-                f"no checkpoint can be read: {'; '.join(faults)}. Delete the files, or pass resume=False to start anew"
-            )
-        return None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None and number == signal.SIGINT:  # a second Ctrl-C will not wait for the step to end
@@ -164,11 +161,3 @@ class Checkpoint:
         number, self._signal = self._signal, None
         if number is not None:
             signal.raise_signal(number)
-
-
-def _checked(content: Any) -> dict[str, Any]:
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise storage.CorruptFileError(f"it is not a checkpoint of format {_FORMAT}")
-    if not isinstance(content.get("fingerprint"), dict) or not isinstance(content.get("run"), dict):
-        raise storage.CorruptFileError("it lacks the parts of a checkpoint")
-    return content

@@ -1,18 +1,9 @@
 """What data, model and settings a run is of, so that a checkpoint of another can be refused."""
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from pyro_zilognormal.svi.arrays import is_sparse
+from pyro_zilognormal.svi.digests import describe
+from pyro_zilognormal.svi.holdings import held_by
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.run import Run
-
-_CHUNK = 1 << 24
 
 
 def fingerprint(run: Run) -> dict[str, str]:
@@ -24,6 +15,9 @@ def fingerprint(run: Run) -> dict[str, str]:
     with global_state_kept():  # a shuffling loader draws from torch's global generator
         found = {f"data argument {i}": describe(value) for i, value in enumerate(run.source.arguments())}
     found["data"] = f"{type(run.source).__name__} of {run.rows} rows in {run.source.batches} batches{_reading(run)}"
+    for part in ("model", "guide"):
+        held = held_by(run.objective.callable(part), run.objective.owner(part))
+        found |= {f"{part} holds {name!r}": describe(value) for name, value in held.items()}
     for site in run.sites:
         seen = "observed" if site.observed else "latent"
         found[f"{site.part} site {site.name!r}"] = (
@@ -43,21 +37,6 @@ def difference(saved: dict[str, str], now: dict[str, str]) -> str:
         if saved.get(name) != now.get(name):
             lines.append(f"{name}: {saved.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now")
     return "; ".join(lines)
-
-
-def describe(value: Any) -> str:
-    """Return shape, dtype and a digest of the content of one argument of the model."""
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)} {value.dtype} {_digest(_tensor_chunks(value))}"
-    if isinstance(value, np.ndarray):
-        return f"numpy {value.shape} {value.dtype} {_digest(_array_chunks(value))}"
-    if is_sparse(value):
-        parts = (c for a in (value.indptr, value.indices, value.data) for c in _array_chunks(a))
-        return f"CSR {value.shape} {value.dtype} {_digest(parts)}"
-    if isinstance(value, Iterator):
-        return f"stream {_stream_digest(value)}"
-    plain = value is None or isinstance(value, bool | int | float | str)
-    return repr(value) if plain else type(value).__name__
 
 
 def _reading(run: Run) -> str:
@@ -84,39 +63,3 @@ def _settings(run: Run) -> dict[str, str]:
         inner = callback.settings() if hasattr(callback, "settings") else ""
         found[f"callback {i} with a state"] = f"{type(callback).__name__} {inner}".strip()
     return found
-
-
-def _digest(chunks: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=12)
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _tensor_chunks(tensor: Tensor) -> Iterator[bytes]:
-    rows = max(1, _CHUNK // max(1, tensor[:1].numel() * tensor.element_size())) if tensor.dim() else 1
-    for part in tensor.detach().split(rows) if tensor.dim() and len(tensor) else [tensor.detach()]:
-        flat = part.cpu().contiguous().flatten()
-        yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-
-
-def _array_chunks(array: np.ndarray) -> Iterator[bytes]:
-    if array.ndim == 0 or not array.size:
-        yield array.tobytes()
-        return
-    rows = max(1, _CHUNK // max(1, array[:1].nbytes))
-    for start in range(0, len(array), rows):
-        yield np.ascontiguousarray(array[start : start + rows]).tobytes()
-
-
-def _stream_digest(batches: Iterator[tuple[Any, ...]]) -> str:
-    """Return a digest of the rows of a stream that is the same whatever their order and batches."""
-    total = 0
-    for args in batches:
-        tensors = [a.detach().cpu().contiguous() for a in args if isinstance(a, Tensor) and a.dim() > 0]
-        for row in range(len(tensors[0])):
-            pieces = (
-                t[row].contiguous().flatten().view(torch.uint8).numpy().tobytes() for t in tensors if len(t) > row
-            )
-            total += int(_digest(pieces), 16)
-    return f"{total % (1 << 96):024x}"

@@ -70,8 +70,11 @@ def _numpy() -> dict[str, Any]:
 
 
 def _set_numpy(state: dict[str, Any]) -> None:
-    key = state["state"]["key"].numpy().astype(np.uint32)
-    np.random.set_state({**state, "state": {"key": key, "pos": state["state"]["pos"]}})  # noqa: NPY002
+    key, place = state["state"]["key"].numpy(), state["state"]["pos"]
+    if key.shape != (624,) or not 0 <= place <= 624:  # numpy would read beyond the end of its memory
+        raise ValueError(f"numpy's generator has {key.shape} words and place {place}; needed 624 and at most 624")
+    key = key.astype(np.uint32)
+    np.random.set_state({**state, "state": {"key": key, "pos": place}})  # noqa: NPY002
 
 
 def _python() -> list[Any]:

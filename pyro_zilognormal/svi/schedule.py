@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pyro_zilognormal.svi.forms import same_form
 from pyro_zilognormal.svi.run import Run
 
 
@@ -61,6 +62,10 @@ class Schedule:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the schedule as plain data."""
         return {k: v for k, v in self._schedule.state_dict().items() if not callable(v)}
+
+    def check_state(self, run: Run, state: Any) -> None:
+        """Raise a ValueError unless ``state`` is one that this schedule could come to."""
+        same_form(state, self.state_dict(), type(self._schedule).__name__)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the state of the schedule."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Source
 from pyro_zilognormal.svi.data import as_source
-from pyro_zilognormal.svi.fingerprint import describe
+from pyro_zilognormal.svi.digests import describe
+from pyro_zilognormal.svi.forms import same_form, whole
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.run import Run
 
@@ -82,7 +83,6 @@ class EarlyStopping:
             "best_step": 0,
             "values": None,
             "waited": 0,
-            "worse": False,
         }
 
     def __call__(self, run: Run) -> None:
@@ -106,6 +106,18 @@ class EarlyStopping:
     def state_dict(self) -> dict[str, Any]:
         """Return what has been seen so far."""
         return dict(self._state)
+
+    def check_state(self, run: Run, state: Any) -> None:
+        """Raise a ValueError unless ``state`` is one that these looks could come to."""
+        same_form(dict.fromkeys(state), dict.fromkeys(self._state), "what EarlyStopping has seen")
+        for name in ("best_step", "waited"):
+            whole(state[name], name)
+        same_form(state["best"], 0.0, "best")
+        if state["reference"] is not None:
+            same_form(state["first"], 0.0, "first")
+            same_form(state["reference"], torch.empty(len(state["reference"]), dtype=torch.float64), "reference")
+        if state["values"] is not None:
+            same_form(state["values"], run.objective.snapshot(), "values")
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what had been seen."""

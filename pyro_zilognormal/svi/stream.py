@@ -32,8 +32,6 @@ class BatchStream:
         (6, 2)
     """
 
-    draws_order = True  # a resumed fit sets the generators as they were before it opens the epoch again
-
     def __init__(self, iterable: Iterable[Any], plate: str | None, device: torch.device | str | None = None) -> None:
         if not isinstance(iterable, Iterable):
             raise TypeError(f"iterable is a {type(iterable).__name__}; needed an iterable of batches")
@@ -43,8 +41,8 @@ class BatchStream:
                 "__iter__ starts anew, such as a list or a DataLoader"
             )
         self.iterable, self.plate, self.device = iterable, plate, device
-        with global_state_kept():  # a shuffling loader draws from torch's global generator
-            counts = [_batch_rows(args) for args in self._read()]
+        self.generators = _generators(iterable)  # a resumed fit sets them as they were before it opens an epoch again
+        counts = [_batch_rows(args) for args in self._read_apart()]
         self.batches, self.rows = len(counts), sum(counts)
         if self.rows == 0:
             raise ValueError("iterable holds no rows; needed at least one batch with one row")
@@ -65,7 +63,7 @@ class BatchStream:
 
     def arguments(self) -> list[Any]:
         """Return the batches, read anew."""
-        return [self._read()]
+        return [self._read_apart()]
 
     def shuffles(self) -> bool:
         """Whether its rows come in another order when it is read again."""
@@ -73,16 +71,35 @@ class BatchStream:
         if isinstance(getattr(self.iterable, "sampler", None), torch.utils.data.RandomSampler):
             return True
         with global_state_kept():
-            return self._order() != self._order()
+            return self._order(self._read()) != self._order(self._read())
 
-    def _order(self) -> bytes:
+    def check_resumable(self) -> None:
+        """Raise a ValueError if the order of its rows comes from where a checkpoint cannot set it again."""
+        if self._order(self._read_apart()) != self._order(self._read_apart()):
+            raise ValueError(
+                "the stream gives its rows in another order each time it is read, and not by torch's, numpy's or "
+                "Python's global generators nor by a loader's own generator, so that a fit of it cannot be resumed; "
+                "draw the order from one of these, use Minibatches, or fit without a Checkpoint"
+            )
+
+    def _order(self, batches: Iterator[tuple[Any, ...]]) -> bytes:
         """Return a digest of the rows in the order in which they come."""
         digest = hashlib.sha256()
-        for args in self._read():
+        for args in batches:
             for value in (a for a in args if isinstance(a, torch.Tensor)):
                 flat = value.detach().cpu().contiguous().flatten()
                 digest.update(flat.view(torch.uint8).numpy().data)
         return digest.digest()
+
+    def _read_apart(self) -> Iterator[tuple[Any, ...]]:
+        """Read all batches, and leave the generators, the loader's own too, as they were."""
+        states = [g.get_state() for g in self.generators]
+        try:
+            with global_state_kept():
+                yield from self._read()
+        finally:
+            for generator, state in zip(self.generators, states, strict=True):
+                generator.set_state(state)
 
     def _read(self) -> Iterator[tuple[Any, ...]]:
         for item in self.iterable:
@@ -95,3 +112,11 @@ def _batch_rows(args: tuple[Any, ...]) -> int:
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             return len(value)
     raise TypeError("a batch holds no array with rows; needed a tensor, numpy array or CSR matrix first in it")
+
+
+def _generators(iterable: Any) -> list[torch.Generator]:
+    """Return the generators that a loader of torch draws its order from, where it has its own."""
+    samplers = (getattr(iterable, "sampler", None), getattr(iterable, "batch_sampler", None))
+    holders = (iterable, *samplers, getattr(samplers[1], "sampler", None))
+    found = {id(g): g for g in (getattr(h, "generator", None) for h in holders) if isinstance(g, torch.Generator)}
+    return list(found.values())

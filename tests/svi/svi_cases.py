@@ -3,12 +3,18 @@
 import functools
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
+
+from pyro_zilognormal.svi import Checkpoint, fit
+
+adam = functools.partial(torch.optim.Adam, lr=0.05)
 
 
 def normal_model(x):
@@ -89,4 +95,52 @@ def auto(model=normal_model):
     return AutoNormal(model)
 
 
-adam = functools.partial(torch.optim.Adam, lr=0.05)
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def killer(step):
+    def kill(run):
+        if run.step == step:
+            raise Killed
+
+    return kill
+
+
+def same(a, b):
+    """Whether two results are of the same fit, bit for bit."""
+    assert np.array_equal(a.losses, b.losses, equal_nan=True)
+    assert a.held_out == b.held_out
+    assert a.smoothed == b.smoothed
+    assert a.params.keys() == b.params.keys()
+    for name in a.params:
+        assert torch.equal(a.params[name], b.params[name]), name
+    for name in a.values:
+        assert torch.equal(a.values[name], b.values[name]), name
+    assert (a.stop_reason, a.converged, a.best_step, a.skipped) == (
+        b.stop_reason,
+        b.converged,
+        b.best_step,
+        b.skipped,
+    )
+
+
+def check_resume(path, run, kills, every=3):
+    """Compare an uninterrupted run with one that is killed at each of ``kills`` and started again."""
+    whole = run([])
+    for kill in sorted(kills):
+        with pytest.raises(Killed):
+            run([killer(kill), Checkpoint(path, steps=every)])
+    resumed = run([Checkpoint(path, steps=every)])
+    same(whole, resumed)
+
+
+BASE = {"model": normal_model, "guide": normal_guide, "data": data(), "steps": 4, "optimizer": adam}
+
+
+def fit_with(path, change):
+    """A small fit with a checkpoint, changed in one way."""
+    arguments = {**BASE, **change}
+    more = arguments.pop("more", [])
+    model, guide, x = (arguments.pop(k) for k in ("model", "guide", "data"))
+    return fit(model, guide, x, callbacks=[*more, Checkpoint(path)], **arguments)

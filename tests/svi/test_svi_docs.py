@@ -14,7 +14,7 @@ def test_the_examples_of_the_page_run():
     matplotlib.use("Agg")
     pyro.set_rng_seed(0)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {"__name__": "page"}
     for number, block in enumerate(blocks):
         exec(compile(block, f"{PAGE.name} block {number}", "exec"), names)

@@ -1,79 +1,44 @@
 """Item 4, the run: killed anywhere, a fit goes on bit for bit."""
 
 import functools
-import os
-import pathlib
 import random
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
-import svi_resume_script
 import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from pyro.optim.clipped_adam import ClippedAdam
-from svi_cases import Amortised, adam, auto, data, local_model, normal_guide, normal_model
+from svi_cases import (
+    Amortised,
+    Killed,
+    adam,
+    auto,
+    check_resume,
+    data,
+    killer,
+    local_model,
+    normal_guide,
+    normal_model,
+    same,
+)
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from pyro_zilognormal.svi import (
     BatchStream,
     Checkpoint,
     EarlyStopping,
     Minibatches,
-    Run,
     Schedule,
     SkipBadSteps,
     fit,
     storage,
 )
-from pyro_zilognormal.svi.checkpoint import CheckpointError
 
 STEPS = 40
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-def killer(step):
-    def kill(run):
-        if run.step == step:
-            raise Killed
-
-    return kill
-
-
-def same(a, b):
-    assert np.array_equal(a.losses, b.losses, equal_nan=True)
-    assert a.held_out == b.held_out
-    assert a.smoothed == b.smoothed
-    assert a.params.keys() == b.params.keys()
-    for name in a.params:
-        assert torch.equal(a.params[name], b.params[name]), name
-    for name in a.values:
-        assert torch.equal(a.values[name], b.values[name]), name
-    assert (a.stop_reason, a.converged, a.best_step, a.skipped) == (
-        b.stop_reason,
-        b.converged,
-        b.best_step,
-        b.skipped,
-    )
-
-
-def check_resume(path, run, kills, every=3):
-    """Compare an uninterrupted run with one that is killed at each of ``kills`` and started again."""
-    whole = run([])
-    for kill in sorted(kills):
-        with pytest.raises(Killed):
-            run([killer(kill), Checkpoint(path, steps=every)])
-    resumed = run([Checkpoint(path, steps=every)])
-    same(whole, resumed)
 
 
 def random_steps(name, count=2):
@@ -94,6 +59,7 @@ OPTIMIZERS = {
     "SGD": functools.partial(torch.optim.SGD, lr=0.001, momentum=0.9, nesterov=True),
     "ClippedAdam": functools.partial(ClippedAdam, lr=0.05, lrd=0.99),
 }
+
 SCHEDULES = {
     "ExponentialLR": functools.partial(lr_scheduler.ExponentialLR, gamma=0.97),
     "StepLR": functools.partial(lr_scheduler.StepLR, step_size=7, gamma=0.5),
@@ -172,7 +138,6 @@ DATA = {
     "list": lambda: BatchStream(list(data(23).split(5)), plate="rows"),
     "loader": lambda: BatchStream(DataLoader(data(23), batch_size=5, shuffle=True), plate="rows"),
 }
-
 
 # A stream does not say which rows a batch holds, so a guide with parameters of rows cannot read one.
 KINDS = [
@@ -279,260 +244,66 @@ def test_loading_takes_no_training_step(tmp_path):
     assert all(torch.equal(seen[k], saved[k]) for k in saved)
 
 
-def start(path, steps=30, pause=0.2):
-    here = pathlib.Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
-    command = [sys.executable, str(here / "svi_resume_script.py"), str(path), str(steps), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+class Tempered(Amortised):
+    """A number, a tensor of one number and a switch that callbacks change, and one that they make."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.beta, self.heat, self.on = 0.0, torch.tensor(2.0), False
+
+    def guide(self, x):
+        loc, scale = self.net(x[:, None]).unbind(-1)
+        warm = self.beta + self.heat + self.on + getattr(self, "late", 0.0)
+        with pyro.plate("rows", self.rows, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(loc, scale.exp() * warm))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_process_resumes_bit_for_bit(number, tmp_path):
-    process = start(tmp_path / "a.ckpt")
-    next(line for line in process.stdout if line == "13\n")
-    process.send_signal(number)
-    out, error = process.communicate(timeout=60)
-    assert "done" not in out
-    assert process.returncode == -number, error
-    step = storage.read(tmp_path / "a.ckpt")["run"]["step"]
-    # A signal that can be caught loses nothing; SIGKILL at most the last interval of 5 steps.
-    assert step == 10 if number == signal.SIGKILL else step >= 13
-    same(svi_resume_script.run([]), svi_resume_script.run([Checkpoint(tmp_path / "a.ckpt", steps=5)]))
+def test_numbers_of_a_module_that_a_callback_changes_resume_bit_for_bit(tmp_path):
+    def run(callbacks):
+        torch.manual_seed(11)
+        module = Tempered(20)
+
+        def anneal(run):
+            if run.step % 5 == 0:
+                module.beta, module.on, module.heat = 1 - 1 / run.step, run.step > 9, module.heat * 0.9
+                module.late = run.step / 10
+
+        return fit(module.model, module.guide, data(), steps=STEPS, callbacks=[anneal, *callbacks])
+
+    check_resume(tmp_path / "a.ckpt", run, [13, 28])
 
 
-def test_ctrl_c_saves_and_then_interrupts(tmp_path):
-    path, before = tmp_path / "a.ckpt", signal.getsignal(signal.SIGINT)
-
-    def interrupt(run):
-        if run.step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def run(*callbacks):
-        return fit(normal_model, normal_guide, data(), steps=20, optimizer=adam, callbacks=callbacks)
-
-    with pytest.raises(KeyboardInterrupt):
-        run(interrupt, Checkpoint(path, steps=1000))
-    assert storage.read(path)["run"]["step"] == 6
-    assert signal.getsignal(signal.SIGINT) is before
-    same(run(), run(Checkpoint(path)))
-
-
-def test_sigterm_obeys_a_handler_of_the_caller(tmp_path):
-    heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    try:
-        kill = lambda run: os.kill(os.getpid(), signal.SIGTERM) if run.step == 4 else None  # noqa: E731
-        save = Checkpoint(tmp_path / "a.ckpt")
-        result = fit(normal_model, normal_guide, data(), steps=20, callbacks=[kill, save])
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
-    assert (result.stop_reason, result.steps) == ("interrupted", 4)
-
-
-def test_saving_by_seconds(tmp_path, monkeypatch):
-    saved = []
-    monkeypatch.setattr(Checkpoint, "save", lambda self, run: saved.append(run.step))
-    save = Checkpoint(tmp_path / "a.ckpt", seconds=1e-9)
-    save._saved_at = 0.0
-    fit(normal_model, normal_guide, data(), steps=3, callbacks=[save])
-    assert saved == [1, 2, 3, 3]
-    saved.clear()
-    fit(normal_model, normal_guide, data(), steps=3, callbacks=[Checkpoint(tmp_path / "b.ckpt", seconds=None)])
-    assert saved == [3]
-
-
-def test_a_damaged_file_falls_back_to_the_previous_one(tmp_path):
-    path = tmp_path / "a.ckpt"
-
-    def run(*callbacks):
-        return fit(normal_model, normal_guide, data(), steps=20, optimizer=adam, callbacks=callbacks)
-
-    whole = run()
-    for damage in ("flip", "half", "gone"):
-        with pytest.raises(Killed):
-            run(Checkpoint(path, steps=4, resume=False), killer(13))
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
-        if damage == "gone":  # killed between the two renames
-            path.unlink()
-            same(whole, run(Checkpoint(path)))
-        else:
-            with pytest.warns(UserWarning, match="checkpoint damaged, using the one before"):
-                same(whole, run(Checkpoint(path)))
-
-
-def test_two_damaged_files_are_an_error(tmp_path):
-    path = tmp_path / "a.ckpt"
-    path.write_bytes(b"SVI-CHECKPOINT-1 and nothing")
-    path.with_name("a.ckpt.previous").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read.*Delete the files"):
-        fit(normal_model, normal_guide, data(), steps=2, callbacks=[Checkpoint(path)])
-
-
-def wider(x):
-    loc = pyro.sample("loc", dist.StudentT(3.0, 0.0, 10.0))
-    with pyro.plate("rows", len(x)):
-        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-
-
-def narrower(x):
-    loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
-    with pyro.plate("rows", len(x)):
-        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
-
-
-BASE = {"model": normal_model, "guide": normal_guide, "data": data(), "steps": 4, "optimizer": adam}
-OTHERS = [
-    ({"data": data(seed=1)}, r"data argument 0: tensor \(20,\) torch.float32 \w+ in the checkpoint, tensor"),
-    ({"data": data(21)}, r"tensor \(21,\)"),
-    ({"data": data().double()}, "torch.float64"),
-    ({"data": Minibatches(data(), batch_size=3, plate="rows")}, "Minibatches of 20 rows in 7 batches .* now"),
-    ({"model": wider}, r"model site 'loc': latent Normal\(.* in the checkpoint, latent StudentT"),
-    ({"guide": auto()}, "parameter 'q_loc': .*Real.* in the checkpoint, absent now"),
-    ({"model": narrower}, r"model site 'loc': .*scale=10\) .* in the checkpoint, .*scale=5\)"),
-    ({"seed": 5}, "seed: 0 in the checkpoint, 5 now"),
-    (
-        {"optimizer": functools.partial(adam, lr=0.1)},
-        "optimizer: .*'lr': 0.05.* in the checkpoint, .*'lr': 0.1",
+LOADERS = {
+    "generator": lambda g: DataLoader(data(23), batch_size=5, shuffle=True, generator=g),
+    "sampler": lambda g: DataLoader(data(23), batch_size=5, sampler=RandomSampler(range(23), generator=g)),
+    "batch sampler": lambda g: DataLoader(
+        data(23), batch_sampler=BatchSampler(RandomSampler(range(23), generator=g), 5, drop_last=False)
     ),
-    ({"optimizer": functools.partial(torch.optim.SGD, lr=0.05)}, "optimizer: Adam .* now"),
-    ({"loss": pyro.infer.Trace_ELBO(num_particles=3)}, "loss: .*'num_particles': 1.*'num_particles': 3"),
-    ({"more": [EarlyStopping()]}, "callback 0 with a state: absent in the checkpoint, EarlyStopping"),
-]
+}
 
 
-def fit_with(path, change):
-    arguments = {**BASE, **change}
-    more = arguments.pop("more", [])
-    model, guide, x = (arguments.pop(k) for k in ("model", "guide", "data"))
-    return fit(model, guide, x, callbacks=[*more, Checkpoint(path)], **arguments)
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("kills", [[13, 28], [5, 10, 15]], ids=["within", "at the end of an epoch"])
+def test_a_loader_with_a_generator_of_its_own_resumes_bit_for_bit(loader, kills, tmp_path):
+    def run(callbacks):
+        source = BatchStream(loader(torch.Generator().manual_seed(8)), plate="rows")
+        return fit(normal_model, normal_guide, source, steps=STEPS, optimizer=adam, callbacks=callbacks)
+
+    check_resume(tmp_path / "a.ckpt", run, kills, every=1 if kills[0] == 5 else 3)
 
 
-@pytest.mark.parametrize(("change", "message"), OTHERS)
-def test_a_checkpoint_of_another_fit_is_refused_with_the_difference(change, message, tmp_path):
-    path = tmp_path / "a.ckpt"
-    fit_with(path, {})
-    with pytest.raises(CheckpointError, match=message):
-        fit_with(path, change)
-    assert fit_with(path, {}).steps == 4
+class OfItsOwn:
+    """An order from a generator that nobody else knows."""
+
+    def __init__(self):
+        self.draws = np.random.default_rng(0)
+
+    def __iter__(self):
+        return iter(data(23)[torch.from_numpy(self.draws.permutation(23))].split(5))
 
 
-def test_other_held_out_data_are_refused(tmp_path):
-    path = tmp_path / "a.ckpt"
-    fit_with(path, {"more": [EarlyStopping(data(seed=3))]})
-    with pytest.raises(CheckpointError, match=r"callback 0 with a state: EarlyStopping .*held_out"):
-        fit_with(path, {"more": [EarlyStopping(data(seed=4))]})
-
-
-def test_resume_false_starts_anew(tmp_path):
-    path = tmp_path / "a.ckpt"
-    fit_with(path, {})
-    save = Checkpoint(path, resume=False)
-    again = fit(normal_model, normal_guide, data(seed=1), steps=6, callbacks=[save])
-    assert len(again.losses) == 6
-
-
-def test_a_file_with_gpu_state_opens_without_a_gpu(tmp_path):
-    path = tmp_path / "a.ckpt"
-    with pytest.raises(Killed):
-        fit(normal_model, normal_guide, data(), steps=9, callbacks=[Checkpoint(path, steps=4), killer(5)])
-    content = storage.read(path)
-    content["run"]["random"]["cuda"] = [torch.zeros(16, dtype=torch.uint8)] * 2
-    assert all(v.device.type == "cpu" for v in content["run"]["values"].values())
-    storage.write(path, content)
-    same(
-        fit(normal_model, normal_guide, data(), steps=9),
-        fit(normal_model, normal_guide, data(), steps=9, callbacks=[Checkpoint(path)]),
-    )
-
-
-@pytest.mark.parametrize("change", ["no step", "shape", "optimizer", "text"])
-def test_a_hostile_state_with_a_right_checksum_is_refused(change, tmp_path):
-    path = tmp_path / "a.ckpt"
-    fit_with(path, {})
-    content = storage.read(path)
-    state = content["run"]
-    if change == "no step":
-        del state["step"]
-    elif change == "shape":
-        state["values"]["q_loc"] = torch.zeros(1)
-    elif change == "optimizer":
-        state["optimizer"] = {"state": {}, "param_groups": []}
-    else:
-        state["values"] = "text"
-    storage.write(path, content)
-    with pytest.raises(CheckpointError, match="does not hold the state of such a fit"):
-        fit_with(path, {})
-
-
-@pytest.mark.parametrize("format_number", [0, 2, "1"])
-def test_another_format_is_refused(format_number, tmp_path):
-    path = tmp_path / "a.ckpt"
-    storage.write(path, {"format": format_number, "fingerprint": {}, "run": {}})
-    with pytest.raises(CheckpointError, match="not a checkpoint of format 1"):
-        fit_with(path, {})
-
-
-def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
-    save = Checkpoint.save
-
-    def interrupted(self, run):
-        save(self, run)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Checkpoint, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit_with(tmp_path / "a.ckpt", {"steps": 3})
-    assert storage.read(tmp_path / "a.ckpt")["run"]["step"] == 3
-
-
-def test_max_seconds_begin_anew_in_a_resumed_fit(tmp_path):
-    def run():
-        save = Checkpoint(tmp_path / "a.ckpt")
-        return fit(normal_model, normal_guide, data(), steps=10**6, max_seconds=0.2, callbacks=[save])
-
-    first, second = run(), run()
-    assert second.steps > first.steps + 1
-    assert second.seconds > first.seconds
-
-
-def test_a_late_parameter_is_refused_when_it_would_be_lost(tmp_path):
-    def guide(x):
-        normal_guide(x)
-        seen.append(1)
-        if len(seen) > 3:
-            pyro.param("late", torch.tensor(3.0))
-
-    seen = []
-    with pytest.raises(RuntimeError, match=r"parameters \['late'\] first appeared after the first run"):
-        fit(normal_model, guide, data(), steps=9, callbacks=[Checkpoint(tmp_path / "a.ckpt", steps=1)])
-
-
-def test_a_callback_with_odd_state_is_named(tmp_path):
-    class Odd:
-        def __call__(self, run: Run):
-            pass
-
-        def state_dict(self):
-            return {"f": print}
-
-        def load_state_dict(self, state):
-            pass
-
-    with pytest.raises(TypeError, match=r"callbacks'\]\[0\]\['f'\] is a builtin_function"):
-        fit(normal_model, normal_guide, data(), steps=1, callbacks=[Odd(), Checkpoint(tmp_path / "a.ckpt")])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"path": "missing/a.ckpt"}, "its folder does not exist"),
-        ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a positive number"),
-        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Checkpoint(**arguments)
+def test_a_stream_whose_order_cannot_be_set_again_is_refused_with_a_checkpoint(tmp_path):
+    source = BatchStream(OfItsOwn(), plate="rows")
+    assert fit(normal_model, normal_guide, source, steps=3).steps == 3
+    with pytest.raises(ValueError, match="so that a fit of it cannot be resumed"):
+        fit(normal_model, normal_guide, source, steps=3, callbacks=[Checkpoint(tmp_path / "a.ckpt")])
