@@ -10,7 +10,7 @@ import pyro
 import torch
 from pyro.params.param_store import ParamStoreDict
 
-from pyro_zilognormal.svi.rng import rng_state, set_rng_state
+from pyro_zilognormal.svi.rng import rng_state, seed_all, set_rng_state, unseed_cuda
 
 # Pyro has one handler stack and one parameter store a process, so fits in several threads take turns.
 _TURN = threading.RLock()
@@ -62,10 +62,11 @@ def global_state_kept(seed: int | None = None) -> Iterator[None]:
         settings, checks = pyro.settings.get(), torch.distributions.Distribution._validate_args
         try:
             if seed is not None:
-                pyro.set_rng_seed(seed)
+                seed_all(seed)
             yield
         finally:
             set_rng_state(random)
+            unseed_cuda(random)
             torch.set_default_dtype(dtype)
             pyro.settings.set(**settings)
             torch.distributions.Distribution.set_default_validate_args(checks)

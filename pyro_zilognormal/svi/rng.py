@@ -40,6 +40,32 @@ def set_rng_state(state: dict[str, Any]) -> None:
     random.setstate((version, tuple(words.tolist()), gauss))
 
 
+def seed_all(seed: int) -> None:
+    """Seed every generator that :func:`rng_state` knows, those of CUDA also where it has yet to start."""
+    seed_torch(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global generator is what models draw from
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's generators on the CPU and for CUDA; ``torch.manual_seed`` would seed other devices for good."""
+    torch.default_generator.manual_seed(seed)
+    torch.cuda.manual_seed_all(seed)
+
+
+def unseed_cuda(state: dict[str, Any]) -> None:
+    """Undo what seeding did to CUDA since ``state``, after :func:`set_rng_state`, if it had yet to start then.
+
+    A seed for CUDA waits until it starts. The one that was waiting is that of the CPU, unless it was set apart, or
+    none at all, and then both are drawn at random.
+
+    Args:
+        state: what :func:`rng_state` returned.
+    """
+    if not state["cuda"] and torch.cuda.is_available():
+        torch.cuda.manual_seed_all(torch.default_generator.initial_seed())
+
+
 def torch_rng_state() -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the states of torch's generators alone, which is cheap enough to do at every step."""
     return torch.get_rng_state(), _cuda_states()

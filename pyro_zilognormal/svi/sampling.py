@@ -18,6 +18,7 @@ from pyro_zilognormal.svi.minibatches import Minibatches
 from pyro_zilognormal.svi.modules import evaluating
 from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
+from pyro_zilognormal.svi.rng import seed_torch
 from pyro_zilognormal.svi.sites import check_held_out, is_sample, rows_frame
 from pyro_zilognormal.svi.stream import BatchStream
 
@@ -147,7 +148,7 @@ class Sampler:
 
     def _seed(self, draw: int, block: int) -> None:
         digest = hashlib.sha256(f"{self.seed}/{draw}/{block}".encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        seed_torch(int.from_bytes(digest[:8], "big") >> 1)
 
     def _layout(self, node: Any, batch: Batch) -> Layout:
         value, event = node["value"], node["fn"].event_dim

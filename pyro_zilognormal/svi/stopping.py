@@ -12,6 +12,7 @@ from pyro_zilognormal.svi.data import as_source
 from pyro_zilognormal.svi.digests import describe
 from pyro_zilognormal.svi.forms import same_form, whole
 from pyro_zilognormal.svi.isolation import global_state_kept
+from pyro_zilognormal.svi.rng import seed_torch
 from pyro_zilognormal.svi.run import Run
 
 _LEAST = {"every": 2, "patience": 1, "min_delta": 0, "noise": 0, "warm_up": 0, "particles": 2, "seed": 0}
@@ -137,7 +138,7 @@ class EarlyStopping:
         return torch.tensor(each, dtype=torch.float64)
 
     def _evaluate(self, run: Run, held_out: Source, particle: int) -> float:
-        torch.manual_seed(self.seed * 1_000_003 + particle)
+        seed_torch(self.seed * 1_000_003 + particle)
         batches = held_out.epoch(0, self.seed)
         total = sum(b.weight * run.objective.evaluate(*b.args, indices=b.indices) for b in batches)
         return total / held_out.batches
