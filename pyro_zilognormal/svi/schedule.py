@@ -19,7 +19,7 @@ class Schedule:
 
     Args:
         make: a function of the optimiser that returns a schedule of ``torch.optim.lr_scheduler``.
-        every: step the schedule every so many training steps.
+        every: step the schedule every so many training steps; those left out by :class:`SkipBadSteps` do not count.
 
     Example:
         >>> import functools
@@ -46,11 +46,12 @@ class Schedule:
 
     def __call__(self, run: Run) -> None:
         """Step the schedule when its turn has come."""
-        if run.step % self.every or run.skipped[-1:] == [run.step]:
+        taken = run.step - len(run.skipped)
+        if taken % self.every or run.skipped[-1:] == [run.step]:
             return
         if self._wants_metric:
-            recent = torch.tensor(run.losses[-self.every :])
-            self._schedule.step(float(recent.nanmean()))
+            recent = [x for x in run.losses[-self.every - len(run.skipped) :] if x == x][-self.every :]
+            self._schedule.step(sum(recent) / len(recent))
         else:
             self._schedule.step()
 

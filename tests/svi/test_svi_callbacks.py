@@ -10,7 +10,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from svi_cases import adam, data, normal_guide, normal_model
 
-from pyro_zilognormal.svi import Objective, Progress, Schedule, fit
+from pyro_zilognormal.svi import Objective, Progress, Schedule, SkipBadSteps, fit
 
 
 def test_logging_to_a_file_takes_three_lines(tmp_path):
@@ -45,11 +45,34 @@ def test_annealing_the_kl_weight_takes_three_lines():
     weights = []
 
     def anneal(run):
-        run.kl_weight = min(1.0, run.step / 4)
-        weights.append(run.objective.kl_weight)
+        run.kl_weight = min(1.0, (run.step + 1) / 4)
 
-    fit(normal_model, normal_guide, data(), steps=6, callbacks=[anneal])
+    anneal.start = anneal  # before the first step too
+
+    def loss(model, guide, x):
+        weights.append(seen[0].kl_weight)
+        return Trace_ELBO().differentiable_loss(model, guide, x)
+
+    seen = []
+    look = functools.partial(lambda run: None)
+    look.start = seen.append
+    fit(normal_model, normal_guide, data(), steps=6, loss=loss, callbacks=[look, anneal])
     assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_the_hooks_of_a_callback_are_called_in_their_turn():
+    class Hooked:
+        def __getattr__(self, name):
+            if name not in ("start", "ready", "after", "finish", "end"):
+                raise AttributeError(name)
+            return lambda run: calls.append(name)
+
+        def __call__(self, run):
+            calls.append(run.step)
+
+    calls = []
+    fit(normal_model, normal_guide, data(), steps=2, callbacks=[Hooked()])
+    assert calls == ["start", "ready", 1, "after", 2, "after", "finish", "end"]
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0, 2.0])
@@ -106,45 +129,49 @@ def test_callbacks_do_not_change_the_fit():
     assert plain.losses.tolist() == watched.losses.tolist()
 
 
-def test_a_schedule_sets_the_rates_of_torch():
-    rates = []
-    halve = Schedule(functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5))
-    follow = [halve, lambda run: rates.append(run.optimizer.param_groups[0]["lr"])]
-    fit(
-        normal_model,
-        normal_guide,
-        data(),
-        steps=5,
-        optimizer=functools.partial(torch.optim.SGD, lr=0.0008),
-        callbacks=follow,
-    )
-    assert rates == [8e-4, 4e-4, 4e-4, 2e-4, 2e-4]
+def rates_of(make, every, steps, bad=()):
+    """The learning rates after each step, where the steps ``bad`` are skipped."""
+    rates, count = [], []
+
+    def loss(model, guide, x):
+        count.append(1)
+        total = Trace_ELBO().differentiable_loss(model, guide, x)
+        return total * float("nan") if len(count) in bad else total
+
+    follow = lambda run: rates.append(run.optimizer.param_groups[0]["lr"])  # noqa: E731
+    callbacks = [Schedule(make, every=every), SkipBadSteps(), follow]
+    sgd = functools.partial(torch.optim.SGD, lr=0.0008)
+    result = fit(normal_model, normal_guide, data(), steps=steps, optimizer=sgd, loss=loss, callbacks=callbacks)
+    return [round(0.0008 / rate) for rate in rates], result
 
 
-def test_a_schedule_may_be_stepped_once_an_epoch():
-    rates = []
-    halve = Schedule(functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5), every=3)
-    follow = [halve, lambda run: rates.append(run.optimizer.param_groups[0]["lr"])]
-    fit(
-        normal_model,
-        normal_guide,
-        data(),
-        steps=7,
-        optimizer=functools.partial(torch.optim.SGD, lr=0.0008),
-        callbacks=follow,
-    )
-    assert rates == [8e-4, 8e-4, 4e-4, 4e-4, 4e-4, 2e-4, 2e-4]
+HALVE = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
 
 
-def test_a_plateau_schedule_is_given_the_mean_loss():
+@pytest.mark.parametrize(
+    ("make", "every", "bad", "divided_by"),
+    [
+        (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5), 1, [], [1, 2, 2, 4, 4, 8, 8]),
+        (HALVE, 3, [], [1, 1, 2, 2, 2, 4, 4]),
+        (HALVE, 3, [3], [1, 1, 1, 2, 2, 2, 4]),  # the third step that counts is the fourth
+        (HALVE, 3, [2, 4, 5], [1, 1, 1, 1, 1, 2, 2]),
+        (HALVE, 1, [2], [2, 2, 4, 8, 16, 32, 64]),
+    ],
+)
+def test_a_schedule_follows_the_steps_that_are_not_skipped(make, every, bad, divided_by):
+    assert rates_of(make, every, 7, bad)[0] == divided_by
+
+
+@pytest.mark.parametrize(("bad", "windows"), [([], [[0, 1, 2], [3, 4, 5]]), ([2, 3], [[0, 3, 4], [5, 6, 7]])])
+def test_a_plateau_schedule_is_given_the_mean_loss(bad, windows):
     seen = []
 
     class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
         def step(self, metrics, epoch=None):
             seen.append(metrics)
 
-    result = fit(normal_model, normal_guide, data(), steps=6, callbacks=[Schedule(Plateau, every=3)])
-    assert seen == pytest.approx([result.losses[:3].mean(), result.losses[3:].mean()])
+    _, result = rates_of(Plateau, 3, 6 + len(bad), bad)
+    assert seen == pytest.approx([result.losses[window].mean() for window in windows])
 
 
 def test_progress_is_silent_where_there_is_no_terminal(capsys):
