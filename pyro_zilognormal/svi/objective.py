@@ -1,5 +1,6 @@
 """The loss of a model and a guide as one nn.Module with parameters of its own."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -85,6 +86,23 @@ class Objective(OwnParameters):
         self._callables = {"model": model, "guide": guide}
         self._handled = {k: self._handle(fn) for k, fn in self._callables.items()}
         self._row_plates: Callable[..., Any] | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Objective":
+        """Return an objective of its own model and guide: copies of the modules, with copies of the parameters."""
+        self.check_copy()
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        kept = {k: v for k, v in vars(self).items() if k not in ("loss", "_handled", "_first_call")}
+        vars(twin).update(copy.deepcopy(kept, memo))
+        twin.loss, twin._first_call = own(self.loss), None
+        twin._handled = {k: twin._handle(fn) for k, fn in twin._callables.items()}
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a fit cannot be pickled: it holds model and guide, which are code. Save result.params, or the objective's "
+            "state_dict(), or fit with a Checkpoint and run the same call again to open it"
+        )
 
     @property
     def kl_weight(self) -> float:

@@ -93,6 +93,17 @@ class OwnParameters(nn.Module):
         """Return the modules' buffers themselves, by name."""
         return dict(self.owners.named_buffers())
 
+    def check_copy(self) -> None:
+        """Raise a TypeError if a function holds a module by itself, which a copy of the function would share."""
+        with self.space.active() as store:
+            owned = {id(p) for p in self.owners.parameters()}
+            shared = [normalize_param_name(k) for k, p in store.named_parameters() if "$$$" in k and id(p) not in owned]
+        if shared:
+            raise TypeError(
+                f"parameters {shared} are of a module that a function gives to pyro.module, so that a copy would train "
+                "the same; pass a method of the module as model or guide"
+            )
+
     def _values(self) -> dict[str, Tensor]:
         buffers = {f"buffer {k}": b for k, b in self.buffers_by_name().items()}
         return {**self.trainable(), **buffers}

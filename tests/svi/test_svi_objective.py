@@ -210,6 +210,7 @@ def no_parameters(x):
 
 
 GOOD = {"model": normal_model, "guide": normal_guide, "steps": 2}
+
 BAD = [
     ({"model": 3}, TypeError, "model is a int; needed a function"),
     ({"guide": None}, TypeError, "guide is a NoneType"),
