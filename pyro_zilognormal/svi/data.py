@@ -8,6 +8,7 @@ import torch
 from pyro_zilognormal.svi.arrays import as_tensor, is_array
 from pyro_zilognormal.svi.batch import Batch, Source
 from pyro_zilognormal.svi.minibatches import Minibatches
+from pyro_zilognormal.svi.objective import Objective
 from pyro_zilognormal.svi.stream import BatchStream
 
 
@@ -31,6 +32,13 @@ class FullData:
     def arguments(self) -> list[Any]:
         """Return the arguments of model and guide."""
         return list(self.args)
+
+
+def count_rows(source: Source, objective: Objective) -> int:
+    """Return how many rows a source has; where data come all at once, the model's plates tell."""
+    if isinstance(source, FullData):
+        source.rows = objective.count_rows(*source.args)
+    return source.rows
 
 
 def as_source(data: tuple[Any, ...]) -> Source:

@@ -44,7 +44,9 @@ def fit(
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
         guide: its guide, with the same arguments.
         data: arguments of model and guide. Numpy arrays and CSR matrices become tensors. One
-            :class:`Minibatches` or :class:`BatchStream` instead of them trains on minibatches.
+            :class:`Minibatches` or :class:`BatchStream` instead of them trains on minibatches. Rows of data that come
+            all at once are counted by the plates of the observed sites: of each the leftmost plate that is as long as
+            the first axis of some argument; the most count. One :class:`Minibatches` of all rows names the plate.
         steps: how many steps to take at most, those before a resume included.
         optimizer: a function of the parameters that returns a torch optimiser; Adam with a learning rate of
             0.01 if None.

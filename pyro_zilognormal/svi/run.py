@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch, Source
+from pyro_zilognormal.svi.data import count_rows
 from pyro_zilognormal.svi.divergence import DivergenceReport, SkipBadSteps, all_finite, diagnose
 from pyro_zilognormal.svi.good import GoodState
 from pyro_zilognormal.svi.objective import Objective
@@ -60,12 +61,13 @@ class Run:
         self.skipped: list[int] = []
         self.smoothed: list[tuple[int, float]] = []
         self.best_step = self.good_step = self.bad_in_a_row = 0
-        self.rows, self.held_out_rows = source.rows, 0
+        self.held_out_rows = 0
         self.stop_reason, self.converged = "", False
         self.stack = ExitStack()
         self._before, self._started = 0.0, time.monotonic()
         first = next(source.epoch(0, seed))
         self.sites: list[Site] = objective.setup(*first.args, indices=first.indices)
+        self.rows = objective.rows = count_rows(source, objective)
         self.reader = Reader(source, seed)
         self.first_parameters = list(objective.trainable())
         self.optimizer = build(optimizer, list(objective.trainable().values()))

@@ -12,7 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch
-from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.data import as_source, count_rows
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.minibatches import Minibatches
 from pyro_zilognormal.svi.modules import evaluating
@@ -71,17 +71,20 @@ class Sampler:
 
     def __init__(self, result: FitResult, data: tuple[Any, ...], seed: int) -> None:
         self.result, self.seed = result, seed
-        self.source = as_source(data)
-        self.objective = result.objective
-        self.objective.use_plate(self.source.plate)
+        self.source, self.objective = as_source(data), result.objective
+        self.model: Any = None
+        with result.scope():
+            self.objective.check_plate_name(self.source.plate, *next(self.batches()).args)
+            with self.objective.plate_named(self.source.plate):
+                count_rows(self.source, self.objective)
         if self.source.rows != self.objective.rows:
             check_held_out(self.objective.callable("guide"), self.objective.rows)
         with self.opened():
             first = next(self.batches())
             self.objective.setup(*first.args, indices=first.indices)
             guide, model = self.traces(first, 0, 0, {})
-        nodes = {**guide.nodes, **{k: n for k, n in model.nodes.items() if is_sample(n)}}
-        self.layouts = {k: self._layout(n, first) for k, n in nodes.items() if is_sample(n)}
+            nodes = {**guide.nodes, **{k: n for k, n in model.nodes.items() if is_sample(n)}}
+            self.layouts = {k: self._layout(n, first) for k, n in nodes.items() if is_sample(n)}
         self.guide_sites = [k for k, n in guide.nodes.items() if is_sample(n)]
         latent = [k for k, n in model.nodes.items() if is_sample(n) and not n["is_observed"]]
         self.latent = [k for k in latent if k in guide.nodes]
@@ -97,7 +100,8 @@ class Sampler:
         # Rows that the fit did not have must not be given the parameters of those it had.
         same_rows = self.source.rows == self.objective.rows
         guard = nullcontext() if same_rows else NoRowParameters(self.objective.rows)
-        with global_state_kept(), torch.no_grad(), self.result.scope(), evaluating(self.objective), guard:
+        plate = self.objective.plate_named(self.source.plate, self.model)
+        with global_state_kept(), torch.no_grad(), self.result.scope(), evaluating(self.objective), plate, guard:
             yield
 
     def batches(self) -> Iterator[Batch]:

@@ -72,24 +72,46 @@ def rows_frame(node: Any, plate: str | None, rows: int) -> Any:
     return None
 
 
+def rows_of(trace: Any, args: tuple[Any, ...], plate: str | None) -> int:
+    """Return how many rows data have that came all at once.
+
+    Of an observed site they are the elements of the named plate, or else of the leftmost plate around it that is as
+    long as the first axis of one of the tensors, or, where there are no tensors, of the leftmost plate. The site with
+    the most rows counts; where there is none, the first axis of the first tensor.
+
+    Args:
+        trace: the model's.
+        args: its arguments.
+        plate: the name of the plate over rows, or None.
+    """
+    lengths = [len(a) for a in args if isinstance(a, Tensor) and a.dim() > 0]
+    found = []
+    for node in (n for n in trace.nodes.values() if is_sample(n) and n["is_observed"]):
+        frames = sorted((f for f in node["cond_indep_stack"] if f.vectorized), key=lambda frame: frame.dim)
+        named = [f.size for f in frames if f.name == plate]
+        fitting = [f.full_size for f in frames if plate is None and (f.full_size in lengths or not lengths)]
+        found.extend([*named, *fitting][:1])
+    return max(found, default=lengths[0] if lengths else 1)
+
+
 def is_sample(node: Any) -> bool:
     """Whether a node of a trace is a sample site other than the subsampling of a plate."""
     return node["type"] == "sample" and not site_is_subsample(node)
 
 
-def check_plate(trace: Any, plate: DataPlate | None) -> None:
+def check_plate(trace: Any, plate: str | None) -> None:
     """Raise a ValueError if the model lacks the plate over rows.
 
     Args:
         trace: the model's trace.
-        plate: the plate over rows, or None for none.
+        plate: the name of the plate over rows, or None for none.
     """
     if plate is None:
         return
     names = {f.name for n in trace.nodes.values() if is_sample(n) for f in n["cond_indep_stack"]}
-    if plate.name not in names:
+    if plate not in names:
         raise ValueError(
-            f"plate is {plate.name!r}, but the model's plates are {sorted(names)}; name the one over the "
+            f"plate is {plate!r}, but the model's plates are {sorted(names)}; name the one over the "
             "rows of the data, or pass plate=None if the model scales minibatches by itself"
         )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Source
-from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.data import as_source, count_rows
 from pyro_zilognormal.svi.digests import describe
 from pyro_zilognormal.svi.forms import same_form, whole
 from pyro_zilognormal.svi.isolation import global_state_kept
@@ -75,8 +75,8 @@ class EarlyStopping:
     def start(self, run: Run) -> None:
         """Forget an earlier fit."""
         if self.held_out is not None:
-            run.held_out_rows = self.held_out.rows
-            run.objective.use_plate(self.held_out.plate)
+            run.objective.use_plate(self.held_out.plate, *next(self.held_out.epoch(0, self.seed)).args)
+            run.held_out_rows = count_rows(self.held_out, run.objective)
         self._state = {
             "first": None,
             "reference": None,

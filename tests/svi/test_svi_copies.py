@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from svi_cases import Amortised, adam, auto, data, local_model, normal_guide, normal_model
 
 from pyro_zilognormal.svi import Minibatches, fit
@@ -64,6 +64,33 @@ def test_a_deep_copy_of_a_result_keeps_its_values():
     with twin.scope():
         assert twin.objective.owner("guide").median()["loc"] == 9.0
     assert copy.copy(result).objective is result.objective
+
+
+def listed():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+    guide = AutoGuideList(model)
+    guide.append(AutoNormal(pyro.poutine.block(model, expose=["loc"])))
+    guide.append(AutoNormal(pyro.poutine.block(model, expose=["scale"])))
+    return model, guide
+
+
+def test_a_deep_copy_leaves_an_autoguide_its_model():
+    model, guide = listed()
+    original = fit(model, guide, data(), steps=2).objective
+    links = [(g.model, g.master) for g in (guide, *guide)]
+    twin = copy.deepcopy(original)
+    assert [(g.model, g.master) for g in (guide, *guide)] == links
+    copied = twin.owner("guide")
+    assert copied.model is model
+    assert all(part.master() is copied for part in copied)
+    whole = Minibatches(data(), batch_size=20, plate=None)
+    with global_state_kept(0):
+        assert descend(twin, whole, 3) == descend(original, whole, 3)
 
 
 def test_torch_averages_an_objective():

@@ -14,7 +14,13 @@ from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoNormal
 from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal_model, sized_model
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_zilognormal.svi import BatchStream, Minibatches, Objective, Schedule, fit
+from pyro_zilognormal.svi import (
+    BatchStream,
+    Minibatches,
+    Objective,
+    Schedule,
+    fit,
+)
 from pyro_zilognormal.svi.data import as_source
 
 ROWS = 10
