@@ -14,6 +14,7 @@ from pyro_zilognormal.svi.objective import Objective
 _REASONS = {
     "converged": "converged: the loss stopped improving",
     "rising": "stopped because the loss rose; lower the learning rate",
+    "rising held out": "stopped because the held-out loss rose: more steps overfit",
     "steps": "ran out of steps before it was found to have converged",
     "max_seconds": "ran out of time before it was found to have converged",
     "interrupted": "was interrupted",
@@ -35,8 +36,8 @@ class FitResult:
         seconds: seconds spent, those before a resume included.
         stop_reason: "converged", "rising", "steps", "max_seconds", "interrupted", "diverged" or a callback's
             own.
-        converged: whether a stopping rule found that the loss had stopped improving. Running out of steps is
-            not converging.
+        converged: whether a stopping rule found that the loss had stopped improving and stays so. Running out of
+            steps is not converging, nor is a loss that rises again, though its best parameters are kept.
         skipped: the steps left out because their loss or gradient was not finite.
         best_step: the step whose parameters these are.
         objective: the loss as an nn.Module.
@@ -60,7 +61,8 @@ class FitResult:
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} steps skipped" if self.skipped else ""
-        why = _REASONS.get(self.stop_reason, f"stopped: {self.stop_reason}")
+        kind = f"{self.stop_reason} held out" if self.held_out and self.stop_reason == "rising" else self.stop_reason
+        why = _REASONS.get(kind, f"stopped: {self.stop_reason}")
         took = f"fit of {self.steps} steps in {self.seconds:.1f} s"
         return f"{took} {why}{skipped}; parameters of step {self.best_step}"
 

@@ -14,6 +14,7 @@ from pyro_zilognormal.svi.forms import same_form, whole
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.rng import seed_torch
 from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.trends import trend
 
 _LEAST = {"every": 2, "patience": 1, "min_delta": 0, "noise": 0, "warm_up": 0, "particles": 2, "seed": 0}
 
@@ -25,12 +26,18 @@ class EarlyStopping:
     particles and seed, else the mean of the last ``every`` training losses. L is better than the best so far,
     B, if
 
-        B - L > max(min_delta max(|B|, F - B), noise SE),
+        B - L > max(min_delta max(|B|, min(F - B, N)), noise SE),
 
-    where F is the loss at the first look, so that a loss near 0 has a size too, and SE is the standard error
-    of B - L: over particles that share their random numbers, or over the two windows of training losses.
-    After ``patience`` looks with nothing better the fit has converged, unless the training losses since the
-    best look, taken together, still fall: by a least-squares slope of more than min_delta in all.
+    where F is the loss at the first look and N the number of rows, so that a loss near 0 has a size too, and SE
+    is the standard error of B - L: over particles that share their random numbers, or over the two windows of
+    training losses. After ``patience`` looks with nothing better it stops, unless the training losses that it
+    looks at still fall by a least-squares line: those since the best look where they are precise enough to
+    tell, else those of twice as many looks, and by more than ``noise`` / 2 standard errors.
+
+    Then the fit has converged, unless the loss is worse than the best by more than that and rises since by more
+    than 2 ``noise`` standard errors, or is held out while the training losses do not stay level by as much. That is
+    "rising", and not converged: of held-out data the fit overfits, and of training losses it diverges. The best
+    parameters are gone back to in each case.
 
     Args:
         held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
@@ -150,41 +157,69 @@ class EarlyStopping:
 
     def _judge(self, run: Run, losses: Tensor) -> None:
         reference = self._state["reference"]
-        gain, needed = (math.inf, 0.0) if reference is None else self._gain(reference, losses)
         finite = bool(torch.isfinite(losses).all())
+        if reference is None:
+            if finite:
+                self._state.update(first=float(losses.mean()), reference=losses, waited=0)
+                return
+            gain = needed = 0.0
+        else:
+            gain, needed = self._gain(run, reference, losses)
         if finite and gain > needed:
-            first = float(losses.mean()) if reference is None else self._state["first"]
-            self._state.update(first=first, reference=losses, waited=0)
+            self._state.update(reference=losses, waited=0)
             return
         self._state["waited"] += 1
+        if finite and self.held_out is None and gain > 0 and losses.var() < reference.var() / 4:
+            # One wild loss in the window would make every later one no better than its error.
+            self._state["reference"] = losses
         if self._state["waited"] >= self.patience and not self._falling(run):
-            rising = self.held_out is None and -gain > needed
+            rising = -gain > needed and self._rising(run)
             reason = "rising" if rising else "converged" if finite else "held-out loss not finite"
             run.stop(reason, converged=reason == "converged")
 
     def _falling(self, run: Run) -> bool:
-        """Whether all training losses since the best look, taken together, still fall by enough to count."""
+        """Whether the training losses of the last looks, taken together, fall by enough to count, or may do so."""
         if self.held_out is not None:
             return False
-        recent = torch.tensor(run.losses[-(self._state["waited"] + 1) * self.every :], dtype=torch.float64)
-        at = torch.arange(len(recent), dtype=torch.float64)[torch.isfinite(recent)]
-        recent = recent[torch.isfinite(recent)]
-        at = at - at.mean()
-        slope = float((at * recent).sum() / (at * at).sum())
-        return -slope * len(recent) > self._least()
+        looks, least = self._state["waited"] + 1, self._least(run)
+        slope, error = trend(run.losses[-looks * self.every :])
+        if self.noise * error * looks * self.every > least:
+            # Too noisy to tell: twice as many looks as it waits for tell a fall of a third of the size.
+            looks = max(looks, 2 * (self.patience + 1))
+            if run.step - self.warm_up < looks * self.every:
+                return True
+            slope, error = trend(run.losses[-looks * self.every :])
+        return -slope * looks * self.every > max(least, self.noise / 2 * error * looks * self.every)
 
-    def _least(self) -> float:
+    def _rising(self, run: Run) -> bool:
+        """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""
+        waited = self._state["waited"]
+        training = _significance(run.losses[-waited * self.every :])
+        if self.held_out is None:
+            return training > 2 * self.noise
+        # Training losses still fall where a fit overfits, and rise where it diverges; at an optimum they are flat.
+        looks = _significance([loss for _, loss in run.held_out[-waited:]]) if waited > 2 else 0.0
+        return max(abs(training), looks) > 2 * self.noise
+
+    def _least(self, run: Run) -> float:
         best = float(self._state["reference"].mean())
-        return self.min_delta * max(abs(best), self._state["first"] - best)
+        # A wild start must not make all that follows look small: beyond 1 a row, its size does not count.
+        return self.min_delta * max(abs(best), min(self._state["first"] - best, run.rows))
 
-    def _gain(self, reference: Tensor, losses: Tensor) -> tuple[float, float]:
+    def _gain(self, run: Run, reference: Tensor, losses: Tensor) -> tuple[float, float]:
         """Return how much better the losses are than the reference, and how much counts as better."""
         gain = float(reference.mean() - losses.mean())
         if self.held_out is None:
             error = math.sqrt(float(reference.var() / len(reference) + losses.var() / len(losses)))
         else:
             error = float((reference - losses).std()) / math.sqrt(self.particles)
-        return gain, max(self._least(), self.noise * error)
+        return gain, max(self._least(run), self.noise * error)
+
+
+def _significance(values: Sequence[float]) -> float:
+    """Return by how many standard errors a series rises."""
+    slope, error = trend(values)
+    return slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
 
 
 def _source(held_out: Any) -> Source:

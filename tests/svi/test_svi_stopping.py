@@ -1,5 +1,6 @@
 """Item 3: stopping that is relative, sign-safe and aware of noise, and says why."""
 
+import functools
 import math
 
 import pyro
@@ -16,7 +17,7 @@ class Script:
 
     def __init__(self, losses):
         self.losses, self.step, self.stop_reason, self.converged = [], 0, "", False
-        self.smoothed, self.held_out, self.best_step = [], [], 0
+        self.smoothed, self.held_out, self.best_step, self.rows = [], [], 0, 1000
         self.script, self.objective = losses, self
 
     def snapshot(self):
@@ -91,6 +92,133 @@ def test_min_delta_is_relative_to_the_size_of_the_loss(sign):
     strict = EarlyStopping(every=50, patience=2, min_delta=1e-5, noise=0.0)
     assert Script(gentle).play(loose).stop_reason
     assert Script(gentle).play(strict).stop_reason == ""
+
+
+def noise_of(steps, seed, size=1.0):
+    return size * torch.randn(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("size", [0.001, 1.0, 30.0])
+@pytest.mark.parametrize("level", [-1000.0, -1.0, 0.0, 100.0])
+def test_a_fit_that_starts_at_its_optimum_is_soon_found_to_have_converged(level, size):
+    for seed in range(8):
+        run = Script((level + noise_of(5000, seed, size)).tolist()).play(EarlyStopping())
+        assert (run.stop_reason, run.converged) == ("converged", True)
+        assert run.step <= 3000
+
+
+@pytest.mark.parametrize("level", [-100.0, 0.0, 100.0])
+def test_a_slow_trend_from_the_first_step_on_is_not_called_a_plateau(level):
+    # Half of the noise's sd in 1000 steps: far less than two neighbouring looks can tell.
+    for seed in range(6):
+        fall = level + noise_of(6000, seed) - 5e-4 * torch.arange(6000)
+        assert Script(fall.tolist()).play(EarlyStopping()).stop_reason == ""
+
+
+def test_a_wild_start_does_not_make_what_follows_look_flat():
+    t = torch.arange(30_000, dtype=torch.float64)
+    loss = 1e3 + 5e4 * torch.exp(-t / 2000) + 1e9 * torch.exp(-t / 20) + noise_of(30_000, 0, 10.0)
+    run = Script(loss.tolist()).play(EarlyStopping())
+    assert run.converged
+    assert loss[run.step] < 1.1e3
+    assert run.step < 25_000
+
+
+@pytest.mark.parametrize("place", [0, 40, 99])
+def test_one_wild_loss_in_the_first_window_does_not_hide_the_rest(place):
+    loss = torch.tensor(decay(6000, noise=0.5, level=50.0))
+    loss[place] = 1e12
+    run = Script(loss.tolist()).play(EarlyStopping())
+    assert run.stop_reason == "converged"
+    assert 500 < run.step < 5000
+    assert run.best_step > 200
+
+
+def looks(values, patience, training, size=0.01):
+    """Play held-out losses that are written beforehand, each of 8 particles that share their random numbers."""
+    stop = EarlyStopping(every=10, patience=patience)
+    shared = noise_of(8, 1, 5.0)
+
+    class Play(Script):
+        def play(self, callback):
+            callback.start(self)
+            callback.held_out = "written"
+            callback._look = lambda run: values[run.step // 10 - 1] + shared + noise_of(8, run.step, size)
+            for loss in training:
+                self.losses.append(loss)
+                self.step += 1
+                callback(self)
+                if self.stop_reason:
+                    break
+            callback.end(self)
+            return self
+
+    return Play([]).play(stop)
+
+
+FALLING = [-0.01 * t + w for t, w in enumerate(noise_of(600, 5, 0.03).tolist())]
+FLAT = noise_of(600, 5, 0.03).tolist()
+
+
+@pytest.mark.parametrize(("patience", "training"), [(1, FALLING), (2, FALLING), (5, FALLING), (3, FLAT), (10, FLAT)])
+@pytest.mark.parametrize("level", [-100.0, 0.0, 100.0])
+def test_overfitting_is_rising_and_the_best_state_is_gone_back_to(patience, training, level):
+    run = looks([level + 0.02 * (k - 20) ** 2 for k in range(60)], patience, training)
+    assert (run.stop_reason, run.converged) == ("rising", False)
+    assert run.restored == run.best_step
+    assert abs(run.best_step - 10 * 21) <= 10
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 5, 10])
+def test_looks_that_jump_about_their_best_have_converged(patience):
+    # Each differs from the others by far more than its particles do: the parameters jump, the loss does not rise.
+    reasons = []
+    for seed in range(20):
+        jumps = noise_of(60, seed).abs().tolist()
+        values = [100 * math.exp(-k) + jumps[k] for k in range(60)]
+        reasons.append(looks(values, patience, noise_of(600, seed).tolist()).stop_reason)
+    assert reasons.count("converged") >= 17
+
+
+def test_a_fit_that_overfits_says_so():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 60), torch.nn.Tanh(), torch.nn.Linear(60, 1))
+    x = torch.linspace(-1, 1, 24)[:, None]
+    y = (2 * x + torch.randn(24, 1))[:, 0]
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, y):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("y", pyro.distributions.Normal(self.net(x)[:, 0], 0.5), obs=y)
+
+    held_out = (x[1::2], y[1::2])
+    stop = EarlyStopping(held_out, every=20, patience=4)
+    fast = functools.partial(torch.optim.Adam, lr=0.02)
+    result = fit(Net(), lambda *a: None, x[::2], y[::2], steps=4000, optimizer=fast, callbacks=[stop])
+    assert (result.stop_reason, result.converged) == ("rising", False)
+    assert result.best_step == min(result.held_out, key=lambda pair: pair[1])[0] < result.steps
+    assert "the held-out loss rose: more steps overfit" in str(result)
+
+
+@pytest.mark.parametrize("start", ["posterior", "far"])
+def test_a_fit_that_starts_at_the_posterior_converges(start):
+    x = data(400)
+    loc, scale = x.sum() / (400 + 0.01), (400 + 0.01) ** -0.5
+
+    def guide(x):
+        at = loc if start == "posterior" else torch.tensor(0.0)
+        m = pyro.param("m", at.clone())
+        s = pyro.param("s", torch.tensor(scale), constraint=pyro.distributions.constraints.positive)
+        pyro.sample("loc", pyro.distributions.Normal(m, s))
+
+    small = functools.partial(torch.optim.Adam, lr=0.002 if start == "posterior" else 0.02)
+    result = fit(normal_model, guide, x, steps=4000, optimizer=small, callbacks=[EarlyStopping(every=25)])
+    assert result.converged
+    assert abs(result.params["m"] - loc) < 0.5 * scale
 
 
 def test_a_held_out_loss_that_is_not_finite_is_not_called_converged():
