@@ -32,6 +32,12 @@ class Arrow:
     border: Tensor
     core: Tensor
 
+    @classmethod
+    def from_diagonal(cls, values: Tensor) -> Arrow:
+        """Return the diagonal matrix of values (..., n)."""
+        *batch, size = values.shape
+        return cls(values, values.new_zeros(*batch, 0, size), values.new_zeros(*batch, 0, 0))
+
     def __matmul__(self, other: Arrow) -> Arrow:
         """Return the product of two lower triangular factors, again one."""
         border = self.border * other.tips.unsqueeze(-2) + self.core @ other.border
@@ -86,9 +92,9 @@ class Arrow:
         core = _solve(self.core.mT, core, upper=True)
         return torch.cat([(tips - _times(self.border.mT, core)) / self.tips, core], -1)
 
-    def log_diagonal(self) -> Tensor:
-        """Return the sum of the logarithms of the diagonal of a lower triangular factor: log det P / 2."""
-        return self.tips.log().sum(-1) + self.core.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    def diagonal(self) -> Tensor:
+        """Return the diagonal, of shape (..., donors + core)."""
+        return torch.cat([self.tips, self.core.diagonal(dim1=-2, dim2=-1)], -1)
 
     def inverse_diagonal(self) -> Tensor:
         """Return the diagonal of P^-1 = L'^-1 L^-1 from the lower triangular factor L of P."""

@@ -1,6 +1,8 @@
 """The guide's law of the coefficients of a gene, given the hyperparameters: prior times a Gaussian site."""
 
-import math
+from __future__ import annotations
+
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_zilognormal.models._arrow import Arrow
+from pyro_zilognormal.models._bend import bend, bent_log_density
+from pyro_zilognormal.models._mixture import SpikeAndBentSlab
+from pyro_zilognormal.models._spike import SpikeAndSlab
 from pyro_zilognormal.models._start import Mode
 
 # In units of the prior's precision: what a site that knows nothing starts with.
@@ -24,7 +29,8 @@ class BentNormal(TorchDistribution):
         w_i = \sinh((\operatorname{arsinh} e_i + \epsilon_i) / \delta_i), \quad e_i \sim N(0, 1)
 
     with skewness epsilon and tail weight delta as in Jones and Pewsey (2009), "Sinh-arcsinh distributions"; at 0 and 1
-    it is the Normal of mean (L L')^-1 b.
+    it is the Normal of mean (L L')^-1 b. Its last elements may be given a prior of spike and slab, of which L holds the
+    slab: then each is the mixture that this makes of its law given the elements after it.
 
     Args:
         factor: the lower triangular L, with batch shape (..., genes).
@@ -40,24 +46,58 @@ class BentNormal(TorchDistribution):
     def __init__(self, factor: Arrow, linear: Tensor, skewness: Tensor, log_tails: Tensor) -> None:
         self.factor, self.white_mean = factor, factor.solve(linear)
         self.skewness, self.log_tails = skewness, log_tails
+        self.sparse: SpikeAndSlab | None = None
         super().__init__(self.white_mean.shape[:-1], self.white_mean.shape[-1:], validate_args=False)
+
+    def given(self, sparse: SpikeAndSlab) -> BentNormal:
+        """Return the law under that prior of the last elements."""
+        new = copy.copy(self)
+        new.sparse = sparse
+        return new
+
+    def evidence(self, sparse: SpikeAndSlab) -> Tensor:
+        """Return the log ratio of slab to spike that the data of the last elements tell, were others all slab."""
+        mean = self.factor.transpose_solve(self.white_mean)
+        last = slice(-sparse.width, None)
+        return sparse.evidence(mean[..., last], self.factor.inverse_diagonal()[..., last].reciprocal())
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by the reparameterization above."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.white_mean.dtype, device=self.white_mean.device)
-        bent = ((noise.asinh() + self.skewness) * (-self.log_tails).exp()).sinh()
+        bent = bend(noise, self.skewness, self.log_tails)
+        if self.sparse is not None:
+            bent = self._sparse_noise(bent, self.sparse)
         return self.factor.transpose_solve(self.white_mean + bent)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density."""
         bent = self.factor.transpose_times(value) - self.white_mean
-        angle = bent.asinh() * self.log_tails.exp() - self.skewness
-        noise = angle.sinh()
-        # d noise / d bent = delta cosh(angle) / sqrt(1 + bent^2), and cosh^2 = 1 + noise^2.
-        slope = self.log_tails + (noise.square().log1p() - bent.square().log1p()) / 2
-        constant = 0.5 * math.log(2 * math.pi)
-        return self.factor.log_diagonal() + (slope - noise.square() / 2 - constant).sum(-1)
+        diagonal = self.factor.diagonal()
+        each = bent_log_density(bent, self.skewness, self.log_tails) + diagonal.log()
+        if self.sparse is None:
+            return each.sum(-1)
+        last = slice(-self.sparse.width, None)
+        mean = (value - bent / diagonal)[..., last]
+        mixture = self._mixture(self.sparse, mean, diagonal[..., last], last)
+        return each[..., : -self.sparse.width].sum(-1) + mixture.log_prob(value[..., last]).sum(-1)
+
+    def _sparse_noise(self, bent: Tensor, sparse: SpikeAndSlab) -> Tensor:
+        """Replace the noise of the last elements, each depending on those after it, by that of their mixtures."""
+        upper, white = self.factor.core.mT, self.white_mean
+        drawn = noise = bent[..., :0]
+        for k in range(1, sparse.width + 1):
+            row = upper[..., -k, upper.shape[-1] - k :]
+            later = (row[..., 1:] * drawn).sum(-1, keepdim=True)
+            mean = (white[..., -k, None] - later) / row[..., :1]
+            at = slice(-k, white.shape[-1] - k + 1)
+            value = self._mixture(sparse.column(sparse.width - k), mean, row[..., :1], at).rsample()
+            drawn = torch.cat([value, drawn], -1)
+            noise = torch.cat([row[..., :1] * (value - mean), noise], -1)
+        return torch.cat([bent[..., : -sparse.width], noise], -1)
+
+    def _mixture(self, sparse: SpikeAndSlab, mean: Tensor, diagonal: Tensor, at: slice) -> SpikeAndBentSlab:
+        return SpikeAndBentSlab.of(sparse, mean, diagonal.square(), self.skewness[..., at], self.log_tails[..., at])
 
 
 class PathOnly(TorchDistribution):
@@ -83,6 +123,10 @@ class PathOnly(TorchDistribution):
         """Where the law lives."""
         return self.law.support
 
+    def given(self, sparse: SpikeAndSlab, frozen: SpikeAndSlab) -> PathOnly:
+        """Return the law under priors of spike and slab, the second with the variational parameters held constant."""
+        return PathOnly(self.law.given(sparse), self.frozen.given(frozen))
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw from the law."""
         return self.law.rsample(sample_shape)
@@ -106,11 +150,10 @@ class Conditional(nn.Module):
 
     Args:
         mode: where to start.
-        mean: of the prior at the start, of shape (donors + core,).
+        mean: of the prior at the start, of shape (donors + core,) or (genes, donors + core).
         prior_precision: 1/sd^2 at the start, likewise.
     """
 
-    weights: Tensor
     linear: Tensor
     unit_tips: Tensor
     unit_border: Tensor
@@ -118,11 +161,9 @@ class Conditional(nn.Module):
 
     def __init__(self, mode: Mode, mean: Tensor, prior_precision: Tensor) -> None:
         super().__init__()
-        prior_precision = prior_precision * mode.weights
         unit = mode.information.add_diagonal(prior_precision).cholesky()
         linear = unit.times(unit.transpose_times(mode.theta)) - prior_precision * mean
-        for name, value in {"weights": mode.weights, "linear": linear}.items():
-            self.register_buffer(name, value)
+        self.register_buffer("linear", linear)
         for name, value in vars(unit).items():
             self.register_buffer(f"unit_{name}", value)
         # A is singular where there are no cells to tell; a factor needs a little more than nothing.
@@ -133,15 +174,26 @@ class Conditional(nn.Module):
         for name, value in start.items():
             self.register_parameter(name, nn.Parameter(value))
 
-    def forward(self, mean: Tensor, prior_precision: Tensor, scale: Tensor | float = 1.0) -> PathOnly:
-        """Return the law of theta under a prior of that mean and precision, with the site's precision scaled."""
+    def forward(
+        self,
+        mean: Tensor,
+        prior_precision: Tensor,
+        scale: Tensor | float = 1.0,
+    ) -> PathOnly:
+        """Return the law of theta under that prior, all slab, with the site's precision scaled."""
         live: dict[str, Tensor] = dict(self.named_parameters())
         frozen = {name: value.detach() for name, value in live.items()}
-        prior_precision = prior_precision * self.weights
         return PathOnly(*(self._law(p, mean, prior_precision, scale) for p in (live, frozen)))
 
-    def _law(self, p: dict[str, Tensor], mean: Tensor, prior_precision: Tensor, scale: Tensor | float) -> BentNormal:
+    def _law(
+        self,
+        p: dict[str, Tensor],
+        mean: Tensor,
+        prior_precision: Tensor,
+        scale: Tensor | float,
+    ) -> BentNormal:
         unit = Arrow(self.unit_tips, self.unit_border, self.unit_core)
         site = (unit @ Arrow(p["site_tips"], p["site_border"], p["site_core"].tril())).gram().scale(scale)
         linear = (self.linear + unit.times(p["shift"])) * scale + prior_precision * mean
-        return BentNormal(site.add_diagonal(prior_precision).cholesky(), linear, p["skewness"], p["log_tails"])
+        factor = site.add_diagonal(prior_precision).cholesky()
+        return BentNormal(factor, linear, p["skewness"], p["log_tails"])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.models._arrow import Arrow
-from pyro_zilognormal.models._blocks import Block, Component
+from pyro_zilognormal.models._blocks import Block, Normal
+from pyro_zilognormal.models._em import em_step
 from pyro_zilognormal.models._rows import Rows
 
 # The largest change of a linear predictor in one Newton step: log odds saturate beyond.
@@ -26,12 +27,10 @@ class Mode:
     Attributes:
         theta: the posterior mode, of shape (genes, donors + core).
         information: the likelihood's negative Hessian there.
-        weights: what the precision of the prior of each element is multiplied by: that of Student's t where it is.
     """
 
     theta: Tensor
     information: Arrow
-    weights: Tensor
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Start:
     """
 
     modes: dict[str, Mode]
-    hyper: dict[str, tuple[Tensor, Tensor]]
+    hyper: dict[str, Normal]
 
 
 def find_start(value: Tensor, gate_rows: Rows, rows: Rows, blocks: dict[str, Block], rounds: int = 100) -> Start:
@@ -67,8 +66,23 @@ def find_start(value: Tensor, gate_rows: Rows, rows: Rows, blocks: dict[str, Blo
     for _ in range(rounds):
         for part in parts.values():
             part.step({k: v for k, (v, _) in hyper.items()})
-            hyper.update(part.update(hyper))
-    return Start({name: part.mode(hyper) for name, part in parts.items()}, hyper)
+        slab = _slab(list(parts.values()), {k: v for k, (v, _) in hyper.items()})
+        for part in parts.values():
+            hyper.update(part.update(hyper, slab))
+    return Start({name: part.mode() for name, part in parts.items()}, hyper)
+
+
+def _slab(parts: list[_Part], values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the probability that effects are not nearly 0, by the name of their share (parts may share it)."""
+    log_odds: dict[str, Tensor] = {}
+    for part in parts:
+        last = part.block.components[-1]
+        sparse = last.spike_and_slab(values)
+        if sparse is not None and last.share is not None:
+            theta, variance = (part.block.split(v)[last.name] for v in (part.theta, part.variance))
+            before = log_odds.get(last.share, values[last.share])
+            log_odds[last.share] = before + sparse.evidence(theta, variance.reciprocal())
+    return {share: odds.sigmoid() for share, odds in log_odds.items()}
 
 
 class _Part:
@@ -89,27 +103,21 @@ class _Part:
     def prior(self, hyper: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the mean and the precision of each element's prior, of shape (genes, donors + core)."""
         mean, precision = self.block.moments(hyper)
-        return mean.expand_as(self.theta), precision * self.weights(hyper)
+        return mean.expand_as(self.theta), precision.expand_as(self.theta)
 
-    def weights(self, hyper: dict[str, Tensor]) -> Tensor:
-        """Return the expected precision of Student's t as a mixture of Normals, in units of 1 / scale^2."""
-        parts = self.block.split(self.theta.square() + self.variance)
-        each = [_weight(c, parts[c.name], hyper) for c in self.block.components]
-        return torch.cat(each, -1)
-
-    def update(self, hyper: dict[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    def update(self, hyper: dict[str, Normal], slab: dict[str, Tensor]) -> dict[str, Normal]:
         """Return mean and standard deviation of the hyperparameters, from one step of EM."""
-        now = {k: v for k, (v, _) in hyper.items()}
+        values = {k: v for k, (v, _) in hyper.items()}
         theta, variance = self.block.split(self.theta), self.block.split(self.variance)
-        weights = self.block.split(self.weights(now))
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        found: dict[str, Normal] = {}
         for c in self.block.components:
-            found |= _em_step(c, theta[c.name], variance[c.name], weights[c.name], now)
+            own = slab[c.share] if c.share else torch.ones_like(theta[c.name])
+            found |= em_step(c, theta[c.name], variance[c.name], own, values)
         return found
 
-    def mode(self, hyper: dict[str, tuple[Tensor, Tensor]]) -> Mode:
+    def mode(self) -> Mode:
         """Return where it has come to."""
-        return Mode(self.theta, self.information(), self.weights({k: v for k, (v, _) in hyper.items()}))
+        return Mode(self.theta, self.information())
 
 
 class _Gate(_Part):
@@ -177,9 +185,8 @@ class _LogSigma(_Part):
 
     def information(self) -> Arrow:
         """Return the expected information: 2 for each degree of freedom left."""
-        left = 2 * (self.positive.count.sum(-1, keepdim=True) - self.positive.spent).clamp(min=0)
-        empty = left.new_zeros(len(left), 1, 0)
-        return Arrow(empty[:, 0], empty, left.unsqueeze(-1))
+        left = self.positive.count.sum(-1, keepdim=True) - self.positive.spent
+        return Arrow.from_diagonal(2 * left.clamp(min=0))
 
     def step(self, hyper: dict[str, Tensor]) -> None:
         """Take a Newton step up  -n l - exp(-2 l) E[S] / 2 - precision (l - mean)^2 / 2,  S the squared residuals."""
@@ -188,46 +195,5 @@ class _LogSigma(_Part):
         slope = squares - self.positive.count.sum(-1, keepdim=True) - precision * (self.theta - mean)
         step = slope / (2 * squares + precision)
         self.theta = self.theta + step.clamp(-_LARGEST_STEP / 2, _LARGEST_STEP / 2)
-        self.variance = (self.information().core[..., 0] + precision).reciprocal()
+        self.variance = (self.information().tips + precision).reciprocal()
         self.positive.log_sigma = self.theta
-
-
-def _weight(component: Component, square: Tensor, hyper: dict[str, Tensor]) -> Tensor:
-    """Return E[precision of the mixture] of Student's t given theta^2; 1 for a Normal."""
-    if component.df is None:
-        return torch.ones_like(square)
-    return (component.df + 1) / (component.df + square * component.moments(hyper)[1])
-
-
-def _em_step(
-    component: Component, theta: Tensor, variance: Tensor, weights: Tensor, hyper: dict[str, Tensor]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return mean and sd of a component's hyperparameters given its elements, of shape (genes, width)."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    mean, precision = component.moments(hyper)
-    if component.mean is not None:
-        prior_mean, prior_sd = component.mean
-        information = theta.shape[0] * precision + prior_sd.pow(-2)
-        at = (theta.sum(0) * precision + prior_mean * prior_sd.pow(-2)) / information
-        found[f"{component.name}_mean"] = at, information.rsqrt()
-        mean = at
-    spread = weights * ((theta - mean).square() + variance)
-    told = (1 - weights * variance * precision).clamp(min=0).square()
-    found[f"{component.name}_log_sd"] = _log_sd(component.log_sd, spread, told)
-    return found
-
-
-def _log_sd(prior: tuple[Tensor, Tensor], spread: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mode of log sd given expected squares, and its standard deviation.
-
-    Complete data tell 2 of log sd an element; the observed ones tell less, by the square of the share of its prior
-    variance that an element's data have resolved.
-    """
-    middle, sd = prior
-    shared = len(middle) == 1
-    squares = spread.mean().reshape(1) if shared else spread.mean(0)
-    count = spread.numel() if shared else spread.shape[0]
-    complete, before = 2 * count, sd.pow(-2)
-    at = (complete * squares.log() / 2 + before * middle) / (complete + before)
-    told = told.sum().reshape(1) if shared else told.sum(0)
-    return at, (2 * told + before).rsqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 from pyro_zilognormal.models._blocks import Block, Component
-from pyro_zilognormal.models._conditional import Conditional
+from pyro_zilognormal.models._conditional import Conditional, PathOnly
 from pyro_zilognormal.models._hyper import HyperNormal
 from pyro_zilognormal.models._rows import Rows
 from pyro_zilognormal.models._start import find_start
@@ -32,19 +33,21 @@ class HurdleRegression(PyroModule):
     with priors across genes, each m and log s with a prior of its own (:class:`HurdlePriors`),
 
     .. math::
-        \beta_{g0} \sim N(m_0, s_0), \; \beta_{gp} \sim t_\nu(0, s_p), \;
-        \log \sigma_g \sim N(m_\sigma, s_\sigma), \; u_{gd} \sim N(0, s_u)
+        \beta_{g0} \sim N(m_0, s_0), \; \beta_{gp} \sim N(0, s_p), \; \log \sigma_g \sim N(m_\sigma, s_\sigma), \;
+        u_{gd} \sim N(0, s_u)
 
-    and likewise for the gate, whose coefficients are log odds of a zero. The sites of a gene, each of shape
-    (genes, width), are ``intercept``, ``effects``, ``log_sigma``, ``donors``, ``gate_intercept``, ``gate_effects`` and
-    ``gate_donors``; those of the hyperparameters end in ``_mean`` and ``_log_sd``.
+    and likewise for the gate, whose coefficients are log odds of a zero. Sparse effects are that only in a share of the
+    genes, which is learned for each column, and nearly 0 in the others, in both parts together if these have the same
+    design. The sites of a gene, each of shape (genes, width), are ``intercept``, ``effects``, ``donors`` and
+    ``log_sigma``, and those of the gate with ``gate_`` before them; the hyperparameters' end in ``_mean``, ``_log_sd``
+    and ``_logit_share``.
 
-    Given the hyperparameters, the two parts of a gene are independent in the posterior, and so they are in the guide. Each
-    is a full-covariance Normal, the product of the prior and a learned Gaussian site, so that genes follow the
-    hyperparameters as in the exact posterior; the positive part is one given sigma, which is what it is in the exact
-    posterior. Their white noise is bent where the posterior is skewed, as that of a silent gene's gate. The
-    hyperparameters have a full-covariance Normal. All start at the posterior mode, found by Newton's method and EM, and
-    move in units of posterior standard deviations.
+    Given the hyperparameters, the two parts of a gene are independent in the posterior (where effects are not sparse),
+    and so they are in the guide. Each is a full-covariance Normal, the product of the prior and a learned Gaussian
+    site, so that genes follow the hyperparameters as in the exact posterior; the positive part is one given sigma,
+    which is what it is in the exact posterior. Sparse effects make a mixture of two of it. Its white noise is bent
+    where the posterior is skewed, as that of a silent gene's gate. The hyperparameters have a full-covariance Normal.
+    All start at the posterior mode, found by Newton's method and EM, and move in units of posterior sds.
 
     Args:
         data: what it will be fitted to; everything is float64, on the device of ``data``.
@@ -84,37 +87,65 @@ class HurdleRegression(PyroModule):
             donor: of shape (rows,).
             offset: of shape (rows,).
         """
-        hyper = {name: _sample_normal(name, prior) for name, prior in self._hyperpriors().items()}
+        values = {name: _sample_normal(name, prior) for name, prior in self._hyperpriors().items()}
         with pyro.plate("genes", self.genes, dim=-1):
-            latent = {
-                c.name: pyro.sample(c.name, c.prior(hyper)) for block in self.blocks.values() for c in block.components
-            }
-            mu = _predict(design, donor, latent["intercept"], latent.get("effects"), latent.get("donors"))
-            gate = [latent.get(f"gate_{k}") for k in ("effects", "donors")]
-            zi_logits = _predict(gate_design, donor, latent["gate_intercept"], *gate)
-            sigma = latent["log_sigma"].squeeze(-1).exp()
+            for block in self.blocks.values():
+                values |= {c.name: pyro.sample(c.name, c.prior(values)) for c in block.components}
+                values |= self._evidence(values, block)
+            mu = _predict(design, donor, values["intercept"], values.get("effects"), values.get("donors"))
+            gate = [values.get(f"gate_{k}") for k in ("effects", "donors")]
+            zi_logits = _predict(gate_design, donor, values["gate_intercept"], *gate)
+            sigma = values["log_sigma"].squeeze(-1).exp()
             with pyro.plate("rows", len(design), dim=-2):
                 pyro.sample("x", _likelihood(value, mu, sigma, zi_logits, offset), obs=value)
 
     def guide(self, value: Tensor, design: Tensor, gate_design: Tensor, donor: Tensor, offset: Tensor) -> None:
         """Draw all latent sites from the approximate posterior; arguments as those of the model."""
         vector = pyro.sample("hyperparameters", self.hyper(), infer={"is_auxiliary": True})
-        hyper = self.hyper.split(vector)
-        for name, found in hyper.items():
+        values = self.hyper.split(vector)
+        for name, found in values.items():
             pyro.sample(name, dist.Delta(found, event_dim=1))
         with pyro.plate("genes", self.genes, dim=-1):
-            log_sigma = self._draw("log_sigma", hyper)
+            values |= self._draw("log_sigma", self._law("log_sigma", values))
             # Given sigma the positive part is a linear regression, whose posterior is Normal.
-            self._draw("positive", hyper, (2 * (self.log_sigma_start - log_sigma)).exp())
-            self._draw("gate", hyper)
+            scale = (2 * (self.log_sigma_start - values["log_sigma"])).exp()
+            positive, gate = self._law("positive", values, scale), self._law("gate", values)
+            values |= self._draw("positive", self._sparse_positive(positive, gate, values))
+            values |= self._evidence(values, self.blocks["positive"])
+            sparse = self.blocks["gate"].spike_and_slab(values)
+            self._draw("gate", gate if sparse is None else gate.given(sparse, sparse))
 
-    def _draw(self, name: str, hyper: dict[str, Tensor], scale: Tensor | float = 1.0) -> Tensor:
-        block = self.blocks[name]
-        law = self.laws[name](*block.moments(hyper), scale)
+    def _law(self, name: str, values: dict[str, Tensor], scale: Tensor | float = 1.0) -> PathOnly:
+        """Return the law of a block given what has been drawn, were the prior of effects all slab."""
+        return self.laws[name](*self.blocks[name].moments(values), scale)
+
+    def _draw(self, name: str, law: PathOnly) -> dict[str, Tensor]:
+        """Draw the components of a block."""
         theta = pyro.sample(f"{name}_block", law, infer={"is_auxiliary": True})
-        for site, value in block.split(theta).items():
+        parts = self.blocks[name].split(theta)
+        for site, value in parts.items():
             pyro.sample(site, dist.Delta(value, event_dim=1))
-        return theta
+        return parts
+
+    def _sparse_positive(self, positive: PathOnly, gate: PathOnly, values: dict[str, Tensor]) -> PathOnly:
+        """Return the positive part's law under its prior of spike and slab and what the gate's data tell of it."""
+        own, other = (self.blocks[k].spike_and_slab(values) for k in ("positive", "gate"))
+        if own is None:
+            return positive
+        if other is None or not self._shared:
+            return positive.given(own, own)
+        return positive.given(*(own.shifted(law.evidence(other)) for law in (gate.law, gate.frozen)))
+
+    def _evidence(self, values: dict[str, Tensor], drawn: Block) -> dict[str, Tensor]:
+        """Return what the positive part's effects, once drawn, tell of the gate's: they are nearly 0 together."""
+        sparse = drawn.spike_and_slab(values)
+        if sparse is None or not self._shared or drawn is not self.blocks["positive"]:
+            return {}
+        return {"gate_effects_evidence": sparse.told_by(values["effects"])}
+
+    @property
+    def _shared(self) -> bool:
+        return self.blocks["gate"].components[-1].share == "effects_logit_share"
 
     def _hyperpriors(self) -> dict[str, tuple[Tensor, Tensor]]:
         return {name: prior for block in self.blocks.values() for name, prior in block.hyperparameters().items()}
@@ -127,8 +158,8 @@ class HurdleRegression(PyroModule):
         with torch.no_grad():
             start = find_start(data.statistics(), gate_rows, rows, self.blocks)
         self.hyper = HyperNormal({name: start.hyper[name] for name in self._hyperpriors()})
-        middle = {name: mean for name, (mean, _) in start.hyper.items()}
-        laws = {k: Conditional(start.modes[k], *block.moments(middle)) for k, block in self.blocks.items()}
+        values = {name: mean for name, (mean, _) in start.hyper.items()}
+        laws = {k: Conditional(start.modes[k], *block.moments(values)) for k, block in self.blocks.items()}
         self.laws = torch.nn.ModuleDict(laws)
         self.register_buffer("log_sigma_start", start.modes["log_sigma"].theta)
 
@@ -136,8 +167,11 @@ class HurdleRegression(PyroModule):
 def _blocks(data: HurdleData, priors: HurdlePriors) -> dict[str, Block]:
     """Return what the likelihood ties together: log sigma, the positive part given it, and the gate."""
     sigma = Component("log_sigma", 1, _log(priors.log_sigma_sd, 1), _pair(priors.log_sigma_mean, 1))
-    gate = _components("gate_", data.gate_design.shape[1] - 1, data.donors, priors)
-    positive = _components("", data.design.shape[1] - 1, data.donors, priors)
+    same = torch.equal(data.design, data.gate_design)
+    positive = _components("", data.design.shape[1] - 1, data.donors, priors, "effects")
+    gate = _components(
+        "gate_", data.gate_design.shape[1] - 1, data.donors, priors, "effects" if same else "gate_effects"
+    )
     return {
         "log_sigma": Block((sigma,), 0),
         "positive": Block(tuple(positive), data.donors),
@@ -145,14 +179,17 @@ def _blocks(data: HurdleData, priors: HurdlePriors) -> dict[str, Block]:
     }
 
 
-def _components(part: str, effects: int, donors: int, priors: HurdlePriors) -> list[Component]:
+def _components(part: str, effects: int, donors: int, priors: HurdlePriors, owner: str) -> list[Component]:
     def prior(name: str) -> Any:
         return getattr(priors, part + name)
 
     mean = _pair(prior("intercept_mean"), 1)
     intercept = Component(f"{part}intercept", 1, _log(prior("intercept_sd"), 1), mean)
-    slopes = Component(f"{part}effects", effects, _log(prior("effects_sd"), effects), df=priors.effects_df)
     groups = Component(f"{part}donors", donors, _log(prior("donors_sd"), 1))
+    slopes = Component(f"{part}effects", effects, _log(prior("effects_sd"), effects))
+    if priors.effects_share is not None:
+        share = _logit(priors.effects_share, effects) if owner == slopes.name else None
+        slopes = replace(slopes, logit_share=share, share=f"{owner}_logit_share", spike_sd=priors.spike_sd)
     return [c for c in (groups, intercept, slopes) if c.width]
 
 
@@ -165,6 +202,12 @@ def _log(pair: tuple[Any, Any], width: int) -> tuple[Tensor, Tensor]:
     """Return mean and sd of the logarithm of a LogNormal from its median and spread."""
     median, spread = _pair(pair, width)
     return median.log(), spread
+
+
+def _logit(pair: tuple[Any, Any], width: int) -> tuple[Tensor, Tensor]:
+    """Return mean and sd of the log odds of a share from its median and spread."""
+    median, spread = _pair(pair, width)
+    return median.logit(), spread
 
 
 def _sample_normal(name: str, prior: tuple[Tensor, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,12 +34,14 @@ class HurdlePriors:
         gate_intercept_sd: likewise.
         gate_effects_sd: of the gate's coefficients, log odds ratios per unit of the column.
         gate_donors_sd: of the donors' effects on the gate.
-        effects_df: degrees of freedom of a Student t for all effects, so that a few large ones are not shrunk like
-            the many small ones; None for Normal effects.
+        effects_share: for sparse effects, (median, spread) of a logit-Normal for the share of genes that a column of
+            the design affects, so that many genes without effects do not hide a few large ones; None for effects
+            in all genes.
+        spike_sd: the sd of sparse effects in the other genes: a difference of no interest.
 
     Example:
-        >>> HurdlePriors(effects_sd=(0.2, 0.5), effects_df=None).effects_sd
-        (0.2, 0.5)
+        >>> HurdlePriors(effects_sd=(0.2, 0.5), effects_share=(0.1, 1.5)).effects_share
+        (0.1, 1.5)
     """
 
     intercept_mean: Pair = (0.0, 10.0)
@@ -51,13 +54,16 @@ class HurdlePriors:
     gate_intercept_sd: Pair = (1.5, 1.0)
     gate_effects_sd: Pair = (0.5, 1.0)
     gate_donors_sd: Pair = (0.3, 1.0)
-    effects_df: float | None = 4.0
+    effects_share: Pair | None = None
+    spike_sd: float = 0.01
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            check = _check_df if field.name == "effects_df" else _check_pair
-            check(field.name, value)
+            if field.name == "spike_sd":
+                _check_spike(value)
+            elif not (field.name == "effects_share" and value is None):
+                _check_pair(field.name, value)
 
     @classmethod
     def for_data(cls, data: HurdleData, **changed: Any) -> HurdlePriors:
@@ -76,7 +82,7 @@ class HurdlePriors:
 
         Example:
             >>> data = HurdleData.from_cells(torch.tensor([[0.0], [100.0], [100.0]]), torch.ones(3, 1))
-            >>> HurdlePriors.for_data(data, effects_df=None).intercept_mean
+            >>> HurdlePriors.for_data(data, effects_sd=(0.2, 0.5)).intercept_mean
             (4.605170185988092, 2.5)
         """
         count, mean, squares = (v.reshape(-1) for v in data.statistics().unbind(-1)[1:4])
@@ -98,9 +104,9 @@ def _units(design: Tensor) -> Tensor:
     return torch.where(coded | (sd == 0), 1.0, sd)
 
 
-def _check_df(name: str, value: object) -> None:
-    if value is not None and not (isinstance(value, int | float) and value > 0):
-        raise ValueError(f"{name} is {value!r}; needed a number > 0, or None for Normal effects")
+def _check_spike(value: object) -> None:
+    if not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise ValueError(f"spike_sd is {value!r}; needed a finite number > 0")
 
 
 def _check_pair(name: str, value: object) -> None:
@@ -109,5 +115,8 @@ def _check_pair(name: str, value: object) -> None:
         raise TypeError(f"{name} is {value!r}; needed a pair of numbers or tensors")
     first, second = (torch.as_tensor(v, dtype=torch.float64) for v in value)
     finite = first.isfinite().all() and second.isfinite().all()
-    if not finite or (second <= 0).any() or (name.endswith("_sd") and (first <= 0).any()):
-        raise ValueError(f"{name} is {value!r}; needed finite numbers, with {spread} > 0")
+    positive = name.endswith("_mean") or (first > 0).all()
+    share = name != "effects_share" or (first < 1).all()
+    if not (finite and positive and share and (second > 0).all()):
+        below = ", and a median < 1" if name == "effects_share" else ""
+        raise ValueError(f"{name} is {value!r}; needed finite numbers, with {spread} > 0{below}")
