@@ -137,7 +137,8 @@ class PathOnly(TorchDistribution):
 
     def score_parts(self, value: Tensor) -> ScoreParts:
         """Leave the score out of the gradient of the entropy."""
-        return ScoreParts(self.log_prob(value), 0, self.frozen.log_prob(value))
+        log_prob = self.frozen.log_prob(value)
+        return ScoreParts(log_prob, 0, log_prob)
 
 
 class Conditional(nn.Module):
@@ -154,6 +155,12 @@ class Conditional(nn.Module):
         prior_precision: 1/sd^2 at the start, likewise.
     """
 
+    site_tips: nn.Parameter
+    site_border: nn.Parameter
+    site_core: nn.Parameter
+    shift: nn.Parameter
+    skewness: nn.Parameter
+    log_tails: nn.Parameter
     linear: Tensor
     unit_tips: Tensor
     unit_border: Tensor
@@ -181,19 +188,15 @@ class Conditional(nn.Module):
         scale: Tensor | float = 1.0,
     ) -> PathOnly:
         """Return the law of theta under that prior, all slab, with the site's precision scaled."""
-        live: dict[str, Tensor] = dict(self.named_parameters())
-        frozen = {name: value.detach() for name, value in live.items()}
-        return PathOnly(*(self._law(p, mean, prior_precision, scale) for p in (live, frozen)))
-
-    def _law(
-        self,
-        p: dict[str, Tensor],
-        mean: Tensor,
-        prior_precision: Tensor,
-        scale: Tensor | float,
-    ) -> BentNormal:
         unit = Arrow(self.unit_tips, self.unit_border, self.unit_core)
-        site = (unit @ Arrow(p["site_tips"], p["site_border"], p["site_core"].tril())).gram().scale(scale)
-        linear = (self.linear + unit.times(p["shift"])) * scale + prior_precision * mean
-        factor = site.add_diagonal(prior_precision).cholesky()
-        return BentNormal(factor, linear, p["skewness"], p["log_tails"])
+        site = (unit @ Arrow(self.site_tips, self.site_border, self.site_core.tril())).gram()
+        live = (*vars(site).values(), self.linear + unit.times(self.shift), self.skewness, self.log_tails)
+        frozen = tuple(value.detach() for value in live)
+        return PathOnly(*(_law(p, mean, prior_precision, scale) for p in (live, frozen)))
+
+
+def _law(site: tuple[Tensor, ...], mean: Tensor, prior_precision: Tensor, scale: Tensor | float) -> BentNormal:
+    """Return the law of a site (the parts of A, b, skewness and log tails) and a prior."""
+    tips, border, core, linear, skewness, log_tails = site
+    precision = Arrow(tips, border, core).scale(scale).add_diagonal(prior_precision)
+    return BentNormal(precision.cholesky(), linear * scale + prior_precision * mean, skewness, log_tails)

@@ -17,23 +17,30 @@ from pyro_zilognormal.svi import FitResult, Minibatches, Run, fit
 _LEARNING_RATE = 0.01
 
 
+# Nats: less than moves one coefficient of a gene by 0.2 of its posterior standard deviation.
+_NEGLIGIBLE = 0.02
+
+
 class _Anneal:
     """Lower the learning rate to nothing over the steps, and say at the end whether the loss had stopped falling."""
+
+    def __init__(self, genes: int) -> None:
+        self.negligible = _NEGLIGIBLE * genes
 
     def __call__(self, run: Run) -> None:
         for group in run.optimizer.param_groups:
             group["lr"] = _LEARNING_RATE * (1 - run.step / run.steps)
-        if run.step == run.steps and _settled(run.losses):
+        if run.step == run.steps and _settled(run.losses, self.negligible):
             run.stop("converged", converged=True)
 
 
-def _settled(losses: Sequence[float]) -> bool:
-    """Whether the last fifth of the losses is no lower than the fifth before it, by more than noise or 1e-6 of it."""
+def _settled(losses: Sequence[float], negligible: float) -> bool:
+    """Whether the last fifth of the losses is no lower than the fifth before it, but for noise or next to nothing."""
     window = len(losses) // 5
     last = torch.tensor(losses[-2 * window :], dtype=torch.float64).reshape(2, window)
     gain = float(last[0].mean() - last[1].mean())
     noise = math.sqrt(float(last.var(1).sum()) / window)
-    return gain <= max(3 * noise, 1e-6 * float(last.mean().abs()))
+    return gain <= max(3 * noise, negligible)
 
 
 def fit_hurdle(
@@ -49,7 +56,7 @@ def fit_hurdle(
 
     It is ``svi.fit`` with Adam at a learning rate that falls from 0.01 to 0, in units of posterior standard deviations.
     The start is the posterior mode already, so that few steps are needed; the result has converged if the loss
-    no longer falls in the last fifth of them.
+    no longer falls in the last fifth of them, by more than noise or 0.02 nats a gene.
 
     Args:
         regression: made from ``data``.
@@ -83,5 +90,5 @@ def fit_hurdle(
         steps=steps,
         optimizer=adam,
         seed=seed,
-        callbacks=[*callbacks, _Anneal()],
+        callbacks=[*callbacks, _Anneal(data.genes)],
     )

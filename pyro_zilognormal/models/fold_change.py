@@ -92,20 +92,22 @@ def linear_predictor(draws: Mapping[str, Tensor], condition: Condition, part: st
     return coefficients @ row.to(coefficients)
 
 
-def local_false_sign_rate(draws: Tensor) -> Tensor:
+def local_false_sign_rate(draws: Tensor, zero: float = 0.0) -> Tensor:
     """Return the posterior probability that the sign is not the likelier one, of shape (genes,).
 
     min(P(change >= 0), P(change <= 0)), Stephens (2017), "False discovery rates: a new deal".
 
     Args:
         draws: of a change, of shape (draws, genes).
+        zero: changes up to this size count as 0, of neither sign. With sparse effects let it be some times their
+            ``spike_sd``: those of unaffected genes are nearly 0 and have a sign at random.
 
     Example:
         >>> local_false_sign_rate(torch.tensor([[1.0], [2.0], [-1.0], [3.0]])).tolist()
         [0.25]
     """
-    up = (draws >= 0).double().mean(0)
-    down = (draws <= 0).double().mean(0)
+    up = (draws >= -zero).double().mean(0)
+    down = (draws <= zero).double().mean(0)
     return torch.minimum(up, down)
 
 

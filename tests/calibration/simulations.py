@@ -1,0 +1,105 @@
+"""Data sets whose truth is known: drawn from the model's own prior, or with a known share of affected genes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pyro_zilognormal.models import (
+    Condition,
+    HurdleData,
+    HurdlePriors,
+    HurdleRegression,
+    fit_hurdle,
+    log_fold_change,
+)
+from pyro_zilognormal.svi import posterior_draws
+
+TEST, REFERENCE = Condition([1.0, 1.0]), Condition([1.0, 0.0])
+
+# Informative enough that a handful of genes and cells make data like real ones, for calibration over the prior.
+PRIORS = HurdlePriors(
+    intercept_mean=(1.5, 0.5),
+    intercept_sd=(0.6, 0.3),
+    effects_sd=(0.5, 0.4),
+    donors_sd=(0.25, 0.4),
+    log_sigma_mean=(-0.5, 0.3),
+    log_sigma_sd=(0.25, 0.3),
+    gate_intercept_mean=(0.0, 0.5),
+    gate_intercept_sd=(1.0, 0.3),
+    gate_effects_sd=(0.7, 0.4),
+    gate_donors_sd=(0.3, 0.4),
+)
+
+
+def design(donors: int) -> tuple[Tensor, Tensor]:
+    """Return design and donor of groups, one a donor: two conditions, each of half of the donors."""
+    donor = torch.arange(donors)
+    return torch.stack([torch.ones(donors), donor % 2], 1).double(), donor
+
+
+def draw_from_prior(seed: int, genes: int, donors: int, cells: int) -> tuple[HurdleData, dict[str, Tensor]]:
+    """Return data of ``cells`` cells a donor, and the values of all latent sites that made them."""
+    rows, donor = design(donors)
+    empty = torch.zeros(donors, genes, 5, dtype=torch.float64)
+    # The model reads the numbers of cells from the statistics; any data of that size serve to build it.
+    empty[..., 0], empty[..., 1] = cells - 1.0, 1.0
+    blank = HurdleData(empty, rows, rows, donor, torch.zeros(donors).double(), donors)
+    regression = HurdleRegression(blank, PRIORS)
+    with torch.random.fork_rng(devices=[]):
+        pyro.set_rng_seed(seed)
+        trace = poutine.trace(poutine.uncondition(regression.model)).get_trace(*blank.arguments)
+    truth = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name not in ("x", "genes", "rows")}
+    return HurdleData(trace.nodes["x"]["value"], rows, rows, donor, blank.offset, donors), truth
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Cells of donors in two conditions, of which a share of the genes differ.
+
+    Attributes:
+        x: cells x genes.
+        condition: of each cell, 0 or 1.
+        donor: of each cell.
+        log_fc: the true log2 ratio of means of each gene.
+    """
+
+    x: Tensor
+    condition: Tensor
+    donor: Tensor
+    log_fc: Tensor
+
+
+def experiment(seed: int, genes: int, share: float, donors: int = 10, cells: int = 50) -> Experiment:
+    """Return an experiment whose donors differ, with an sd of 0.25 in log mean and 0.4 in log odds."""
+    noise = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=noise, dtype=torch.float64)
+
+    donor = torch.arange(donors).repeat_interleave(cells)
+    condition = (donor % 2).double()
+    affected = (torch.rand(genes, generator=noise, dtype=torch.float64) < share).double()
+    mean, odds = 1.5 + 0.7 * normal(genes), 0.5 + 1.5 * normal(genes)
+    effect, gate_effect = 0.8 * normal(genes) * affected, 1.2 * normal(genes) * affected
+    of_donor, gate_of_donor = 0.25 * normal(donors, genes), 0.4 * normal(donors, genes)
+    mu = mean + condition[:, None] * effect + of_donor[donor]
+    logits = odds + condition[:, None] * gate_effect + gate_of_donor[donor]
+    sigma = (-0.5 + 0.3 * normal(genes)).exp()
+    positive = torch.rand(len(donor), genes, generator=noise, dtype=torch.float64) > logits.sigmoid()
+    x = (mu + sigma * normal(len(donor), genes)).exp() * positive
+    log_fc = (effect + logsigmoid(-odds - gate_effect) - logsigmoid(-odds)) / torch.log(torch.tensor(2.0))
+    return Experiment(x, condition, donor, log_fc)
+
+
+def fitted_log_fc(data: HurdleData, priors: HurdlePriors, seed: int, draws: int = 2000) -> Tensor:
+    """Return draws of log2 fold changes of the mean, of shape (draws, genes)."""
+    regression = HurdleRegression(data, priors)
+    result = fit_hurdle(regression, data, seed=seed)
+    drawn = posterior_draws(result, *data.arguments, draws=draws, seed=seed)
+    return log_fold_change(drawn, TEST, REFERENCE).total
