@@ -1,8 +1,7 @@
-"""The log density, with respect to a point mass at 0 plus Lebesgue measure above. Written for speed.
+"""The log density, with respect to a point mass at 0 plus Lebesgue measure above.
 
-Zeros (and whatever else is not a positive number) are replaced *before* the logarithm: otherwise their gradients are
-0 * inf = NaN, and torch.log on a tensor that holds zeros takes a slow path on CPU. What depends only on the
-parameters is computed in the parameters' own, unbroadcast shape.
+On CPU it is computed in blocks with derivatives by hand (`_fused`), anywhere else by the plain formula, which is what
+torch.compile and tracers, torch.func, forward mode, second derivatives and accelerators see.
 """
 
 import math
@@ -10,20 +9,25 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._gate import Gate
-from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal import _formula, _fused
+from pyro_zilognormal._gate import Gate, LogitGate
+
+MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times smaller than the result
 
 
 def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """log P(X = 0) at 0, the log density above, -inf at negative and infinite values, NaN at NaN."""
-    inside = (value > 0) & (value < math.inf)
-    log_value = torch.where(inside, value, 1).log()
-    # Standardise before squaring: scale**2 underflows long before scale does.
-    z = (log_value - loc) / scale
-    positive = (gate.log_positive - scale.log() - HALF_LOG_2PI) - log_value - z * z / 2
-    return torch.where(inside, positive, torch.where(value == 0, gate.log_zero, _outside(value)))
+    if not _fused.suits(value, loc, scale, gate.tensor):
+        return _formula.log_density(value, loc, scale, gate.log_zero, gate.log_positive)
+    lowest, highest = torch.aminmax(value.detach())
+    if lowest >= 0 and highest < math.inf:
+        return _of_finite(value, loc, scale, gate)
+    inside = (value >= 0) & (value < math.inf)
+    return torch.where(inside, _of_finite(torch.where(inside, value, 1), loc, scale, gate), _formula.outside(value))
 
 
-def _outside(value: Tensor) -> Tensor:
-    """-inf, or NaN where the value is NaN; a constant, so that a masked NaN has a zero gradient."""
-    return torch.where(value.isnan(), math.nan, -math.inf).to(value.dtype)
+def _of_finite(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+    shape = torch.broadcast_shapes(value.shape, loc.shape, scale.shape, gate.tensor.shape)
+    if isinstance(gate, LogitGate) and MUCH * gate.tensor.numel() > math.prod(shape):
+        return _fused.LogDensity.apply(value, loc, scale, gate.tensor)
+    return _fused.LogDensity.apply(value, loc, scale, gate.log_zero, gate.log_positive)

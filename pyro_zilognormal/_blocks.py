@@ -1,0 +1,70 @@
+"""A broadcast shape in blocks, so that temporaries are a block in size, and every block uses the same ones."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+# Of one buffer: so large that the number of calls costs nothing, so small that the buffers stay in the cache.
+BYTES = 2**20
+
+
+class Block:
+    """A part of a broadcast shape, and buffers of its own shape to overwrite."""
+
+    def __init__(self, shape: Sequence[int], spans: Sequence[tuple[int, int]], memory: Sequence[Tensor]) -> None:
+        self.spans = spans  # (first, length) of each of the leading dimensions; the others are whole
+        self.shape = (*(length for _, length in spans), *shape[len(spans) :])
+        size = math.prod(self.shape)
+        self.buffers = [m[:size].view(self.shape) for m in memory]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor of as many dimensions that broadcasts to the whole, as a view."""
+        for dim, (first, length) in enumerate(self.spans):
+            if tensor.shape[dim] != 1:
+                tensor = tensor.narrow(dim, first, length)
+        return tensor
+
+
+def blocks(shape: Sequence[int], like: Tensor, buffers: int) -> Iterator[Block]:
+    """The blocks of a shape, with so many buffers of a tensor's dtype."""
+    most = BYTES // like.element_size()
+    memory = [like.new_empty(min(most, math.prod(shape))) for _ in range(buffers)]
+    return (Block(shape, spans, memory) for spans in _spans(shape, most))
+
+
+def _spans(shape: Sequence[int], most: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    row = math.prod(shape[1:])
+    if row > most:
+        for index in range(shape[0]):
+            yield from (((index, 1), *rest) for rest in _spans(shape[1:], most))
+        return
+    step = most // row
+    for first in range(0, shape[0], step):
+        yield ((first, min(step, shape[0] - first)),)
+
+
+class Gradient:
+    """The gradient in a tensor that broadcasts to a shape, gathered block by block; or nothing, if it is not wanted."""
+
+    def __init__(self, tensor: Tensor, shape: Sequence[int], wanted: bool) -> None:
+        self.wanted = wanted
+        self._summed = [dim for dim, length in enumerate(tensor.shape) if length != shape[dim]]
+        size = tensor.shape if wanted else ()
+        self.total = tensor.new_zeros(size) if self._summed else tensor.new_empty(size)
+
+    def take(self, block: Block, spare: Tensor, function: Callable[..., Tensor], *args: Tensor, **kwargs: Any) -> None:
+        """Add what a function returns for a block. A spare buffer serves if it has to be summed."""
+        if not self.wanted:
+            return
+        part = block.of(self.total)
+        if self._summed:
+            part += function(*args, **kwargs, out=spare).sum(self._summed, keepdim=True)
+        else:
+            function(*args, **kwargs, out=part)
+
+
+def lift(tensor: Tensor, dims: int) -> Tensor:
+    """The tensor with leading dimensions of length 1 up to so many dimensions."""
+    return tensor.reshape((1,) * (dims - tensor.dim()) + tensor.shape)
