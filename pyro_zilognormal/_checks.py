@@ -1,12 +1,15 @@
 """Checks of arguments, with errors that name the argument, what came, what was needed and the fix."""
 
+import math
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
+
+from pyro_zilognormal._shapes import broadcast
+from pyro_zilognormal._tracing import tracing
 
 LAW = "ZeroInflatedLogNormal"
 
@@ -46,10 +49,10 @@ def _check_alike(trait: str, tensors: dict[str, Tensor], error: type[Exception])
 
 
 def broadcast_shapes(**shapes: torch.Size) -> torch.Size:
-    """torch.broadcast_shapes with an error that names the arguments."""
+    """The shape to which all broadcast, or an error that names the arguments."""
     try:
-        return torch.broadcast_shapes(*shapes.values())
-    except RuntimeError as error:
+        return broadcast(*shapes.values())
+    except (ValueError, RuntimeError) as error:
         named = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
         raise ValueError(f"{LAW}: shapes do not broadcast: {named}.") from error
 
@@ -73,7 +76,8 @@ def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Te
 
 def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, finite: bool) -> None:
     """Raise ValueError unless every entry satisfies the constraint, and is finite where that is asked."""
-    if constraint is constraints.real and _sum_is_real(parameter, finite):
+    low, high = getattr(constraint, "lower_bound", -math.inf), getattr(constraint, "upper_bound", math.inf)
+    if _surely_between(low, parameter, high, closed=not finite):
         return
     valid = constraint.check(parameter)
     if finite:
@@ -86,8 +90,11 @@ def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, fin
         )
 
 
-def check_values(name: str, value: Tensor, valid: Tensor, needed: str) -> None:
-    """Raise ValueError unless all of valid holds."""
+def check_values(name: str, value: Tensor, low: float, high: float, needed: str) -> None:
+    """Raise ValueError unless every entry is in [low, high]."""
+    if _surely_between(low, value, high, closed=True):
+        return
+    valid = (value >= low) & (value <= high)
     if known_false(valid.all()):
         raise ValueError(
             f"Expected value argument {name} (Tensor of shape {tuple(value.shape)}) of distribution {LAW} to be "
@@ -96,18 +103,20 @@ def check_values(name: str, value: Tensor, valid: Tensor, needed: str) -> None:
         )
 
 
-def _sum_is_real(parameter: Tensor, finite: bool) -> bool:
-    """Whether the sum is known to be a number, and finite where that is asked; then so are its terms.
-
-    The converse need not hold, but a sum is many times cheaper than a look at each entry.
-    """
-    total = parameter.detach().sum()
-    return known_false(~total.isfinite() if finite else total.isnan())
+def _surely_between(low: float, tensor: Tensor, high: float, *, closed: bool) -> bool:
+    """Whether all entries are known to lie in the interval. Their extremes take one pass; NaN is its own extreme."""
+    if tracing() or tensor.numel() == 0:
+        return False
+    try:
+        least, greatest = (extreme.item() for extreme in tensor.detach().aminmax())
+    except RuntimeError:
+        return False
+    return low <= least and greatest <= high if closed else low < least and greatest < high
 
 
 def known_false(condition: Tensor) -> bool:
     """Whether the condition fails, as far as can be told: tracers, vmap and meta tensors hold no data to look at."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state():
+    if tracing():
         return False
     try:
         return not bool(condition)

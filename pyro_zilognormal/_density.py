@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_zilognormal import _formula, _fused
 from pyro_zilognormal._gate import Gate, LogitGate
+from pyro_zilognormal._shapes import broadcast
 
 MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times smaller than the result
 
@@ -27,7 +28,7 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor
 
 
 def _of_finite(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
-    shape = torch.broadcast_shapes(value.shape, loc.shape, scale.shape, gate.tensor.shape)
+    shape = broadcast(value.shape, loc.shape, scale.shape, gate.tensor.shape)
     if isinstance(gate, LogitGate) and MUCH * gate.tensor.numel() > math.prod(shape):
         return _fused.LogDensity.apply(value, loc, scale, gate.tensor)
     return _fused.LogDensity.apply(value, loc, scale, gate.log_zero, gate.log_positive)

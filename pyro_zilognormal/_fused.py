@@ -18,8 +18,10 @@ from torch.nn.functional import logsigmoid
 from pyro_zilognormal import _formula
 from pyro_zilognormal._blocks import Block, Gradient, blocks, lift
 from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal._shapes import broadcast
+from pyro_zilognormal._tracing import tracing
 
-_where_positive = torch.ops.aten.threshold_backward.grad_input
+where_positive = torch.ops.aten.threshold_backward.grad_input
 _logsigmoid = torch.ops.aten.log_sigmoid_forward.output
 
 
@@ -28,15 +30,13 @@ def _keys(tensor: Tensor) -> int:
 
 
 with torch.inference_mode():
-    _ORDINARY = {_keys(torch.empty(0))}
-_ORDINARY.add(_keys(torch.empty(0)))
+    _ORDINARY = {_keys(torch.empty(0, device="cpu"))}
+_ORDINARY.add(_keys(torch.empty(0, device="cpu")))
 
 
 def suits(*tensors: Tensor) -> bool:
     """Whether these are ordinary CPU tensors of one dtype that hold data, outside of tracers and transforms."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return False
-    if torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0:
+    if tracing() or torch._C._len_torch_dispatch_stack() > 0 or forward_ad._current_level >= 0:
         return False
     dtype = tensors[0].dtype
     return all(t.dtype == dtype and t.numel() > 0 and _ordinary(t) for t in tensors)
@@ -57,7 +57,7 @@ class LogDensity(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Tensor) -> Tensor:
         """The log density, of the shape to which the arguments broadcast."""
         ctx.save_for_backward(*arguments)
-        shape = torch.broadcast_shapes(*(a.shape for a in arguments)) or torch.Size((1,))
+        shape = broadcast(*(a.shape for a in arguments)) or (1,)
         lifted = [lift(a, len(shape)) for a in arguments]
         result = lifted[0].new_empty(shape)
         for block in blocks(shape, result, buffers=3):
@@ -71,7 +71,7 @@ class LogDensity(torch.autograd.Function):
         if torch.is_grad_enabled() or not suits(grad, *arguments):
             return _gradients_of_formula(grad, arguments, needed)
         lifted = [lift(a, max(grad.dim(), 1)) for a in arguments]
-        shape = grad.shape or torch.Size((1,))
+        shape = grad.shape or (1,)
         gradients = [Gradient(a, shape, n) for a, n in zip(lifted, needed, strict=True)]
         grad = lift(grad, len(shape))
         for block in blocks(shape, grad, buffers=3):
@@ -86,7 +86,7 @@ def _evaluate(block: Block, result: Tensor, x: Tensor, loc: Tensor, scale: Tenso
     x = x.expand(block.shape)
     log_x, z = _standardise(x, loc, scale, a, b)
     loss = log_x.addcmul_(z, z, value=0.5).add_(_loss_of_all(scale, gate, c))
-    _where_positive(loss, x, 0, grad_input=loss)
+    where_positive(loss, x, 0, grad_input=loss)
     _evaluate_gate(result, torch.sign(x, out=c), gate, b)
     result -= loss
 
@@ -110,7 +110,7 @@ def _evaluate_gate(result: Tensor, sign: Tensor, gate: tuple[Tensor, ...], spare
     if len(gate) == 1:
         _logsigmoid(torch.sub(one, sign, alpha=2, out=sign).mul_(gate[0]), output=result, buffer=spare)
     else:
-        _where_positive(gate[0].expand(sign.shape), torch.sub(one, sign, out=sign), 0, grad_input=result)
+        where_positive(gate[0].expand(sign.shape), torch.sub(one, sign, out=sign), 0, grad_input=result)
 
 
 def _differentiate(
@@ -119,7 +119,7 @@ def _differentiate(
     a, b, c = block.buffers
     x = x.expand(block.shape)
     z = _standardise(x, loc, scale, a, b)[1]
-    _where_positive(z, x, 0, grad_input=z)
+    where_positive(z, x, 0, grad_input=z)
     sign, grad_z = torch.sign(x, out=c), torch.mul(grad, z, out=a)
     z *= grad_z
     to[2].take(block, b, torch.addcmul, z, grad, sign, value=-1)  # to be divided by scale when it is complete

@@ -12,9 +12,11 @@ from torch.distributions import constraints
 
 from pyro_zilognormal import _checks, _moments, _quantiles
 from pyro_zilognormal._density import log_density
+from pyro_zilognormal._draws import draw
 from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
 from pyro_zilognormal._gate_gradient import Ledger, PathwiseUnlessTraced, credit, guard
 from pyro_zilognormal._logspace import exp_or_inf
+from pyro_zilognormal._shapes import broadcast
 from pyro_zilognormal._support import NonnegativeWithAtom
 from pyro_zilognormal._wrappers import ForwardsScore
 
@@ -190,7 +192,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         """
         value = _checks.as_value("value", value, self._loc, self.batch_shape)
         if self._validate_args:
-            _checks.check_values("value", value, value >= 0, "in the support, >= 0")
+            _checks.check_values("value", value, 0, math.inf, "in the support, >= 0")
         return self._evaluate(log_density, value)
 
     def score_parts(self, value: Tensor) -> ScoreParts:
@@ -218,12 +220,8 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         gradient.
         """
         shape = self._extended_shape(() if sample_shape is None else sample_shape)
-        loc, scale, gate = self._law()
-        log_x = loc + scale * torch.randn(shape, dtype=loc.dtype, device=loc.device)
-        zero = 1 - torch.rand(shape, dtype=loc.dtype, device=loc.device) <= gate.zero  # 1 - u > 0, so never at pi = 0
-        lowest, highest = _log_range(self._loc.dtype)
-        draw = torch.where(zero, 0, log_x.clamp(lowest, highest).exp()).to(self._loc.dtype)
-        return guard(draw, self._gate.tensor, self._ledger)
+        x = draw(shape, *self._law(), self._loc.dtype).to(self._loc.dtype)
+        return guard(x, self._gate.tensor, self._ledger)
 
     def sample_n(self, n: int) -> Tensor:
         """n draws, of shape (n,) + batch_shape."""
@@ -317,13 +315,13 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         """
         q = _checks.as_value("q", value, self._loc, self.batch_shape)
         if self._validate_args:
-            _checks.check_values("q", q, (q >= 0) & (q <= 1), "in [0, 1]")
+            _checks.check_values("q", q, 0, 1, "in [0, 1]")
         return self._evaluate(_quantiles.icdf, q)
 
     def _cumulative(self, function: Callable[..., Tensor], value: Tensor | float) -> Tensor:
         value = _checks.as_value("value", value, self._loc, self.batch_shape)
         if self._validate_args:
-            _checks.check_values("value", value, ~value.isnan(), "a number, not NaN")
+            _checks.check_values("value", value, -math.inf, math.inf, "a number, not NaN")
         return self._evaluate(function, value)
 
     def _evaluate(self, function: Callable[..., Tensor], value: Tensor) -> Tensor:
@@ -342,15 +340,9 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     def _full(self, result: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The result in the dtype of parameters and value, with the dimensions that only batch_shape knows of."""
         dtype = torch.promote_types(self._loc.dtype, dtype or self._loc.dtype)
-        return result.to(dtype).expand(torch.broadcast_shapes(result.shape, self.batch_shape))
+        return result.to(dtype).expand(broadcast(result.shape, self.batch_shape))
 
     def __repr__(self) -> str:
         shown = {"loc": self._loc, "scale": self._scale, self._gate.parameter: self._gate.tensor}
         parts = [f"{k}: {v.item() if v.numel() == 1 else self._full(v).size()}" for k, v in shown.items()]
         return f"ZeroInflatedLogNormal({', '.join(parts)})"
-
-
-def _log_range(dtype: torch.dtype) -> tuple[float, float]:
-    """Bounds of log x inside which exp(log x) is a normal, finite number of the dtype."""
-    info = torch.finfo(dtype)
-    return math.log(info.tiny) * (1 - 2 * info.eps), math.log(info.max) * (1 - 2 * info.eps)
