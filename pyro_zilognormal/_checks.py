@@ -77,7 +77,7 @@ def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Te
 def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, finite: bool) -> None:
     """Raise ValueError unless every entry satisfies the constraint, and is finite where that is asked."""
     low, high = getattr(constraint, "lower_bound", -math.inf), getattr(constraint, "upper_bound", math.inf)
-    if _surely_between(low, parameter, high, closed=not finite):
+    if surely_between(low, parameter, high, closed=not finite):
         return
     valid = constraint.check(parameter)
     if finite:
@@ -92,7 +92,7 @@ def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, fin
 
 def check_values(name: str, value: Tensor, low: float, high: float, needed: str) -> None:
     """Raise ValueError unless every entry is in [low, high]."""
-    if _surely_between(low, value, high, closed=True):
+    if surely_between(low, value, high, closed=True):
         return
     valid = (value >= low) & (value <= high)
     if known_false(valid.all()):
@@ -103,7 +103,7 @@ def check_values(name: str, value: Tensor, low: float, high: float, needed: str)
         )
 
 
-def _surely_between(low: float, tensor: Tensor, high: float, *, closed: bool) -> bool:
+def surely_between(low: float, tensor: Tensor, high: float, *, closed: bool) -> bool:
     """Whether all entries are known to lie in the interval. Their extremes take one pass; NaN is its own extreme."""
     if tracing() or tensor.numel() == 0:
         return False

@@ -1,15 +1,18 @@
 """Sums of the log density over sparse data, at a cost that grows with the stored values alone."""
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _checks
-from pyro_zilognormal._blocks import lift
-from pyro_zilognormal._density import log_density
+from pyro_zilognormal._checks import check_expands, check_floating, check_values, surely_between
+from pyro_zilognormal._entries import Entries
+from pyro_zilognormal._formula import outside
+from pyro_zilognormal._gate import Gate
+from pyro_zilognormal._normal import HALF_LOG_2PI
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 
 
@@ -18,9 +21,9 @@ def log_prob_sum(law: ZeroInflatedLogNormal, value: Any, dim: int | None = None)
 
     .. math:: \sum_{x > 0} \log p(x) + \sum_{x = 0} \log \pi
 
-    The first sum goes over the stored values. The second is one logarithm for each entry of the gate times the number
-    of its zeros. Only where gate and result together vary along both dimensions (a gate of the full shape; one a
-    column, summed over columns) is it a pass over all entries of the matrix, with little work for each.
+    The first sum goes over the stored values. What does not depend on x, as log pi of a column, is computed once and
+    multiplied by how often it counts. Only where the gate and the result together vary along both dimensions (a gate
+    of the full shape; or one a column, and the sums of rows) the second sum is a pass over all entries of the matrix.
 
     Args:
         law: of a batch_shape that broadcasts to the shape of the value, without `.to_event()` or `.mask()`.
@@ -46,94 +49,65 @@ def log_prob_sum(law: ZeroInflatedLogNormal, value: Any, dim: int | None = None)
         >>> law.log_prob(x).sum(0)
         tensor([-2.3052, -3.2386, -0.2539])
     """
-    entries = _entries(law, value)
-    if dim not in (None, 0, 1):
-        raise ValueError(f"log_prob_sum: dim must be 0, 1 or None, got {dim!r}.")
-    loc, scale, gate = law._law()
-    wide = entries.values.to(torch.promote_types(entries.values.dtype, loc.dtype))
-    at = entries.at
-    stored = log_density(wide, at(loc), at(scale), type(gate)(at(gate.tensor)))  # type: ignore[call-arg]
-    total = entries.sum(stored, dim) + entries.sum_elsewhere(gate.log_zero, dim)
-    return total.to(torch.promote_types(law._loc.dtype, entries.values.dtype))
-
-
-class _Entries(NamedTuple):
-    """The stored entries of a matrix."""
-
-    rows: Tensor
-    columns: Tensor
-    values: Tensor
-    shape: tuple[int, int]
-
-    @property
-    def flat(self) -> Tensor:
-        """Their indices in the flattened matrix."""
-        return self.rows * self.shape[1] + self.columns
-
-    def at(self, tensor: Tensor) -> Tensor:
-        """What a tensor that broadcasts to the matrix is there."""
-        grid = lift(tensor, 2)
-        high, wide = (length != 1 for length in grid.shape)
-        if not high and not wide:
-            return grid.reshape(())
-        index = self.flat if high and wide else self.rows if high else self.columns
-        return grid.reshape(-1).index_select(0, index)
-
-    def sum(self, numbers: Tensor, dim: int | None) -> Tensor:
-        """The sums of a number for each of them, in double precision: torch adds up indexed sums one by one."""
-        if dim is None:
-            return numbers.sum(dtype=torch.float64)
-        index = self.rows if dim else self.columns
-        return numbers.new_zeros(self.shape[1 - dim], dtype=torch.float64).index_add(0, index, numbers.double())
-
-    def sum_elsewhere(self, tensor: Tensor, dim: int | None) -> Tensor:
-        """The sums of a tensor that broadcasts to the matrix over all other entries."""
-        grid = lift(tensor, 2)
-        axes = {axis for axis, length in enumerate(grid.shape) if length != 1} | (set() if dim is None else {1 - dim})
-        if len(axes) == 2:
-            others = grid.expand(self.shape).reshape(-1).index_fill(0, self.flat, 0).view(self.shape)
-            return others.sum() if dim is None else others.sum(dim)
-        counts = self._count_elsewhere(*axes).to(tensor.dtype)
-        # Where nothing is left out the tensor may be infinite.
-        sums = torch.where(counts > 0, counts * grid.reshape(-1), 0)
-        return sums.sum() if dim is None else sums
-
-    def _count_elsewhere(self, axis: int | None = None) -> Tensor:
-        """The number of all other entries in each index of an axis, or in all."""
-        if axis is None:
-            return torch.tensor(math.prod(self.shape) - len(self.values), device=self.values.device)
-        index = self.columns if axis else self.rows
-        return self.shape[1 - axis] - torch.bincount(index, minlength=self.shape[axis])
-
-
-def _entries(law: ZeroInflatedLogNormal, value: Any) -> _Entries:
     if not isinstance(law, ZeroInflatedLogNormal):
         raise TypeError(
             f"log_prob_sum: law must be a ZeroInflatedLogNormal, got {type(law).__name__}. "
             "Pass the law itself, without .to_event() or .mask()."
         )
-    pointers, columns, values = _read(value, law._loc.device)
+    if dim not in (None, 0, 1):
+        raise ValueError(f"log_prob_sum: dim must be 0, 1 or None, got {dim!r}.")
+    stored = _read(law, value)
+    loc, scale, gate = law._law()
+    total = stored.sum_elsewhere(gate.log_zero, dim) + _sum_of_stored(stored, loc, scale, gate, dim)
+    return total.to(torch.promote_types(law._loc.dtype, stored.values.dtype))
+
+
+def _sum_of_stored(stored: Entries, loc: Tensor, scale: Tensor, gate: Gate, dim: int | None) -> Tensor:
+    x, odd = stored, None
+    if not _all_positive(x):
+        inside = (x.values > 0) & (x.values < math.inf)
+        x, odd = stored.pick(inside), stored.pick(~inside)
+    log_x = x.values.to(torch.promote_types(x.values.dtype, loc.dtype)).log()
+    z = (log_x - x.at(loc)) / x.at(scale)
+    total = x.sum_of(_log_positive(gate), gate.tensor, dim) - x.sum_of(torch.log, scale, dim)
+    total = total - x.sum(log_x + z * z / 2 + HALF_LOG_2PI, dim)
+    return total if odd is None else total + odd.sum(outside(odd.values), dim)
+
+
+def _log_positive(gate: Gate) -> Callable[[Tensor], Tensor]:
+    """log P(X > 0) as a function of (a part of) the tensor of the gate."""
+    kind: Any = type(gate)
+    return lambda tensor: kind(tensor).log_positive
+
+
+def _read(law: ZeroInflatedLogNormal, value: Any) -> Entries:
+    """The entries that are not zero, checked."""
+    pointers, columns, values = _arrays(value, law._loc.device)
     if len(value.shape) != 2:
         raise ValueError(f"log_prob_sum: value must be a matrix, got shape {tuple(value.shape)}.")
-    _checks.check_floating("value", values)
-    _checks.check_expands("batch_shape", law.batch_shape, torch.Size(value.shape))
+    check_floating("value", values)
+    check_expands("batch_shape", law.batch_shape, torch.Size(value.shape))
+    entries = Entries(pointers.diff().long(), columns, values, tuple(value.shape))
+    _check_indices(entries, known=getattr(value, "has_canonical_format", False))
     if law._validate_args:
-        _checks.check_values("value", values, 0, math.inf, "in the support, >= 0")
-    rows = torch.repeat_interleave(pointers.diff(), output_size=len(values))
-    entries = _Entries(rows, columns.long(), values, tuple(value.shape))
-    _check_distinct(entries)
-    return entries
+        check_values("value", values, 0, math.inf, "in the support, >= 0")
+    return entries if _all_positive(entries) else entries.pick(values != 0)
 
 
-def _read(value: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _all_positive(entries: Entries) -> bool:
+    return surely_between(0, entries.values, math.inf, closed=False)
+
+
+def _arrays(value: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Row pointers, columns and values of a CSR matrix of either kind."""
     if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
         if value.device != device:
             raise ValueError(f"log_prob_sum: value is on {value.device}, the law on {device}. Move it with .to(...).")
         return value.crow_indices(), value.col_indices(), value.values()
     if getattr(value, "format", None) == "csr":
-        arrays = (value.indptr, value.indices, value.data)
-        return tuple(torch.from_numpy(np.ascontiguousarray(a)).to(device) for a in arrays)  # type: ignore[return-value]
+        native = (np.require(a, None, ["C", "W"]) for a in (value.indptr, value.indices, value.data))
+        pointers, columns, values = (torch.from_numpy(a).to(device) for a in native)
+        return pointers, columns, values
     kind = f"a tensor of layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
     raise TypeError(
         f"log_prob_sum: value must be a scipy CSR matrix or a torch tensor of layout sparse_csr, got {kind}. "
@@ -141,9 +115,15 @@ def _read(value: Any, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-def _check_distinct(entries: _Entries) -> None:
-    flat = entries.flat
-    if not (flat[1:] > flat[:-1]).all() and len(flat.unique()) < len(flat):
+def _check_indices(entries: Entries, *, known: bool) -> None:
+    """Raise ValueError for columns beyond the matrix and, unless it is known to have none, entries stored twice."""
+    width = entries.shape[1]
+    if len(entries.columns) and not surely_between(0, entries.columns, width - 1, closed=True):
+        first, last = (int(extreme) for extreme in entries.columns.aminmax())
+        raise ValueError(f"log_prob_sum: value has entries in columns {first} to {last}, but {width} columns.")
+    if known or (entries.flat.diff() > 0).all():
+        return
+    if len(entries.flat.unique()) < len(entries.flat):
         raise ValueError(
             "log_prob_sum: value stores some entries more than once. Add them up first, with .sum_duplicates()."
         )
