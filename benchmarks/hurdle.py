@@ -1,0 +1,181 @@
+"""How fast a hurdle regression is fitted: against the number of cells, NUTS, and minibatches of the same cells.
+
+    python benchmarks/hurdle.py [--large] --json hurdle.json
+
+1. The time of a step at 1,000 and at 1,000,000 cells of the same design, in turn: their ratio must be below 1.1.
+2. --large: 1,000,000 cells x 2,000 genes of 20 donors in 2 conditions, from their statistics to convergence.
+3. Seconds, and the largest error of fold changes against a long run of NUTS: the reduction, a short run of NUTS,
+   and an AutoNormal guide on minibatches of the cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import resource
+import statistics
+import time
+import warnings
+
+import torch
+from pyro.infer import MCMC, NUTS, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+from pyro_zilognormal import GroupedZeroInflatedLogNormal
+from pyro_zilognormal.models import Condition, HurdleData, HurdleRegression, fit_hurdle, log_fold_change
+from pyro_zilognormal.svi import Minibatches, fit, posterior_draws
+
+
+def simulate(cells: int, genes: int, donors: int, seed: int = 0) -> HurdleData:
+    """Return statistics of groups, one for each donor and condition, drawn from their exact law."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        donor, condition = torch.arange(donors).repeat(2), torch.arange(2).repeat_interleave(donors)
+        rows = torch.stack([torch.ones(2 * donors), condition], 1).double()
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, dtype=torch.float64)
+
+        mu = 1.5 + 0.7 * normal(genes) + 0.3 * normal(genes) * rows[:, 1:] + 0.2 * normal(donors, genes)[donor]
+        logits = 0.5 + 1.5 * normal(genes) + 0.5 * normal(genes) * rows[:, 1:] + 0.3 * normal(donors, genes)[donor]
+        sigma = (-0.5 + 0.3 * normal(genes)).exp()
+        total = torch.full((2 * donors, 1), cells // (2 * donors)).double()
+        value = GroupedZeroInflatedLogNormal(mu, sigma, logits, total).sample()
+    return HurdleData(value, rows, rows, donor, torch.zeros(2 * donors).double(), donors)
+
+
+def step_seconds(data: HurdleData) -> functools.partial[float]:
+    """Return a function that times one step on the data."""
+    regression, loss = HurdleRegression(data), Trace_ELBO()
+    optimizer = torch.optim.Adam(regression.parameters(), lr=1e-4)
+
+    def step() -> float:
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        loss.differentiable_loss(regression.model, regression.guide, *data.arguments).backward()
+        optimizer.step()
+        return time.perf_counter() - start
+
+    return functools.partial(step)
+
+
+def scaling(genes: int = 200, pairs: int = 60) -> dict[str, float]:
+    """Time steps at few and many cells in turn."""
+    few, many = (step_seconds(simulate(cells, genes, donors=10)) for cells in (1_000, 1_000_000))
+    for _ in range(5):
+        few(), many()
+    times = [(few(), many()) for _ in range(pairs)]
+    ratio = statistics.median(b / a for a, b in times)
+    return {"seconds_1e3": statistics.median(a for a, _ in times), "ratio_1e6": ratio}
+
+
+def large() -> dict[str, float | bool]:
+    """Fit 1,000,000 cells x 2,000 genes x 20 donors from their statistics to convergence."""
+    data = simulate(1_000_000, 2_000, donors=20)
+    start = time.perf_counter()
+    regression = HurdleRegression(data)
+    started = time.perf_counter()
+    result = fit_hurdle(regression, data)
+    end = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "start_seconds": started - start,
+        "fit_seconds": end - started,
+        "steps": len(result.losses),
+        "converged": result.converged,
+        "peak_GiB": peak,
+    }
+
+
+def accuracy(genes: int = 20, donors: int = 4, cells: int = 4_000) -> dict[str, dict[str, float]]:
+    """Compare seconds and the largest error of fold changes, in posterior sds, against a long run of NUTS."""
+    data = simulate(cells, genes, donors)
+    exact, _ = nuts(data, draws=2000)
+    found = {}
+    short, seconds = nuts(data, draws=200)
+    found["NUTS, 200 draws"] = {"seconds": seconds, "error": error(short, exact)}
+    start = time.perf_counter()
+    result = fit_hurdle(HurdleRegression(data), data)
+    seconds = time.perf_counter() - start
+    found["reduction"] = {"seconds": seconds, "error": error(fold_changes(result, data), exact)}
+    for steps in (500, 2000):
+        fitted, seconds = minibatches(data, steps)
+        found[f"minibatches, {steps} steps"] = {"seconds": seconds, "error": error(fitted, exact)}
+    return found
+
+
+def nuts(data: HurdleData, draws: int) -> tuple[Tensor, float]:
+    """Return draws of fold changes and the seconds they took."""
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kernel = NUTS(HurdleRegression(data).model, jit_compile=True, ignore_jit_warnings=True)
+        mcmc = MCMC(kernel, num_samples=draws, warmup_steps=draws // 2, disable_progbar=True)
+        mcmc.run(*data.arguments)
+    return change(mcmc.get_samples()), time.perf_counter() - start
+
+
+def minibatches(data: HurdleData, steps: int) -> tuple[Tensor, float]:
+    """Return draws of fold changes from a plain fit to cells with the statistics of the groups, and its seconds."""
+    cells = as_cells(data)
+    regression = HurdleRegression(cells)
+    guide = AutoNormal(regression.model)
+    batches = Minibatches(*cells.arguments, batch_size=256, plate="rows")
+    start = time.perf_counter()
+    adam = functools.partial(torch.optim.Adam, lr=0.02)
+    result = fit(regression.model, guide, batches, steps=steps, optimizer=adam)
+    return fold_changes(result, data), time.perf_counter() - start
+
+
+def as_cells(data: HurdleData) -> HurdleData:
+    """Return cells with exactly the statistics of the groups: positives half above and half below their mean."""
+    blocks, rows = [], []
+    for group, value in enumerate(data.value):
+        total = int(value[0, :2].sum())
+        position = torch.arange(total)[:, None]
+        positive = position < value[:, 1]
+        sign = torch.where(position % 2 == 0, 1.0, -1.0) * (position < 2 * (value[:, 1] // 2))
+        spread = (value[:, 3] / (2 * (value[:, 1] // 2)).clamp(min=1)).sqrt()
+        blocks.append((value[:, 2] + sign * spread).exp() * positive)
+        rows += [group] * total
+    at = torch.tensor(rows)
+    offset = torch.zeros(len(at)).double()
+    return HurdleData(torch.cat(blocks), data.design[at], data.gate_design[at], data.donor[at], offset, data.donors)
+
+
+def fold_changes(result: object, data: HurdleData) -> Tensor:
+    """Return draws of fold changes from a fit."""
+    return change(posterior_draws(result, *data.arguments, draws=2000))
+
+
+def change(draws: dict[str, Tensor]) -> Tensor:
+    """Return log2 fold changes, of shape (draws, genes)."""
+    return log_fold_change(draws, Condition([1.0, 1.0]), Condition([1.0, 0.0])).total
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Return the largest error of a mean or an sd, in posterior sds."""
+    mean = (found.mean(0) - exact.mean(0)).abs() / exact.std(0)
+    sd = (found.std(0) / exact.std(0) - 1).abs()
+    return float(torch.maximum(mean, sd).max())
+
+
+def main() -> None:
+    """Run all parts, print them and keep them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--json", required=True)
+    args = parser.parse_args()
+    found: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "scaling": scaling()}
+    if args.large:
+        found["large"] = large()
+    found["accuracy"] = accuracy()
+    print(json.dumps(found, indent=2))
+    with open(args.json, "w") as file:
+        json.dump(found, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
