@@ -100,7 +100,6 @@ class HurdleData:
                 are negative or not finite.
         """
         cells = int(x.shape[0])
-        cells = int(x.shape[0])
         rows = _rows(design, gate_design, donor, offset, cells)
         keys, group = torch.unique(torch.cat([*rows[:2], rows[2][:, None]], 1), dim=0, return_inverse=True)
         if not (2 * len(keys) <= cells if reduce is None else reduce):
