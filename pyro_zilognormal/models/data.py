@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.sufficient import SufficientStatistics
+from pyro_zilognormal.svi.arrays import pick_rows
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class HurdleData:
             return self.value
         some = self.some_rows(most)
         groups = torch.arange(len(some))
-        return SufficientStatistics.from_cells(self.value[some], groups, len(some), self.offset[some]).value
+        return SufficientStatistics.from_cells(pick_rows(self.value, some), groups, len(some), self.offset[some]).value
 
     def some_rows(self, most: int = 2000) -> Tensor:
         """Return which rows :meth:`statistics` tells of."""

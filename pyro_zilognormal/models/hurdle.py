@@ -97,7 +97,7 @@ class HurdleRegression(PyroModule):
             zi_logits = _predict(gate_design, donor, values["gate_intercept"], *gate)
             sigma = values["log_sigma"].squeeze(-1).exp()
             with pyro.plate("rows", len(design), dim=-2):
-                pyro.sample("x", _likelihood(value, mu, sigma, zi_logits, offset), obs=value)
+                pyro.sample("x", _likelihood(value, mu, sigma, zi_logits, offset), obs=value.double())
 
     def guide(self, value: Tensor, design: Tensor, gate_design: Tensor, donor: Tensor, offset: Tensor) -> None:
         """Draw all latent sites from the approximate posterior; arguments as those of the model."""
