@@ -1,0 +1,280 @@
+"""Differential expression: a hurdle regression of all genes of an AnnData."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_zilognormal._version import __version__
+from pyro_zilognormal.models import HurdlePriors, HurdleRegression, fit_hurdle
+from pyro_zilognormal.singlecell import contrasts
+from pyro_zilognormal.singlecell.cells import on_device, read_cells
+from pyro_zilognormal.singlecell.check import check_table
+from pyro_zilognormal.singlecell.contrasts import CellCondition, Contrast
+from pyro_zilognormal.singlecell.draws import draw_coefficients
+from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.expression import find_expression
+from pyro_zilognormal.singlecell.prediction import prediction_table
+from pyro_zilognormal.singlecell.scale import Scale
+from pyro_zilognormal.singlecell.table import contrast_table
+from pyro_zilognormal.svi import Checkpoint, FitResult, Run
+
+_REPORTED = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
+
+
+class HurdleDE:
+    r"""Differential expression between conditions by a Bayesian hurdle regression of all genes at once.
+
+    Each value of a gene is 0, or log-normal; a formula explains the log odds of a zero and the mean of the
+    logarithm of the others, with strength shared across genes and random effects of donors
+    (:class:`~pyro_zilognormal.models.HurdleRegression`). The matrix is read once, a block at a time.
+
+    Args:
+        adata: an AnnData, in memory or backed, or a :class:`CellFile`.
+        formula: of columns of obs, as formulaic reads it, with an intercept.
+        donor: the column of obs that names who a cell is from, for random effects; None: cells are taken as
+            independent, and conclusions are about these cells, not about other donors.
+        layer: the matrix to take; None for X.
+        use_raw: take ``adata.raw``.
+        scale: what is stored: "linear", "log1p" for log(1 + x), or "log2p1" for log2(1 + x).
+        offset: the log size factor of each cell, or the column of obs that has it, added to the mean of log x; None for
+            values that are normalised already.
+        detection_threshold: linear values of at most this are taken as zeros.
+        priors: hyperpriors, or those that differ from :meth:`~pyro_zilognormal.models.HurdlePriors.for_data`.
+        draws: how many draws from the posterior summaries are made of.
+        device: where torch computes.
+
+    Attributes:
+        cells: what was read: design, donors, data, and what was observed.
+        result: the fit's, or None.
+        settings: all of the above in plain values, and those of the fit.
+
+    Raises:
+        SingleCellError: data or arguments that cannot be used; a message says why and what to do.
+        ModuleNotFoundError: a package of the extra is missing.
+
+    Example:
+        >>> import anndata, pandas
+        >>> from pyro_zilognormal.datasets import pbmc68k_reduced
+        >>> data = pbmc68k_reduced()
+        >>> obs = pandas.DataFrame({"cell_type": data.cell_type}, index=data.barcodes)
+        >>> adata = anndata.AnnData(data.values.numpy(), obs, pandas.DataFrame(index=data.genes))
+        >>> de = HurdleDE(adata[:, ["LYZ", "CD3D", "FTL"]], "~ cell_type").fit()
+        >>> table = de.test(("cell_type", "CD14+ Monocyte", "CD19+ B"))
+        >>> table.set_index("variable").log_fc.round().to_dict()
+        {'LYZ': 5.0, 'FTL': 1.0, 'CD3D': -0.0}
+    """
+
+    def __init__(
+        self,
+        adata: Any,
+        formula: str,
+        *,
+        donor: str | None = None,
+        layer: str | None = None,
+        use_raw: bool = False,
+        scale: str = "linear",
+        offset: Any = None,
+        detection_threshold: float = 0.0,
+        priors: HurdlePriors | Mapping[str, Any] | None = None,
+        draws: int = 1000,
+        device: str = "cpu",
+    ) -> None:
+        for module in ("anndata", "pandas", "formulaic", "scipy"):
+            require(module)
+        expression = find_expression(adata, layer, use_raw)
+        self.cells = read_cells(
+            expression, adata.obs, formula, donor, offset, Scale(expression, scale, detection_threshold)
+        )
+        self.data = on_device(self.cells.data, device)
+        self.priors = _priors(priors, self.data)
+        self.draws_count = _check_draws(draws)
+        self.result: FitResult | None = None
+        self._draws: dict[str, Tensor] = {}
+        self.settings: dict[str, Any] = {
+            "formula": formula,
+            "donor": donor,
+            "layer": layer,
+            "use_raw": use_raw,
+            "scale": scale,
+            "offset": offset if isinstance(offset, str | None) else "array",
+            "detection_threshold": float(detection_threshold),
+            "draws": draws,
+            "device": str(device),
+            "n_cells": expression.shape[0],
+            "n_genes": expression.shape[1],
+            "n_rows": len(self.data.design),
+            "n_donors": self.data.donors,
+        }
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the genes, in the order of the matrix."""
+        return self.cells.expression.genes
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of what made the result."""
+        found = {name: importlib.metadata.version(name) for name in _REPORTED}
+        return {"pyro-zilognormal": __version__, "python": platform.python_version()} | found
+
+    def fit(
+        self,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        batch_size: int = 512,
+        callbacks: Sequence[Callable[[Run], Any]] = (),
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    ) -> HurdleDE:
+        """Fit all genes.
+
+        Args:
+            seed: of the fit and of the draws.
+            steps: how many; by default 300, or as many as ten passes over the cells where these had to be kept.
+            batch_size: cells in a minibatch, where they had to be kept.
+            callbacks: as those of ``svi.fit``.
+            checkpoint: a file to save the fit to now and then, and to go on from if it exists; or a ``svi.Checkpoint``.
+
+        Returns:
+            Itself.
+        """
+        number = max(300, -(-10 * len(self.data.design) // batch_size)) if not self.data.reduced else 300
+        saving = [] if checkpoint is None else [_as_checkpoint(checkpoint)]
+        regression = HurdleRegression(self.data, self.priors)
+        self.result = fit_hurdle(
+            regression,
+            self.data,
+            steps=number if steps is None else steps,
+            batch_size=batch_size,
+            seed=seed,
+            callbacks=[*callbacks, *saving],
+        )
+        self._draws = {}
+        self.settings |= {"seed": seed, "steps": self.result.steps}
+        return self
+
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """Draws of the coefficients of all genes from the posterior, each of shape (draws, genes, width)."""
+        if not self._draws:
+            result = self._fitted()
+            self._draws = draw_coefficients(result, self.data, self.draws_count, self.settings["seed"])
+        return self._draws
+
+    def cond(self, **levels: Any) -> CellCondition:
+        """Return a condition: a row of the design.
+
+        Args:
+            levels: values of the formula's variables. Those left out have their first level, or the mean of a number.
+
+        Raises:
+            UnknownNameError: no such variable or level.
+            SingleCellError: a combination that no cells determine.
+        """
+        return contrasts.make_condition(self.cells.design, levels)
+
+    def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
+        """Return the comparison of two levels of a column.
+
+        Args:
+            column: a variable of the formula.
+            test: the level above.
+            reference: the level below; any level, not only the formula's reference.
+            name: what to call it in tables; "column: test vs reference" if None.
+
+        Raises:
+            UnknownNameError: no such variable or level.
+            SingleCellError: levels that the design cannot compare, or that differ by another variable too.
+        """
+        return contrasts.make_contrast(self.cells.design, column, test, reference, name)
+
+    def test(self, contrast: Any, *, delta: float = 0.25, fdr: float = 0.05, credible: float = 0.95) -> Any:
+        """Return what changes between conditions, gene by gene.
+
+        Args:
+            contrast: (column, test level, reference level), a pair of conditions, what :meth:`contrast`
+                returns; a list of such; or a dict of such with names.
+            delta: changes of at most so many log2 units are of no interest; 0 asks for the sign alone.
+            fdr: call genes up to this expected false discovery rate.
+            credible: probability of the interval.
+
+        Returns:
+            A DataFrame with the columns of :data:`COLUMNS`, contrast by contrast, the surest gene first.
+        """
+        _check_fractions(delta, fdr, credible)
+        chosen = contrasts.parse_contrasts(self.cells.design, contrast)
+        tables = [self._table(c, delta, fdr, credible) for c in chosen]
+        return require("pandas").concat(tables, ignore_index=True)
+
+    def predict(self, *conditions: CellCondition, quantiles: Sequence[float] = (), credible: float = 0.95) -> Any:
+        """Return what a cell of a condition is like, gene by gene, for a donor of no effect and an offset of 0.
+
+        Args:
+            conditions: what :meth:`cond` returns.
+            quantiles: of the values of a cell, zeros included, from 0 to 1.
+            credible: probability of the intervals.
+
+        Returns:
+            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, and for each of ``mean``,
+            ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9) the posterior
+            median and, with ``_low`` and ``_high``, the ends of the credible interval.
+        """
+        _check_fractions(0.0, 0.05, credible)
+        return prediction_table(self.genes, self.draws, conditions, quantiles, credible)
+
+    def check(self, *, credible: float = 0.95) -> Any:
+        """Return how well the fit reproduces the data: cells drawn anew from the posterior predictive distribution.
+
+        Where cells are kept, 500 of them are looked at, evenly spaced.
+
+        Args:
+            credible: probability of the intervals.
+
+        Returns:
+            A DataFrame with a row for each gene: ``variable``, and for each of ``zero_fraction`` and ``mean`` what was
+            observed and, with ``_predicted``, ``_low`` and ``_high``, the median of as many cells drawn anew for the
+            same donors, and the ends of their interval. Means are drawn by the approximation of Fenton and
+            Wilkinson, a sum of log-normals as one of the same mean and variance.
+        """
+        _check_fractions(0.0, 0.05, credible)
+        return check_table(self.genes, self.draws, self.cells, credible, self.settings["seed"])
+
+    def _table(self, contrast: Contrast, delta: float, fdr: float, credible: float) -> Any:
+        arms = self.cells.arm(contrast.test.levels), self.cells.arm(contrast.reference.levels)
+        return contrast_table(self.genes, self.draws, contrast, arms, delta, fdr, credible)
+
+    def _fitted(self) -> FitResult:
+        if self.result is None:
+            raise SingleCellError("the genes have not been fitted; call fit() first")
+        return self.result
+
+
+def _priors(given: Any, data: Any) -> HurdlePriors:
+    if isinstance(given, HurdlePriors):
+        return given
+    return HurdlePriors.for_data(data, **(given or {}))
+
+
+def _as_checkpoint(given: Any) -> Checkpoint:
+    return given if isinstance(given, Checkpoint) else Checkpoint(given)
+
+
+def _check_draws(draws: Any) -> int:
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 100:
+        raise SingleCellError(f"draws is {draws!r}; needed a whole number of at least 100")
+    return draws
+
+
+def _check_fractions(delta: float, fdr: float, credible: float) -> None:
+    if not 0 <= delta < torch.inf:
+        raise SingleCellError(f"delta is {delta!r}; needed a number >= 0, in log2 units")
+    for name, value in (("fdr", fdr), ("credible", credible)):
+        if not 0 < value < 1:
+            raise SingleCellError(f"{name} is {value!r}; needed a number between 0 and 1")

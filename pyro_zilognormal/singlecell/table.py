@@ -1,0 +1,108 @@
+"""The table of a contrast: a row for each gene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_zilognormal.models import expected_fdr, local_false_sign_rate, log_fold_change
+from pyro_zilognormal.singlecell.cells import Arm
+from pyro_zilognormal.singlecell.contrasts import Contrast
+from pyro_zilognormal.singlecell.draws import summarise
+from pyro_zilognormal.singlecell.errors import require
+
+COLUMNS = (
+    "variable",
+    "contrast",
+    "log_fc",
+    "log_fc_low",
+    "log_fc_high",
+    "log_fc_sd",
+    "log_fc_detection",
+    "log_fc_abundance",
+    "prob_up",
+    "lfsr",
+    "prob_de",
+    "expected_fdr",
+    "is_de",
+    "detection_test",
+    "detection_ref",
+    "mean_test",
+    "mean_ref",
+    "n_test",
+    "n_ref",
+    "status",
+)
+
+# Fewer positive values than this in both arms together say next to nothing of their spread.
+FEWEST_POSITIVE = 3
+
+
+def contrast_table(
+    genes: list[str],
+    draws: Mapping[str, Tensor],
+    contrast: Contrast,
+    arms: tuple[Arm, Arm],
+    delta: float,
+    fdr: float,
+    credible: float,
+) -> Any:
+    """Return the table of one contrast, the surest gene first."""
+    columns = {"variable": genes, "contrast": contrast.name}
+    columns |= _posterior(draws, contrast, delta, credible) | _observed(*arms)
+    table = require("pandas").DataFrame(columns).astype(dict.fromkeys(("variable", "contrast", "status"), object))
+    table["is_de"] = (table["expected_fdr"] <= fdr) & (table["status"] != "all_zero")
+    return _sorted(table[list(COLUMNS)], delta)
+
+
+def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float) -> dict[str, Any]:
+    change = log_fold_change(draws, contrast.test, contrast.reference)
+    total = change.total
+    _, low, high = summarise(total, credible)
+    lfsr = local_false_sign_rate(total)
+    sure = (total.abs() > delta).double().mean(0)
+    found = {
+        "log_fc": total.mean(0),
+        "log_fc_low": low,
+        "log_fc_high": high,
+        "log_fc_sd": total.std(0),
+        "log_fc_detection": change.detection.mean(0),
+        "log_fc_abundance": change.abundance.mean(0),
+        "prob_up": (total > 0).double().mean(0),
+        "lfsr": lfsr,
+        "prob_de": sure,
+        "expected_fdr": expected_fdr(1 - sure if delta > 0 else lfsr),
+    }
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def _observed(test: Arm, reference: Arm) -> dict[str, Any]:
+    return {
+        "detection_test": test.detection,
+        "detection_ref": reference.detection,
+        "mean_test": test.mean,
+        "mean_ref": reference.mean,
+        "n_test": test.cells,
+        "n_ref": reference.cells,
+        "status": _status(test, reference),
+    }
+
+
+def _status(test: Arm, reference: Arm) -> Any:
+    positive = test.positive + reference.positive
+    status = np.full(len(positive), "ok", dtype=object)
+    status[positive == test.cells + reference.cells] = "all_positive"
+    status[positive < FEWEST_POSITIVE] = "too_few_positive"
+    status[positive == 0] = "all_zero"
+    return status
+
+
+def _sorted(table: Any, delta: float) -> Any:
+    """Sort by what the calls go by; genes that the draws cannot tell apart by their change in units of its sd."""
+    sure = table["prob_de"] if delta > 0 else -table["lfsr"]
+    size = table["log_fc"].abs() / table["log_fc_sd"]
+    order = np.lexsort([-size.to_numpy(), -sure.to_numpy()])
+    return table.iloc[order].reset_index(drop=True)
