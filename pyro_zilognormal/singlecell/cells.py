@@ -175,5 +175,7 @@ def _offset(obs: Any, offset: Any, cells: int) -> NDArray[np.float64]:
 def on_device(data: HurdleData, device: str) -> HurdleData:
     """Return the data on a device of torch."""
     fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    moved = {name: value.to(device) for name, value in fields.items() if isinstance(value, torch.Tensor)}
+    moved: dict[str, Any] = {
+        name: value.to(device) for name, value in fields.items() if isinstance(value, torch.Tensor)
+    }
     return dataclasses.replace(data, **moved)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from pyro_zilognormal.singlecell.cells import Cells
 from pyro_zilognormal.singlecell.draws import law_parameters, summarise
 from pyro_zilognormal.singlecell.errors import require
 
-_DRAWS = 200
+DRAWS = 200
 _ROWS = 500
 
 
@@ -38,20 +38,19 @@ class _Rows:
     index: Tensor
 
 
-def check_table(genes: list[str], draws: Mapping[str, Tensor], cells: Cells, credible: float, seed: int) -> Any:
+def check_table(cells: Cells, blocks: Iterable[dict[str, Tensor]], credible: float, seed: int) -> Any:
     """Return observed and predicted share of zeros and mean of each gene over all cells."""
     rows = _strata(cells) if cells.data.reduced else _some_cells(cells)
-    step = max(1, len(draws["intercept"]) // _DRAWS)
-    some = {name: values[::step] for name, values in draws.items()}
     generator = torch.Generator().manual_seed(seed)
-    zeros, total = _draw(some, cells, rows, generator)
+    drawn = [_draw(block, cells, rows, generator) for block in blocks]
+    zeros, total = (torch.cat(parts) for parts in zip(*drawn, strict=True))
     number = float(rows.cells.sum())
-    columns: dict[str, Any] = {"variable": genes}
-    for name, seen, drawn in (("zero_fraction", rows.zeros, zeros), ("mean", rows.total, total)):
+    columns: dict[str, Any] = {"variable": cells.expression.genes}
+    for name, seen, anew in (("zero_fraction", rows.zeros, zeros), ("mean", rows.total, total)):
         columns[name] = (seen / number).numpy()
-        ends = zip(("_predicted", "_low", "_high"), summarise(drawn / number, credible), strict=True)
+        ends = zip(("_predicted", "_low", "_high"), summarise(anew / number, credible), strict=True)
         columns |= {f"{name}{end}": values.numpy() for end, values in ends}
-    return require("pandas").DataFrame(columns)
+    return require("pandas").DataFrame(columns).astype({"variable": object})
 
 
 def _strata(cells: Cells) -> _Rows:

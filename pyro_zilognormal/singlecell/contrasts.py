@@ -70,8 +70,8 @@ def make_contrast(design: Design, column: str, test: Any, reference: Any, name: 
         )
     levels = [variable.level(came) for came in (test, reference)]
     words = f"{column}: {levels[0]} vs {levels[1]}"
-    ends = [_loose_condition(design, {column: level}) for level in levels]
-    return _checked(design, Contrast(name or words, *ends, column))
+    above, below = (_loose_condition(design, {column: level}) for level in levels)
+    return _checked(design, Contrast(name or words, above, below, column))
 
 
 def make_pair(design: Design, test: CellCondition, reference: CellCondition, name: str | None = None) -> Contrast:

@@ -15,9 +15,9 @@ from pyro_zilognormal._version import __version__
 from pyro_zilognormal.models import HurdlePriors, HurdleRegression, fit_hurdle
 from pyro_zilognormal.singlecell import contrasts
 from pyro_zilognormal.singlecell.cells import on_device, read_cells
-from pyro_zilognormal.singlecell.check import check_table
+from pyro_zilognormal.singlecell.check import DRAWS, check_table
 from pyro_zilognormal.singlecell.contrasts import CellCondition, Contrast
-from pyro_zilognormal.singlecell.draws import draw_coefficients
+from pyro_zilognormal.singlecell.draws import draw_blocks, draw_coefficients
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.expression import find_expression
 from pyro_zilognormal.singlecell.prediction import prediction_table
@@ -229,7 +229,7 @@ class HurdleDE:
         _check_fractions(0.0, 0.05, credible)
         return prediction_table(self.genes, self.draws, conditions, quantiles, credible)
 
-    def check(self, *, credible: float = 0.95) -> Any:
+    def predictive_check(self, *, credible: float = 0.95) -> Any:
         """Return how well the fit reproduces the data: cells drawn anew from the posterior predictive distribution.
 
         Where cells are kept, 500 of them are looked at, evenly spaced.
@@ -244,7 +244,9 @@ class HurdleDE:
             Wilkinson, a sum of log-normals as one of the same mean and variance.
         """
         _check_fractions(0.0, 0.05, credible)
-        return check_table(self.genes, self.draws, self.cells, credible, self.settings["seed"])
+        result, seed = self._fitted(), self.settings["seed"]
+        blocks = draw_blocks(result, self.data, DRAWS, seed, donors=True)
+        return check_table(self.cells, blocks, credible, seed)
 
     def _table(self, contrast: Contrast, delta: float, fdr: float, credible: float) -> Any:
         arms = self.cells.arm(contrast.test.levels), self.cells.arm(contrast.reference.levels)

@@ -30,7 +30,7 @@ def prediction_table(
         columns: dict[str, Any] = {"variable": genes, "condition": condition.name}
         for name, values in _quantities(law, quantiles).items():
             columns |= _with_interval(name, values, credible)
-        tables.append(pandas.DataFrame(columns))
+        tables.append(pandas.DataFrame(columns).astype({"variable": object, "condition": object}))
     return pandas.concat(tables, ignore_index=True)
 
 
