@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -56,8 +57,9 @@ def check_table(cells: Cells, blocks: Iterable[dict[str, Tensor]], credible: flo
 def _strata(cells: Cells) -> _Rows:
     seen = cells.observed
     count = torch.from_numpy(seen.cells).double()
-    zeros = count.sum() - torch.from_numpy(seen.positive.sum(0)).double()
-    total = torch.from_numpy(seen.total.sum(0))
+    everything = seen.arm(np.ones(len(cells.design.matrix), dtype=bool))
+    zeros = count.sum() - torch.from_numpy(everything.positive).double()
+    total = torch.from_numpy(everything.total)
     return _Rows(count, torch.from_numpy(seen.size), zeros, total, torch.arange(len(count)))
 
 

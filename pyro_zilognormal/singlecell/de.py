@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyro_zilognormal._version import __version__
-from pyro_zilognormal.models import HurdlePriors, HurdleRegression, fit_hurdle
+from pyro_zilognormal.models import HurdleData, HurdlePriors, HurdleRegression, fit_hurdle
 from pyro_zilognormal.singlecell import contrasts
-from pyro_zilognormal.singlecell.cells import on_device, read_cells
+from pyro_zilognormal.singlecell.cells import read_cells
 from pyro_zilognormal.singlecell.check import DRAWS, check_table
 from pyro_zilognormal.singlecell.contrasts import CellCondition, Contrast
 from pyro_zilognormal.singlecell.draws import draw_blocks, draw_coefficients
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.expression import find_expression
 from pyro_zilognormal.singlecell.prediction import prediction_table
+from pyro_zilognormal.singlecell.provenance import (
+    check_device,
+    check_draws,
+    check_fractions,
+    make_priors,
+    on_device,
+    versions,
+)
 from pyro_zilognormal.singlecell.scale import Scale
 from pyro_zilognormal.singlecell.table import contrast_table
 from pyro_zilognormal.svi import Checkpoint, FitResult, Run
-
-_REPORTED = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
 
 
 class HurdleDE:
@@ -88,30 +90,25 @@ class HurdleDE:
     ) -> None:
         for module in ("anndata", "pandas", "formulaic", "scipy"):
             require(module)
-        expression = find_expression(adata, layer, use_raw)
-        self.cells = read_cells(
-            expression, adata.obs, formula, donor, offset, Scale(expression, scale, detection_threshold)
-        )
-        self.data = on_device(self.cells.data, device)
-        self.priors = _priors(priors, self.data)
-        self.draws_count = _check_draws(draws)
-        self.result: FitResult | None = None
-        self._draws: dict[str, Tensor] = {}
         self.settings: dict[str, Any] = {
             "formula": formula,
             "donor": donor,
             "layer": layer,
-            "use_raw": use_raw,
+            "use_raw": bool(use_raw),
             "scale": scale,
             "offset": offset if isinstance(offset, str | None) else "array",
-            "detection_threshold": float(detection_threshold),
-            "draws": draws,
-            "device": str(device),
-            "n_cells": expression.shape[0],
-            "n_genes": expression.shape[1],
-            "n_rows": len(self.data.design),
-            "n_donors": self.data.donors,
+            "detection_threshold": detection_threshold,
+            "draws": check_draws(draws),
+            "device": check_device(device),
         }
+        expression = find_expression(adata, layer, use_raw)
+        values = Scale(expression, scale, detection_threshold)
+        self.cells = read_cells(expression, adata.obs, formula, donor, offset, values)
+        self.data = on_device(self.cells.data, device)
+        self.priors = make_priors(priors, self.data)
+        self.result: FitResult | None = None
+        self._draws: dict[str, Tensor] = {}
+        self.settings |= _sizes(self.data, expression.shape)
 
     @property
     def genes(self) -> list[str]:
@@ -121,8 +118,7 @@ class HurdleDE:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of what made the result."""
-        found = {name: importlib.metadata.version(name) for name in _REPORTED}
-        return {"pyro-zilognormal": __version__, "python": platform.python_version()} | found
+        return versions()
 
     def fit(
         self,
@@ -165,7 +161,7 @@ class HurdleDE:
         """Draws of the coefficients of all genes from the posterior, each of shape (draws, genes, width)."""
         if not self._draws:
             result = self._fitted()
-            self._draws = draw_coefficients(result, self.data, self.draws_count, self.settings["seed"])
+            self._draws = draw_coefficients(result, self.data, self.settings["draws"], self.settings["seed"])
         return self._draws
 
     def cond(self, **levels: Any) -> CellCondition:
@@ -208,7 +204,7 @@ class HurdleDE:
         Returns:
             A DataFrame with the columns of :data:`COLUMNS`, contrast by contrast, the surest gene first.
         """
-        _check_fractions(delta, fdr, credible)
+        check_fractions(delta, fdr, credible)
         chosen = contrasts.parse_contrasts(self.cells.design, contrast)
         tables = [self._table(c, delta, fdr, credible) for c in chosen]
         return require("pandas").concat(tables, ignore_index=True)
@@ -226,7 +222,7 @@ class HurdleDE:
             ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9) the posterior
             median and, with ``_low`` and ``_high``, the ends of the credible interval.
         """
-        _check_fractions(0.0, 0.05, credible)
+        check_fractions(0.0, 0.05, credible)
         return prediction_table(self.genes, self.draws, conditions, quantiles, credible)
 
     def predictive_check(self, *, credible: float = 0.95) -> Any:
@@ -243,7 +239,7 @@ class HurdleDE:
             same donors, and the ends of their interval. Means are drawn by the approximation of Fenton and
             Wilkinson, a sum of log-normals as one of the same mean and variance.
         """
-        _check_fractions(0.0, 0.05, credible)
+        check_fractions(0.0, 0.05, credible)
         result, seed = self._fitted(), self.settings["seed"]
         blocks = draw_blocks(result, self.data, DRAWS, seed, donors=True)
         return check_table(self.cells, blocks, credible, seed)
@@ -258,25 +254,9 @@ class HurdleDE:
         return self.result
 
 
-def _priors(given: Any, data: Any) -> HurdlePriors:
-    if isinstance(given, HurdlePriors):
-        return given
-    return HurdlePriors.for_data(data, **(given or {}))
+def _sizes(data: HurdleData, shape: tuple[int, int]) -> dict[str, int]:
+    return {"n_cells": shape[0], "n_genes": shape[1], "n_rows": len(data.design), "n_donors": data.donors}
 
 
 def _as_checkpoint(given: Any) -> Checkpoint:
     return given if isinstance(given, Checkpoint) else Checkpoint(given)
-
-
-def _check_draws(draws: Any) -> int:
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 100:
-        raise SingleCellError(f"draws is {draws!r}; needed a whole number of at least 100")
-    return draws
-
-
-def _check_fractions(delta: float, fdr: float, credible: float) -> None:
-    if not 0 <= delta < torch.inf:
-        raise SingleCellError(f"delta is {delta!r}; needed a number >= 0, in log2 units")
-    for name, value in (("fdr", fdr), ("credible", credible)):
-        if not 0 < value < 1:
-            raise SingleCellError(f"{name} is {value!r}; needed a number between 0 and 1")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
-from pyro_zilognormal.singlecell.variables import Variable, column, variable
+from pyro_zilognormal.singlecell.variables import column, variable
 
 # Of a unit vector: what rounding makes of one in the space of the rows.
 _OUTSIDE = 1e-8
@@ -47,8 +47,8 @@ class Design:
         self.variables = {name: variable(frame[name], name in _coded(self._spec)) for name in self._names()}
         self.matrix = np.asarray(model_matrix, dtype=np.float64)
         self._check()
-        self._scale = np.linalg.norm(self.matrix, axis=0)
-        self._basis = _row_space(self.matrix / np.where(self._scale > 0, self._scale, 1))
+        self._scale = column_lengths(self.matrix)
+        self._basis = row_space(self.matrix / self._scale)
 
     @property
     def rank(self) -> int:
@@ -77,9 +77,7 @@ class Design:
 
     def tells(self, row: NDArray[np.float64]) -> bool:
         """Return whether the cells determine a combination of the coefficients: it lies in the space of their rows."""
-        scaled = np.where(self._scale > 0, row / np.where(self._scale > 0, self._scale, 1), 0)
-        if (row[self._scale == 0] != 0).any():
-            return False
+        scaled = row / self._scale
         outside = scaled - scaled @ self._basis.T @ self._basis
         return bool(np.linalg.norm(outside) <= _OUTSIDE * np.linalg.norm(scaled))
 
@@ -147,12 +145,15 @@ def _coded(spec: Any) -> set[str]:
     return {str(name) for factor in spec.factor_contrasts for name in spec.factor_variables[factor]}
 
 
-def _row_space(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def column_lengths(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the lengths of the columns, 1 for those of zeros: what makes columns of all units comparable."""
+    lengths = np.linalg.norm(matrix, axis=0)
+    return np.where(lengths > 0, lengths, 1.0)
+
+
+def row_space(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return an orthonormal basis of the space that the rows span, as rows."""
     triangle = np.linalg.qr(matrix, mode="r")
     _, sizes, basis = np.linalg.svd(triangle)
     most = sizes.max() * max(matrix.shape) * np.finfo(np.float64).eps
     return basis[: int((sizes > most).sum())]
-
-
-__all__ = ["Design", "Variable"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.design import Design
+from pyro_zilognormal.singlecell.design import Design, column_lengths, row_space
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.variables import column
 
@@ -49,19 +49,24 @@ def find_donors(obs: Any, name: str, design: Design) -> Donors:
     code = code.astype(np.int64)
     if name in design.variables:
         raise SingleCellError(f"donor: {name!r} is in the formula {design.formula!r} too; needed it in one of them")
-    _check_confounding(design, code, names, name)
     return Donors(name, values, code, [str(n) for n in names])
 
 
-def _check_confounding(design: Design, code: NDArray[np.int64], names: Any, name: str) -> None:
-    """Raise unless donors differ in ways that the design does not explain: there is nothing else to see them by."""
-    rows = np.unique(np.column_stack([design.matrix, code]), axis=0)
-    who = np.eye(len(names))[rows[:, -1].astype(np.int64)]
-    both = np.linalg.matrix_rank(np.column_stack([rows[:, :-1], who]))
-    if both > design.rank:
+def check_confounding(design: Design, donors: Donors, examples: NDArray[np.int64]) -> None:
+    """Raise unless donors differ in ways that the design does not explain: there is nothing else to see them by.
+
+    Args:
+        design: what else explains the cells.
+        donors: of the cells.
+        examples: a cell of each combination of variables and donor.
+    """
+    who = np.eye(len(donors.names))[donors.code[examples]]
+    both = np.column_stack([design.matrix[examples], who])
+    if len(row_space(both / column_lengths(both))) > design.rank:
         return
     raise SingleCellError(
-        f"donor: the {len(names)} donors of obs[{name!r}] are confounded with {', '.join(design.variables)}: no two "
-        "donors share a condition and none has several, so donors and conditions cannot be told apart; needed more "
-        "donors a condition, or donor=None for conclusions about these cells alone"
+        f"donor: the {len(donors.names)} donors of obs[{donors.name!r}] are confounded with "
+        f"{', '.join(design.variables)}: no two donors share a condition and none has several, so donors and "
+        "conditions cannot be told apart; needed more donors a condition, or donor=None for conclusions about these "
+        "cells alone"
     )

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.expression import Expression
 from pyro_zilognormal.singlecell.scale import Scale
 from pyro_zilognormal.sufficient import SufficientStatistics, row_chunks
@@ -54,7 +54,10 @@ def read(
     """
     by_column = getattr(expression.matrix, "format", "") == "csc"
     reader = _by_columns if by_column else _by_rows
-    found = reader(expression, scale, strata, n_strata, offset, keep)
+    try:
+        found = reader(expression, scale, strata, n_strata, offset, keep)
+    except OSError as error:
+        raise SingleCellError(f"{expression.where} cannot be read; the file is damaged: {error}") from error
     scale.warn()
     return found
 
@@ -94,7 +97,8 @@ def _by_columns(expression: Expression, scale: Scale, strata: Any, n_strata: int
 
 def _column_blocks(matrix: Any) -> Iterator[slice]:
     """Yield slices of columns, each of so many stored values, or of one column."""
-    pointer = np.asarray(matrix.indptr if hasattr(matrix, "indptr") else matrix._indptr)
+    # On disk, the dataset has a group.
+    pointer = np.asarray(matrix.indptr if hasattr(matrix, "indptr") else matrix.group["indptr"][:])
     start, columns = 0, len(pointer) - 1
     while start < columns:
         stop = int(np.searchsorted(pointer, pointer[start] + _VALUES_A_BLOCK, side="right")) - 1

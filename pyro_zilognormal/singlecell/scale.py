@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError
+from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError, require
 from pyro_zilognormal.singlecell.expression import Expression
 
 SCALES = ("linear", "log1p", "log2p1")
@@ -54,7 +54,7 @@ class Scale:
             block = block.copy()
             block.sum_duplicates()
         data = self._linear(self._numbers(block.data), block, (first_row, first_column))
-        return type(block)((data, block.indices, block.indptr), shape=block.shape)
+        return require("scipy.sparse").csr_matrix((data, block.indices, block.indptr), shape=block.shape)
 
     def warn(self) -> None:
         """Warn if what has been seen looks to be on another scale than it was said to be."""
@@ -91,7 +91,7 @@ class Scale:
     def _numbers(self, values: NDArray[Any]) -> NDArray[np.float64]:
         if values.dtype.kind not in "fiub":
             raise SingleCellError(f"{self.expression.where} has dtype {values.dtype}; needed real numbers")
-        return values.astype(np.float64)  # a copy, so that what came is left as it is
+        return np.array(values, dtype=np.float64)  # a plain copy, also of a view of an AnnData
 
     def _linear(self, values: NDArray[np.float64], block: Any, first: tuple[int, int]) -> NDArray[np.float64]:
         self._check(values, block, first)

@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from pyro_zilognormal.models import expected_fdr, local_false_sign_rate, log_fold_change
-from pyro_zilognormal.singlecell.cells import Arm
 from pyro_zilognormal.singlecell.contrasts import Contrast
 from pyro_zilognormal.singlecell.draws import summarise
 from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.observed import Arm
 
 COLUMNS = (
     "variable",

@@ -23,21 +23,31 @@ def write_results(adata: Any, table: Any, parameters: Mapping[str, Any], key_add
     Args:
         adata: what to write to.
         table: what :meth:`HurdleDE.test` returns.
-        parameters: plain values: text, numbers, booleans and None.
+        parameters: text, numbers, booleans, lists of text and None; what :func:`result_parameters` returns.
         key_added: under which key.
 
     Raises:
         SingleCellError: a key with "/", which files take as a path.
     """
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise SingleCellError(f"key_added is {key_added!r}; needed text without '/', which files take as a path")
+    check_key(key_added)
     contrasts = list(dict.fromkeys(table["contrast"]))
-    plain = {name: value for name, value in parameters.items() if value is not None}
-    plain["contrasts"] = np.asarray(contrasts, dtype=object)
+    plain = {name: _plain(value) for name, value in parameters.items() if value is not None}
+    plain["contrasts"] = _plain(contrasts)
     for name in _IN_VARM:
         wide = table.pivot(index="variable", columns="contrast", values=name)
         adata.varm[f"{key_added}_{name}"] = wide.reindex(index=adata.var_names, columns=contrasts).to_numpy()
     adata.uns[key_added] = {"table": table.copy(), "params": plain}
+
+
+def check_key(key_added: Any) -> None:
+    """Raise for a key that files take as a path."""
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise SingleCellError(f"key_added is {key_added!r}; needed text without '/', which files take as a path")
+
+
+def _plain(value: Any) -> Any:
+    """Return a list as an array, which is what comes back from a file."""
+    return np.asarray(value, dtype=object) if isinstance(value, list) else value
 
 
 def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_groups") -> None:
