@@ -10,7 +10,8 @@ import numpy as np
 
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell.design import Design
-from pyro_zilognormal.singlecell.errors import SingleCellError, listed
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, unknown
+from pyro_zilognormal.singlecell.variables import Variable
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +69,17 @@ def make_contrast(design: Design, column: str, test: Any, reference: Any, name: 
             f"contrast: obs[{column!r}] holds numbers, so {design.formula!r} has one slope for it and no levels; write "
             f"C({column}) in the formula to compare levels, or give two conditions, cond({column}=...)"
         )
-    levels = [variable.level(came) for came in (test, reference)]
+    levels = [_known(variable, came) for came in (test, reference)]
     words = f"{column}: {levels[0]} vs {levels[1]}"
     above, below = (_loose_condition(design, {column: level}) for level in levels)
     return _checked(design, Contrast(name or words, above, below, column))
+
+
+def _known(variable: Variable, came: Any) -> Any:
+    level = variable.level(came)
+    if level not in variable.levels:
+        raise unknown("contrast", came, f"values of obs[{variable.name!r}]", variable.levels)
+    return level
 
 
 def make_pair(design: Design, test: CellCondition, reference: CellCondition, name: str | None = None) -> Contrast:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_zilognormal.models import HurdleData, HurdlePriors, HurdleRegression, fit_hurdle
+from pyro_zilognormal.models import HurdlePriors, HurdleRegression, fit_hurdle
 from pyro_zilognormal.singlecell import contrasts
 from pyro_zilognormal.singlecell.cells import read_cells
 from pyro_zilognormal.singlecell.check import DRAWS, check_table
@@ -23,6 +23,7 @@ from pyro_zilognormal.singlecell.provenance import (
     check_fractions,
     make_priors,
     on_device,
+    sizes,
     versions,
 )
 from pyro_zilognormal.singlecell.scale import Scale
@@ -67,10 +68,10 @@ class HurdleDE:
         >>> data = pbmc68k_reduced()
         >>> obs = pandas.DataFrame({"cell_type": data.cell_type}, index=data.barcodes)
         >>> adata = anndata.AnnData(data.values.numpy(), obs, pandas.DataFrame(index=data.genes))
-        >>> de = HurdleDE(adata[:, ["LYZ", "CD3D", "FTL"]], "~ cell_type").fit()
+        >>> de = HurdleDE(adata[:, ["CD3D", "FTL", "LYZ"]], "~ cell_type").fit(steps=50)
         >>> table = de.test(("cell_type", "CD14+ Monocyte", "CD19+ B"))
-        >>> table.set_index("variable").log_fc.round().to_dict()
-        {'LYZ': 5.0, 'FTL': 1.0, 'CD3D': -0.0}
+        >>> table.variable[table.is_de].tolist()
+        ['FTL', 'LYZ']
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class HurdleDE:
         self.priors = make_priors(priors, self.data)
         self.result: FitResult | None = None
         self._draws: dict[str, Tensor] = {}
-        self.settings |= _sizes(self.data, expression.shape)
+        self.settings |= sizes(self.data, expression.shape)
 
     @property
     def genes(self) -> list[str]:
@@ -141,16 +142,17 @@ class HurdleDE:
         Returns:
             Itself.
         """
-        number = max(300, -(-10 * len(self.data.design) // batch_size)) if not self.data.reduced else 300
-        saving = [] if checkpoint is None else [_as_checkpoint(checkpoint)]
-        regression = HurdleRegression(self.data, self.priors)
+        epochs = 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size)
+        if checkpoint is not None:
+            saving = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
+            callbacks = [*callbacks, saving]
         self.result = fit_hurdle(
-            regression,
+            HurdleRegression(self.data, self.priors),
             self.data,
-            steps=number if steps is None else steps,
+            steps=max(300, epochs) if steps is None else steps,
             batch_size=batch_size,
             seed=seed,
-            callbacks=[*callbacks, *saving],
+            callbacks=callbacks,
         )
         self._draws = {}
         self.settings |= {"seed": seed, "steps": self.result.steps}
@@ -240,23 +242,14 @@ class HurdleDE:
             Wilkinson, a sum of log-normals as one of the same mean and variance.
         """
         check_fractions(0.0, 0.05, credible)
-        result, seed = self._fitted(), self.settings["seed"]
-        blocks = draw_blocks(result, self.data, DRAWS, seed, donors=True)
-        return check_table(self.cells, blocks, credible, seed)
+        blocks = draw_blocks(self._fitted(), self.data, DRAWS, self.settings["seed"], donors=True)
+        return check_table(self.cells, blocks, credible, self.settings["seed"])
 
     def _table(self, contrast: Contrast, delta: float, fdr: float, credible: float) -> Any:
-        arms = self.cells.arm(contrast.test.levels), self.cells.arm(contrast.reference.levels)
+        arms = [self.cells.arm(levels) for levels in (contrast.test.levels, contrast.reference.levels, {})]
         return contrast_table(self.genes, self.draws, contrast, arms, delta, fdr, credible)
 
     def _fitted(self) -> FitResult:
         if self.result is None:
             raise SingleCellError("the genes have not been fitted; call fit() first")
         return self.result
-
-
-def _sizes(data: HurdleData, shape: tuple[int, int]) -> dict[str, int]:
-    return {"n_cells": shape[0], "n_genes": shape[1], "n_rows": len(data.design), "n_donors": data.donors}
-
-
-def _as_checkpoint(given: Any) -> Checkpoint:
-    return given if isinstance(given, Checkpoint) else Checkpoint(given)

@@ -128,7 +128,8 @@ def _if_usable(obs: Any, name: str) -> Any:
 def _materialise(formula: str, parsed: Any, frame: Any) -> Any:
     formulaic = require("formulaic")
     try:
-        matrix = parsed.get_model_matrix(frame, na_action="ignore")
+        with np.errstate(all="ignore"):  # what is not finite is refused by name
+            matrix = parsed.get_model_matrix(frame, na_action="ignore")
     except (formulaic.errors.FormulaicError, ValueError, TypeError) as error:
         raise SingleCellError(f"formula: {formula!r} does not fit adata.obs: {_first_line(error)}") from error
     for name in matrix.model_spec.variables_by_source.get("data", ()):

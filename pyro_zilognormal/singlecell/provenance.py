@@ -23,6 +23,11 @@ def versions() -> dict[str, str]:
     return {"pyro-zilognormal": __version__, "python": platform.python_version()} | found
 
 
+def sizes(data: HurdleData, shape: tuple[int, int]) -> dict[str, int]:
+    """Return how much there is of everything: cells and genes, rows that were fitted, and donors."""
+    return {"n_cells": shape[0], "n_genes": shape[1], "n_rows": len(data.design), "n_donors": data.donors}
+
+
 def make_priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData) -> HurdlePriors:
     """Return the priors that are given, or the data's with those that are given.
 

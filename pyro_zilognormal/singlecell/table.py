@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ def contrast_table(
     genes: list[str],
     draws: Mapping[str, Tensor],
     contrast: Contrast,
-    arms: tuple[Arm, Arm],
+    arms: Sequence[Arm],
     delta: float,
     fdr: float,
     credible: float,
@@ -79,7 +79,7 @@ def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, delta: float, cr
     return {name: values.numpy() for name, values in found.items()}
 
 
-def _observed(test: Arm, reference: Arm) -> dict[str, Any]:
+def _observed(test: Arm, reference: Arm, everything: Arm) -> dict[str, Any]:
     return {
         "detection_test": test.detection,
         "detection_ref": reference.detection,
@@ -87,14 +87,16 @@ def _observed(test: Arm, reference: Arm) -> dict[str, Any]:
         "mean_ref": reference.mean,
         "n_test": test.cells,
         "n_ref": reference.cells,
-        "status": _status(test, reference),
+        "status": _status(test, reference, everything),
     }
 
 
-def _status(test: Arm, reference: Arm) -> Any:
-    positive = test.positive + reference.positive
-    status = np.full(len(positive), "ok", dtype=object)
-    status[positive == test.cells + reference.cells] = "all_positive"
+def _status(test: Arm, reference: Arm, everything: Arm) -> Any:
+    # Where nobody is in a condition, as with a value of a continuous covariate, all cells speak for it.
+    arms = (test, reference) if test.cells and reference.cells else (everything,)
+    positive = np.sum([arm.positive for arm in arms], axis=0)
+    status = np.array(["ok"] * len(positive), dtype=object)
+    status[positive == sum(arm.cells for arm in arms)] = "all_positive"
     status[positive < FEWEST_POSITIVE] = "too_few_positive"
     status[positive == 0] = "all_zero"
     return status

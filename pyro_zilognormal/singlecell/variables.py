@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,14 +38,21 @@ class Variable:
             UnknownNameError: there is no such level.
             SingleCellError: a number that is not finite.
         """
-        if not self.categorical and isinstance(came, int | float | np.number):
-            if not np.isfinite(came):
-                raise SingleCellError(f"{self.name}: got {came}; needed a finite number")
-            return came
+        if not self.categorical:
+            return self._number(came)
         found = [level for level in self.levels if level == came] or [v for v in self.levels if str(v) == str(came)]
         if len(found) != 1:
             raise unknown(self.name, came, f"levels of obs[{self.name!r}]", self.levels)
         return found[0]
+
+    def _number(self, came: Any) -> float:
+        try:
+            number = float(came)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise SingleCellError(f"{self.name}: got {came!r}; needed a finite number, as obs[{self.name!r}] holds")
+        return number
 
     def cells(self, level: Any) -> NDArray[np.bool_]:
         """Return which cells have a level."""
@@ -80,6 +88,8 @@ def column(obs: Any, name: str, argument: str) -> Any:
 def _tidy(values: Any, argument: str) -> Any:
     if hasattr(values, "cat"):
         return values.cat.remove_unused_categories()
+    if hasattr(values.dtype, "numpy_dtype"):  # pandas' own numbers, which can be missing and here are not
+        values = values.astype(values.dtype.numpy_dtype)
     if values.dtype == object:
         kinds = {type(value).__name__ for value in values}
         if len(kinds) > 1 or not isinstance(values.iloc[0], str | bool):

@@ -76,7 +76,9 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
     parts = {group: _by_score(table, contrast) for group, contrast in zip(groups, contrasts, strict=True)}
     found: dict[str, Any] = {"params": _params(params)}
     found |= {name: _records(parts, how) for name, how in _FIELDS.items()}
-    for name, source in (("pts", "detection_test"), ("pts_rest", "detection_ref")):
+    # Files take no column with "/" in its name.
+    shares = () if any("/" in group for group in groups) else (("pts", "detection_test"), ("pts_rest", "detection_ref"))
+    for name, source in shares:
         found[name] = require("pandas").DataFrame({g: p.set_index("variable")[source] for g, p in parts.items()})
     adata.uns[key_added] = found
 
@@ -108,7 +110,8 @@ def _records(parts: Mapping[str, Any], how: tuple[str, str]) -> Any:
 def _group_names(params: Mapping[str, Any], contrasts: list[str]) -> list[str]:
     tests = [str(t) for t in params.get("test_levels", ())]
     same = len({*params.get("columns", ())}) == 1 and len({*params.get("reference_levels", ())}) == 1
-    return tests if same and len({*tests}) == len(contrasts) else contrasts
+    names = tests if same and len({*tests}) == len(contrasts) else contrasts
+    return [name.replace(":", "") for name in names]  # zarr takes no colon in the name of a field
 
 
 def _params(params: Mapping[str, Any]) -> dict[str, Any]:
