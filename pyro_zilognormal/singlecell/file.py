@@ -144,6 +144,8 @@ def open_cells(path: str | os.PathLike[str]) -> Iterator[CellFile]:
 def _table(root: Any, where: str) -> Any:
     if where not in root:
         raise KeyError(f"it has no {where}")
+    if not hasattr(root[where], "keys"):
+        raise TypeError(f"its {where} is no table of anndata 0.7 or later")
     return require("anndata.io").read_elem(root[where])
 
 

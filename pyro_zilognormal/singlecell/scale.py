@@ -16,8 +16,10 @@ SCALES = ("linear", "log1p", "log2p1")
 
 # log1p of a share of 1e6 molecules is at most 13.8, log2(x + 1) of it at most 20.
 _LARGEST_LOG = 20.0
-# Logarithms are not skewed: their largest is a few times their mean.
+# Logarithms are not skewed: their largest is a few times their mean, their sd less than it. Of linear expression, over
+# genes and cells, the sd is one to three times the mean.
 _LARGEST_SKEW = 10.0
+_LARGEST_SD = 0.9
 # e^30 molecules are in no cell.
 _LARGEST_EXPONENT = 30.0
 
@@ -37,7 +39,7 @@ class Scale:
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
             raise SingleCellError(f"detection_threshold is {threshold!r}; needed a number >= 0, in linear units")
         self.expression, self.scale, self.threshold = expression, scale, float(threshold)
-        self.largest, self.sum, self.count, self.whole = 0.0, 0.0, 0, True
+        self.largest, self.sum, self.squares, self.count, self.whole = 0.0, 0.0, 0.0, 0, True
 
     def __call__(self, block: Any, first_row: int = 0, first_column: int = 0) -> Any:
         """Return a block, dense or CSR, in linear float64, with zeros up to the threshold.
@@ -78,7 +80,9 @@ class Scale:
     def _looks_logged(self) -> bool:
         if self.count == 0 or self.whole or self.largest > _LARGEST_LOG:
             return False
-        return self.expression.log1p or self.largest < _LARGEST_SKEW * self.sum / self.count
+        mean, square = self.sum / self.count, self.squares / self.count
+        unskewed = self.largest < _LARGEST_SKEW * mean and square < (1 + _LARGEST_SD**2) * mean**2
+        return self.expression.log1p or unskewed
 
     def _dense(self, block: Any) -> NDArray[np.float64]:
         if not isinstance(block, np.ndarray) or isinstance(block, np.ma.MaskedArray) or block.ndim != 2:
@@ -110,6 +114,7 @@ class Scale:
         if positive.size:
             self.largest = max(self.largest, float(positive.max()))
             self.sum += float(positive.sum())
+            self.squares += float(np.square(positive, dtype=np.float64).sum())
             self.count += positive.size
             self.whole = self.whole and bool((positive == np.floor(positive)).all())
 

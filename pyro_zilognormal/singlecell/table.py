@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_zilognormal.models import expected_fdr, local_false_sign_rate, log_fold_change
@@ -55,15 +56,13 @@ def contrast_table(
     columns |= _posterior(draws, contrast, delta, credible) | _observed(*arms)
     table = require("pandas").DataFrame(columns).astype(dict.fromkeys(("variable", "contrast", "status"), object))
     table["is_de"] = (table["expected_fdr"] <= fdr) & (table["status"] != "all_zero")
-    return _sorted(table[list(COLUMNS)], delta)
+    return _sorted(table[list(COLUMNS)])
 
 
 def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float) -> dict[str, Any]:
     change = log_fold_change(draws, contrast.test, contrast.reference)
     total = change.total
     _, low, high = summarise(total, credible)
-    lfsr = local_false_sign_rate(total)
-    sure = (total.abs() > delta).double().mean(0)
     found = {
         "log_fc": total.mean(0),
         "log_fc_low": low,
@@ -72,11 +71,20 @@ def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, delta: float, cr
         "log_fc_detection": change.detection.mean(0),
         "log_fc_abundance": change.abundance.mean(0),
         "prob_up": (total > 0).double().mean(0),
-        "lfsr": lfsr,
-        "prob_de": sure,
-        "expected_fdr": expected_fdr(1 - sure if delta > 0 else lfsr),
+        "lfsr": local_false_sign_rate(total),
+        "prob_de": (total.abs() > delta).double().mean(0),
+        "expected_fdr": expected_fdr(_false_or_small(total, delta)),
     }
     return {name: values.numpy() for name, values in found.items()}
+
+
+def _false_or_small(total: Tensor, delta: float) -> Tensor:
+    """Return the probability that a change has not the likelier sign or is of at most delta; the lfsr for delta 0.
+
+    P(|change| <= delta) would not do to call genes by: a gene of which nothing is known has large changes both ways.
+    """
+    up, down = (total > delta).double().mean(0), (total < -delta).double().mean(0)
+    return 1 - torch.maximum(up, down)
 
 
 def _observed(test: Arm, reference: Arm, everything: Arm) -> dict[str, Any]:
@@ -102,9 +110,8 @@ def _status(test: Arm, reference: Arm, everything: Arm) -> Any:
     return status
 
 
-def _sorted(table: Any, delta: float) -> Any:
+def _sorted(table: Any) -> Any:
     """Sort by what the calls go by; genes that the draws cannot tell apart by their change in units of its sd."""
-    sure = table["prob_de"] if delta > 0 else -table["lfsr"]
     size = table["log_fc"].abs() / table["log_fc_sd"]
-    order = np.lexsort([-size.to_numpy(), -sure.to_numpy()])
+    order = np.lexsort([-size.to_numpy(), table["expected_fdr"].to_numpy()])
     return table.iloc[order].reset_index(drop=True)

@@ -88,20 +88,29 @@ def column(obs: Any, name: str, argument: str) -> Any:
 def _tidy(values: Any, argument: str) -> Any:
     if hasattr(values, "cat"):
         return values.cat.remove_unused_categories()
+    if str(values.dtype) in ("string", "str"):  # which formulaic does not take for categories in every pandas
+        return values.astype(object)
     if hasattr(values.dtype, "numpy_dtype"):  # pandas' own numbers, which can be missing and here are not
         values = values.astype(values.dtype.numpy_dtype)
     if values.dtype == object:
-        kinds = {type(value).__name__ for value in values}
-        if len(kinds) > 1 or not isinstance(values.iloc[0], str | bool):
-            raise SingleCellError(
-                f"{argument}: obs[{values.name!r}] holds objects of type {listed(sorted(kinds))}; needed one of text, "
-                f"categories or numbers: adata.obs[{values.name!r}].astype(str)"
-            )
-    elif values.dtype.kind in "fc" and not np.isfinite(values.to_numpy()).all():
+        return _plain(values, argument)
+    if values.dtype.kind in "fc" and not np.isfinite(values.to_numpy()).all():
         raise SingleCellError(f"{argument}: obs[{values.name!r}] holds infinite values; needed finite ones")
-    elif values.dtype.kind in "Mm":
+    if values.dtype.kind in "Mm":
         raise SingleCellError(f"{argument}: obs[{values.name!r}] holds times; needed numbers or categories: convert it")
     return values
+
+
+def _plain(values: Any, argument: str) -> Any:
+    """Return a column of Python objects as one of text or of booleans."""
+    for kind in (str, bool | np.bool_):
+        if all(isinstance(value, kind) for value in values):
+            return values.map(str) if kind is str else values.astype(bool)
+    kinds = sorted({type(value).__name__ for value in values})
+    raise SingleCellError(
+        f"{argument}: obs[{values.name!r}] holds objects of type {listed(kinds)}; needed one of text, categories or "
+        f"numbers: adata.obs[{values.name!r}].astype(str)"
+    )
 
 
 def variable(values: Any, coded: bool) -> Variable:

@@ -1,0 +1,353 @@
+"""Bad files and calls: each gets one line that names what came and what to do, and leaves the AnnData as it was."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anndata
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from pyro_zilognormal.singlecell import (
+    HurdleDE,
+    SingleCellError,
+    UnknownNameError,
+    differential_expression,
+    open_cells,
+    to_scanpy,
+    write_results,
+)
+from tests.singlecell.cell_cases import GENES, experiment, frame, values
+
+STIM = ("condition", "stim", "ctrl")
+
+
+def call(adata: Any, formula: Any = "~ condition", contrast: Any = STIM, **options: Any) -> Any:
+    return differential_expression(adata, formula, contrast, steps=10, **options)
+
+
+def with_value(value: float, make: Callable[[Any], Any] = np.asarray) -> anndata.AnnData:
+    x = values()
+    x[17, 3] = value
+    return experiment(x=make(x))
+
+
+def with_obs(**columns: Any) -> anndata.AnnData:
+    adata = experiment()
+    for name, column in columns.items():
+        adata.obs[name] = column
+    return adata
+
+
+def with_missing(name: str) -> anndata.AnnData:
+    adata = experiment()
+    adata.obs[name] = adata.obs[name].astype(object)
+    adata.obs.iloc[[5, 9], list(adata.obs.columns).index(name)] = None
+    return adata
+
+
+def renamed(genes: list[str]) -> anndata.AnnData:
+    adata = experiment()
+    adata.var_names = genes
+    return adata
+
+
+AGE = frame()["age"]
+
+# What is wrong: the call, and what its error says.
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "negative": (
+        lambda: call(with_value(-0.5)),
+        r"adata.X: -0.5 in cell 'cell17', gene 'same': values are centred or scaled; needed values >= 0",
+    ),
+    "negative in csr": (lambda: call(with_value(-0.5, sp.csr_matrix)), r"-0.5 in cell 'cell17', gene 'same'"),
+    "negative in csc": (lambda: call(with_value(-0.5, sp.csc_matrix)), r"-0.5 in cell 'cell17', gene 'same'"),
+    "nan": (lambda: call(with_value(np.nan)), r"adata.X: nan in cell 'cell17', gene 'same'; needed finite values"),
+    "nan in csr": (lambda: call(with_value(np.nan, sp.csr_matrix)), r"nan in cell 'cell17', gene 'same'"),
+    "nan in csc": (lambda: call(with_value(np.nan, sp.csc_matrix)), r"nan in cell 'cell17', gene 'same'"),
+    "infinite": (lambda: call(with_value(np.inf)), r"inf in cell 'cell17', gene 'same'; needed finite"),
+    "minus infinite": (lambda: call(with_value(-np.inf)), r"-inf in cell 'cell17', gene 'same'; needed finite"),
+    "no logarithm": (
+        lambda: call(with_value(5000.0), scale="log1p"),
+        r"inf in cell 'cell17', gene 'same' once scale='log1p' is undone; .*: scale='linear'\?",
+    ),
+    "text": (lambda: call(experiment(x=values().astype(str).astype(object))), r"dtype object; needed real numbers"),
+    "complex": (lambda: call(experiment(x=values() + 0j)), r"dtype complex128; needed real numbers"),
+    "all zero": (lambda: call(experiment(x=values() * 0)), "holds no value above the detection threshold"),
+    "threshold above all": (lambda: call(experiment(), detection_threshold=1e9), "no value above the detection"),
+    "no cells": (lambda: call(experiment()[:0]), r"adata.X is empty, of shape \(0, 6\); needed cells x genes"),
+    "no genes": (lambda: call(experiment()[:, :0]), r"adata.X is empty, of shape \(160, 0\)"),
+    "one cell": (lambda: call(experiment()[:1]), "adata.X holds one cell; needed cells to compare"),
+    "no X": (lambda: call(anndata.AnnData(obs=frame())), "adata has no X; name a layer: it has none"),
+    "duplicate genes": (
+        lambda: call(renamed(["a", "b", "a", "c", "a", "d"])),
+        r"gene name 'a' stands 3 times in var_names; needed unique names: call adata.var_names_make_unique\(\)",
+    ),
+    "no layer": (lambda: call(experiment(), layer="counts"), "layer: 'counts' is not one of the layers of adata: none"),
+    "no raw": (lambda: call(experiment(), use_raw=True), "use_raw is True, but adata.raw is None"),
+    "layer and raw": (lambda: call(experiment(), use_raw=True, layer="a"), "layer is 'a' and use_raw is True"),
+    "scale": (lambda: call(experiment(), scale="log2"), "scale is 'log2'; needed one of 'linear', 'log1p', 'log2p1'"),
+    "threshold": (lambda: call(experiment(), detection_threshold=-1), "detection_threshold is -1; needed a number"),
+    "no column": (
+        lambda: call(experiment(), "~ conditoin"),
+        "formula: 'conditoin' is not one of the columns of adata.obs: .*; did you mean 'condition'?",
+    ),
+    "no column in a function": (lambda: call(experiment(), "~ center(agee)"), "does not fit adata.obs: .*agee"),
+    "no level": (
+        lambda: call(experiment(), contrast=("condition", "stimm", "ctrl")),
+        r"condition: 'stimm' is not one of the levels of obs\['condition'\]: ctrl, stim; did you mean 'stim'\?",
+    ),
+    "no variable": (
+        lambda: call(experiment(), contrast=("sex", "f", "m")),
+        "condition: 'sex' is not one of the variables of the formula '~ condition': condition",
+    ),
+    "one level": (
+        lambda: call(with_obs(condition="ctrl")),
+        r"obs\['condition'\] has one value only, 'ctrl'; needed two levels",
+    ),
+    "one level left": (lambda: call(experiment()[:80].copy()), r"obs\['condition'\] has one value only"),
+    "one number": (lambda: call(with_obs(age=3.0), "~ condition + age"), r"obs\['age'\] has one value only, 3.0"),
+    "itself": (lambda: call(experiment(), contrast=("condition", "stim", "stim")), "compares a condition with itself"),
+    "numbers": (
+        lambda: call(with_obs(cluster=np.arange(160) % 4), "~ cluster", ("cluster", 3, 1)),
+        r"obs\['cluster'\] holds numbers, so '~ cluster' has one slope for it and no levels; write C\(cluster\)",
+    ),
+    "not among two numbers": (
+        lambda: call(with_obs(dose=np.arange(160) % 2), "~ dose", ("dose", 1, 3)),
+        r"contrast: 3 is not one of the values of obs\['dose'\]: 0, 1",
+    ),
+    "not estimable": (
+        lambda: call(with_obs(batch=frame()["condition"]), "~ condition + batch"),
+        r"'condition: stim vs ctrl' is not estimable from '~ condition \+ batch': .* \(rank 2 of 3\)",
+    ),
+    "interaction": (
+        lambda: call(experiment(), "~ condition * sex"),
+        r"'condition: stim vs ctrl' depends on sex, with which it interacts in '~ condition \* sex'; .*, sex=\.\.\.\)",
+    ),
+    "interaction with a number": (lambda: call(experiment(), "~ condition * age"), r"depends on age"),
+    "interaction with a numeric function": (lambda: call(experiment(), "~ condition * center(age)"), r"depends on age"),
+    "no intercept": (lambda: call(experiment(), "~ 0 + condition"), "'~ 0 \\+ condition' has no intercept; needed one"),
+    "two sides": (lambda: call(experiment(), "age ~ condition"), "has several sides or parts; needed one"),
+    "unreadable formula": (lambda: call(experiment(), "~ condition +* sex"), "cannot be read: "),
+    "unclosed": (lambda: call(experiment(), "~ C(condition"), "cannot be read: "),
+    "log of zero": (lambda: call(with_obs(age=AGE - AGE.min()), "~ log(age)"), r"'log\(age\)' is not finite"),
+    "no donor column": (lambda: call(experiment(), donor="doner"), "donor: 'doner' is not .*did you mean 'donor'"),
+    "one donor": (lambda: call(with_obs(donor="d"), donor="donor"), "names one donor only, 'd'; pass donor=None"),
+    "confounded donors": (
+        lambda: call(with_obs(donor=frame()["condition"] + "1"), donor="donor"),
+        r"the 2 donors of obs\['donor'\] are confounded with condition: .*; needed more donors a condition",
+    ),
+    "donor in the formula": (lambda: call(experiment(), "~ condition + donor", donor="donor"), "in the formula .* too"),
+    "missing condition": (
+        lambda: call(with_missing("condition")),
+        r"obs\['condition'\] is missing in 2 of 160 cells, the first 'cell5'; fill it, or keep adata\[",
+    ),
+    "missing donor": (lambda: call(with_missing("donor"), donor="donor"), r"obs\['donor'\] is missing in 2 of 160"),
+    "missing number": (lambda: call(with_missing("age"), "~ condition + age"), r"obs\['age'\] is missing in 2 of 160"),
+    "missing in a function": (
+        lambda: call(with_obs(age=AGE.where(AGE > 40)), "~ condition + center(age)"),
+        r"obs\['age'\] is missing in",
+    ),
+    "infinite number": (lambda: call(with_obs(age=AGE.where(AGE > 40, np.inf)), "~ condition + age"), "holds infinite"),
+    "mixed": (
+        lambda: call(with_obs(condition=["a", 1] * 80)),
+        r"obs\['condition'\] holds objects of type int, str; needed .*astype\(str\)",
+    ),
+    "times": (
+        lambda: call(with_obs(day=pd.date_range("2020-01-01", periods=160).to_numpy()), "~ condition + day"),
+        r"obs\['day'\] holds times",
+    ),
+    "no offset": (lambda: call(experiment(), offset="size"), "offset: 'size' is not one of the columns"),
+    "offset of text": (lambda: call(experiment(), offset="sex"), r"offset: obs\['sex'\] is not a finite number"),
+    "offset too short": (lambda: call(experiment(), offset=[0.0]), r"offset has shape \(1,\); needed one number"),
+    "infinite offset": (lambda: call(experiment(), offset=np.where(AGE > 40, AGE, -np.inf)), "offset is not a finite"),
+    "no contrast": (lambda: call(experiment(), contrast=[]), "contrast: got none; needed at least one"),
+    "twice": (lambda: call(experiment(), contrast=[STIM, STIM]), "needed at least one, and each once"),
+    "nothing asked": (lambda: call(experiment(), None, None), "formula is None, contrast None; needed both"),
+    "half a question": (lambda: call(experiment(), "~ condition", None), "contrast None; needed both"),
+    "two questions": (lambda: call(experiment(), groupby="condition"), "groupby is given with a formula or a contrast"),
+    "groups alone": (lambda: call(experiment(), groups=["stim"]), "groups or reference is given without groupby"),
+    "no group": (lambda: call(experiment(), None, None, groupby="condition", groups=["x"]), "'x' is not one of"),
+    "no reference": (lambda: call(experiment(), None, None, groupby="condition", reference="x"), "'x' is not one of"),
+    "reference among groups": (
+        lambda: call(experiment(), None, None, groupby="condition", groups=["ctrl"], reference="ctrl"),
+        r"groups is \['ctrl'\], reference 'ctrl'; needed groups other than the reference",
+    ),
+    "delta": (lambda: call(experiment(), delta=-1), "delta is -1; needed a number >= 0"),
+    "fdr": (lambda: call(experiment(), fdr=1.0), "fdr is 1.0; needed a number between 0 and 1"),
+    "credible": (lambda: call(experiment(), credible=95), "credible is 95; needed a number between 0 and 1"),
+    "draws": (lambda: call(experiment(), draws=10), "draws is 10; needed a whole number of at least 100"),
+    "device": (lambda: call(experiment(), device="cuda:7"), "device is 'cuda:7', which cannot be used here"),
+    "key": (lambda: call(experiment(), key_added="a/b"), "key_added is 'a/b'; needed text without '/'"),
+    "priors": (lambda: call(experiment(), priors={"effect_sd": 1}), "'effect_sd' is not .*did you mean 'effects_sd'"),
+    "not fitted": (lambda: HurdleDE(experiment(), "~ condition").test(STIM), r"not been fitted; call fit\(\) first"),
+    "no such combination": (
+        lambda: HurdleDE(experiment()[(frame()["condition"] == "ctrl") | (frame()["sex"] == "f")].copy(),
+                         "~ condition * sex").cond(condition="stim", sex="m"),
+        "condition='stim', sex='m' is not estimable: no cells determine it",
+    ),
+    "no number": (lambda: HurdleDE(experiment(), "~ age").cond(age="old"), "age: got 'old'; needed a finite number"),
+    "no results": (lambda: to_scanpy(experiment()), "key: 'ziln_de' is not one of the keys of adata.uns: none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_calls(case: str) -> None:
+    make, says = BAD[case]
+    with pytest.raises(SingleCellError, match=says) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: call(values()), "adata is a ndarray; needed an AnnData"),
+        (lambda: call(experiment(), 3), "formula is a int; needed text"),
+        (
+            lambda: call(experiment(), contrast="stim"),
+            r"contrast is 'stim'; needed \(column, test level, reference level\)",
+        ),
+        (
+            lambda: call(experiment(), contrast=("condition", "stim")),
+            "needed \\(column, test level, reference level\\)",
+        ),
+        (lambda: HurdleDE(experiment(), "~ condition").fit(steps=10).predict(), "needed what cond\\(...\\) returns"),
+    ],
+)
+def test_arguments_of_another_kind(make: Callable[[], Any], says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        make()
+
+
+def test_names_are_also_key_errors() -> None:
+    with pytest.raises(KeyError) as caught:
+        call(experiment(), "~ nothing")
+    assert isinstance(caught.value, UnknownNameError)
+    assert str(caught.value).startswith("formula: 'nothing' is not one of")  # not in quotes, as a KeyError's is
+
+
+def test_a_failed_call_writes_nothing() -> None:
+    adata = experiment()
+    for contrast in (("condition", "stim", "none"), [STIM, STIM]):
+        with pytest.raises(SingleCellError):
+            call(adata, contrast=contrast)
+    assert not list(adata.uns)
+    assert not list(adata.varm)
+    assert list(adata.obs.columns) == list(frame().columns)
+
+
+# What is no file of cells, and what is said of it.
+def _missing(path: pathlib.Path) -> None: ...
+
+
+def _text(path: pathlib.Path) -> None:
+    path.write_text("gene,cell\n")
+
+
+def _empty(path: pathlib.Path) -> None:
+    path.write_bytes(b"")
+
+
+def _truncated(path: pathlib.Path) -> None:
+    experiment().write_h5ad(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _other_hdf5(path: pathlib.Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["data"] = [1, 2]
+
+
+def _obs_is_no_table(path: pathlib.Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["obs"] = [1, 2]
+        file["var"] = [1, 2]
+
+
+def _folder(path: pathlib.Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_missing, "does not exist; needed an h5ad or zarr file"),
+        (_text, "cannot be read as an AnnData .*; needed a whole file that anndata wrote"),
+        (_empty, "cannot be read as an AnnData"),
+        (_truncated, "cannot be read as an AnnData"),
+        (_other_hdf5, "cannot be read as an AnnData .*it has no obs"),
+        (_obs_is_no_table, "cannot be read as an AnnData .its obs is no table of anndata 0.7 or later"),
+        (_folder, "cannot be read as an AnnData"),
+    ],
+)
+def test_bad_files(spoil: Callable[[pathlib.Path], None], says: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    spoil(path)
+    with pytest.raises(SingleCellError, match=says) as caught, open_cells(path):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_whose_matrix_is_damaged(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    experiment(x=sp.csr_matrix(values())).write_h5ad(path, compression="gzip")
+    with h5py.File(path, "r") as file:
+        block = file["X/data"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[block.byte_offset : block.byte_offset + block.size] = b"\xff" * block.size
+    path.write_bytes(bytes(content))
+    with (
+        open_cells(path) as cells,
+        pytest.raises(SingleCellError, match=r"adata\.X cannot be read; the file is damaged"),
+    ):
+        HurdleDE(cells, "~ condition")
+
+
+def test_results_that_the_table_lacks_are_not_written() -> None:
+    adata = experiment()
+    with pytest.raises(SingleCellError, match="key_added is ''"):
+        write_results(adata, call(adata, copy=True), {}, "")
+    assert not list(adata.uns)
+
+
+MISSING = """
+import sys
+sys.modules["{module}"] = None
+import pyro_zilognormal.singlecell as sc
+try:
+    sc.HurdleDE(None, "~ condition")
+except ModuleNotFoundError as error:
+    assert 'pip install "pyro-zilognormal[singlecell]"' in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+
+
+@pytest.mark.parametrize("module", ["anndata", "formulaic"])
+def test_a_missing_extra_says_how_to_install_it(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING.format(module=module)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_loads_no_extra() -> None:
+    code = (
+        "import sys, pyro_zilognormal.singlecell; "
+        "assert not {'anndata', 'pandas', 'formulaic', 'scipy', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_genes_are_those_of_the_table() -> None:
+    assert HurdleDE(experiment(), "~ condition").genes == list(GENES)

@@ -1,0 +1,225 @@
+"""Tables: every column against a computation of its own from the draws and the cells, and against the truth."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyro_zilognormal import ZeroInflatedLogNormal
+from pyro_zilognormal.models import linear_predictor
+from pyro_zilognormal.singlecell import COLUMNS, CellCondition, HurdleDE, differential_expression, draws
+from pyro_zilognormal.singlecell.draws import draw_coefficients, summarise
+from pyro_zilognormal.svi import posterior_draws
+from tests.singlecell.cell_cases import GENES, experiment, frame, values
+
+STIM = ("condition", "stim", "ctrl")
+PARTS = ["log_fc_detection", "log_fc_abundance"]
+
+
+@functools.cache
+def fitted(donor: str | None = None, formula: str = "~ condition") -> HurdleDE:
+    return HurdleDE(experiment(), formula, donor=donor).fit(steps=30)
+
+
+def law(de: HurdleDE, condition: CellCondition) -> ZeroInflatedLogNormal:
+    mu, logits = (linear_predictor(de.draws, condition, part) for part in ("", "gate_"))
+    return ZeroInflatedLogNormal(mu, de.draws["log_sigma"].squeeze(-1).exp(), logits)
+
+
+def changes(de: HurdleDE) -> np.ndarray:
+    """Draws of the log2 ratio of means, from the law's own mean."""
+    means = [law(de, de.cond(condition=c)).mean for c in ("stim", "ctrl")]
+    return (means[0] / means[1]).log2().numpy()
+
+
+@pytest.mark.parametrize("donor", [None, "donor"])
+def test_every_column(donor: str | None) -> None:
+    de = fitted(donor)
+    table = de.test(STIM, delta=0.5, fdr=0.1, credible=0.8).set_index("variable").loc[list(GENES)]
+    assert ["variable", *table.columns] == list(COLUMNS)
+    drawn = changes(de)
+    np.testing.assert_allclose(table["log_fc"], drawn.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(table["log_fc_sd"], drawn.std(0, ddof=1), rtol=1e-9)
+    np.testing.assert_allclose(table[["log_fc_low", "log_fc_high"]], np.quantile(drawn, [0.1, 0.9], 0).T, rtol=1e-9)
+    np.testing.assert_allclose(table[PARTS].sum(axis=1), drawn.mean(0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(table["prob_up"], (drawn > 0).mean(0))
+    np.testing.assert_allclose(table["lfsr"], np.minimum((drawn >= 0).mean(0), (drawn <= 0).mean(0)))
+    np.testing.assert_allclose(table["prob_de"], (np.abs(drawn) > 0.5).mean(0))
+    error = 1 - np.maximum((drawn > 0.5).mean(0), (drawn < -0.5).mean(0))
+    fdr = [error[error <= e].mean() for e in error]
+    np.testing.assert_allclose(table["expected_fdr"], fdr, rtol=1e-9, atol=1e-12)
+    assert table["is_de"].tolist() == [f <= 0.1 for f in fdr]
+    for name, level in (("test", "stim"), ("ref", "ctrl")):
+        x = values()[frame()["condition"] == level]
+        np.testing.assert_allclose(table[f"detection_{name}"], (x > 0).mean(0))
+        np.testing.assert_allclose(table[f"mean_{name}"], x.mean(0), rtol=1e-9)
+        assert (table[f"n_{name}"] == 80).all()
+    assert (table["contrast"] == "condition: stim vs ctrl").all()
+    assert (table["status"] == "ok").all()
+
+
+def test_types_are_plain() -> None:
+    table = fitted().test(STIM)
+    kinds = {name: table[name].dtype.kind for name in COLUMNS}
+    assert {k for k, kind in kinds.items() if kind == "O"} == {"variable", "contrast", "status"}
+    assert {k for k, kind in kinds.items() if kind == "i"} == {"n_test", "n_ref"}
+    assert kinds["is_de"] == "b"
+    assert all(kind in "Oibf" for kind in kinds.values())
+
+
+def test_the_truth_is_found() -> None:
+    table = fitted().test(STIM).set_index("variable")
+    open_, closed = (1 / (1 + math.exp(-v)) for v in (1.5, -1.5))
+    truth = {"up": 3.0, "down": -3.0, "seen": math.log2(open_ / closed)} | dict.fromkeys(("same", "often", "rare"), 0.0)
+    for gene, change in truth.items():
+        assert abs(table.log_fc[gene] - change) < 3 * table.log_fc_sd[gene], gene
+    assert set(table.index[table.is_de]) == {"up", "down", "seen"}
+    assert abs(table.log_fc_detection["up"]) < 3 * 0.2
+    assert table.log_fc_detection["seen"] > 1
+
+
+def test_the_surest_gene_is_first() -> None:
+    table = fitted().test(STIM)
+    assert table["expected_fdr"].is_monotonic_increasing
+    by_sign = fitted().test(STIM, delta=0)
+    assert by_sign["lfsr"].is_monotonic_increasing
+    assert by_sign["expected_fdr"].is_monotonic_increasing
+    sure = by_sign[by_sign["lfsr"] == 0]
+    assert (sure.log_fc.abs() / sure.log_fc_sd).is_monotonic_decreasing
+
+
+def test_a_contrast_turned_round() -> None:
+    there, back = (fitted().test(c).set_index("variable") for c in (STIM, ("condition", "ctrl", "stim")))
+    back = back.loc[there.index]
+    np.testing.assert_allclose(there["log_fc"], -back["log_fc"], rtol=1e-9)
+    np.testing.assert_allclose(there["log_fc_low"], -back["log_fc_high"], rtol=1e-9)
+    np.testing.assert_allclose(there["detection_test"], back["detection_ref"])
+    np.testing.assert_allclose(there["lfsr"], back["lfsr"])
+
+
+def test_several_contrasts_of_one_fit_are_those_one_by_one() -> None:
+    de = fitted(None, "~ condition + sex")
+    sex = ("sex", "m", "f")
+    both = de.test({"a": STIM, "b": (de.cond(sex="m"), de.cond(sex="f"))})
+    assert both["contrast"].tolist() == ["a"] * 6 + ["b"] * 6
+    for name, contrast in (("a", STIM), ("b", sex)):
+        alone = de.test(contrast).drop(columns="contrast")
+        part = both[both["contrast"] == name].drop(columns="contrast").reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, alone, check_exact=True)
+
+
+def test_a_pair_of_conditions_is_its_column() -> None:
+    de = fitted()
+    pair = (de.cond(condition="stim"), de.cond(condition="ctrl"))
+    drop = ["contrast"]
+    pd.testing.assert_frame_equal(de.test(pair).drop(columns=drop), de.test(STIM).drop(columns=drop), check_exact=True)
+    assert de.test(pair)["contrast"][0] == "condition=stim vs condition=ctrl"
+
+
+def test_donors_that_differ_make_less_sure() -> None:
+    cells, donors = (fitted(d).test(STIM).set_index("variable").log_fc_sd for d in (None, "donor"))
+    assert (donors[["up", "down"]] > cells[["up", "down"]]).all()
+
+
+@functools.cache
+def silent() -> HurdleDE:
+    x, stim = values(), (frame()["condition"] == "stim").to_numpy()
+    x[:, 3] = 0
+    x[:, 4] = np.where(x[:, 4] == 0, 1.5, x[:, 4])
+    x[:, 5] = 0
+    x[[3, 100], 5] = 2.0, 2.5
+    x[stim, 0] = 0
+    return HurdleDE(experiment(x=x), "~ condition + sex").fit(steps=30)
+
+
+def test_genes_that_say_little() -> None:
+    table = silent().test(STIM).set_index("variable")
+    status = {"up": "ok", "down": "ok", "seen": "ok", "same": "all_zero", "often": "all_positive"}
+    assert table["status"].to_dict() == status | {"rare": "too_few_positive"}
+    assert np.isfinite(table.drop(columns=["contrast", "status"]).astype(float)).all(axis=None)
+    assert table.log_fc["up"] < -3  # silent in one condition, and often positive in the other
+    assert table.is_de["up"]
+    for gene in ("same", "rare"):
+        assert table.log_fc_low[gene] < 0 < table.log_fc_high[gene]
+        assert not table.is_de[gene]
+        assert table.prob_de[gene] > 0.8  # a change is likely, its direction unknown
+
+
+def test_nothing_is_called_in_genes_without_a_positive_value() -> None:
+    table = silent().test(STIM, delta=0, fdr=0.999).set_index("variable")
+    assert not table.is_de["same"]
+    assert table.is_de["rare"]
+
+
+def test_conditions_that_no_cell_is_in() -> None:
+    de = fitted(None, "~ condition + age")
+    table = de.test((de.cond(age=60), de.cond(age=40))).set_index("variable")
+    assert (table["n_test"] == 0).all()
+    assert table[["detection_test", "mean_ref"]].isna().all(axis=None)
+    assert np.isfinite(table["log_fc"]).all()
+    assert (table["status"] == "ok").all()
+    assert (table.log_fc.abs() < 4 * table.log_fc_sd).all()  # age does nothing
+    assert de.test(STIM).set_index("variable").is_de[["up", "down", "seen"]].all()
+
+
+def test_one_call_is_the_object() -> None:
+    adata = experiment()
+    table = differential_expression(adata, "~ condition", STIM, steps=30)
+    pd.testing.assert_frame_equal(table, fitted().test(STIM), check_exact=True)
+
+
+def test_seeds() -> None:
+    other = HurdleDE(experiment(), "~ condition").fit(steps=30, seed=1).test(STIM)
+    first = fitted().test(STIM)
+    assert not other["log_fc"].equals(first["log_fc"])
+    both = (t.set_index("variable").loc[list(GENES)] for t in (first, other))
+    a, b = both
+    assert ((a.log_fc - b.log_fc).abs() < 6 * a.log_fc_sd * math.sqrt(2 / 1000) + 0.05 * a.log_fc_sd).all()
+
+
+def test_global_state_is_left_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    de = HurdleDE(experiment(), "~ condition").fit(steps=10)
+    de.test(STIM)
+    de.predict(de.cond())
+    de.predictive_check()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def alike(some: torch.Tensor, many: torch.Tensor) -> bool:
+    """Whether as many of some draws lie below each quantile of many as should, within 5 standard errors."""
+    for q in (0.05, 0.25, 0.5, 0.75, 0.95):
+        below = (some < many.quantile(q, 0)).double().mean(0)
+        if ((below - q).abs() > 5 * math.sqrt(q * (1 - q) * (1 / len(some) + 1 / len(many)))).any():
+            return False
+    return True
+
+
+def test_draws_do_not_depend_on_how_many_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    de = fitted("donor")
+    whole = draw_coefficients(de.result, de.data, 4000, 1)
+    monkeypatch.setattr(draws, "_VALUES_A_BLOCK", 20_000)
+    parts = draw_coefficients(de.result, de.data, 4000, 1)
+    assert {k: v.shape for k, v in whole.items()} == {k: v.shape for k, v in parts.items()}
+    assert all(alike(drawn, parts[name]) for name, drawn in whole.items())
+    middle = summarise(whole["intercept"].squeeze(-1), 0.9)
+    monkeypatch.setattr(draws, "_VALUES_A_QUANTILE", 8000)
+    for one, other in zip(middle, summarise(whole["intercept"].squeeze(-1), 0.9), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_draws_are_those_of_the_guide_one_by_one() -> None:
+    de = fitted("donor")
+    names = ("intercept", "effects", "gate_intercept", "gate_effects", "log_sigma")
+    one_by_one = posterior_draws(de.result, *de.data.arguments, draws=150, sites=names, seed=3)
+    together = draw_coefficients(de.result, de.data, 4000, 1)
+    assert set(together) == set(names)
+    for name in names:
+        assert one_by_one[name].shape[1:] == together[name].shape[1:]
+        assert alike(one_by_one[name], together[name]), name

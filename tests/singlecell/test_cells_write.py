@@ -1,0 +1,182 @@
+"""Results in an AnnData: where other tools look for them, and through files."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_zilognormal.singlecell import differential_expression, to_scanpy
+from tests.singlecell.cell_cases import GENES, experiment, frame
+
+STIM = ("condition", "stim", "ctrl")
+WRITERS = ["h5ad", "zarr"]
+zarr2 = pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+
+
+@functools.cache
+def _done() -> tuple[anndata.AnnData, pd.DataFrame]:
+    adata = experiment()
+    contrasts = [STIM, ("sex", "m", "f")]
+    table = differential_expression(adata, "~ condition + sex", contrasts, donor="donor", steps=20)
+    return adata, table
+
+
+def done() -> tuple[anndata.AnnData, pd.DataFrame]:
+    adata, table = _done()
+    return adata.copy(), table
+
+
+def through(adata: anndata.AnnData, kind: str, folder: pathlib.Path) -> anndata.AnnData:
+    path = folder / f"cells.{kind}"
+    getattr(adata, f"write_{kind}")(path)
+    return getattr(anndata, f"read_{kind}")(path)
+
+
+def test_uns_and_varm() -> None:
+    adata, table = done()
+    pd.testing.assert_frame_equal(adata.uns["ziln_de"]["table"], table, check_exact=True)
+    names = ["condition: stim vs ctrl", "sex: m vs f"]
+    assert adata.uns["ziln_de"]["params"]["contrasts"].tolist() == names
+    for column in ("log_fc", "log_fc_sd", "prob_de", "lfsr", "expected_fdr"):
+        array = adata.varm[f"ziln_de_{column}"]
+        assert array.shape == (6, 2)
+        for i, name in enumerate(names):
+            part = table[table["contrast"] == name].set_index("variable")[column]
+            np.testing.assert_array_equal(array[:, i], part.loc[list(GENES)])
+
+
+def test_parameters_tell_what_was_done() -> None:
+    params = done()[0].uns["ziln_de"]["params"]
+    wanted = {
+        "formula": "~ condition + sex",
+        "donor": "donor",
+        "scale": "linear",
+        "use_raw": False,
+        "detection_threshold": 0.0,
+        "draws": 1000,
+        "seed": 0,
+        "steps": 20,
+        "delta": 0.25,
+        "fdr": 0.05,
+        "credible": 0.95,
+        "n_cells": 160,
+        "n_genes": 6,
+        "n_rows": 8,
+        "n_donors": 8,
+    }
+    assert {k: params[k] for k in wanted} == wanted
+    assert params["columns"].tolist() == ["condition", "sex"]
+    assert params["test_levels"].tolist() == ["stim", "m"]
+    assert params["reference_levels"].tolist() == ["ctrl", "f"]
+    assert "layer" not in params  # files hold no None
+
+
+@zarr2
+@pytest.mark.parametrize("kind", WRITERS)
+def test_round_trip(kind: str, tmp_path: pathlib.Path) -> None:
+    adata, table = done()
+    to_scanpy(adata)
+    back = through(adata, kind, tmp_path)
+    pd.testing.assert_frame_equal(back.uns["ziln_de"]["table"], table, check_exact=True, check_index_type=False)
+    for name, value in adata.uns["ziln_de"]["params"].items():
+        assert np.array_equal(back.uns["ziln_de"]["params"][name], value), name
+    np.testing.assert_array_equal(back.varm["ziln_de_log_fc"], adata.varm["ziln_de_log_fc"])
+    for name in ("names", "scores", "logfoldchanges", "pvals", "pvals_adj"):
+        one, other = adata.uns["rank_genes_groups"][name], back.uns["rank_genes_groups"][name]
+        assert one.dtype.names == other.dtype.names
+        assert one.tolist() == other.tolist()
+    to_scanpy(back, key_added="again")  # also from what comes back from a file
+    assert back.uns["again"]["names"].tolist() == adata.uns["rank_genes_groups"]["names"].tolist()
+
+
+def test_the_layout_of_scanpy() -> None:
+    adata, table = done()
+    to_scanpy(adata)
+    found = adata.uns["rank_genes_groups"]
+    groups = ("condition stim vs ctrl", "sex m vs f")
+    assert found["names"].dtype.names == groups
+    for name, kind in (("scores", "f4"), ("logfoldchanges", "f4"), ("pvals", "f8"), ("pvals_adj", "f8")):
+        assert found[name].dtype == np.dtype([(g, kind) for g in groups])
+        assert found[name].shape == (6,)
+    part = table[table["contrast"] == "condition: stim vs ctrl"].set_index("variable")
+    assert (np.diff(found["scores"][groups[0]]) <= 0).all()
+    ordered = part.loc[list(found["names"][groups[0]])]
+    np.testing.assert_allclose(found["logfoldchanges"][groups[0]], ordered["log_fc"], rtol=1e-6)
+    np.testing.assert_allclose(found["scores"][groups[0]], ordered["log_fc"] / ordered["log_fc_sd"], rtol=1e-6)
+    np.testing.assert_array_equal(found["pvals"][groups[0]], ordered["lfsr"])
+    np.testing.assert_array_equal(found["pvals_adj"][groups[0]], ordered["expected_fdr"])
+    np.testing.assert_array_equal(found["pts"][groups[0]].loc[list(GENES)], part["detection_test"].loc[list(GENES)])
+    np.testing.assert_array_equal(found["pts_rest"][groups[0]].loc[list(GENES)], part["detection_ref"].loc[list(GENES)])
+
+
+def test_groups_are_levels_where_they_can_be() -> None:
+    adata = experiment()
+    differential_expression(adata, "~ condition", STIM, steps=10)
+    to_scanpy(adata, key_added="mine")
+    assert adata.uns["mine"]["names"].dtype.names == ("stim",)
+    assert adata.uns["mine"]["params"] == {
+        "groupby": "condition",
+        "reference": "ctrl",
+        "method": "pyro_zilognormal",
+        "use_raw": False,
+        "corr_method": "expected_fdr",
+    }
+
+
+def test_copy_leaves_the_data_as_they_are() -> None:
+    adata = experiment()
+    table = differential_expression(adata, "~ condition", STIM, steps=10, copy=True)
+    assert len(table) == 6
+    assert not list(adata.uns)
+    assert not list(adata.varm)
+
+
+def test_genes_of_raw() -> None:
+    adata = experiment()
+    adata.raw = adata.copy()
+    adata = adata[:, ["same", "up"]].copy()
+    table = differential_expression(adata, "~ condition", STIM, steps=10, use_raw=True, key_added="r")
+    assert sorted(table["variable"]) == sorted(GENES)
+    wanted = table.set_index("variable")["log_fc"].loc[["same", "up"]]
+    np.testing.assert_array_equal(adata.varm["r_log_fc"][:, 0], wanted)
+
+
+def types() -> anndata.AnnData:
+    adata = experiment()
+    adata.obs["type"] = pd.Categorical(np.resize(["CD4+/CD25 T Reg", "B: naive", "NK"], 160))
+    return adata
+
+
+@zarr2
+@pytest.mark.parametrize(("reference", "kind"), [("rest", "h5ad"), ("NK", "zarr")])
+def test_groups_of_any_name(reference: str, kind: str, tmp_path: pathlib.Path) -> None:
+    adata = types()
+    groups = ["CD4+/CD25 T Reg", "B: naive"]
+    table = differential_expression(adata, groupby="type", groups=groups, reference=reference, steps=10)
+    assert table["contrast"].unique().tolist() == [f"{g} vs {reference}" for g in groups]
+    to_scanpy(adata)
+    back = through(adata, kind, tmp_path)
+    assert back.uns["rank_genes_groups"]["names"].dtype.names == ("CD4+/CD25 T Reg", "B naive")
+    assert back.uns["rank_genes_groups"]["params"]["groupby"] == "type"
+    assert back.uns["rank_genes_groups"]["params"]["reference"] == reference
+    assert list(adata.obs.columns) == [*frame().columns, "type"]
+
+
+def test_groups_are_contrasts() -> None:
+    adata = types()
+    members = adata.obs["type"] == "NK"
+    by_group = differential_expression(adata, groupby="type", groups="NK", steps=20, copy=True)
+    adata.obs["is_nk"] = np.where(members, "yes", "no")
+    by_formula = differential_expression(adata, "~ is_nk", ("is_nk", "yes", "no"), steps=20, copy=True)
+    pd.testing.assert_frame_equal(by_group.drop(columns="contrast"), by_formula.drop(columns="contrast"))
+    against: Any = differential_expression(adata, groupby="type", reference="NK", steps=20, copy=True)
+    assert against["contrast"].unique().tolist() == ["B: naive vs NK", "CD4+/CD25 T Reg vs NK"]
+    contrasts = [("type", g, "NK") for g in ("B: naive", "CD4+/CD25 T Reg")]
+    same = differential_expression(adata, "~ type", contrasts, steps=20, copy=True)
+    pd.testing.assert_frame_equal(against.drop(columns="contrast"), same.drop(columns="contrast"))
