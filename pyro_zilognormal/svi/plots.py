@@ -69,7 +69,7 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     low, middle, high = np.quantile(check.replicated[statistic].cpu().numpy(), [0.025, 0.5, 0.975], axis=0)
     tail = check.tail[statistic].cpu().numpy()
     for bad, color in ((False, "C0"), (True, "C3")):
-        here = ((tail < 0.025) | (tail > 0.975)) == bad
+        here = (((tail < 0.025) | (tail > 0.975)) == bad) & ~np.isnan(tail)
         if here.any():
             label = f"tail probability {'outside' if bad else 'within'} 0.025 to 0.975 ({here.sum()})"
             bars = [(middle - low)[here], (high - middle)[here]]

@@ -184,6 +184,11 @@ def _chosen(sampler: Sampler, sites: Sequence[str] | None, joint: bool) -> list[
     known = [*sampler.latent, *sampler.derived, *sampler.observed]
     for name in sites:
         _check_not_summed_out(sampler, name)
+        if name in sampler.auxiliary:
+            raise ValueError(
+                f"sites holds {name!r}, an auxiliary site of the guide, which the model does not have; name sites "
+                f"of the model, {known}"
+            )
         if name not in known:
             raise ValueError(f"sites holds {name!r}; the model's sites are {known}")
         if local and sampler.layouts[name].axis is not None:

@@ -1,5 +1,7 @@
 """Posterior predictive checks, column by column."""
 
+import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +24,7 @@ class PredictiveCheck:
         observed: by statistic, its value in each column of the data, of shape (columns,).
         replicated: by statistic, its value in each column of each drawn data set, of shape (draws, columns).
         tail: by statistic, P(drawn > observed) + P(drawn = observed) / 2 in each column, of shape (columns,).
-            Near 0 or 1 the data are unlike what the fit draws; 0.5 is as good as can be.
+            Near 0 or 1 the data are unlike what the fit draws; 0.5 is as good as can be. NaN where a statistic is.
     """
 
     site: str
@@ -51,15 +53,16 @@ def posterior_predictive(
         data: the observed data, like the fit's; :class:`Minibatches` are read a batch at a time.
         draws: how many data sets to draw.
         quantiles: from 0 to 1.
-        sites: observed sites to check; None for all.
+        sites: observed sites to check; None for all, but for those that are masked or whose law cannot be drawn,
+            which it warns of.
         seed: of the draws.
         max_bytes: memory for one drawn data set's columns.
 
     Returns:
-        A check for each observed site. Columns are the flattened axes other than that of rows.
+        A check for each observed site. Columns are the flattened axes other than that of rows, those of an event too.
 
     Raises:
-        ValueError: for a site that is not observed, or is masked.
+        ValueError: for a site that is not observed, or cannot be checked, where it is named or there is no other.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -158,10 +161,12 @@ def _check(name: str, observed: dict[str, Tensor], drawn: list[dict[str, Tensor]
 
 
 def _tail(drawn: Tensor, observed: Tensor) -> Tensor:
-    return (drawn > observed).double().mean(0) + (drawn == observed).double().mean(0) / 2
+    tail = (drawn > observed).double().mean(0) + (drawn == observed).double().mean(0) / 2
+    return torch.where(observed.isnan() | drawn.isnan().any(0), math.nan, tail)
 
 
 def _observed(sampler: Sampler, sites: Sequence[str] | None) -> list[str]:
+    """Return the observed sites to check: those named, or else all that can be, with a warning of the others."""
     if isinstance(sites, str):
         raise TypeError(f"sites is the text {sites!r}; needed a list of names, [{sites!r}]")
     names = sampler.observed if sites is None else list(sites)
@@ -170,6 +175,22 @@ def _observed(sampler: Sampler, sites: Sequence[str] | None) -> list[str]:
     for name in names:
         if name not in sampler.observed:
             raise ValueError(f"sites holds {name!r}; the model's observed sites are {sampler.observed}")
-        if sampler.model.nodes[name]["mask"] is not None:
-            raise ValueError(f"site {name!r} is masked; a check of all its rows would count the masked ones")
-    return names
+    with sampler.opened():
+        faults = {k: fault for k in names if (fault := _fault(sampler.model.nodes[k]))}
+    told = "; ".join(f"site {k!r} {fault}" for k, fault in faults.items())
+    if faults and (sites is not None or len(faults) == len(names)):
+        raise ValueError(f"{told}. Name other observed sites in sites, if there are any")
+    if faults:
+        warnings.warn(f"left out of the check: {told}", stacklevel=3)
+    return [k for k in names if k not in faults]
+
+
+def _fault(node: Any) -> str:
+    """Say why data like those of an observed site cannot be checked, or nothing where they can."""
+    if node["mask"] is not None:
+        return "is masked; a check of all its rows would count the masked ones"
+    try:
+        node["fn"].sample()
+    except NotImplementedError:
+        return f"cannot be drawn: its law, {type(node['fn']).__name__}, has no sample()"
+    return ""

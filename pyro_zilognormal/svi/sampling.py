@@ -88,6 +88,8 @@ class Sampler:
         self.guide_sites = [k for k, n in guide.nodes.items() if is_sample(n)]
         latent = [k for k, n in model.nodes.items() if is_sample(n) and not n["is_observed"]]
         self.latent = [k for k in latent if k in guide.nodes]
+        # What the guide draws to compute others from: it is kept with these from block to block, and never shown.
+        self.auxiliary = [k for k in self.guide_sites if k not in model.nodes]
         # What the loss summed out has no law in the guide: the model would draw it from its prior.
         self.absent = [k for k in latent if k not in guide.nodes]
         self.observed = [k for k, n in model.nodes.items() if is_sample(n) and _holds_data(n)]
