@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import HurdleData
@@ -14,7 +15,6 @@ from pyro_zilognormal.singlecell.design import Design
 from pyro_zilognormal.singlecell.donors import Donors, check_confounding, find_donors
 from pyro_zilognormal.singlecell.errors import SingleCellError
 from pyro_zilognormal.singlecell.expression import Expression
-from pyro_zilognormal.singlecell.kept import KeptCells
 from pyro_zilognormal.singlecell.observed import Arm, Observed
 from pyro_zilognormal.singlecell.reading import Reading, read
 from pyro_zilognormal.singlecell.scale import Scale
@@ -71,7 +71,7 @@ def read_cells(expression: Expression, obs: Any, formula: str, donor: str | None
     )
     _check_any(reading, expression)
     if keep:
-        cells = KeptCells.make(reading.cells, design.matrix, donors, shift)
+        cells = _kept(reading.cells, design, donors, shift)
         return Cells(expression, design, donors, cells, Observed.of_cells(cells, shift))
     data = _groups(reading, design, donors, examples)
     return Cells(expression, design, donors, data, Observed.of_strata(reading, of_cell, len(examples), shift))
@@ -80,6 +80,24 @@ def read_cells(expression: Expression, obs: Any, formula: str, donor: str | None
 def _groups(reading: Reading, design: Design, donors: Donors | None, examples: NDArray[np.int64]) -> HurdleData:
     who, count = (None, None) if donors is None else (donors.code[examples], len(donors.names))
     return HurdleData.from_groups(reading.statistics, design.matrix[examples], None, who, count)
+
+
+def _kept(values: Any, design: Design, donors: Donors | None, shift: Any) -> HurdleData:
+    if hasattr(values, "tocsr"):
+        _check_range(values.data[values.data > 0])
+    return HurdleData.from_cells(
+        values, design.matrix, None, None if donors is None else donors.code, shift, reduce=False
+    )
+
+
+def _check_range(positive: NDArray[np.float64]) -> None:
+    """Raise for what does not fit in torch's default dtype, which minibatches of a CSR matrix are of."""
+    limits = torch.finfo(torch.get_default_dtype())
+    if positive.size and not (limits.tiny <= positive.min() and positive.max() <= limits.max):
+        raise SingleCellError(
+            f"adata holds values from {positive.min():.3g} to {positive.max():.3g}, which {limits.dtype} cannot hold; "
+            "needed other units, or a detection_threshold above the smallest"
+        )
 
 
 def _check_table(obs: Any, expression: Expression) -> None:

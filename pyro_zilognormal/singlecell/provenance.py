@@ -17,6 +17,10 @@ from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
 _REPORTED = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
 
 
+# Of genes that a column of the design affects, a tenth give or take: calls are honest only with sparse effects.
+_SHARE = (0.1, 1.5)
+
+
 def versions() -> dict[str, str]:
     """Return the versions of what computes."""
     found = {name: importlib.metadata.version(name) for name in _REPORTED}
@@ -29,7 +33,7 @@ def sizes(data: HurdleData, shape: tuple[int, int]) -> dict[str, int]:
 
 
 def make_priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData) -> HurdlePriors:
-    """Return the priors that are given, or the data's with those that are given.
+    """Return the priors that are given, or the data's, with sparse effects, and with those that are given.
 
     Raises:
         UnknownNameError: a name that is no prior.
@@ -40,7 +44,7 @@ def make_priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData
     for name in given or {}:
         if name not in known:
             raise unknown("priors", name, "fields of HurdlePriors", known)
-    return HurdlePriors.for_data(data, **(given or {}))
+    return HurdlePriors.for_data(data, **({"effects_share": _SHARE} | dict(given or {})))
 
 
 def check_device(device: Any) -> str:

@@ -147,7 +147,7 @@ def test_genes_that_say_little() -> None:
     for gene in ("same", "rare"):
         assert table.log_fc_low[gene] < 0 < table.log_fc_high[gene]
         assert not table.is_de[gene]
-        assert table.prob_de[gene] > 0.8  # a change is likely, its direction unknown
+        assert table.lfsr[gene] > 0.05
 
 
 def test_nothing_is_called_in_genes_without_a_positive_value() -> None:
