@@ -115,13 +115,10 @@ def posterior_summary(
     Example:
         >>> from pyro_zilognormal.svi import fit
         >>> import pyro, pyro.distributions as dist
-        >>> def model(x):
-        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("rows", len(x)):
-        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
-        >>> x = torch.ones(8)
-        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), x, steps=5)
-        >>> summary = posterior_summary(result, x, draws=10)["m"]
+        >>> def model():
+        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
+        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
+        >>> summary = posterior_summary(result, draws=10)["m"]
         >>> summary.quantiles.shape, summary.exact
         (torch.Size([3]), True)
     """

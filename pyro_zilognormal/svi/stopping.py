@@ -18,6 +18,9 @@ from pyro_zilognormal.svi.trends import trend
 
 _LEAST = {"every": 2, "patience": 1, "min_delta": 0, "noise": 0, "warm_up": 0, "particles": 2, "seed": 0}
 
+# By how many standard errors a trend is no chance.
+_CLEAR = 4.0
+
 
 class EarlyStopping:
     """Stop when the loss no longer improves, and go back to the best parameters.
@@ -35,9 +38,9 @@ class EarlyStopping:
     tell, else those of twice as many looks, and by more than ``noise`` / 2 standard errors.
 
     Then the fit has converged, unless the loss is worse than the best by more than that and rises since by more
-    than 2 ``noise`` standard errors, or is held out while the training losses do not stay level by as much. That is
-    "rising", and not converged: of held-out data the fit overfits, and of training losses it diverges. The best
-    parameters are gone back to in each case.
+    than 4 standard errors, or is held out while the training losses do not stay level by as much. That is "rising",
+    and not converged: of held-out data the fit overfits, and of training losses it diverges. The best parameters are
+    gone back to in each case.
 
     Args:
         held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
@@ -196,10 +199,10 @@ class EarlyStopping:
         waited = self._state["waited"]
         training = _significance(run.losses[-waited * self.every :])
         if self.held_out is None:
-            return training > 2 * self.noise
+            return training > _CLEAR
         # Training losses still fall where a fit overfits, and rise where it diverges; at an optimum they are flat.
         looks = _significance([loss for _, loss in run.held_out[-waited:]]) if waited > 2 else 0.0
-        return max(abs(training), looks) > 2 * self.noise
+        return max(abs(training), looks) > _CLEAR
 
     def _least(self, run: Run) -> float:
         best = float(self._state["reference"].mean())

@@ -144,3 +144,36 @@ def fit_with(path, change):
     more = arguments.pop("more", [])
     model, guide, x = (arguments.pop(k) for k in ("model", "guide", "data"))
     return fit(model, guide, x, callbacks=[*more, Checkpoint(path)], **arguments)
+
+
+class Script:
+    """A run whose losses are written beforehand."""
+
+    def __init__(self, losses):
+        self.losses, self.step, self.stop_reason, self.converged = [], 0, "", False
+        self.smoothed, self.held_out, self.best_step, self.rows = [], [], 0, 1000
+        self.script, self.objective = losses, self
+
+    def snapshot(self):
+        return {"step": torch.tensor(self.step)}
+
+    def restore(self, values):
+        self.restored = int(values["step"])
+
+    def stop(self, reason, converged=False):
+        self.stop_reason, self.converged = reason, converged
+
+    def play(self, callback):
+        callback.start(self)
+        for loss in self.script:
+            self.losses.append(loss)
+            self.step += 1
+            callback(self)
+            if self.stop_reason:
+                break
+        callback.end(self)
+        return self
+
+
+def noise_of(steps, seed, size=1.0):
+    return size * torch.randn(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
