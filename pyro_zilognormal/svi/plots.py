@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+# Values that differ by more than this factor are drawn on a logarithmic scale, if they are all positive.
+_WIDE = 20.0
+
+
 def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) -> "Axes":
     """Draw training, smoothed and held-out loss per observation over steps, with the stopping point.
 
@@ -38,10 +42,11 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     if result.held_out:
         at = [step for step, _ in result.held_out]
         ax.plot(at, held_out, color="C1", marker="o", markersize=3, label="held out")
+    reason = {"steps": "out of steps", "max_seconds": "out of time"}.get(result.stop_reason, result.stop_reason)
     ax.axvline(result.best_step, color="C3", linestyle="--", linewidth=1, label=f"step {result.best_step}, kept")
-    ax.axvline(result.steps, color="0.3", linestyle=":", linewidth=1, label=f"stopped: {result.stop_reason}")
+    ax.axvline(result.steps, color="0.3", linestyle=":", linewidth=1, label=f"stopped: {reason}")
     _set_range(ax, loss, middle, held_out)
-    ax.set(xlabel="step", ylabel="loss per observation")
+    ax.set(xlabel="step", ylabel="loss per observation (nats)")
     ax.legend(frameon=False, fontsize="small")
     return ax
 
@@ -49,7 +54,8 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
 def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax: "Axes | None" = None) -> "Axes":
     """Draw a statistic of drawn data against that of the data, a point with a 95 % interval for each column.
 
-    Columns whose tail probability is below 0.025 or above 0.975 are marked.
+    Columns whose tail probability is below 0.025 or above 0.975 are marked, and those without one left out. The
+    scales are logarithmic where all values are positive and differ by more than a factor of 20.
 
     Args:
         check: from :func:`posterior_predictive`.
@@ -83,9 +89,13 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
                 linewidth=0.8,
                 label=label,
             )
-    ends = [min(observed.min(), low.min()), max(observed.max(), high.max())]
+    ends = [np.nanmin([observed, low]), np.nanmax([observed, high])]
     ax.plot(ends, ends, color="0.5", linewidth=0.8, zorder=0)
-    ax.set(xlabel=f"{statistic} of the data", ylabel=f"{statistic} of drawn data", title=check.site)
+    if ends[0] > 0 and ends[1] > _WIDE * ends[0]:
+        ax.set(xscale="log", yscale="log")
+    drawn = f"{statistic} of drawn data (median, 95 % interval)"
+    plural = "" if len(observed) == 1 else "s"
+    ax.set(xlabel=f"{statistic} of the data", ylabel=drawn, title=f"{check.site}, {len(observed)} column{plural}")
     ax.legend(frameon=False, fontsize="small")
     return ax
 

@@ -11,6 +11,7 @@ from svi_cases import adam, data, normal_guide, normal_model
 from pyro_zilognormal.svi import (
     EarlyStopping,
     Minibatches,
+    PredictiveCheck,
     SkipBadSteps,
     fit,
     plot_loss,
@@ -203,6 +204,7 @@ def test_the_loss_plot_shows_what_there_is(ax):
     assert lines[1].get_xdata()[0] == 20
     np.testing.assert_allclose(lines[2].get_ydata(), [v / 20 for _, v in result.held_out])
     assert lines[4].get_xdata()[0] == result.steps
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss per observation (nats)")
 
 
 def test_the_loss_plot_copes_with_skipped_and_few_steps(ax):
@@ -224,8 +226,37 @@ def test_the_predictive_plot_marks_misfits(x, ax):
     points = ax.containers[0].lines[0]
     np.testing.assert_allclose(points.get_xdata(), found.observed["zero fraction"])
     np.testing.assert_allclose(points.get_ydata(), found.replicated["zero fraction"].quantile(0.5, 0))
+    assert ax.get_ylabel() == "zero fraction of drawn data (median, 95 % interval)"
+    assert ax.get_title() == "x, 4 columns"
     with pytest.raises(ValueError, match="statistic is 'median'; the check holds"):
         plot_predictive(found, "median")
+
+
+def written(observed, low, high):
+    """A check whose drawn data lie evenly between two values."""
+    drawn = torch.stack([torch.linspace(a, b, 41, dtype=torch.float64) for a, b in zip(low, high, strict=True)], 1)
+    seen = torch.tensor(observed, dtype=torch.float64)
+    tail = torch.where(seen.isnan(), seen, (drawn > seen).double().mean(0))
+    return PredictiveCheck("y", {"mean": seen}, {"mean": drawn}, {"mean": tail})
+
+
+@pytest.mark.parametrize(
+    ("check", "scale"),
+    [
+        (written([0.1, 5.0], [0.05, 4.0], [0.2, 9.0]), "log"),
+        (written([1.0, 5.0], [0.8, 4.0], [1.2, 6.0]), "linear"),
+        (written([0.0, 5.0], [0.0, 4.0], [0.1, 6.0]), "linear"),
+        (written([-1.0, 50.0], [-2.0, 40.0], [0.0, 60.0]), "linear"),
+    ],
+)
+def test_the_predictive_plot_takes_a_scale_that_shows_all_columns(check, scale, ax):
+    plot_predictive(check, "mean", ax)
+    assert (ax.get_xscale(), ax.get_yscale()) == (scale, scale)
+
+
+def test_the_predictive_plot_leaves_out_what_has_no_tail_probability(ax):
+    plot_predictive(written([1.0, float("nan")], [0.0, 0.0], [3.0, 3.0]), "mean", ax)
+    assert labels(ax) == ["tail probability within 0.025 to 0.975 (1)"]
 
 
 def test_plots_make_their_own_axes():
