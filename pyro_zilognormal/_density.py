@@ -18,17 +18,20 @@ MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times sm
 
 def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """log P(X = 0) at 0, the log density above, -inf at negative and infinite values, NaN at NaN."""
-    if not _fused.suits(value, loc, scale, gate.tensor):
-        return _formula.log_density(value, loc, scale, gate.log_zero, gate.log_positive)
+    arguments = (loc, scale, *_of_gate(gate, broadcast(value.shape, loc.shape, scale.shape, gate.tensor.shape)))
+    if not _fused.suits(value, *arguments):
+        return _formula.log_density(value, *arguments)
     lowest, highest = torch.aminmax(value.detach())
     if lowest >= 0 and highest < math.inf:
-        return _of_finite(value, loc, scale, gate)
+        return _fused.LogDensity.apply(value, *arguments)
     inside = (value >= 0) & (value < math.inf)
-    return torch.where(inside, _of_finite(torch.where(inside, value, 1), loc, scale, gate), _formula.outside(value))
+    result = _fused.LogDensity.apply(torch.where(inside, value, 1), *arguments)
+    return torch.where(inside, result, _formula.outside(value))
 
 
-def _of_finite(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
-    shape = broadcast(value.shape, loc.shape, scale.shape, gate.tensor.shape)
-    if isinstance(gate, LogitGate) and MUCH * gate.tensor.numel() > math.prod(shape):
-        return _fused.LogDensity.apply(value, loc, scale, gate.tensor)
-    return _fused.LogDensity.apply(value, loc, scale, gate.log_zero, gate.log_positive)
+def _of_gate(gate: Gate, shape: torch.Size) -> tuple[Tensor, ...]:
+    """Logits where each is used but once; else the two logarithms."""
+    sizes_are_numbers = torch._C._get_tracing_state() is None
+    if isinstance(gate, LogitGate) and sizes_are_numbers and MUCH * gate.tensor.numel() > math.prod(shape):
+        return (gate.tensor,)
+    return gate.log_zero, gate.log_positive

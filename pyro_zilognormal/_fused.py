@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal import _formula
 from pyro_zilognormal._blocks import Block, Gradient, blocks, lift
@@ -149,9 +148,8 @@ def _gradients_of_formula(
 ) -> tuple[Tensor | None, ...]:
     with torch.enable_grad():
         # Of views: if one argument was computed from another, the gradients must not flow through that too.
-        value, loc, scale, *gate = views = [a.view_as(a) for a in arguments]
-        logs = gate if len(gate) == 2 else (logsigmoid(gate[0]), logsigmoid(-gate[0]))
-        result = _formula.log_density(value, loc, scale, *logs)
+        views = [a.view_as(a) for a in arguments]
+        result = _formula.log_density(*views)
     wanted = [v for v, n in zip(views, needed, strict=True) if n]
     found = iter(torch.autograd.grad(result, wanted, grad, create_graph=torch.is_grad_enabled()))
     return tuple(next(found) if n else None for n in needed)
