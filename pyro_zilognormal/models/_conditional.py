@@ -169,7 +169,8 @@ class Conditional(nn.Module):
     def __init__(self, mode: Mode, mean: Tensor, prior_precision: Tensor) -> None:
         super().__init__()
         unit = mode.information.add_diagonal(prior_precision).cholesky()
-        linear = unit.times(unit.transpose_times(mode.theta)) - prior_precision * mean
+        # Nothing is known around the prior's mean, so that where data are silent the law is centred as the prior.
+        linear = unit.times(unit.transpose_times(mode.theta)) - (1 - _NOTHING) * prior_precision * mean
         self.register_buffer("linear", linear)
         for name, value in vars(unit).items():
             self.register_buffer(f"unit_{name}", value)

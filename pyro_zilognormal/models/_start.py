@@ -15,6 +15,7 @@ from pyro_zilognormal.models._arrow import Arrow
 from pyro_zilognormal.models._blocks import Block, Normal
 from pyro_zilognormal.models._em import em_step
 from pyro_zilognormal.models._rows import Rows
+from pyro_zilognormal.models._sigma import log_scale
 
 # The largest change of a linear predictor in one Newton step: log odds saturate beyond.
 _LARGEST_STEP = 2.0
@@ -69,6 +70,8 @@ def find_start(value: Tensor, gate_rows: Rows, rows: Rows, blocks: dict[str, Blo
         slab = _slab(list(parts.values()), {k: v for k, (v, _) in hyper.items()})
         for part in parts.values():
             hyper.update(part.update(hyper, slab))
+    for part in reversed(parts.values()):  # the positive part after sigma, which it is given
+        part.step({k: v for k, (v, _) in hyper.items()})
     return Start({name: part.mode() for name, part in parts.items()}, hyper)
 
 
@@ -149,23 +152,23 @@ class _Gate(_Part):
 
 
 class _Positive(_Part):
-    """Linear regression of log x given sigma, cell by cell of precision exp(-2 log sigma)."""
+    """Linear regression of log x given sigma, cell by cell of precision exp(-2 log scale)."""
 
     def __init__(self, value: Tensor, rows: Rows, block: Block) -> None:
         self.rows = rows
         self.count, self.mean, self.squares = (value[..., k].mT for k in (1, 2, 3))
-        self.log_sigma = torch.zeros(len(self.count), 1).to(value)
+        self.log_scale = torch.zeros(len(self.count), 1).to(value)
         super().__init__(block, torch.zeros(len(self.count), rows.donors + rows.design.shape[1]).to(value))
 
     def information(self) -> Arrow:
         """Return the likelihood's negative Hessian."""
-        return self.rows.information(self.count * (-2 * self.log_sigma).exp())
+        return self.rows.information(self.count * (-2 * self.log_scale).exp())
 
     def step(self, hyper: dict[str, Tensor]) -> None:
         """Solve for the coefficients given sigma."""
         mean, precision = self.prior(hyper)
         factor = self.information().add_diagonal(precision).cholesky()
-        right = self.rows.score(self.count * (-2 * self.log_sigma).exp() * self.mean) + precision * mean
+        right = self.rows.score(self.count * (-2 * self.log_scale).exp() * self.mean) + precision * mean
         self.theta, self.variance = factor.transpose_solve(factor.solve(right)), factor.inverse_diagonal()
         # What the coefficients are fitted to: the degrees of freedom that log sigma does not have.
         self.spent = (1 - precision * self.variance).sum(-1, keepdim=True)
@@ -181,19 +184,27 @@ class _LogSigma(_Part):
 
     def __init__(self, positive: _Positive, block: Block) -> None:
         self.positive = positive
-        super().__init__(block, positive.log_sigma)
+        super().__init__(block, positive.log_scale)
 
     def information(self) -> Arrow:
-        """Return the expected information: 2 for each degree of freedom left."""
+        """Return the expected information: 2 for each degree of freedom left, less near the floor of sigma."""
         left = self.positive.count.sum(-1, keepdim=True) - self.positive.spent
-        return Arrow.from_diagonal(2 * left.clamp(min=0))
+        return Arrow.from_diagonal(2 * left.clamp(min=0) * self._slope().square())
 
     def step(self, hyper: dict[str, Tensor]) -> None:
-        """Take a Newton step up  -n l - exp(-2 l) E[S] / 2 - precision (l - mean)^2 / 2,  S the squared residuals."""
+        """Take a Newton step up  -n l - exp(-2 l) E[S] / 2 - precision (log sigma - mean)^2 / 2.
+
+        S are the squared residuals, and l is log sigma with its floor.
+        """
         mean, precision = self.prior(hyper)
-        squares = self.positive.squared_residuals() * (-2 * self.theta).exp() + self.positive.spent
-        slope = squares - self.positive.count.sum(-1, keepdim=True) - precision * (self.theta - mean)
-        step = slope / (2 * squares + precision)
+        squares = self.positive.squared_residuals() * (-2 * self.positive.log_scale).exp() + self.positive.spent
+        slope = squares - self.positive.count.sum(-1, keepdim=True)
+        step = slope * self._slope() - precision * (self.theta - mean)
+        step = step / (2 * squares * self._slope().square() + precision)
         self.theta = self.theta + step.clamp(-_LARGEST_STEP / 2, _LARGEST_STEP / 2)
         self.variance = (self.information().tips + precision).reciprocal()
-        self.positive.log_sigma = self.theta
+        self.positive.log_scale = log_scale(self.theta)
+
+    def _slope(self) -> Tensor:
+        """Return the derivative of log sigma with its floor by that without."""
+        return (2 * (self.theta - log_scale(self.theta))).exp()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,12 @@ class HurdleData:
         return int(self.value.shape[1])
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """What a regression made from these data takes others to have as well."""
+        columns = {"columns": self.design.shape[1], "gate columns": self.gate_design.shape[1]}
+        return {"genes": self.genes, "donors": self.donors, **columns}
+
+    @property
     def arguments(self) -> tuple[Any, Tensor, Tensor, Tensor, Tensor]:
         """The arguments of model and guide."""
         return self.value, self.design, self.gate_design, self.donor, self.offset
@@ -97,18 +104,21 @@ class HurdleData:
             The data; groups are sorted by their design, gate design and donor.
 
         Raises:
+            TypeError: for what holds no numbers.
             ValueError: for shapes that differ, a design without intercept or that is not finite, and values of x that
                 are negative or not finite.
         """
-        cells = int(x.shape[0])
+        cells = _cells(x)
         rows = _rows(design, gate_design, donor, offset, cells)
+        donors = 0 if donor is None else int(rows[2].max()) + 1
         keys, group = torch.unique(torch.cat([*rows[:2], rows[2][:, None]], 1), dim=0, return_inverse=True)
         if not (2 * len(keys) <= cells if reduce is None else reduce):
-            return cls(x, *rows, _count(donor))
+            SufficientStatistics.from_cells(x)  # refuses what no reduction takes
+            return cls(x, *rows, donors)
         stats = SufficientStatistics.from_cells(x, group, len(keys), rows[3])
         ends = [rows[0].shape[1], rows[0].shape[1] + rows[1].shape[1]]
         design, gate, who = keys.tensor_split(ends, 1)
-        return cls.from_groups(stats, design, gate, None if donor is None else who[:, 0], _count(donor))
+        return cls.from_groups(stats, design, gate, None if donor is None else who[:, 0])
 
     @classmethod
     def from_groups(
@@ -132,10 +142,26 @@ class HurdleData:
             The data.
 
         Raises:
-            ValueError: for shapes that differ, and a design without intercept or that is not finite.
+            TypeError: for what holds no numbers or statistics.
+            ValueError: for shapes that differ, a design without intercept or that is not finite, and too few donors.
         """
+        if not isinstance(stats, SufficientStatistics):
+            raise TypeError(f"stats is a {type(stats).__name__}; needed SufficientStatistics of groups x genes")
         rows = _rows(design, gate_design, donor, None, len(stats.n_zero))
-        return cls(stats.value, *rows, _count(donor) if donors is None else donors)
+        named = 0 if donor is None else int(rows[2].max()) + 1
+        if donors is not None and (donors < named or (donor is None and donors > 0)):
+            raise ValueError(f"donors is {donors}, but donor names {named}; needed at least as many, from 0 on")
+        return cls(stats.value, *rows, named if donors is None else donors)
+
+
+def _cells(x: Any) -> int:
+    shape = tuple(getattr(x, "shape", ()))
+    if len(shape) != 2 or shape[0] == 0:
+        came = f"shape {shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
+        raise ValueError(
+            f"x: {came}; needed a tensor, numpy array or CSR matrix of cells x genes, with a cell at least"
+        )
+    return int(shape[0])
 
 
 def _rows(design: Any, gate_design: Any, donor: Any, offset: Any, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -155,7 +181,7 @@ def _design(name: str, value: Any, rows: int) -> Tensor:
 
 
 def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
-    numbers = torch.as_tensor(value).to(torch.float64)
+    numbers = _tensor(name, value)
     if numbers.dim() != len(shape) or numbers.shape[0] != shape[0]:
         needed = " x ".join(str(n) if n >= 0 else "columns" for n in shape)
         raise ValueError(f"{name}: shape {tuple(numbers.shape)}; needed {needed}")
@@ -165,14 +191,20 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
     return numbers
 
 
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(torch.float64)
+    try:  # numpy reads pandas' tables too
+        return torch.from_numpy(np.array(value, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name}: a {type(value).__name__} with other things than numbers; needed numbers (categories: .cat.codes)"
+        ) from error
+
+
 def _donor(value: Any, rows: int) -> Tensor:
     donor = _numbers("donor", value, (rows,))
-    if (donor < 0).any() or (donor != donor.round()).any():
-        raise ValueError(
-            f"donor: got {donor.min().item():g}; needed whole numbers from 0, such as pandas' category codes"
-        )
+    bad = donor[(donor < 0) | (donor != donor.round())]
+    if len(bad):
+        raise ValueError(f"donor: got {bad[0].item():g}; needed whole numbers from 0, such as pandas' category codes")
     return donor.long()
-
-
-def _count(donor: Any) -> int:
-    return 0 if donor is None else int(torch.as_tensor(donor).max()) + 1

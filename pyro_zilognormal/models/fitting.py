@@ -70,7 +70,7 @@ def fit_hurdle(
         The result of ``svi.fit``, which says whether it converged.
 
     Raises:
-        ValueError: for fewer than 10 steps.
+        ValueError: for fewer than 10 steps, and data of other genes, donors or columns than the regression's.
 
     Example:
         >>> import torch
@@ -79,6 +79,8 @@ def fit_hurdle(
         >>> fit_hurdle(HurdleRegression(data), data).stop_reason
         'converged'
     """
+    if data.sizes != regression.sizes:
+        raise ValueError(f"data has {data.sizes}, the regression {regression.sizes}; needed one made from such data")
     if steps < 10:
         raise ValueError(f"steps is {steps}; needed at least 10, to see whether the loss has settled")
     arguments = data.arguments if data.reduced else (Minibatches(*data.arguments, batch_size=batch_size, plate="rows"),)

@@ -63,7 +63,7 @@ def log_fold_change(draws: Mapping[str, Tensor], test: Condition, reference: Con
         The draws of both parts.
 
     Raises:
-        ValueError: for a row whose length is not the number of coefficients.
+        ValueError: for draws without an intercept, and a row whose length is not the number of coefficients.
 
     Example:
         >>> draws = {"intercept": torch.zeros(1, 1, 1), "effects": torch.ones(1, 1, 1)}
@@ -82,11 +82,13 @@ def linear_predictor(draws: Mapping[str, Tensor], condition: Condition, part: st
     """Return mu of a condition, or the log odds of a zero where ``part`` is "gate_", of shape (draws, genes)."""
     given = condition.gate_design if part and condition.gate_design is not None else condition.design
     row = torch.as_tensor(given, dtype=torch.float64)
+    if f"{part}intercept" not in draws:
+        raise ValueError(f"draws: no {part}intercept among {sorted(draws)}; needed those of all sites of a regression")
     sites = [draws[part + k] for k in ("intercept", "effects") if part + k in draws]
     coefficients = torch.cat(sites, -1)
     if row.shape != coefficients.shape[-1:]:
         raise ValueError(
-            f"condition: a row of shape {tuple(row.shape)} for the {part or 'positive '}part's "
+            f"condition: a row of shape {tuple(row.shape)} for the {'gate' if part else 'positive part'}'s "
             f"{coefficients.shape[-1]} coefficients; needed one number for each column of the design"
         )
     return coefficients @ row.to(coefficients)
@@ -106,9 +108,9 @@ def local_false_sign_rate(draws: Tensor, zero: float = 0.0) -> Tensor:
         >>> local_false_sign_rate(torch.tensor([[1.0], [2.0], [-1.0], [3.0]])).tolist()
         [0.25]
     """
-    up = (draws >= -zero).double().mean(0)
-    down = (draws <= zero).double().mean(0)
-    return torch.minimum(up, down)
+    # What is not a number has no sign to be sure of.
+    up, down = ((draws * sign > zero).double().mean(0) for sign in (1, -1))
+    return 1 - torch.maximum(up, down)
 
 
 def expected_fdr(error: Tensor) -> Tensor:
@@ -120,10 +122,15 @@ def expected_fdr(error: Tensor) -> Tensor:
     Args:
         error: posterior error probabilities, of shape (genes,): a local false sign rate, or 1 - P(|change| > delta).
 
+    Raises:
+        ValueError: for another shape, or values that are not probabilities.
+
     Example:
         >>> expected_fdr(torch.tensor([0.0, 0.5, 0.25])).tolist()
         [0.0, 0.25, 0.125]
     """
+    if error.dim() != 1 or not ((error >= 0) & (error <= 1)).all():
+        raise ValueError(f"error of shape {tuple(error.shape)}; needed one probability for each gene")
     ordered, order = error.double().sort(stable=True)
     running = ordered.cumsum(0) / torch.arange(1, len(error) + 1)
     # Genes of equal error share the largest of their running means: none may be called without the others.

@@ -16,6 +16,7 @@ from pyro_zilognormal.models._blocks import Block, Component
 from pyro_zilognormal.models._conditional import Conditional, PathOnly
 from pyro_zilognormal.models._hyper import HyperNormal
 from pyro_zilognormal.models._rows import Rows
+from pyro_zilognormal.models._sigma import log_scale
 from pyro_zilognormal.models._start import find_start
 from pyro_zilognormal.models.data import HurdleData
 from pyro_zilognormal.models.priors import HurdlePriors
@@ -40,7 +41,7 @@ class HurdleRegression(PyroModule):
     genes, which is learned for each column, and nearly 0 in the others, in both parts together if these have the same
     design. The sites of a gene, each of shape (genes, width), are ``intercept``, ``effects``, ``donors`` and
     ``log_sigma``, and those of the gate with ``gate_`` before them; the hyperparameters' end in ``_mean``, ``_log_sd``
-    and ``_logit_share``.
+    and ``_logit_share``. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of equal values has no posterior without.
 
     Given the hyperparameters, the two parts of a gene are independent in the posterior (where effects are not sparse),
     and so they are in the guide. Each is a full-covariance Normal, the product of the prior and a learned Gaussian
@@ -54,7 +55,8 @@ class HurdleRegression(PyroModule):
         priors: those of :meth:`HurdlePriors.for_data` if None.
 
     Raises:
-        TypeError: for data that are not :class:`HurdleData`.
+        TypeError: for data that are not :class:`HurdleData`, and priors that are not :class:`HurdlePriors`.
+        ValueError: for priors of more elements than the design has columns.
 
     Example:
         >>> from pyro_zilognormal.datasets import pbmc68k_reduced
@@ -72,7 +74,9 @@ class HurdleRegression(PyroModule):
         super().__init__()
         if not isinstance(data, HurdleData):
             raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
-        self.genes, self.donor_count = data.genes, data.donors
+        if not isinstance(priors, HurdlePriors | None):
+            raise TypeError(f"priors is a {type(priors).__name__}; needed HurdlePriors(...), or None")
+        self.genes, self.sizes = data.genes, data.sizes
         self.priors = HurdlePriors.for_data(data) if priors is None else priors
         self.blocks = _blocks(data, self.priors)
         self._start(data)
@@ -95,7 +99,7 @@ class HurdleRegression(PyroModule):
             mu = _predict(design, donor, values["intercept"], values.get("effects"), values.get("donors"))
             gate = [values.get(f"gate_{k}") for k in ("effects", "donors")]
             zi_logits = _predict(gate_design, donor, values["gate_intercept"], *gate)
-            sigma = values["log_sigma"].squeeze(-1).exp()
+            sigma = log_scale(values["log_sigma"]).squeeze(-1).exp()
             with pyro.plate("rows", len(design), dim=-2):
                 pyro.sample("x", _likelihood(value, mu, sigma, zi_logits, offset), obs=value.double())
 
@@ -108,7 +112,7 @@ class HurdleRegression(PyroModule):
         with pyro.plate("genes", self.genes, dim=-1):
             values |= self._draw("log_sigma", self._law("log_sigma", values))
             # Given sigma the positive part is a linear regression, whose posterior is Normal.
-            scale = (2 * (self.log_sigma_start - values["log_sigma"])).exp()
+            scale = (2 * (self.log_scale_start - log_scale(values["log_sigma"]))).exp()
             positive, gate = self._law("positive", values, scale), self._law("gate", values)
             values |= self._draw("positive", self._sparse_positive(positive, gate, values))
             values |= self._evidence(values, self.blocks["positive"])
@@ -161,7 +165,7 @@ class HurdleRegression(PyroModule):
         values = {name: mean for name, (mean, _) in start.hyper.items()}
         laws = {k: Conditional(start.modes[k], *block.moments(values)) for k, block in self.blocks.items()}
         self.laws = torch.nn.ModuleDict(laws)
-        self.register_buffer("log_sigma_start", start.modes["log_sigma"].theta)
+        self.register_buffer("log_scale_start", log_scale(start.modes["log_sigma"].theta))
 
 
 def _blocks(data: HurdleData, priors: HurdlePriors) -> dict[str, Block]:
@@ -194,8 +198,12 @@ def _components(part: str, effects: int, donors: int, priors: HurdlePriors, owne
 
 
 def _pair(pair: tuple[Any, Any], width: int) -> tuple[Tensor, Tensor]:
-    first, second = (torch.as_tensor(v, dtype=torch.float64).reshape(-1).expand(width) for v in pair)
-    return first, second
+    first, second = (torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in pair)
+    if not {len(first), len(second)} <= {1, width}:
+        raise ValueError(
+            f"a prior of HurdlePriors is {pair}; needed numbers, or {width} elements where effects have it"
+        )
+    return first.expand(width), second.expand(width)
 
 
 def _log(pair: tuple[Any, Any], width: int) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ def _units(design: Tensor) -> Tensor:
 
 
 def _check_spike(value: object) -> None:
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
         raise ValueError(f"spike_sd is {value!r}; needed a finite number > 0")
 
 

@@ -9,7 +9,9 @@ from hurdle_cases import hurdle, latents, log_joint, offsets, table
 
 from pyro_zilognormal.models import HurdlePriors
 from pyro_zilognormal.models._arrow import Arrow
+from pyro_zilognormal.models._conditional import _NOTHING
 from pyro_zilognormal.models._rows import Rows
+from pyro_zilognormal.models._sigma import log_scale
 
 KINDS = {
     "intercept": {"effects": 0},
@@ -25,18 +27,20 @@ kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 def law_of(regression, values, part="positive"):
     """The guide's law given hyperparameters and log sigma."""
-    return regression._law(part, values, (2 * (regression.log_sigma_start - values["log_sigma"])).exp())
+    return regression._law(part, values, (2 * (regression.log_scale_start - log_scale(values["log_sigma"]))).exp())
 
 
 def make_exact(regression, data, nothing=1e-11):
     """Let the learned site be the likelihood itself, where it starts with a little more than nothing."""
     law = regression.laws["positive"]
-    count = data.statistics()[..., 1].mT * (-2 * regression.log_sigma_start).exp()
+    count = data.statistics()[..., 1].mT * (-2 * regression.log_scale_start).exp()
     information = Rows(data.design, data.donor, data.donors).information(count)
     a_little = torch.full_like(law.linear[0], nothing)
     site = Arrow(law.unit_tips, law.unit_border, law.unit_core).divide(information.add_diagonal(a_little).cholesky())
     for name, value in vars(site).items():
         getattr(law, f"site_{name}").data = value
+    mean, precision = regression.blocks["positive"].moments(regression.hyper.split(regression.hyper.start))
+    law.linear = law.linear - _NOTHING * precision * mean
     return regression
 
 
@@ -49,7 +53,7 @@ def ridge(kind, regression, values):
     mean, precision = (v.detach().numpy() for v in regression.blocks["positive"].moments(values))
     for gene, x in enumerate(cells["x"].numpy().T):
         some = x > 0
-        weight = np.exp(-2 * values["log_sigma"][gene].item())
+        weight = 1 / (np.exp(2 * values["log_sigma"][gene].item()) + 1e-6)
         total = weight * rows[some].T @ rows[some] + np.diag(precision)
         right = weight * rows[some].T @ (np.log(x[some]) - offset[some]) + precision * mean
         yield np.linalg.solve(total, right), np.linalg.inv(total)
@@ -77,7 +81,7 @@ def test_given_sigma_it_is_the_ridge_posterior(kind):
 def test_it_starts_there(kind):
     """Before any step, but for a prior a ten-thousandth more precise."""
     regression, data = hurdle(**kind)
-    values = {**latents(regression, data), "log_sigma": regression.log_sigma_start}
+    values = {**latents(regression, data), "log_sigma": regression.log_scale_start}
     values |= regression.hyper.split(regression.hyper.start)
     law = law_of(regression, values).law
     mean, variance = law.factor.transpose_solve(law.white_mean), law.factor.inverse_diagonal()

@@ -1,0 +1,97 @@
+"""fit_hurdle: the same seed gives the same bits, and it says when the loss has not settled."""
+
+import numpy as np
+import pytest
+import torch
+from hurdle_cases import hurdle, offsets
+
+from pyro_zilognormal.models import HurdlePriors, fit_hurdle
+from pyro_zilognormal.models.fitting import _settled
+from pyro_zilognormal.svi import posterior_draws
+
+KINDS = {
+    "groups": {"donors": 2},
+    "cells": {"continuous": True},
+    "offset": {"offset": offsets(), "reduce": False},
+    "sparse": {"priors": HurdlePriors(effects_share=(0.2, 1.0))},
+}
+
+
+def fitted(kind, **settings):
+    regression, data = hurdle(**kind)
+    result = fit_hurdle(regression, data, **{"steps": 10, "batch_size": 30} | settings)
+    return regression, data, result
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_same_seed_gives_the_same_bits(kind):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first = fitted(kind)[2]
+    torch.manual_seed(2)
+    second, other = fitted(kind)[2], fitted(kind, seed=1)[2]
+    np.testing.assert_array_equal(first.losses, second.losses)
+    assert all(torch.equal(v, second.params[k]) for k, v in first.params.items())
+    assert (first.losses != other.losses).any()
+    torch.manual_seed(1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_global_state_is_left_alone():
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    fitted({})
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_it_converges_from_its_start():
+    _, data, result = fitted({}, steps=50)
+    assert result.converged
+    assert result.stop_reason == "converged"
+    assert result.steps == 50
+    draws = posterior_draws(result, *data.arguments, draws=5)
+    assert draws["log_sigma"].shape == (5, 5, 1)
+    assert draws["log_sigma"].dtype == torch.float64
+
+
+def test_cut_short_it_says_so():
+    """Moved far from the mode the loss still falls when the steps are over."""
+    regression, data = hurdle(genes=40, reduce=True)
+    with torch.no_grad():
+        for law in regression.laws.values():
+            law.shift += 30.0
+    result = fit_hurdle(regression, data, steps=200)
+    assert not result.converged
+    assert result.stop_reason == "steps"
+
+
+def test_callbacks_see_every_step():
+    seen = []
+    fitted({}, steps=12, callbacks=[lambda run: seen.append(run.step)])
+    assert seen == list(range(1, 13))
+
+
+def test_the_learning_rate_falls_to_nothing():
+    rates = []
+    fitted({}, steps=10, callbacks=[lambda run: rates.append(run.optimizer.param_groups[0]["lr"])])
+    np.testing.assert_allclose(rates, [0.01 * (1 - max(k, 0) / 10) for k in range(10)], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("losses", "settled"),
+    [
+        (np.zeros(50), True),
+        (np.full(10, -3e5), True),
+        (-np.arange(100.0), False),
+        (np.arange(100.0), True),
+        (1e6 - 0.01 * np.arange(100), True),
+        (1e6 - np.arange(100), False),
+        (np.random.default_rng(0).normal(size=100), True),
+        (np.random.default_rng(0).normal(size=100) - np.arange(100), False),
+        (np.concatenate([100 - np.arange(60.0), np.full(40, 40.0)]), True),
+    ],
+    ids=["zeros", "flat", "falling", "rising", "slowly", "of 1e6", "noise", "noisy fall", "flat at last"],
+)
+def test_when_a_loss_has_settled(losses, settled):
+    assert _settled(losses.tolist()) == settled
