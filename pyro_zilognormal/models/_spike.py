@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
+
+
+class _OnTheLine(dist.MixtureSameFamily):
+    """A mixture that says where it lives in a way that AutoGuides and NUTS understand."""
+
+    support = constraints.real
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class SpikeAndSlab:
         log_slab_sd, logit_share = torch.broadcast_tensors(self.log_slab_sd, self.logit_share)
         scales = torch.stack([torch.full_like(log_slab_sd, self.spike_sd), log_slab_sd.exp()], -1)
         which = dist.Categorical(logits=_log_shares(logit_share))
-        return dist.MixtureSameFamily(which, dist.Normal(torch.zeros_like(scales), scales))
+        return _OnTheLine(which, dist.Normal(torch.zeros_like(scales), scales))
 
     def shifted(self, evidence: Tensor) -> SpikeAndSlab:
         """Return the prior after evidence, a log ratio of slab to spike."""

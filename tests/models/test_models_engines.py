@@ -6,10 +6,11 @@ import torch
 from hurdle_cases import hurdle, latents, log_joint, offsets
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal
+from pyro.infer.autoguide import AutoLaplaceApproximation, AutoNormal, init_to_value
 from pyro.optim import Adam
 
 from pyro_zilognormal.models import HurdlePriors
+from pyro_zilognormal.models._sigma import log_scale
 
 SPARSE = HurdlePriors(effects_share=(0.2, 1.0))
 KINDS = {
@@ -130,19 +131,40 @@ def test_autoguides(guide, kind):
     losses = [svi.step(*data.arguments) for _ in range(15)]
     assert all(torch.tensor(losses).isfinite())
     assert min(losses[-3:]) < losses[0]
-    if guide is AutoLaplaceApproximation:
-        auto = auto.laplace_approximation(*data.arguments)
     draw = auto(*data.arguments)
     assert draw["effects"].shape == (5, data.design.shape[1] - 1)
     assert all(v.isfinite().all() for v in draw.values())
 
 
 @pytest.mark.parametrize("kind", ["effect", "donors"])
+def test_laplace_is_exact_given_sigma(kind):
+    """Given sigma and the hyperparameters the positive part is Gaussian, so that Laplace has its covariance."""
+    regression, data = hurdle(**KINDS[kind])
+    values = latents(regression, data)
+    given = {k: v for k, v in values.items() if k == "log_sigma" or k.endswith(("_mean", "_sd"))}
+    model = poutine.condition(regression.model, given)
+    auto = AutoLaplaceApproximation(model, init_loc_fn=init_to_value(values=values))
+    auto(*data.arguments)
+    approximation = auto.laplace_approximation(*data.arguments)
+    covariance = approximation.get_posterior(*data.arguments).covariance_matrix.detach()
+    at, wanted = 0, {}
+    for name, site in approximation.prototype_trace.iter_stochastic_nodes():
+        size = site["value"].numel()
+        wanted[name], at = covariance.diagonal()[at : at + size].reshape(site["value"].shape), at + size
+    scale = (2 * (regression.log_scale_start - log_scale(values["log_sigma"]))).exp()
+    with torch.no_grad():
+        law = regression._law("positive", values, scale).law
+    expected = regression.blocks["positive"].split(law.factor.inverse_diagonal())
+    for name, variance in expected.items():
+        torch.testing.assert_close(wanted[name], variance, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["effect", "donors", "sparse effects, donors"])
 def test_nuts(kind):
     regression, data = hurdle(**KINDS[kind], genes=2)
     start = latents(regression, data)
     kernel = NUTS(regression.model, max_tree_depth=3)
-    chain = MCMC(kernel, num_samples=4, warmup_steps=4, initial_params=start, disable_progbar=True)
+    chain = MCMC(kernel, num_samples=6, warmup_steps=10, initial_params=start, disable_progbar=True)
     chain.run(*data.arguments)
     samples = chain.get_samples()
     assert samples.keys() == start.keys()
