@@ -11,7 +11,7 @@ from pyro_zilognormal.singlecell.de import HurdleDE
 from pyro_zilognormal.singlecell.job import CREDIBLE_CHECK, Answer
 from pyro_zilognormal.singlecell.plots import inside
 from pyro_zilognormal.svi import FitResult
-from pyro_zilognormal.svi.fingerprint import describe
+from pyro_zilognormal.svi.digests import describe
 
 
 def metrics(answer: Answer) -> dict[str, Any]:
