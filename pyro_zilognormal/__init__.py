@@ -2,6 +2,7 @@
 
 from pyro_zilognormal import kl as _kl  # noqa: F401  (registers the divergences)
 from pyro_zilognormal._version import __version__
+from pyro_zilognormal.compilation import compiled
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 from pyro_zilognormal.reparam import ZeroInflatedLogNormalReparam
 from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal, SufficientStatistics, row_chunks
@@ -12,5 +13,6 @@ __all__ = [
     "ZeroInflatedLogNormal",
     "ZeroInflatedLogNormalReparam",
     "__version__",
+    "compiled",
     "row_chunks",
 ]

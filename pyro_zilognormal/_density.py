@@ -12,13 +12,18 @@ from torch import Tensor
 from pyro_zilognormal import _formula, _fused
 from pyro_zilognormal._gate import Gate, LogitGate
 from pyro_zilognormal._shapes import broadcast
+from pyro_zilognormal.compilation import log_density_if_on
 
 MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times smaller than the result
 
 
 def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """log P(X = 0) at 0, the log density above, -inf at negative and infinite values, NaN at NaN."""
-    arguments = (loc, scale, *_of_gate(gate, broadcast(value.shape, loc.shape, scale.shape, gate.tensor.shape)))
+    shape = broadcast(value.shape, loc.shape, scale.shape, gate.tensor.shape)
+    arguments = (loc, scale, *_of_gate(gate, shape))
+    fast = log_density_if_on(math.prod(shape), value, *arguments)
+    if fast is not None:
+        return fast
     if not _fused.suits(value, *arguments):
         return _formula.log_density(value, *arguments)
     lowest, highest = torch.aminmax(value.detach())

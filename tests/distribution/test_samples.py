@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_zilognormal import ZeroInflatedLogNormal
+from pyro_zilognormal import ZeroInflatedLogNormal, _blocks
 from tests.exactness import QUANTITIES, TOLERANCE, compute, undecided, with_gradients
 from tests.oracle import FORMULAS, evaluate
 from tests.points import rounded
@@ -93,3 +93,27 @@ def _off(name: str, point: tuple[float, ...], half: np.ndarray, single: np.ndarr
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_draws(dtype: torch.dtype) -> None:
     assert_share_of_zeros(draw((0.5, 1.0, 0.25), dtype), 0.25)
+
+
+SHAPES_OF_DRAWS = [((300, 40),) * 3, ((300, 40), (40,), (40,)), ((40,), (300, 1), (300, 40)), ((), (), (300, 40))]
+
+
+@pytest.mark.parametrize("bytes_of_block", [2**22, 256])
+@pytest.mark.parametrize("probs", [False, True])
+@pytest.mark.parametrize("shapes", SHAPES_OF_DRAWS)
+def test_draws_in_blocks_are_those_that_carry_gradients(
+    shapes: tuple, probs: bool, bytes_of_block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradients draws are made in blocks, by other operations on the same random numbers."""
+    monkeypatch.setattr(_blocks, "BYTES", bytes_of_block)
+    torch.manual_seed(1)
+    mu, scale, gate = (torch.randn(s, dtype=torch.float64) for s in shapes)
+    gate = {"zi_probs": gate.sigmoid()} if probs else {"zi_logits": gate}
+    d = ZeroInflatedLogNormal(mu.requires_grad_(), scale.exp(), **gate)
+    draws = []
+    for method in (d.sample, d.rsample):
+        torch.manual_seed(2)
+        draws.append(method((3,)))
+    assert draws[1].requires_grad
+    torch.testing.assert_close(draws[0], draws[1].detach(), rtol=1e-14, atol=0)
+    assert 0.3 < (draws[0] == 0).double().mean() < 0.7

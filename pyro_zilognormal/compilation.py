@@ -1,0 +1,94 @@
+"""Compilation of the log density for a block of code."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_zilognormal import _formula
+from pyro_zilognormal._tracing import tracing
+
+LARGE = 2**16  # entries: below, calling what was compiled costs more than it saves
+
+
+class _Switch:
+    """What a block uses for the log density: what was compiled, or nothing once that has failed."""
+
+    def __init__(self) -> None:
+        self.function: Callable[..., Tensor] | None = None
+        self.failed = False
+
+    def call(self, *arguments: Tensor) -> Tensor | None:
+        """The log density, or None where compilation fails."""
+        with _torch_kept_quiet():
+            try:
+                self.function = self.function or torch.compile(_formula.log_density)
+                return self.function(*arguments)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                self.failed = True
+                _warn(error)
+                return None
+
+
+_SWITCH: ContextVar[_Switch | None] = ContextVar("pyro_zilognormal_compiled", default=None)
+
+
+@contextmanager
+def compiled() -> Iterator[None]:
+    """Compile the log density of every ZeroInflatedLogNormal that is evaluated inside, with `torch.compile`.
+
+    One switch, in this thread, for a whole `svi.fit`, an MCMC run or a loop of your own: the forward and the backward
+    pass become a few loops over the data, on CPU and on accelerators. Evaluations of fewer than 65,536 entries are
+    left as they are. The first step compiles, for some ten seconds or more; later ones, and later runs on the same
+    machine, gain.
+
+    Where torch.compile does not work, for want of a C++ compiler say, a single warning says so and all goes on
+    without. torch's switch for validation, which torch.compile turns off for the whole process, stays as it was.
+    What is compiled cannot be differentiated twice; torch says so in an error if you try.
+
+    Example:
+        >>> import torch
+        >>> from pyro_zilognormal import ZeroInflatedLogNormal, compiled
+        >>> with compiled():
+        ...     ZeroInflatedLogNormal(0.0, 1.0, 0.0).log_prob(torch.tensor(0.0))
+        tensor(-0.6931)
+    """
+    token = _SWITCH.set(_Switch())
+    try:
+        yield
+    finally:
+        _SWITCH.reset(token)
+
+
+def log_density_if_on(size: int, *arguments: Tensor) -> Tensor | None:
+    """The log density by the compiled formula if that is switched on, works and is worth it; else None."""
+    switch = _SWITCH.get()
+    if switch is None or switch.failed or tracing() or size < LARGE:
+        return None
+    return switch.call(*arguments)
+
+
+@contextmanager
+def _torch_kept_quiet() -> Iterator[None]:
+    """What torch.compile does on the side: it turns validation off, and warns of what it looks at itself."""
+    validate = Distribution._validate_args
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+        try:
+            yield
+        finally:
+            Distribution.set_default_validate_args(validate)
+
+
+def _warn(error: Exception) -> None:
+    reason = str(error.__cause__ or error).strip().splitlines()[0]
+    warnings.warn(
+        f"compiled(): torch.compile failed, so the log density is not compiled in this block: {reason} "
+        "Install a C++ compiler (g++ or clang; for a GPU also triton), or leave compiled() out.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,129 @@
+"""The switch that compiles the log density: what it changes, what it leaves alone, what it does with no compiler."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_zilognormal import ZeroInflatedLogNormal as Law
+from pyro_zilognormal import _formula, _fused, compilation, compiled
+from pyro_zilognormal.svi import fit
+
+ROWS, COLUMNS = 700, 100  # above the size from which on it is worth compiling
+
+
+@pytest.fixture(autouse=True)
+def torch_warnings() -> Iterator[None]:
+    """torch.compile imports deprecated parts of torch.jit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by 1 whenever the log density is evaluated without compilation, on many entries."""
+    calls: list[int] = []
+    original = _fused.LogDensity.apply
+
+    def apply(*arguments: Tensor) -> Tensor:
+        result = original(*arguments)
+        calls.extend([1] * (result.numel() >= compilation.LARGE))
+        return result
+
+    monkeypatch.setattr(_fused.LogDensity, "apply", apply)
+    return calls
+
+
+def data() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, COLUMNS, generator=generator).exp()
+    return torch.where(torch.rand(ROWS, COLUMNS, generator=generator) < 0.5, 0, x)
+
+
+def model(x: Tensor) -> None:
+    with pyro.plate("columns", COLUMNS):
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        logits = pyro.sample("logits", dist.Normal(0.0, 3.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", Law(mu, scale, logits), obs=x)
+
+
+def losses() -> Tensor:
+    guide = pyro.infer.autoguide.AutoNormal(model)
+    return torch.tensor(fit(model, guide, data(), steps=5, seed=3).losses)
+
+
+def test_a_fit_is_compiled_and_stays_the_same(fused: list[int]) -> None:
+    plain = losses()
+    assert len(fused) >= 5
+    fused.clear()
+    validate = Distribution._validate_args
+    with compiled():
+        torch.testing.assert_close(losses(), plain, rtol=1e-5, atol=0)
+        assert not fused
+        assert Distribution._validate_args == validate
+    losses()
+    assert len(fused) >= 5  # off again
+
+
+def test_odd_values_and_gradients(fused: list[int]) -> None:
+    x = data().double()
+    x[0, :4] = torch.tensor([-1.0, math.inf, math.nan, 1e-30])
+    leaves = [torch.zeros(COLUMNS), torch.ones(COLUMNS), torch.zeros(ROWS, COLUMNS)]
+    leaves = [leaf.double().requires_grad_() for leaf in leaves]
+    found = []
+    for context in (warnings.catch_warnings(), compiled()):
+        with context:
+            result = Law(*leaves, validate_args=False).log_prob(x)
+            found.append((result, *torch.autograd.grad(result.nan_to_num(0, 0, 0).sum(), leaves)))
+    assert len(fused) == 1
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-10, equal_nan=True)
+    with compiled(), pytest.raises(ValueError, match="in the support"):
+        Law(*leaves, validate_args=True).log_prob(x)
+
+
+def test_small_evaluations_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("torch.compile was called")
+
+    monkeypatch.setattr(torch, "compile", never)
+    with compiled():
+        Law(torch.zeros(10), 1.0, 0.0).log_prob(torch.ones(10))
+
+
+def test_without_a_compiler_there_is_one_warning(fused: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    torch._dynamo.reset()  # or what an earlier test has compiled would serve
+    expected = losses()
+    fused.clear()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", RuntimeWarning)
+        with compiled():
+            torch.testing.assert_close(losses(), expected, rtol=0, atol=0)
+    ours = [str(w.message) for w in seen if "compiled()" in str(w.message)]
+    assert len(ours) == 1
+    assert "torch.compile failed" in ours[0]
+    assert "Install a C++ compiler" in ours[0]
+    assert len(fused) >= 5
+
+
+def test_the_formula_takes_either_kind_of_gate() -> None:
+    x, logits = data(), torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(1))
+    logs = torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
+    law = torch.tensor(0.3), torch.tensor(0.7)
+    torch.testing.assert_close(_formula.log_density(x, *law, logits), _formula.log_density(x, *law, *logs))
