@@ -11,6 +11,7 @@ import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+_ROW = r"^  (\S+) +([+-][\d.]+) +([+-][\d.]+) to ([+-][\d.]+)"
 COMMANDS = re.findall(r"```bash\n(.*?)\n```", README, re.DOTALL)
 
 
@@ -51,32 +52,15 @@ def test_links_and_pictures_exist() -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pathlib.Path]:
-    out = tmp_path_factory.mktemp("job") / "deep" / "out"
-    command = [sys.executable, "tutorials/fit_pbmc68k.py", "--out", str(out), "--steps", "400"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout, out
-
-
-def test_the_main_job_finds_the_known_markers(job: tuple[str, pathlib.Path]) -> None:
-    printed, out = job
-    rows = [line.split(",") for line in (out / "genes.csv").read_text().splitlines()]
-    change = {row[0]: float(row[1]) for row in rows[1:]}
-    assert len(change) == 200
-    assert {row[0] for row in rows[1:26]} >= {"LYZ", "S100A9", "CST3", "FCN1", "IL32", "CD3D"}
-    assert all(change[gene] > 1 for gene in ("LYZ", "S100A8", "S100A9", "CST3", "FCN1", "CFD"))
-    assert all(change[gene] < -1 for gene in ("CD3D", "CD3E", "IL32", "NKG7"))
-    assert "LYZ" in printed
-
-
-def test_its_parts_sum_to_the_whole(job: tuple[str, pathlib.Path]) -> None:
-    rows = [line.split(",") for line in (job[1] / "genes.csv").read_text().splitlines()]
-    assert rows[0] == ["gene", "log_fc", "log_fc_sd", "log_fc_detection", "log_fc_abundance", "log_fc_dispersion"]
-    for row in rows[1:]:
-        assert float(row[1]) == pytest.approx(sum(map(float, row[3:])), abs=3e-4)
-
-
-def test_it_draws_a_picture(job: tuple[str, pathlib.Path]) -> None:
-    assert (job[1] / "fit.png").read_bytes().startswith(b"\x89PNG")
+def test_the_demo_still_finds_what_is_shown(tmp_path: pathlib.Path) -> None:
+    command = COMMANDS[0].split("&& ")[-1]
+    assert command == "pyro-zilognormal demo --out out"
+    start = [sys.executable, "-c", "import sys; from pyro_zilognormal.singlecell.cli import main; sys.exit(main())"]
+    ran = subprocess.run(
+        [*start, *command.split()[1:-1], str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    shown = re.findall(_ROW, README, re.MULTILINE)
+    found = {gene: numbers for gene, *numbers in re.findall(_ROW, ran.stdout, re.MULTILINE)}
+    assert len(shown) == 4
+    for gene, *numbers in shown:  # other machines and versions of torch round and draw a little differently
+        assert [float(n) for n in found[gene]] == pytest.approx([float(n) for n in numbers], abs=0.05)

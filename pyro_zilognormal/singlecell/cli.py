@@ -6,10 +6,12 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
+
+import torch
 
 from pyro_zilognormal._version import __version__
 from pyro_zilognormal.singlecell import demo
@@ -57,7 +59,7 @@ def _say(code: int, problem: object) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     check_folder(options.out)
-    with _cells(options) as cells:
+    with _threads(options), _cells(options) as cells:
         question = ask(_job(options), cells)
         size = question.de.settings
         _tell(options, f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}")
@@ -114,6 +116,17 @@ def _job(options: argparse.Namespace) -> Job:
         command=options.command,
         **{name: getattr(options, name) for name in ("delta", "fdr", "seed", "steps", "resume")},
     )
+
+
+@contextmanager
+def _threads(options: argparse.Namespace) -> Iterator[None]:
+    """Use one thread for the demo, whose tensors are too small to gain by more, and lose where cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if options.verb == "demo" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _cells(options: argparse.Namespace) -> AbstractContextManager[Any]:

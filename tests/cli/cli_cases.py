@@ -1,0 +1,69 @@
+"""Small files of cells, good and bad, and a way to run the command line on them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from pyro_zilognormal.singlecell.cli import main
+
+N = 60
+GENES = ("up", "down", "same", "rare")
+ASKED = ("--formula", "~ condition", "--contrast", "condition", "stim", "ctrl", "--steps", "10")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a run of the command line ended."""
+
+    code: int
+    said: str
+    problems: str
+
+
+def run(*arguments: Any) -> Ran:
+    """Run the command line in this process."""
+    said, problems = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(problems):
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Ran(code, said.getvalue(), problems.getvalue())
+
+
+def cells(x: Any = None, **columns: Any) -> anndata.AnnData:
+    """60 cells x 4 genes of four donors in two conditions; one gene 16 times as high, one as low, in the stimulated."""
+    rng = np.random.default_rng(0)
+    stim = np.arange(N) % 2 == 1
+    values = rng.lognormal([3.0, 6.0, 3.0, 3.0], 0.5, (N, 4)) * (rng.random((N, 4)) < [0.7, 0.8, 0.9, 0.2])
+    values[stim] *= [16, 1 / 16, 1, 1]
+    obs = pd.DataFrame({"condition": np.where(stim, "stim", "ctrl")}, index=[f"cell{i}" for i in range(N)])
+    obs["donor"] = [f"d{i // 2 % 4}" for i in range(N)]
+    obs["age"] = rng.normal(50, 9, N)
+    obs = obs.assign(**columns)
+    made = anndata.AnnData(values if x is None else x, obs, pd.DataFrame(index=list(GENES)))
+    made.layers["counts"] = sp.csr_matrix(np.floor(values))
+    return made
+
+
+def values_with(row: int, column: int, value: float, sparse: bool = False) -> Any:
+    """The values with another one somewhere."""
+    x = np.array(cells().X)
+    x[row, column] = value
+    return sp.csr_matrix(x) if sparse else x
+
+
+def file_of(folder: Path, adata: anndata.AnnData | None = None, name: str = "cells.h5ad") -> Path:
+    """Write a file of cells."""
+    path = folder / name
+    (cells() if adata is None else adata).write_h5ad(path)
+    return path

@@ -1,0 +1,46 @@
+"""The demonstration finds what is known of monocytes and T cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.cli.cli_cases import Ran, run
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    return run("demo", "--out", out, "--steps", "30"), out
+
+
+def test_known_markers_are_found_with_the_right_sign(demo: tuple[Ran, Path]) -> None:
+    assert demo[0].code == 0, demo[0]
+    table = pd.read_csv(demo[1] / "de.csv").set_index("variable")
+    assert len(table) == 200
+    up, down = ["LYZ", "S100A8", "S100A9", "CST3", "FCN1"], ["CD3D", "CD3E", "IL32", "NKG7"]
+    assert table.is_de[up + down].all()
+    assert (table.log_fc_low[up] > 1).all()
+    assert (table.log_fc_high[down] < -1).all()
+    assert {"LYZ", "CST3", "FCN1", "CD3D", "IL32"} <= set(table.index[:40])
+
+
+def test_parts_sum_to_the_whole(demo: tuple[Ran, Path]) -> None:
+    table = pd.read_csv(demo[1] / "de.csv")
+    parts = table.log_fc_detection + table.log_fc_abundance
+    assert (table.log_fc - parts).abs().max() < 1e-9
+
+
+def test_the_fit_reproduces_the_cells(demo: tuple[Ran, Path]) -> None:
+    found = json.loads((demo[1] / "metrics.json").read_text())
+    assert found["convergence"]["converged"]
+    assert found["predictive_check"]["zero_fraction_inside"] >= 0.98
+    assert found["predictive_check"]["mean_inside"] >= 0.98
+
+
+def test_it_shows_the_surest_genes(demo: tuple[Ran, Path]) -> None:
+    assert "pbmc68k_reduced: 321 cells x 200 genes" in demo[0].said
+    assert all(gene in demo[0].said for gene in ("FTL", "CST3", "CD52"))

@@ -1,0 +1,182 @@
+"""What the command line writes and says, and with which exit code it ends."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pyro_zilognormal.models import fitting
+from pyro_zilognormal.singlecell import COLUMNS, HurdleDE
+from pyro_zilognormal.singlecell.glossary import GLOSSARY
+from pyro_zilognormal.singlecell.metrics import fingerprint
+from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run
+
+FILES = {"de.csv", "metrics.json", "loss.png", "volcano.png", "predictive.png", "report.html", "fit.ckpt"}
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
+    folder = tmp_path_factory.mktemp("done")
+    out = folder / "deep" / "out"
+    ran = run(
+        "de", file_of(folder), *ASKED, "--contrast", "condition", "ctrl", "stim", "--donor", "donor", "--out", out
+    )
+    return ran, out
+
+
+def test_it_writes_its_files_and_nothing_else(done: tuple[Ran, Path]) -> None:
+    ran, out = done
+    assert ran.code == 0, ran
+    assert {file.name for file in out.iterdir()} == FILES
+    assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in ("loss", "volcano", "predictive"))
+
+
+def test_the_table_has_all_columns_and_the_right_signs(done: tuple[Ran, Path]) -> None:
+    table = pd.read_csv(done[1] / "de.csv")
+    assert tuple(table.columns) == COLUMNS
+    assert len(table) == 2 * len(GENES)
+    first = table[table["contrast"] == "condition: stim vs ctrl"].set_index("variable")
+    assert first.is_de.to_dict() == {"up": True, "down": True, "same": False, "rare": False}
+    assert first.log_fc["up"] > 3
+    assert first.log_fc["down"] < -3
+    assert not table.isna().any().any()
+
+
+def test_metrics_say_what_made_it_and_how_it_ended(done: tuple[Ran, Path]) -> None:
+    found = json.loads((done[1] / "metrics.json").read_text())
+    assert set(found) == {
+        *("versions", "input", "settings", "contrasts", "convergence", "predictive_check", "seconds", "warnings")
+    }
+    assert {"pyro-zilognormal", "torch", "pyro-ppl", "anndata"} <= set(found["versions"])
+    settings = found["settings"]
+    assert settings["formula"] == "~ condition"
+    assert (settings["donor"], settings["seed"], settings["steps"], settings["n_cells"]) == ("donor", 0, 10, 60)
+    assert [(c["up"], c["down"], c["n_test"], c["n_ref"]) for c in found["contrasts"]] == [(1, 1, 30, 30)] * 2
+    assert found["convergence"]["converged"] is True
+    assert found["predictive_check"]["genes"] == len(GENES)
+    assert set(found["seconds"]) == {"read", "fit", "summarise"}
+
+
+def test_the_fingerprint_is_of_what_is_fitted(done: tuple[Ran, Path]) -> None:
+    known = json.loads((done[1] / "metrics.json").read_text())["input"]["fingerprint"]
+    renamed = cells()
+    renamed.var_names = [*GENES[:3], "other"]
+    for adata, same in ((cells(), True), (cells(cells().X * 1.01), False), (renamed, False)):
+        assert (fingerprint(HurdleDE(adata, "~ condition", donor="donor")) == known) is same
+
+
+class _Page(html.parser.HTMLParser):
+    """Notes what a page would load, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.images, self.text = 0, ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.images += tag == "img"
+        assert tag != "img" or found.get("alt")
+        self.loads += [str(found[name]) for name in ("src", "href", "data", "srcset") if name in found]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_report_needs_nothing_else(done: tuple[Ran, Path]) -> None:
+    text = (done[1] / "report.html").read_text(encoding="utf-8")
+    page = _Page(text)
+    assert page.images == 3 + 6  # three genes of each contrast
+    assert len(page.loads) == page.images
+    assert all(target.startswith("data:image/png;base64,") for target in page.loads)
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_the_report_answers_its_questions(done: tuple[Ran, Path]) -> None:
+    text = " ".join(_Page((done[1] / "report.html").read_text(encoding="utf-8")).text.split())
+    for question in ("What was asked", "What was found", "Can the fit be trusted?", "What the columns of de.csv mean"):
+        assert question in text
+    assert "2 of 4 genes change" in text
+    assert "The fit converged" in text
+    assert "lies inside the 99% interval" in text
+    assert "4 donors (donor)" in text
+    assert all(column in text for column in COLUMNS)
+    assert "None" not in text
+    assert "nan" not in text.lower().split()
+
+
+def test_the_glossary_is_of_the_columns() -> None:
+    assert tuple(GLOSSARY) == COLUMNS
+
+
+def test_it_says_what_it_found(done: tuple[Ran, Path]) -> None:
+    said, out = done[0].said, done[1]
+    assert "60 cells x 4 genes, ~ condition" in said
+    assert "condition: stim vs ctrl: 2 of 4 genes change by more than 0.25 log2 units" in said
+    assert "converged" in said
+    assert f"open {out / 'report.html'} first" in said
+    rows = [line for line in said.splitlines() if line.startswith("  ")]
+    assert len({len(line) for line in rows}) == 1  # aligned
+    assert not done[0].problems
+
+
+def test_names_in_a_report_are_text(tmp_path: Path) -> None:
+    adata = cells()
+    adata.var_names = ["<script>alert(1)</script>", "$a_b$", "γ", "rare"]
+    ran = run("de", file_of(tmp_path, adata), *ASKED, "--out", tmp_path / "out", "--quiet")
+    assert ran == Ran(0, "", "")
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_not_converged_warns_and_is_3_when_strict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fitting, "_settled", lambda losses: False)
+    path = file_of(tmp_path)
+    for strict, code in (((), 0), (("--strict",), 3)):
+        ran = run("de", path, *ASKED, "--quiet", "--out", tmp_path / "out", *strict)
+        assert ran.code == code
+        assert ran.problems == (
+            "warning: the fit has not converged in 10 steps; do not rely on it, give more --steps\n"
+        )
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
+    assert "did not converge in 10 steps" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_values_that_look_logged_are_warned_of_everywhere(tmp_path: Path) -> None:
+    x = cells().X
+    x[x > 0] = 1 + 0.1 * x[x > 0] / x.max()
+    ran = run("de", file_of(tmp_path, cells(x)), *ASKED, "--out", tmp_path / "out", "--quiet")
+    assert ran.code == 0
+    assert ran.problems.startswith("warning: scale is 'linear', but adata.X looks logged")
+    assert ran.problems.count("\n") == 1
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["warnings"] == [ran.problems[9:-1]]
+    assert "looks logged" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_it_takes_other_matrices_offsets_and_covariates(tmp_path: Path) -> None:
+    adata = cells()
+    adata.obs["size"] = (adata.obs["age"] - 50) / 50
+    options = {"--layer": "counts", "--offset": "size", "--formula": "~ condition + age"}
+    given = [word for option in options.items() for word in option]
+    ran = run("de", file_of(tmp_path, adata), *ASKED, *given, "--out", tmp_path / "out", "--quiet")
+    assert ran == Ran(0, "", "")
+    settings = json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]
+    assert all(settings[name.removeprefix("--")] == value for name, value in options.items())
+    called = pd.read_csv(tmp_path / "out" / "de.csv").set_index("variable").is_de
+    assert called["up"]
+    assert called["down"]
+
+
+def test_help_names_every_option() -> None:
+    ran = run("de", "--help")
+    assert ran.code == 0
+    options = ("--formula", "--contrast", "--donor", "--layer", "--use-raw", "--scale", "--detection-threshold")
+    options += ("--delta", "--out", "--seed", "--steps", "--device", "--resume", "--strict", "--quiet")
+    assert all(option in ran.said for option in options)

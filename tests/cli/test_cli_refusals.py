@@ -1,0 +1,155 @@
+"""Every bad call ends with exit code 2, one line that says why, and nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.cli.cli_cases import ASKED, N, cells, file_of, run, values_with
+
+CONTRAST = ("--contrast", "condition", "stim", "ctrl")
+
+
+def _not_h5ad(folder: Path) -> Path:
+    path = folder / "notes.h5ad"
+    path.write_text("these are no cells\n" * 200)
+    return path
+
+
+def _truncated(folder: Path) -> Path:
+    path = file_of(folder)
+    path.write_bytes(path.read_bytes()[:3000])
+    return path
+
+
+def _of(**made: Any) -> Callable[[Path], Path]:
+    return lambda folder: file_of(folder, cells(**made))
+
+
+def _duplicate(folder: Path) -> Path:
+    adata = cells()
+    adata.var_names = ["up", "down", "up", "rare"]
+    return file_of(folder, adata)
+
+
+def _some(rows: int, columns: int = 4) -> Callable[[Path], Path]:
+    return lambda folder: file_of(folder, cells()[:rows, :columns].copy())
+
+
+MISSING = ["a", None] * (N // 2)
+
+# What is wrong with the file.
+BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
+    "no file": (lambda folder: folder / "none.h5ad", ASKED, "does not exist"),
+    "not h5ad": (_not_h5ad, ASKED, "cannot be read as an AnnData"),
+    "truncated": (_truncated, ASKED, "cannot be read as an AnnData"),
+    "NaN": (_of(x=values_with(5, 2, np.nan)), ASKED, "nan in cell 'cell5', gene 'same'"),
+    "NaN, sparse": (_of(x=values_with(5, 2, np.nan, True)), ASKED, "nan in cell 'cell5', gene 'same'"),
+    "infinite": (_of(x=values_with(7, 0, np.inf)), ASKED, "inf in cell 'cell7', gene 'up'"),
+    "negative": (_of(x=values_with(9, 3, -0.5)), ASKED, "-0.5 in cell 'cell9', gene 'rare'"),
+    "no cells": (_some(0), ASKED, "is empty"),
+    "no genes": (_some(N, 0), ASKED, "is empty"),
+    "one cell": (_some(1), ASKED, "one cell"),
+    "duplicate genes": (_duplicate, ASKED, "'up'"),
+    "one level": (_of(condition="stim"), ASKED, "has one value only, 'stim'"),
+    "missing values": (_of(condition=MISSING), ASKED, "is missing in 30 of 60 cells, the first 'cell1'"),
+    "confounded donor": (
+        _of(donor=["one", "two"] * (N // 2)),
+        (*ASKED, "--donor", "donor"),
+        "donor",
+    ),
+    "not estimable": (
+        _of(batch=["x", "y"] * (N // 2)),
+        ("--formula", "~ condition + batch", *CONTRAST),
+        "is not estimable",
+    ),
+    "integer levels": (
+        _of(dose=np.arange(N) % 3),
+        ("--formula", "~ dose", "--contrast", "dose", "2", "0"),
+        "write C(dose)",
+    ),
+}
+
+# What is wrong with the call, of a good file.
+BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
+    "no column": (("--formula", "~ conditoin", *CONTRAST), "did you mean 'condition'?"),
+    "no level": (("--formula", "~ condition", "--contrast", "condition", "stimm", "ctrl"), "did you mean 'stim'?"),
+    "not in formula": (("--formula", "~ condition", "--contrast", "donor", "d1", "d0"), "donor"),
+    "no layer": ((*ASKED, "--layer", "count"), "did you mean 'counts'?"),
+    "no raw": ((*ASKED, "--use-raw"), "adata.raw is None"),
+    "layer and raw": ((*ASKED, "--use-raw", "--layer", "counts"), "needed one of them"),
+    "no donor": ((*ASKED, "--donor", "patient"), "'patient'"),
+    "no offset": ((*ASKED, "--offset", "size"), "'size'"),
+    "itself": (("--formula", "~ condition", "--contrast", "condition", "stim", "stim"), "itself"),
+    "twice": ((*ASKED, *CONTRAST), "each once"),
+    "formula": (("--formula", "~ condition +", *CONTRAST), "cannot be read"),
+    "no intercept": (("--formula", "~ 0 + condition", *CONTRAST), "has no intercept"),
+    "delta": ((*ASKED, "--delta", "-1"), "delta is -1.0"),
+    "fdr": ((*ASKED, "--fdr", "2"), "fdr is 2.0"),
+    "threshold": ((*ASKED, "--detection-threshold", "nan"), "detection_threshold is nan"),
+    "all below": ((*ASKED, "--detection-threshold", "1e9"), "no value above the detection threshold"),
+    "device": ((*ASKED, "--device", "abacus"), "device is 'abacus'"),
+    "scale": ((*ASKED, "--scale", "log"), "invalid choice: 'log'"),
+    "steps": ((*ASKED, "--steps", "3"), "'3' is not a whole number of at least 10"),
+    "seed": ((*ASKED, "--seed", "-1"), "'-1'"),
+    "no formula": (CONTRAST, "required: --formula"),
+    "half a contrast": (("--formula", "~ condition", "--contrast", "condition"), "expected 3 arguments"),
+    "unknown option": ((*ASKED, "--colour"), "unrecognized arguments: --colour"),
+}
+
+
+def _refused(out: Path, fragment: str, *arguments: Any) -> None:
+    before = sorted(out.parent.rglob("*"))
+    ran = run(*arguments, "--out", out)
+    assert ran.code == 2, ran
+    assert ran.problems.startswith("pyro-zilognormal")
+    assert ran.problems.count("\n") == 1, ran.problems
+    assert ran.problems.endswith("\n")
+    assert fragment in ran.problems
+    assert not ran.said
+    assert sorted(out.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_refused(name: str, tmp_path: Path) -> None:
+    made, asked, fragment = BAD_FILES[name]
+    _refused(tmp_path / "out", fragment, "de", made(tmp_path), *asked)
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_a_bad_call_is_refused(name: str, tmp_path: Path) -> None:
+    asked, fragment = BAD_CALLS[name]
+    _refused(tmp_path / "out", fragment, "de", file_of(tmp_path), *asked)
+
+
+@pytest.mark.parametrize("where", ["file", "file/out", "file/deep/out"])
+def test_a_folder_that_cannot_be_is_refused(where: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    _refused(tmp_path / where, "is a file", "de", file_of(tmp_path), *ASKED)
+    _refused(tmp_path / where, "is a file", "demo")
+
+
+def test_a_folder_that_cannot_be_made_is_refused() -> None:
+    ran = run("demo", "--out", "/proc/none/out")  # where not even root can make one
+    assert (ran.code, ran.problems.count("\n")) == (2, 1)
+    assert "cannot be written to" in ran.problems or "not writable" in ran.problems
+
+
+def test_the_checkpoint_of_another_fit_is_refused_and_kept(tmp_path: Path) -> None:
+    path, out = file_of(tmp_path), tmp_path / "out"
+    assert run("de", path, *ASKED, "--out", out).code == 0
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    ran = run("de", path, *ASKED, "--seed", "1", "--out", out, "--resume")
+    assert (ran.code, ran.problems.count("\n")) == (2, 1)
+    assert "is the checkpoint of another fit: seed" in ran.problems
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_missing_package_is_told_with_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = file_of(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "formulaic", None)
+    _refused(tmp_path / "out", 'pip install "pyro-zilognormal[singlecell]"', "de", path, *ASKED)

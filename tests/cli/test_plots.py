@@ -1,0 +1,176 @@
+"""Pictures of differential expression: what is drawn, and where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, plots
+from pyro_zilognormal.singlecell.genes import gene_fits
+from pyro_zilognormal.singlecell.labels import label_points
+from tests.cli.cli_cases import cells
+
+CONTRAST = ("condition", "stim", "ctrl")
+
+
+@pytest.fixture(autouse=True)
+def _no_screen() -> Any:
+    with mpl.rc_context({"backend": "agg"}):
+        yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def de() -> HurdleDE:
+    return HurdleDE(cells(), "~ condition", donor="donor").fit(steps=10)
+
+
+def _ax() -> Axes:
+    return Figure(layout="constrained").subplots()
+
+
+def _texts(ax: Axes) -> list[str]:
+    return [text.get_text() for text in ax.texts]
+
+
+def test_a_volcano_shows_each_gene_once_and_names_the_called(de: HurdleDE) -> None:
+    table, ax = de.test(CONTRAST), _ax()
+    assert plots.volcano(table, ax) is ax
+    drawn = np.concatenate([np.asarray(points.get_offsets()) for points in ax.collections])
+    expected = np.column_stack([table.log_fc, table.log_fc.abs() / table.log_fc_sd])
+    assert np.allclose(np.sort(drawn, axis=0), np.sort(expected, axis=0))
+    assert sorted(_texts(ax)) == ["down", "up"]
+    assert ax.get_xlabel() == "log2 fold change of the mean"
+    assert ax.get_ylabel() == "|log2 fold change| / posterior sd"
+    assert ax.get_title() == "condition: stim vs ctrl"
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["up (1)", "down (1)", "not called (2)"]
+
+
+def test_a_volcano_takes_any_index_and_one_contrast(de: HurdleDE) -> None:
+    both = de.test([CONTRAST, ("condition", "ctrl", "stim")])
+    part = both[both["contrast"] == "condition: ctrl vs stim"]
+    ax = plots.volcano(part, _ax())
+    names = {text.get_text(): text.xy[0] for text in ax.texts}
+    assert names["up"] < 0 < names["down"]
+    with pytest.raises(SingleCellError, match="needed one: table"):
+        plots.volcano(both, _ax())
+
+
+@pytest.mark.parametrize(("quantity", "scale"), [("zero_fraction", "linear"), ("mean", "log")])
+def test_a_predictive_check_marks_what_lies_outside(quantity: str, scale: str, de: HurdleDE) -> None:
+    check = de.predictive_check(credible=0.99)
+    assert plots.inside(check, quantity).all()
+    check.loc[check["variable"] == "same", quantity] = 1.5 * check[f"{quantity}_high"]
+    ax = _ax()
+    assert plots.predictive(check, quantity, ax, credible=0.99) is ax
+    assert ax.get_xscale() == ax.get_yscale() == scale
+    legend = ax.get_legend()
+    assert legend is not None
+    labels = {text.get_text() for text in legend.get_texts()}
+    assert {"inside the 99 % interval (3 genes)", "outside the 99 % interval (1 genes)"} <= labels
+    assert _texts(ax) == ["same"]
+    assert ax.get_xlabel().startswith("observed")
+    assert ax.get_ylabel().startswith("predicted")
+
+
+def test_a_predictive_check_of_something_else_is_refused(de: HurdleDE) -> None:
+    with pytest.raises(SingleCellError, match="needed one of 'zero_fraction', 'mean'"):
+        plots.predictive(de.predictive_check(), "median", _ax())
+
+
+def test_a_gene_shows_what_was_seen(de: HurdleDE) -> None:
+    adata, contrast = cells(), de.contrast(*CONTRAST)
+    fit = gene_fits(de, ["down", "rare"], contrast)[1]
+    stim = (adata.obs["condition"] == "stim").to_numpy()
+    for condition, chosen in zip(fit.conditions, (stim, ~stim), strict=True):
+        seen = adata.X[chosen, 3]
+        assert condition.cells == 30
+        assert condition.zero_fraction == pytest.approx((seen == 0).mean())
+        assert np.array_equal(condition.positive, seen[seen > 0])
+    ax = _ax()
+    assert plots.gene(fit, ax) is ax
+    assert ax.get_title() == "rare"
+    zeros, amount = ax.child_axes
+    assert (zeros.get_ylabel(), zeros.get_xlabel()) == ("share of cells", "zeros")
+    assert amount.get_xscale() == "log"
+    assert amount.get_xlabel() == "positive values (linear scale)"
+
+
+def test_a_gene_s_law_is_a_density_near_what_was_seen(de: HurdleDE) -> None:
+    for condition in gene_fits(de, ["same"], de.contrast(*CONTRAST))[0].conditions:
+        middle, low, high = condition.density
+        assert np.trapezoid(middle, np.log10(condition.grid)) == pytest.approx(1, abs=0.02)
+        assert (low <= middle).all()
+        assert (middle <= high).all()
+        mean = np.trapezoid(middle * np.log10(condition.grid), np.log10(condition.grid))
+        assert mean == pytest.approx(np.log10(condition.positive).mean(), abs=0.1)
+        zero, zero_low, zero_high = condition.zero_fitted
+        assert zero_low < zero < zero_high
+        assert zero == pytest.approx(condition.zero_fraction, abs=0.1)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "log1p", "offset"])
+def test_a_gene_is_read_from_every_form_of_matrix(form: str, de: HurdleDE) -> None:
+    import scipy.sparse as sp
+
+    adata, settings = cells(), {}
+    offset = None
+    if form == "log1p":
+        adata.X, settings = np.log1p(adata.X), {"scale": "log1p"}
+    elif form == "offset":
+        offset = np.linspace(-0.5, 0.5, len(adata))
+        adata.X, settings = adata.X * np.exp(offset)[:, None], {"offset": offset}
+    else:
+        adata.X = sp.csr_matrix(adata.X) if form == "csr" else sp.csc_matrix(adata.X)
+    other = HurdleDE(adata, "~ condition", **settings).fit(steps=10)
+    fits = gene_fits(other, ["rare", "up"], other.contrast(*CONTRAST), offset=offset)
+    plain = gene_fits(de, ["rare", "up"], de.contrast(*CONTRAST))
+    for one, same in zip(fits, plain, strict=True):
+        for mine, theirs in zip(one.conditions, same.conditions, strict=True):
+            assert np.allclose(mine.positive, theirs.positive, rtol=1e-9)
+
+
+def test_a_gene_never_seen_can_be_drawn(de: HurdleDE) -> None:
+    x = cells().X
+    x[:, 3] = 0
+    silent = HurdleDE(cells(x), "~ condition").fit(steps=10)
+    fit = gene_fits(silent, ["rare"], silent.contrast(*CONTRAST))[0]
+    ax = plots.gene(fit, _ax())
+    ax.figure.draw_without_rendering()
+    assert fit.conditions[0].zero_fraction == 1
+
+
+def test_genes_that_cannot_be_drawn_are_refused(de: HurdleDE) -> None:
+    contrast = de.contrast(*CONTRAST)
+    with pytest.raises(SingleCellError, match="'upp' is not one of the genes"):
+        gene_fits(de, ["upp"], contrast)
+    with pytest.raises(SingleCellError, match="offset: got one; needed the same"):
+        gene_fits(de, ["up"], contrast, offset=np.zeros(60))
+    with pytest.raises(SingleCellError, match="not been fitted"):
+        gene_fits(HurdleDE(cells(), "~ condition"), ["up"], contrast)
+
+
+def test_labels_never_overlap_and_the_first_come_first() -> None:
+    ax = _ax()
+    ax.scatter([0, 1, 0.5], [0, 1, 0.5])
+    points = [(0.5, 0.5, f"gene{i}") for i in range(40)]
+    written = label_points(ax, points)
+    assert written == [name for _, _, name in points[: len(written)]]
+    assert 2 <= len(written) < 40
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_without_axes_a_new_figure_is_made(de: HurdleDE) -> None:
+    assert isinstance(plots.volcano(de.test(CONTRAST)), Axes)
+    assert isinstance(de.test(CONTRAST), pd.DataFrame)
