@@ -22,6 +22,7 @@ from pyro_zilognormal.singlecell.provenance import (
     check_draws,
     check_fractions,
     make_priors,
+    nearly_zero,
     on_device,
     sizes,
     versions,
@@ -247,7 +248,7 @@ class HurdleDE:
 
     def _table(self, contrast: Contrast, delta: float, fdr: float, credible: float) -> Any:
         arms = [self.cells.arm(levels) for levels in (contrast.test.levels, contrast.reference.levels, {})]
-        return contrast_table(self.genes, self.draws, contrast, arms, delta, fdr, credible)
+        return contrast_table(self.genes, self.draws, contrast, arms, delta, fdr, credible, nearly_zero(self.priors))
 
     def _fitted(self) -> FitResult:
         if self.result is None:

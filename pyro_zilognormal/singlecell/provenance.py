@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -45,6 +46,11 @@ def make_priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData
         if name not in known:
             raise unknown("priors", name, "fields of HurdlePriors", known)
     return HurdlePriors.for_data(data, **({"effects_share": _SHARE} | dict(given or {})))
+
+
+def nearly_zero(priors: HurdlePriors) -> float:
+    """Return the log2 fold change that genes without effects may have, whose sign says nothing: 5 sds of two spikes."""
+    return 0.0 if priors.effects_share is None else 5 * math.sqrt(2) * priors.spike_sd / math.log(2)
 
 
 def check_device(device: Any) -> str:

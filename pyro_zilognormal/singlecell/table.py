@@ -50,16 +50,19 @@ def contrast_table(
     delta: float,
     fdr: float,
     credible: float,
+    zero: float = 0.0,
 ) -> Any:
-    """Return the table of one contrast, the surest gene first."""
+    """Return the table of one contrast, the surest gene first; changes up to ``zero`` have no sign."""
     columns = {"variable": genes, "contrast": contrast.name}
-    columns |= _posterior(draws, contrast, delta, credible) | _observed(*arms)
+    columns |= _posterior(draws, contrast, delta, credible, zero) | _observed(*arms)
     table = require("pandas").DataFrame(columns).astype(dict.fromkeys(("variable", "contrast", "status"), object))
     table["is_de"] = (table["expected_fdr"] <= fdr) & (table["status"] != "all_zero")
     return _sorted(table[list(COLUMNS)])
 
 
-def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float) -> dict[str, Any]:
+def _posterior(
+    draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float, zero: float
+) -> dict[str, Any]:
     change = log_fold_change(draws, contrast.test, contrast.reference)
     total = change.total
     _, low, high = summarise(total, credible)
@@ -71,7 +74,7 @@ def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, delta: float, cr
         "log_fc_detection": change.detection.mean(0),
         "log_fc_abundance": change.abundance.mean(0),
         "prob_up": (total > 0).double().mean(0),
-        "lfsr": local_false_sign_rate(total),
+        "lfsr": local_false_sign_rate(total, zero),
         "prob_de": (total.abs() > delta).double().mean(0),
         "expected_fdr": expected_fdr(_false_or_small(total, delta)),
     }
