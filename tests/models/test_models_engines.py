@@ -115,10 +115,10 @@ def test_vectorised_particles_have_the_same_loss(reduce):
     losses = []
     for vectorised in (True, False):
         elbo = Trace_ELBO(num_particles=4, vectorize_particles=vectorised, max_plate_nesting=2)
-        found = [elbo.loss(regression.model, regression.guide, *data.arguments) for _ in range(15)]
+        found = [elbo.loss(regression.model, regression.guide, *data.arguments) for _ in range(8)]
         losses.append(torch.tensor(found, dtype=torch.float64))
-    error = ((losses[0].var() + losses[1].var()) / 15).sqrt()
-    assert (losses[0].mean() - losses[1].mean()).abs() < 4 * error
+    error = ((losses[0].var() + losses[1].var()) / 8).sqrt()
+    assert (losses[0].mean() - losses[1].mean()).abs() < 4.5 * error
     assert error < 0.01 * losses[0].mean().abs()
 
 
@@ -127,8 +127,8 @@ def test_vectorised_particles_have_the_same_loss(reduce):
 def test_autoguides(guide, kind):
     regression, data = hurdle(**KINDS[kind])
     auto = guide(regression.model)
-    svi = SVI(regression.model, auto, Adam({"lr": 0.02}), Trace_ELBO())
-    losses = [svi.step(*data.arguments) for _ in range(15)]
+    svi = SVI(regression.model, auto, Adam({"lr": 0.05}), Trace_ELBO())
+    losses = [svi.step(*data.arguments) for _ in range(8)]
     assert all(torch.tensor(losses).isfinite())
     assert min(losses[-3:]) < losses[0]
     draw = auto(*data.arguments)
@@ -164,7 +164,7 @@ def test_nuts(kind):
     regression, data = hurdle(**KINDS[kind], genes=2)
     start = latents(regression, data)
     kernel = NUTS(regression.model, max_tree_depth=3)
-    chain = MCMC(kernel, num_samples=6, warmup_steps=10, initial_params=start, disable_progbar=True)
+    chain = MCMC(kernel, num_samples=4, warmup_steps=8, initial_params=start, disable_progbar=True)
     chain.run(*data.arguments)
     samples = chain.get_samples()
     assert samples.keys() == start.keys()
