@@ -92,7 +92,7 @@ def gene_fits(
     Example:
         >>> import anndata, numpy, pandas
         >>> obs = pandas.DataFrame({"group": ["a", "b"] * 20}, index=numpy.arange(40).astype(str))
-        >>> x = numpy.random.default_rng(0).lognormal(size=(40, 2)) * (numpy.arange(80).reshape(40, 2) % 3 > 0)
+        >>> x = numpy.random.default_rng(0).lognormal(4.0, size=(40, 2)) * (numpy.arange(80).reshape(40, 2) % 3 > 0)
         >>> de = HurdleDE(anndata.AnnData(x, obs, pandas.DataFrame(index=["g", "h"])), "~ group").fit(steps=10)
         >>> fit = gene_fits(de, ["g"], de.contrast("group", "b", "a"))[0]
         >>> [(c.name, c.cells, len(c.positive)) for c in fit.conditions]
