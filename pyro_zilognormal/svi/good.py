@@ -1,11 +1,15 @@
 """The last good state of a fit, to go back to."""
 
+import weakref
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from pyro_zilognormal.svi.objective import Objective
 
 _SMALL = 2**16
+_Version = tuple[weakref.ref[Tensor], int]
 
 
 class GoodState:
@@ -19,8 +23,10 @@ class GoodState:
         self.objective = objective
         self.parameters: list[Tensor] = list(objective.trainable().values())
         self.copies: list[Tensor] = [p.detach().clone() for p in self.parameters]
-        self._buffers: dict[str, Tensor] = {}
-        self._seen: dict[str, tuple[int, int]] = {}
+        # Where the buffers are: a module may put another tensor in the place of one.
+        self._places = [(part._buffers, name) for part in objective.owners.modules() for name in part._buffers]
+        self._kept: list[Tensor | None] = [None] * len(self._places)
+        self._seen: list[_Version | None] = [None] * len(self._places)
         self.keep_buffers()
 
     def adopt_late(self) -> list[Tensor]:
@@ -50,17 +56,39 @@ class GoodState:
     @torch.no_grad()
     def keep_buffers(self) -> None:
         """Remember the modules' buffers, which a forward pass may change: running means for one."""
-        for name, buffer in self.objective.buffers_by_name().items():
-            # A large one, such as data held as a buffer, is copied when torch has counted a change. Batch norm
-            # writes its running means without counting, so that small ones are always copied.
-            seen = (id(buffer), -1 if buffer.is_inference() else buffer._version)
-            if buffer.numel() <= _SMALL or self._seen.get(name) != seen or buffer.is_inference():
-                self._seen[name], self._buffers[name] = seen, buffer.detach().clone()
+        copies: dict[Any, tuple[list[Tensor], list[Tensor]]] = {}
+        for i, (held, name) in enumerate(self._places):
+            buffer, kept = held[name], self._kept[i]
+            if buffer is None:
+                continue
+            if kept is None or kept.shape != buffer.shape or kept.dtype != buffer.dtype:
+                self._kept[i] = buffer.detach().clone()
+            elif not _unchanged(buffer, self._seen[i]):
+                pairs = copies.setdefault((buffer.dtype, buffer.device), ([], []))
+                pairs[0].append(kept)
+                pairs[1].append(buffer)
+            self._seen[i] = _version(buffer)
+        for to, of in copies.values():
+            torch._foreach_copy_(to, of)
 
     @torch.no_grad()
     def restore_buffers(self) -> None:
         """Set the buffers to what they were before the step in progress."""
-        for name, buffer in self.objective.buffers_by_name().items():
-            if name in self._buffers:
-                buffer.copy_(self._buffers[name])
-                self._seen.pop(name, None)
+        for i, (held, name) in enumerate(self._places):
+            buffer, kept = held[name], self._kept[i]
+            if buffer is not None and kept is not None:
+                buffer.copy_(kept)
+                self._seen[i] = _version(buffer)
+
+
+def _version(buffer: Tensor) -> _Version | None:
+    """Return what tells later whether a large buffer, such as data held as one, has changed.
+
+    Batch norm writes its running means without counting a version, so that small ones are always taken to have.
+    """
+    counted = buffer.numel() > _SMALL and not buffer.is_inference()
+    return (weakref.ref(buffer), buffer._version) if counted else None
+
+
+def _unchanged(buffer: Tensor, seen: _Version | None) -> bool:
+    return seen is not None and seen[0]() is buffer and seen[1] == buffer._version
