@@ -39,7 +39,8 @@ def _settled(losses: Sequence[float], negligible: float) -> bool:
     window = len(losses) // 5
     last = torch.tensor(losses[-2 * window :], dtype=torch.float64).reshape(2, window)
     gain = float(last[0].mean() - last[1].mean())
-    noise = math.sqrt(float(last.var(1).sum()) / window)
+    # From successive differences, which a trend within the window does not inflate.
+    noise = math.sqrt(float(last.diff(dim=1).square().mean(1).sum()) / 2 / window)
     return gain <= max(3 * noise, negligible)
 
 
