@@ -53,8 +53,9 @@ class Checkpoint:
     ) -> None:
         self.path, self.steps, self.seconds, self.resuming = Path(path), steps, seconds, resume
         for name, value in (("steps", steps), ("seconds", seconds)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; needed a positive number, or None")
+            if value is not None and not (value > 0 and (name == "seconds" or isinstance(value, int))):
+                kind = "number" if name == "seconds" else "whole number"
+                raise ValueError(f"{name} is {value}; needed a positive {kind}, or None")
         if not self.path.parent.is_dir():
             raise ValueError(f"path is {str(path)!r}; its folder does not exist, make it first")
         self._signal: int | None = None

@@ -27,7 +27,7 @@ class FullData:
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the one batch."""
         if skip == 0:
-            yield Batch(self.args, self.rows)
+            yield Batch(self.args, self.rows, indices=torch.arange(self.rows))
 
     def arguments(self) -> list[Any]:
         """Return the arguments of model and guide."""

@@ -77,7 +77,7 @@ def fit(
         >>> result.stop_reason, result.converged
         ('steps', False)
     """
-    _check(model, guide, steps, seed, max_seconds, callbacks)
+    _check(model, guide, loss, steps, seed, max_seconds, callbacks)
     with global_state_kept(seed), torch.enable_grad():
         source = as_source(data)
         objective = Objective(model, guide, Trace_ELBO() if loss is None else loss, source.plate, source.rows)
@@ -167,15 +167,18 @@ def _check_loss(loss: Any, source: Source) -> None:
         )
 
 
-def _check(model: Any, guide: Any, steps: Any, seed: Any, max_seconds: float | None, callbacks: Any) -> None:
+def _check(model: Any, guide: Any, loss: Any, steps: Any, seed: Any, max_seconds: float | None, callbacks: Any) -> None:
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks is {callbacks!r}; needed a list or tuple of functions of the run")
     for name, value in (("model", model), ("guide", guide)):
         if not callable(value):
             raise TypeError(f"{name} is a {type(value).__name__}; needed a function or module that can be called")
+    for name, value in (("model", model), ("guide", guide), ("loss", loss), *(("callbacks", c) for c in callbacks)):
+        if isinstance(value, type):
+            raise TypeError(f"{name} holds the class {value.__name__}; needed an instance, as {value.__name__}(...) is")
     for name, number, least, most in (("steps", steps, 1, None), ("seed", seed, 0, 2**32 - 1)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least or (most and number > most):
             top = f" to {most}" if most else ""
             raise ValueError(f"{name} is {number!r}; needed a whole number from {least}{top or ' on'}")
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds is {max_seconds}; needed a positive number of seconds, or None")
-    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
-        raise TypeError(f"callbacks is {callbacks!r}; needed a list or tuple of functions of the run")

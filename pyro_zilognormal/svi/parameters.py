@@ -129,5 +129,5 @@ class OwnParameters(nn.Module):
                 value = nn.Parameter(value.detach())
                 store.set_state({"params": {name: value}, "constraints": {}})
             if id(value) not in owned:
-                self.register_parameter("param/" + name.replace(".", "/"), value)
+                self.register_parameter("param/" + name.replace("/", "//").replace(".", "/"), value)
         return dict(store.named_parameters())

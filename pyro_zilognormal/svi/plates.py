@@ -56,9 +56,7 @@ class DataPlate(Messenger):
         msg["scale"] = msg["scale"] * (self.rows / self.batch_rows)
 
     def _check_row_parameters(self, msg: Any, frame: Any) -> None:
-        if self.batch_rows == self.rows:
-            return
-        if frame.full_size != self.rows:
+        if frame.full_size != self.rows and self.batch_rows != self.rows:
             raise ValueError(_BATCH_SIZED.format(msg["name"], self.name, self.name, self.rows))
         if self.indices is None:
             raise ValueError(_NO_INDICES.format(msg["name"]))

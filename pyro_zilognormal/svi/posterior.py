@@ -71,6 +71,7 @@ def posterior_draws(
     _check_draws(draws)
     sampler = Sampler(result, data, seed)
     names = _chosen(sampler, sites, joint)
+    sampler.check_rows(names)
     sampler.check_order(names)
     held: dict[str, list[Tensor]] = {k: [] for k in names}
     with sampler.opened():
@@ -126,6 +127,7 @@ def posterior_summary(
     levels = check_quantiles(quantiles)
     sampler = Sampler(result, data, seed)
     names = _chosen(sampler, sites, joint=True)
+    sampler.check_rows(names)
     sampler.check_order(names)
     exact = {k: q for k, q in exact_quantiles(sampler, levels).items() if k in names}
     sampled = [k for k in names if k not in exact and levels]

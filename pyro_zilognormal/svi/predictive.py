@@ -82,6 +82,7 @@ def posterior_predictive(
         raise ValueError(f"draws is {draws!r}; needed a whole number of at least 1")
     sampler = Sampler(result, data, seed)
     names = _observed(sampler, sites)
+    sampler.check_rows(names)
     with sampler.opened():
         seen = _Tables(sampler, names, levels, max_bytes, renew=False)
         found = seen.statistics(0)

@@ -1,5 +1,6 @@
 """A model and its guide, run with parameters of their own and the plate over rows seen to."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -45,6 +46,8 @@ class Program(OwnParameters):
 
     @kl_weight.setter
     def kl_weight(self, weight: float) -> None:
+        if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+            raise ValueError(f"kl_weight is {weight!r}; needed a finite number of at least 0")
         self._latents.weight = float(weight)
 
     def setup(self, *args: Any, indices: Tensor | None = None) -> list[Site]:

@@ -1,5 +1,6 @@
 """Quantiles: of draws, and exact ones from guides that know them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ def check_quantiles(quantiles: Sequence[float]) -> list[float]:
 
 
 def quantiles_of(values: Tensor, levels: Sequence[float]) -> Tensor:
-    """Return quantiles along the first axis, linear between order statistics, for any number of elements.
+    """Return quantiles along the first axis, linear between order statistics, for any number of elements; NaN of NaN.
 
     Args:
         values: of shape (n, ...).
@@ -39,7 +40,13 @@ def quantiles_of(values: Tensor, levels: Sequence[float]) -> Tensor:
     for level in levels:
         place = level * (len(values) - 1)
         low = min(int(place), len(values) - 2) if len(values) > 1 else 0
-        results.append(torch.lerp(ordered[low], ordered[min(low + 1, len(values) - 1)], place - low))
+        below, above = ordered[low], ordered[min(low + 1, len(values) - 1)]
+        part = place - low
+        finite = below.isfinite() & above.isfinite()
+        # The difference of infinities is not a number, nor is 0 times one.
+        between = torch.where(finite, torch.lerp(below, above, part), (1 - part) * below + part * above)
+        found = {0.0: below, 1.0: above}.get(part, between)
+        results.append(torch.where(values.isnan().any(0), math.nan, found))
     return torch.stack(results) if results else values.new_empty((0, *values.shape[1:]))
 
 

@@ -44,7 +44,7 @@ def seed_all(seed: int) -> None:
     """Seed every generator that :func:`rng_state` knows, those of CUDA also where it has yet to start."""
     seed_torch(seed)
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global generator is what models draw from
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what models draw from
 
 
 def seed_torch(seed: int) -> None:

@@ -18,9 +18,9 @@ from pyro_zilognormal.svi.minibatches import Minibatches
 from pyro_zilognormal.svi.modules import evaluating
 from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.rng import seed_torch
+from pyro_zilognormal.svi.rng import seed_all
 from pyro_zilognormal.svi.sites import check_held_out, is_sample, rows_frame
-from pyro_zilognormal.svi.stream import BatchStream
+from pyro_zilognormal.svi.stream import BatchStream, generators_kept
 
 
 class Fixed(Messenger):
@@ -54,10 +54,12 @@ class Layout:
     Args:
         shape: the shape of its value in the first block.
         axis: the axis that runs over rows, counted from the end, or None for a global site.
+        subsampled: the plate around it that draws its own rows at random, or None.
     """
 
     shape: tuple[int, ...]
     axis: int | None
+    subsampled: str | None = None
 
 
 class Sampler:
@@ -73,7 +75,7 @@ class Sampler:
         self.result, self.seed = result, seed
         self.source, self.objective = as_source(data), result.objective
         self.model: Any = None
-        with result.scope():
+        with global_state_kept(), generators_kept(self.source), result.scope():
             self.objective.check_plate_name(self.source.plate, *next(self.batches()).args)
             with self.objective.plate_named(self.source.plate):
                 count_rows(self.source, self.objective)
@@ -103,7 +105,8 @@ class Sampler:
         same_rows = self.source.rows == self.objective.rows
         guard = nullcontext() if same_rows else NoRowParameters(self.objective.rows)
         plate = self.objective.plate_named(self.source.plate, self.model)
-        with global_state_kept(), torch.no_grad(), self.result.scope(), evaluating(self.objective), plate, guard:
+        kept = global_state_kept(), generators_kept(self.source)
+        with kept[0], kept[1], torch.no_grad(), self.result.scope(), evaluating(self.objective), plate, guard:
             yield
 
     def batches(self) -> Iterator[Batch]:
@@ -113,6 +116,16 @@ class Sampler:
             return
         for indices in torch.arange(self.source.rows).split(self.source.batch_size):
             yield self.source.batch(indices)
+
+    def check_rows(self, names: list[str]) -> None:
+        """Raise a ValueError for a site of which each draw would be of other rows."""
+        for name in names:
+            if (plate := self.layouts[name].subsampled) is not None:
+                raise ValueError(
+                    f"site {name!r} is inside plate {plate!r}, which draws its rows at random, others for each draw; "
+                    f"pass Minibatches(..., plate={plate!r}) of all rows, with subsample_size=len(x) in the plate, or "
+                    "name other sites in sites"
+                )
 
     def check_order(self, names: list[str]) -> None:
         """Raise a ValueError if rows of the named sites would be put together in an order that changes."""
@@ -154,13 +167,14 @@ class Sampler:
 
     def _seed(self, draw: int, block: int) -> None:
         digest = hashlib.sha256(f"{self.seed}/{draw}/{block}".encode()).digest()
-        seed_torch(int.from_bytes(digest[:8], "big") >> 1)
+        seed_all(int.from_bytes(digest[:8], "big") >> 1)
 
     def _layout(self, node: Any, batch: Batch) -> Layout:
         value, event = node["value"], node["fn"].event_dim
         frame = rows_frame(node, self.objective.plate, batch.rows)
         local = frame is not None and value.dim() >= event - frame.dim
-        return Layout(tuple(value.shape), frame.dim - event if local else None)
+        random = (f.name for f in node["cond_indep_stack"] if f is not frame and f.size != f.full_size)
+        return Layout(tuple(value.shape), frame.dim - event if local else None, next(random, None))
 
 
 def _holds_data(node: Any) -> bool:

@@ -34,8 +34,8 @@ class Schedule:
                 f"make is a {type(make).__name__}; needed a function of the optimiser, such as "
                 "functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)"
             )
-        if every < 1:
-            raise ValueError(f"every is {every}; needed at least 1")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every is {every}; needed a whole number of at least 1")
         self.make, self.every = make, every
         self._schedule: Any = None
 

@@ -148,13 +148,13 @@ def check_joint_guide(guide: Any, plate: DataPlate | None) -> None:
         guide: the guide, after its first run.
         plate: the plate over rows, or None for none.
     """
-    if plate is None or plate.batch_rows == plate.rows:
+    if plate is None or (plate.batch_rows == plate.rows and plate.indices is not None):
         return
     for part, local in _joint_parts(guide, lambda frame: frame.name == plate.name):
         raise ValueError(
-            f"{part} cannot be trained on minibatches: sites {local} have one value a row, in one vector "
-            "with all others. Use AutoNormal or AutoDelta, a guide that computes local values from the "
-            "data, or all data at once"
+            f"{part} cannot be trained on minibatches, nor on a BatchStream: sites {local} have one value a row, in "
+            "one vector with all others. Use AutoNormal or AutoDelta with Minibatches, a guide that computes local "
+            "values from the data, or all data at once"
         )
 
 
@@ -193,8 +193,12 @@ def _constants(node: Any, other: Any) -> str:
         twin: Any = again.get(name)
         fixed = isinstance(value, Tensor) and isinstance(twin, Tensor) and not value.requires_grad
         if fixed and value.shape == twin.shape and torch.equal(value, twin):
-            # Few digits, so that another device's rounding makes no other model of it.
-            found.append(f"{name}={value.double().mean().item():.4g}")
+            # Few digits, so that another device's rounding makes no other model of it; two means, so that the order of
+            # the elements is seen.
+            flat = value.detach().double().flatten()
+            tilted = (flat * torch.linspace(0.0, 1.0, len(flat), dtype=flat.dtype, device=flat.device)).mean()
+            order = f" in order {tilted.item():.4g}" if len(flat) > 1 else ""
+            found.append(f"{name}={flat.mean().item():.4g}{order}")
     return ", ".join(found)
 
 

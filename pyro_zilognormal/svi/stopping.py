@@ -12,8 +12,8 @@ from pyro_zilognormal.svi.data import as_source, count_rows
 from pyro_zilognormal.svi.digests import describe
 from pyro_zilognormal.svi.forms import same_form, whole
 from pyro_zilognormal.svi.isolation import global_state_kept
-from pyro_zilognormal.svi.rng import seed_torch
 from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.stream import generators_kept
 from pyro_zilognormal.svi.trends import trend
 
 _LEAST = {"every": 2, "patience": 1, "min_delta": 0, "noise": 0, "warm_up": 0, "particles": 2, "seed": 0}
@@ -77,15 +77,20 @@ class EarlyStopping:
         self.every, self.patience, self.min_delta, self.noise = every, patience, min_delta, noise
         self.warm_up, self.particles, self.seed = warm_up, particles, seed
         for name, least in _LEAST.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} is {getattr(self, name)}; needed at least {least}")
+            value = getattr(self, name)
+            if not value >= least:
+                raise ValueError(f"{name} is {value}; needed at least {least}")
+            if name not in ("min_delta", "noise") and not isinstance(value, int):
+                raise ValueError(f"{name} is {value}; needed a whole number")
         self.held_out = None if held_out is None else _source(held_out)
         self._state: dict[str, Any] = {}
 
     def start(self, run: Run) -> None:
         """Forget an earlier fit."""
         if self.held_out is not None:
-            run.objective.use_plate(self.held_out.plate, *next(self.held_out.epoch(0, self.seed)).args)
+            with global_state_kept(), generators_kept(self.held_out):  # a shuffling loader draws its order
+                first = next(self.held_out.epoch(0, self.seed))
+            run.objective.use_plate(self.held_out.plate, *first.args)
             run.held_out_rows = count_rows(self.held_out, run.objective)
         self._state = {
             "first": None,
@@ -143,14 +148,13 @@ class EarlyStopping:
         if self.held_out is None:
             recent = torch.tensor(run.losses[-self.every :], dtype=torch.float64)
             return recent[torch.isfinite(recent)]
-        with global_state_kept():
-            each = [self._evaluate(run, self.held_out, p) for p in range(self.particles)]
+        each = [self._evaluate(run, self.held_out, p) for p in range(self.particles)]
         return torch.tensor(each, dtype=torch.float64)
 
     def _evaluate(self, run: Run, held_out: Source, particle: int) -> float:
-        seed_torch(self.seed * 1_000_003 + particle)
-        batches = held_out.epoch(0, self.seed)
-        total = sum(b.weight * run.objective.evaluate(*b.args, indices=b.indices) for b in batches)
+        with global_state_kept(self.seed * 1_000_003 + particle), generators_kept(held_out):
+            batches = held_out.epoch(0, self.seed)
+            total = sum(b.weight * run.objective.evaluate(*b.args, indices=b.indices) for b in batches)
         return total / held_out.batches
 
     def _keep_best(self, run: Run, mean: float) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,13 +94,8 @@ class BatchStream:
 
     def _read_apart(self) -> Iterator[tuple[Any, ...]]:
         """Read all batches, and leave the generators, the loader's own too, as they were."""
-        states = [g.get_state() for g in self.generators]
-        try:
-            with global_state_kept():
-                yield from self._read()
-        finally:
-            for generator, state in zip(self.generators, states, strict=True):
-                generator.set_state(state)
+        with global_state_kept(), generators_kept(self):
+            yield from self._read()
 
     def _read(self) -> Iterator[tuple[Any, ...]]:
         for item in self.iterable:
@@ -112,6 +108,18 @@ def _batch_rows(args: tuple[Any, ...]) -> int:
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             return len(value)
     raise TypeError("a batch holds no array with rows; needed a tensor, numpy array or CSR matrix first in it")
+
+
+@contextmanager
+def generators_kept(source: Any) -> Iterator[None]:
+    """Leave the generators that a source draws its order from, where it has its own, as they were."""
+    generators = getattr(source, "generators", [])
+    states = [g.get_state() for g in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
 
 
 def _generators(iterable: Any) -> list[torch.Generator]:
