@@ -113,9 +113,8 @@ def _parse(formula: Any) -> Any:
 
 def _frame(formula: str, obs: Any) -> Any:
     """Return the columns that the formula may use: those whose names stand in it somewhere."""
-    pandas = require("pandas")
-    names = [name for name in obs.columns if str(name) in formula]
-    return pandas.DataFrame({name: _if_usable(obs, name) for name in names}, index=obs.index)
+    names = [name for name in dict.fromkeys(obs.columns) if isinstance(name, str) and name in formula]
+    return obs[[]].assign(**{name: _if_usable(obs, name) for name in names})
 
 
 def _if_usable(obs: Any, name: str) -> Any:

@@ -161,3 +161,8 @@ def test_strata_are_the_combinations_that_cells_have() -> None:
     of_cell, examples = strata([obs["condition"], obs["donor"]], 160)
     for cell, stratum in enumerate(of_cell):
         assert (obs[["condition", "donor"]].iloc[cell] == obs[["condition", "donor"]].iloc[examples[stratum]]).all()
+
+
+def test_names_of_cells_need_not_be_unique() -> None:
+    twice = SIX.set_axis(["p"] * 6)
+    np.testing.assert_array_equal(Design("~ group + number", twice).matrix, Design("~ group + number", SIX).matrix)

@@ -159,7 +159,7 @@ class Watched:
 
 
 def test_rows_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cells, "VALUES_A_CHUNK", 60)
+    monkeypatch.setattr(_cells, "VALUES_A_BLOCK", 60)
     adata = experiment()
     watched = Watched(values())
     cells = Lookalike(adata, watched)
@@ -193,7 +193,7 @@ class Lookalike:
 def test_memory_is_bounded_whatever_the_file(
     form: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cells, "VALUES_A_CHUNK", 1 << 15)
+    monkeypatch.setattr(_cells, "VALUES_A_BLOCK", 1 << 15)
     monkeypatch.setattr(reading, "_VALUES_A_BLOCK", 1 << 15)
     cells, genes = 4000, 500
     x = sp.random(cells, genes, 1.0 if form == "dense" else 0.5, random_state=0, format="csr")
