@@ -66,8 +66,10 @@ def compiled() -> Iterator[None]:
 
 def log_density_if_on(size: int, *arguments: Tensor) -> Tensor | None:
     """The log density by the compiled formula if that is switched on, works and is worth it; else None."""
+    if tracing():  # before the switch is looked at, which torch.compile cannot follow
+        return None
     switch = _SWITCH.get()
-    if switch is None or switch.failed or tracing() or size < LARGE:
+    if switch is None or switch.failed or size < LARGE:
         return None
     return switch.call(*arguments)
 
