@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyro_zilognormal.models import expected_fdr, local_false_sign_rate, log_fold_change
@@ -63,6 +62,7 @@ def contrast_table(
 def _posterior(
     draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float, zero: float
 ) -> dict[str, Any]:
+    # P(|change| <= delta) would not do to call genes by: one of which nothing is known has large changes both ways.
     change = log_fold_change(draws, contrast.test, contrast.reference)
     total = change.total
     _, low, high = summarise(total, credible)
@@ -76,18 +76,9 @@ def _posterior(
         "prob_up": (total > 0).double().mean(0),
         "lfsr": local_false_sign_rate(total, zero),
         "prob_de": (total.abs() > delta).double().mean(0),
-        "expected_fdr": expected_fdr(_false_or_small(total, delta)),
+        "expected_fdr": expected_fdr(local_false_sign_rate(total, max(delta, zero))),
     }
     return {name: values.numpy() for name, values in found.items()}
-
-
-def _false_or_small(total: Tensor, delta: float) -> Tensor:
-    """Return the probability that a change has not the likelier sign or is of at most delta; the lfsr for delta 0.
-
-    P(|change| <= delta) would not do to call genes by: a gene of which nothing is known has large changes both ways.
-    """
-    up, down = (total > delta).double().mean(0), (total < -delta).double().mean(0)
-    return 1 - torch.maximum(up, down)
 
 
 def _observed(test: Arm, reference: Arm, everything: Arm) -> dict[str, Any]:

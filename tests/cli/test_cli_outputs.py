@@ -137,7 +137,7 @@ def test_names_in_a_report_are_text(tmp_path: Path) -> None:
 
 
 def test_not_converged_warns_and_is_3_when_strict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fitting, "_settled", lambda losses: False)
+    monkeypatch.setattr(fitting, "_settled", lambda losses, negligible: False)
     path = file_of(tmp_path)
     for strict, code in (((), 0), (("--strict",), 3)):
         ran = run("de", path, *ASKED, "--quiet", "--out", tmp_path / "out", *strict)

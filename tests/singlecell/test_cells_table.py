@@ -48,7 +48,8 @@ def test_every_column(donor: str | None) -> None:
     np.testing.assert_allclose(table[["log_fc_low", "log_fc_high"]], np.quantile(drawn, [0.1, 0.9], 0).T, rtol=1e-9)
     np.testing.assert_allclose(table[PARTS].sum(axis=1), drawn.mean(0), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(table["prob_up"], (drawn > 0).mean(0))
-    np.testing.assert_allclose(table["lfsr"], np.minimum((drawn >= 0).mean(0), (drawn <= 0).mean(0)))
+    zero = 0.05 * math.sqrt(2) / math.log(2)  # 5 sds of the two spikes of 0.01, in log2
+    np.testing.assert_allclose(table["lfsr"], 1 - np.maximum((drawn > zero).mean(0), (drawn < -zero).mean(0)))
     np.testing.assert_allclose(table["prob_de"], (np.abs(drawn) > 0.5).mean(0))
     error = 1 - np.maximum((drawn > 0.5).mean(0), (drawn < -0.5).mean(0))
     fdr = [error[error <= e].mean() for e in error]
