@@ -16,7 +16,7 @@ CONTRAST = ("lineage", "CD14+ Monocyte", "T cell")
 
 @functools.cache
 def table(donor: str | None = None) -> pd.DataFrame:
-    de = HurdleDE(pbmc(), "~ lineage", donor=donor).fit(steps=50)
+    de = HurdleDE(pbmc(), "~ lineage", donor=donor).fit(steps=20)
     return de.test(CONTRAST).set_index("variable")
 
 
