@@ -222,8 +222,8 @@ WHY = """
 
 - **What is asked.** The two-part tests ask whether *any* part differs; we ask whether the mean does, in which
   direction, and by how much. Where a gene is seen in more cells but with lower values, the parts cancel in the mean:
-  of the genes that only the tests call, most are such, as the column shows. `log_fc_detection` and `log_fc_abundance`
-  tell of them.
+  between monocytes and T cells, nearly all genes that only the tests call are such, as the column shows.
+  `log_fc_detection` and `log_fc_abundance` tell of them.
 - **What is ranked.** Their statistics grow with the number of cells; ours is the change in units of its posterior sd.
   A gene that is nearly silent in one condition has an overwhelming statistic, and a fold change that is large but not
   well known: it stands higher in their lists than in ours.
@@ -231,7 +231,7 @@ WHY = """
   the raw log ratio, infinite where a condition is silent. Ours is finite there, and shrunk as far as the other genes
   suggest.
 - **Calls of ours alone.** The share of genes that change is learned: where it is large, as between monocytes and T
-  cells, a gene that is rare in both conditions needs less evidence of its own. Where it is small, it needs more.
+  cells, a gene needs less evidence of its own. Where it is small, it needs more.
 - **Donors.** Cells of one donor are not independent. All methods that take them to be are wrong about other donors,
   and ours no less than the others; with `donor=` it is not.
 - **Time.** Ours is a posterior of all genes together, by 300 steps of optimisation and 1,000 draws; the others have
