@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_zilognormal.models._arrow import Arrow
 from pyro_zilognormal.models._bend import bend, bent_log_density
+from pyro_zilognormal.models._couple import couple, curve, uncouple
 from pyro_zilognormal.models._mixture import SpikeAndBentSlab
 from pyro_zilognormal.models._spike import SpikeAndSlab
 from pyro_zilognormal.models._start import Mode
@@ -22,30 +23,31 @@ _NOTHING = 1e-4
 
 
 class BentNormal(TorchDistribution):
-    r"""A multivariate Normal of arrowhead precision L L', whose white noise is bent to be skewed or heavy-tailed.
+    r"""A multivariate Normal of arrowhead precision L L', whose white noise is bent: skewed, heavy-tailed or curved.
 
     .. math::
-        \theta = L'^{-1} (L^{-1} b + w), \quad
+        \theta = L'^{-1} (L^{-1} b + v), \quad v_i = w_i + \sum_{j > i} C_{ij} \operatorname{arsinh}(w_j)^2, \quad
         w_i = \sinh((\operatorname{arsinh} e_i + \epsilon_i) / \delta_i), \quad e_i \sim N(0, 1)
 
-    with skewness epsilon and tail weight delta as in Jones and Pewsey (2009), "Sinh-arcsinh distributions"; at 0 and 1
-    it is the Normal of mean (L L')^-1 b. Its last elements may be given a prior of spike and slab, of which L holds the
-    slab: then each is the mixture that this makes of its law given the elements after it.
+    with skewness epsilon and tail weight delta as in Jones and Pewsey (2009), "Sinh-arcsinh distributions"; at 0 and 1,
+    with C = 0, it is the Normal of mean (L L')^-1 b. Its last elements may be given a prior of spike and slab, of which
+    L holds the slab: then each is the mixture that this makes of its law given the elements after it.
 
     Args:
         factor: the lower triangular L, with batch shape (..., genes).
         linear: b, of shape (..., genes, donors + core).
         skewness: of shape (genes, donors + core).
         log_tails: log delta, likewise.
+        coupling: C of the core's elements, of shape (genes, core, core), of which what is above the diagonal counts.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, factor: Arrow, linear: Tensor, skewness: Tensor, log_tails: Tensor) -> None:
+    def __init__(self, factor: Arrow, linear: Tensor, skewness: Tensor, log_tails: Tensor, coupling: Tensor) -> None:
         self.factor, self.white_mean = factor, factor.solve(linear)
-        self.skewness, self.log_tails = skewness, log_tails
+        self.skewness, self.log_tails, self.coupling = skewness, log_tails, coupling.triu(1)
         self.sparse: SpikeAndSlab | None = None
         super().__init__(self.white_mean.shape[:-1], self.white_mean.shape[-1:], validate_args=False)
 
@@ -65,14 +67,18 @@ class BentNormal(TorchDistribution):
         """Draw by the reparameterization above."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.white_mean.dtype, device=self.white_mean.device)
+        return self.bent(noise)
+
+    def bent(self, noise: Tensor) -> Tensor:
+        """Return the draw that standard Normal noise of shape (..., genes, donors + core) is bent to."""
         bent = bend(noise, self.skewness, self.log_tails)
         if self.sparse is not None:
             bent = self._sparse_noise(bent, self.sparse)
-        return self.factor.transpose_solve(self.white_mean + bent)
+        return self.factor.transpose_solve(self.white_mean + couple(bent, self.coupling))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density."""
-        bent = self.factor.transpose_times(value) - self.white_mean
+        bent = uncouple(self.factor.transpose_times(value) - self.white_mean, self.coupling)
         diagonal = self.factor.diagonal()
         each = bent_log_density(bent, self.skewness, self.log_tails) + diagonal.log()
         if self.sparse is None:
@@ -89,7 +95,11 @@ class BentNormal(TorchDistribution):
         for k in range(1, sparse.width + 1):
             row = upper[..., -k, upper.shape[-1] - k :]
             later = (row[..., 1:] * drawn).sum(-1, keepdim=True)
-            mean = (white[..., -k, None] - later) / row[..., :1]
+            # Of noise is all that has been drawn so far.
+            curved = curve(
+                noise[..., noise.shape[-1] - k + 1 :], self.coupling[..., -k, None, self.coupling.shape[-1] - k + 1 :]
+            )
+            mean = (white[..., -k, None] + curved - later) / row[..., :1]
             at = slice(-k, white.shape[-1] - k + 1)
             value = self._mixture(sparse.column(sparse.width - k), mean, row[..., :1], at).rsample()
             drawn = torch.cat([value, drawn], -1)
@@ -161,6 +171,7 @@ class Conditional(nn.Module):
     shift: nn.Parameter
     skewness: nn.Parameter
     log_tails: nn.Parameter
+    coupling: nn.Parameter
     linear: Tensor
     unit_tips: Tensor
     unit_border: Tensor
@@ -179,6 +190,7 @@ class Conditional(nn.Module):
         start = {f"site_{name}": value for name, value in vars(unit.divide(site)).items()}
         for name in ("shift", "skewness", "log_tails"):
             start[name] = torch.zeros_like(mode.theta)
+        start["coupling"] = torch.zeros_like(unit.core)
         for name, value in start.items():
             self.register_parameter(name, nn.Parameter(value))
 
@@ -191,13 +203,19 @@ class Conditional(nn.Module):
         """Return the law of theta under that prior, all slab, with the site's precision scaled."""
         unit = Arrow(self.unit_tips, self.unit_border, self.unit_core)
         site = (unit @ Arrow(self.site_tips, self.site_border, self.site_core.tril())).gram()
-        live = (*vars(site).values(), self.linear + unit.times(self.shift), self.skewness, self.log_tails)
+        live = (
+            *vars(site).values(),
+            self.linear + unit.times(self.shift),
+            self.skewness,
+            self.log_tails,
+            self.coupling,
+        )
         frozen = tuple(value.detach() for value in live)
         return PathOnly(*(_law(p, mean, prior_precision, scale) for p in (live, frozen)))
 
 
 def _law(site: tuple[Tensor, ...], mean: Tensor, prior_precision: Tensor, scale: Tensor | float) -> BentNormal:
-    """Return the law of a site (the parts of A, b, skewness and log tails) and a prior."""
-    tips, border, core, linear, skewness, log_tails = site
+    """Return the law of a site (the parts of A, b, and how its noise is bent) and a prior."""
+    tips, border, core, linear, *bends = site
     precision = Arrow(tips, border, core).scale(scale).add_diagonal(prior_precision)
-    return BentNormal(precision.cholesky(), linear * scale + prior_precision * mean, skewness, log_tails)
+    return BentNormal(precision.cholesky(), linear * scale + prior_precision * mean, *bends)

@@ -16,6 +16,7 @@ from pyro_zilognormal.models._blocks import Block, Component
 from pyro_zilognormal.models._conditional import Conditional, PathOnly
 from pyro_zilognormal.models._hyper import HyperNormal
 from pyro_zilognormal.models._rows import Rows
+from pyro_zilognormal.models._settle import settle_gate
 from pyro_zilognormal.models._sigma import log_scale
 from pyro_zilognormal.models._start import find_start
 from pyro_zilognormal.models.data import HurdleData
@@ -47,8 +48,9 @@ class HurdleRegression(PyroModule):
     and so they are in the guide. Each is a full-covariance Normal, the product of the prior and a learned Gaussian
     site, so that genes follow the hyperparameters as in the exact posterior; the positive part is one given sigma,
     which is what it is in the exact posterior. Sparse effects make a mixture of two of it. Its white noise is bent
-    where the posterior is skewed, as that of a silent gene's gate. The hyperparameters have a full-covariance Normal.
-    All start at the posterior mode, found by Newton's method and EM, and move in units of posterior sds.
+    where the posterior is skewed or curved, as that of a silent gene's gate. The hyperparameters have a full-covariance
+    Normal. All start at the posterior mode, found by Newton's method and EM, from which the gates are trained gene by
+    gene where rows are groups, and move in units of posterior sds.
 
     Args:
         data: what it will be fitted to; everything is float64, on the device of ``data``.
@@ -165,6 +167,8 @@ class HurdleRegression(PyroModule):
         values = {name: mean for name, (mean, _) in start.hyper.items()}
         laws = {k: Conditional(start.modes[k], *block.moments(values)) for k, block in self.blocks.items()}
         self.laws = torch.nn.ModuleDict(laws)
+        if data.reduced:
+            settle_gate(laws["gate"], data.statistics(), gate_rows, self.blocks["gate"].moments(values))
         self.register_buffer("log_scale_start", log_scale(start.modes["log_sigma"].theta))
 
 

@@ -135,7 +135,7 @@ class HurdleDE:
 
         Args:
             seed: of the fit and of the draws.
-            steps: how many; by default 300, or as many as ten passes over the cells where these had to be kept.
+            steps: how many; by default 200, or as many as ten passes over the cells where these had to be kept.
             batch_size: cells in a minibatch, where they had to be kept.
             callbacks: as those of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to go on from if it exists; or a ``svi.Checkpoint``.
@@ -150,7 +150,7 @@ class HurdleDE:
         self.result = fit_hurdle(
             HurdleRegression(self.data, self.priors),
             self.data,
-            steps=max(300, epochs) if steps is None else steps,
+            steps=max(200, epochs) if steps is None else steps,
             batch_size=batch_size,
             seed=seed,
             callbacks=callbacks,

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.models import (
     Condition,
     HurdleData,
@@ -103,3 +104,26 @@ def fitted_log_fc(data: HurdleData, priors: HurdlePriors, seed: int, draws: int 
     result = fit_hurdle(regression, data, seed=seed)
     drawn = posterior_draws(result, *data.arguments, draws=draws, seed=seed)
     return log_fold_change(drawn, TEST, REFERENCE).total
+
+
+T_CELLS = ("CD8+ Cytotoxic T", "CD4+/CD45RO+ Memory", "CD4+/CD45RA+/CD25- Naive T", "CD4+/CD25 T Reg")
+
+
+def blood(reduce: bool = True) -> HurdleData:
+    """Return monocytes and T cells: real data, 50 genes."""
+    cells = pbmc68k_reduced()
+    kinds = list(cells.cell_type)
+    keep = torch.tensor([k == "CD14+ Monocyte" or k in T_CELLS for k in kinds])
+    monocyte = torch.tensor([k == "CD14+ Monocyte" for k in kinds])[keep]
+    rows = torch.stack([torch.ones(len(monocyte)), monocyte], 1)
+    return HurdleData.from_cells(cells.values[keep][:, :50], rows, reduce=reduce)
+
+
+def with_donors() -> HurdleData:
+    """Return simulated cells of 8 donors, 20 genes that all change."""
+    made = experiment(3, genes=20, share=1.0, donors=8, cells=40)
+    rows = torch.stack([torch.ones_like(made.condition), made.condition], 1)
+    return HurdleData.from_cells(made.x, rows, donor=made.donor)
+
+
+NUTS_DATA = {"blood": blood, "donors": with_donors}

@@ -4,15 +4,15 @@ import pytest
 
 from pyro_zilognormal.models import HurdleRegression, fit_hurdle
 from pyro_zilognormal.svi import posterior_predictive
-from tests.calibration.test_against_nuts import real
+from tests.calibration.simulations import blood
 
 pytestmark = pytest.mark.slow
 
 
 def test_zero_fractions_and_means_of_real_genes():
-    grouped = real()
+    grouped = blood()
     result = fit_hurdle(HurdleRegression(grouped), grouped, seed=0)
-    check = posterior_predictive(result, *real(reduce=False).arguments, draws=400, seed=1)["x"]
+    check = posterior_predictive(result, *blood(reduce=False).arguments, draws=400, seed=1)["x"]
     for statistic in ("zero fraction", "mean"):
         inside = ((check.tail[statistic] > 0.005) & (check.tail[statistic] < 0.995)).double().mean()
         assert inside >= 0.97, (statistic, inside)

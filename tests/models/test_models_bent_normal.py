@@ -29,16 +29,17 @@ def random_law(donors, core, bent=0.0, batch=(), seed=0):
     tips, border, square = 1 + normal(donors).abs(), normal(core, donors), normal(core, core)
     last = square @ square.mT + torch.eye(core) + border / tips.unsqueeze(-2) @ border.mT
     shape = [bent * normal(donors + core) for _ in range(2)]
-    law = BentNormal(Arrow(tips, border, last).cholesky(), normal(donors + core), *shape)
+    law = BentNormal(Arrow(tips, border, last).cholesky(), normal(donors + core), *shape, bent * normal(core, core))
     dense = torch.cat([torch.cat([torch.diag_embed(tips), border.mT], -1), torch.cat([border, last], -1)], -2)
     return law, dense
 
 
-def plane_law(donors, skewness=(0.0, 0.0), log_tails=(0.0, 0.0), sparse=0):
+def plane_law(donors, skewness=(0.0, 0.0), log_tails=(0.0, 0.0), sparse=0, curved=0.0):
     """A law of two elements."""
     p = tensor(PRECISION)
     arrow = Arrow(p[0, :1], p[1:, :1], p[1:, 1:]) if donors else Arrow(p[0, :0], p[:, :0], p)
-    law = BentNormal(arrow.cholesky(), tensor(LINEAR), tensor(skewness), tensor(log_tails))
+    coupling = torch.full((2 - donors, 2 - donors), curved).double()
+    law = BentNormal(arrow.cholesky(), tensor(LINEAR), tensor(skewness), tensor(log_tails), coupling)
     prior = SpikeAndSlab(torch.full((sparse,), 0.3).double(), tensor([-0.2, 0.1])[:sparse], 0.05)
     return law.given(prior) if sparse else law
 
@@ -79,10 +80,13 @@ PLANES = {
     "donor": plane_law(1),
     "bent": plane_law(0, (0.5, -0.7), (0.1, -0.2)),
     "donor, bent": plane_law(1, (-0.5, 0.3), (-0.1, 0.2)),
+    "curved": plane_law(0, (0.5, -0.7), (0.1, -0.2), curved=0.6),
     "one sparse": plane_law(0, sparse=1),
     "two sparse": plane_law(0, sparse=2),
     "donor, sparse": plane_law(1, sparse=1),
     "two sparse, bent": plane_law(0, (0.5, -0.7), (0.1, -0.2), sparse=2),
+    "one sparse, curved": plane_law(0, (0.5, -0.7), (0.1, -0.2), sparse=1, curved=-0.4),
+    "two sparse, curved": plane_law(0, (0.5, -0.7), (0.1, -0.2), sparse=2, curved=0.4),
 }
 planes = pytest.mark.parametrize("law", PLANES.values(), ids=PLANES)
 
