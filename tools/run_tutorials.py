@@ -40,7 +40,9 @@ def execute(notebook: NotebookNode, *, short: bool, timeout: float = 900) -> Non
         CellExecutionError: at the first cell that fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        client = NotebookClient(notebook, km=_kernel(folder), timeout=timeout, resources={"metadata": {"path": folder}})
+        where = {"metadata": {"path": folder}}
+        # Lines that are printed come in pieces that depend on the clock: they are joined.
+        client = NotebookClient(notebook, km=_kernel(folder), timeout=timeout, resources=where, coalesce_streams=True)
         client.execute(env=_environment(folder, short), cleanup_kc=True)
 
 
