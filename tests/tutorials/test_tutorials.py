@@ -1,0 +1,121 @@
+"""The tutorials run from the top in a new kernel, and their committed outputs are those of their code."""
+
+import ast
+import base64
+import io
+import json
+import pathlib
+import re
+import sys
+
+import nbformat
+import pytest
+from nbclient.exceptions import CellExecutionError
+from PIL import Image
+
+import pyro_zilognormal
+from tools.run_tutorials import SHORT, TUTORIALS, code_cells, digest, execute
+
+NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
+OF_A_MACHINE = re.compile(
+    r"(^|[\s\"'(=:])(/(tmp|home|root|Users|opt|work|usr|var)/|[A-Z]:\\)|site-packages|\bat 0x[0-9a-f]+"
+)
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path: pathlib.Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def outputs(path: pathlib.Path) -> list[nbformat.NotebookNode]:
+    return [output for cell in code_cells(read(path)) for output in cell.outputs]
+
+
+def test_there_are_notebooks() -> None:
+    assert NOTEBOOKS
+
+
+@each_notebook
+def test_it_runs(path: pathlib.Path) -> None:
+    notebook = read(path)
+    execute(notebook, short=True)
+    assert not [o for cell in code_cells(notebook) for o in cell.outputs if o.get("name") == "stderr"]
+
+
+@each_notebook
+def test_the_first_cell_says_how_it_is_shortened(path: pathlib.Path) -> None:
+    assert f'short = bool(os.environ.get("{SHORT}"))' in code_cells(read(path))[0].source
+
+
+@each_notebook
+def test_the_last_cell_asserts_an_answer(path: pathlib.Path) -> None:
+    tree = ast.parse(code_cells(read(path))[-1].source)
+    assert any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+
+
+@each_notebook
+def test_the_outputs_are_of_this_code_run_in_full_and_in_order(path: pathlib.Path) -> None:
+    notebook = read(path)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert notebook.metadata.executed == {"mode": "full", "code_sha256": digest(notebook)}, (
+        f"run `python tools/run_tutorials.py {path.name}`: the code has changed since"
+    )
+
+
+@each_notebook
+def test_no_output_is_an_error_or_a_warning(path: pathlib.Path) -> None:
+    found = outputs(path)
+    assert found
+    assert not [o for o in found if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+@each_notebook
+def test_no_output_tells_of_the_machine(path: pathlib.Path) -> None:
+    for output in outputs(path):
+        pictures = [value for kind, value in output.get("data", {}).items() if kind == "image/png"]
+        texts = [value for kind, value in output.get("data", {}).items() if kind != "image/png"]
+        marks = [Image.open(io.BytesIO(base64.b64decode(picture))).text for picture in pictures]
+        shown = "\n".join([output.get("text", ""), json.dumps(texts), json.dumps(marks)])
+        assert not OF_A_MACHINE.search(shown), shown
+
+
+@each_notebook
+def test_links_lead_somewhere(path: pathlib.Path) -> None:
+    prose = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    for target in re.findall(r"\]\(([^)#\s]+)", prose):
+        assert target.startswith("https://") or (TUTORIALS / target).exists(), target
+
+
+@each_notebook
+def test_it_renders_small(path: pathlib.Path) -> None:
+    """A page that a browser shows at once, with pictures no wider than it."""
+    assert path.stat().st_size < 1_500_000
+    for output in outputs(path):
+        if "image/png" in output.get("data", {}):
+            assert Image.open(io.BytesIO(base64.b64decode(output.data["image/png"]))).width <= 1000
+
+
+def notebook_of(*sources: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+
+
+def test_kernels_are_of_this_python_and_this_package() -> None:
+    notebook = notebook_of(
+        "import os, sys, pyro_zilognormal\n"
+        "print(sys.executable, pyro_zilognormal.__file__, bool(os.environ['ZILN_TUTORIAL_SHORT']), sep='\\n')",
+    )
+    execute(notebook, short=True)
+    assert notebook.cells[0].outputs[0].text.split() == [sys.executable, pyro_zilognormal.__file__, "True"]
+
+
+@pytest.mark.parametrize("source", ["assert 1 + 1 == 3", "import warnings\nwarnings.warn('hear me')"])
+def test_what_fails_or_warns_stops_a_notebook(source: str) -> None:
+    with pytest.raises(CellExecutionError, match=r"AssertionError|hear me"):
+        execute(notebook_of(source), short=True)
+
+
+@pytest.mark.parametrize("text", ["/tmp/a.png", "File '/home/me/x.py'", "<Axes at 0x7f3a>", "lib/site-packages/x.py"])
+def test_what_tells_of_a_machine_is_found(text: str) -> None:
+    assert OF_A_MACHINE.search(text)
