@@ -29,7 +29,9 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     """
     ax = _axes(ax)
     loss = result.losses / result.rows
-    held_out = [value / result.held_out_rows for _, value in result.held_out]
+    # Where the plate over rows is known, held-out losses are scaled to the rows of the fit, as training losses are.
+    held_out_rows = result.held_out_rows if result.objective.plate is None else result.rows
+    held_out = [value / held_out_rows for _, value in result.held_out]
     steps = np.arange(1, len(loss) + 1)
     ax.plot(steps, loss, color="0.75", linewidth=0.8, label="training")
     middle = _smooth(loss, window)

@@ -29,7 +29,8 @@ class FitResult:
     Attributes:
         params: every parameter by name, as the model sees it.
         losses: the loss of every step, an estimate of the loss of all data; NaN for a skipped step.
-        held_out: (step, loss) of every evaluation on held-out data.
+        held_out: (step, loss) of every evaluation on held-out data; where a plate over rows is named, scaled to the
+            rows of the fit, so that it can be compared with the training loss.
         held_out_rows: number of rows of the held-out data; 0 without any.
         steps: number of steps taken.
         rows: number of rows of the data.

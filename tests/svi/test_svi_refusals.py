@@ -113,10 +113,12 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
         signal.signal(signal.SIGINT, before)
 
 
-def test_held_out_losses_are_per_held_out_observation():
+@pytest.mark.parametrize("batched", [False, True])
+def test_held_out_losses_are_drawn_per_observation(batched):
     torch.manual_seed(0)
     x = torch.randn(400)
-    result = fit(model, AutoNormal(model), x[:300], steps=200, callbacks=[EarlyStopping(x[300:], every=50)])
+    data = Minibatches(x[:300], batch_size=100, plate="rows") if batched else x[:300]
+    result = fit(model, AutoNormal(model), data, steps=200, callbacks=[EarlyStopping(x[300:], every=50)])
     training, held_out = (line.get_ydata()[-1] for line in plot_loss(result).get_lines()[:3:2])
     assert abs(float(training) - float(held_out)) < 0.3
     assert result.held_out_rows == 100
