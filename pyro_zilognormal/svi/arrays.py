@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+_MOST = np.iinfo(np.int64).max
+
 
 def is_sparse(value: Any) -> bool:
     """Whether ``value`` is a scipy sparse matrix or array; does not import scipy."""
@@ -21,26 +23,41 @@ def is_array(value: Any) -> bool:
 def as_tensor(value: Any, name: str = "data") -> torch.Tensor:
     """Return a dense tensor of ``value``.
 
-    Floating numpy and CSR data take torch's default dtype; whole numbers, booleans and tensors keep theirs.
+    It has the dtype of the data, but for unsigned whole numbers of more than a byte, which become int64.
 
     Args:
         value: a tensor, numpy array or scipy CSR matrix.
         name: what to call it in an error.
 
     Raises:
-        TypeError: for an array that torch cannot hold (strings, objects).
+        TypeError: for an array that torch cannot hold (strings, objects, more than double precision).
+        ValueError: for whole numbers beyond those of int64.
     """
     if isinstance(value, torch.Tensor):
         return value
     array = value.toarray() if is_sparse(value) else value
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name} has numpy dtype {array.dtype}; needed numbers or booleans. Encode it as numbers first")
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise TypeError(
+            f"{name} has numpy dtype {array.dtype}; needed numbers of at most 64 bits or booleans. Encode it so first"
+        )
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        if array.size and array.max() > _MOST:
+            raise ValueError(f"{name} holds {array.max()}; needed whole numbers of at most {_MOST}")
         array = array.astype(np.int64)
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
-    tensor = torch.from_numpy(np.asarray(array, dtype=array.dtype.newbyteorder("=")))
-    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+    return torch.from_numpy(np.asarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def placed(tensor: torch.Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> torch.Tensor:
+    """Return a tensor on a device and, where it holds floating numbers, of a dtype; None leaves either as it is."""
+    return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Raise a TypeError unless ``dtype`` is None or a floating dtype of torch."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype is {dtype!r}; needed a floating dtype, such as torch.float32, or None")
 
 
 def check_rows(value: Any, name: str) -> None:

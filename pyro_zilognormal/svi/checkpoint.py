@@ -87,7 +87,7 @@ class Checkpoint:
         return open_saved(Path(path))
 
     def start(self, run: Run) -> None:
-        """Take note of what the run is of, and of signals from now on."""
+        """Take note of signals from now on."""
         if compiles(run.objective.loss):
             raise ValueError(
                 f"loss is a {type(run.objective.loss).__name__}, whose compiled code rounds differently after its "
@@ -96,7 +96,7 @@ class Checkpoint:
             )
         if hasattr(run.source, "check_resumable"):
             run.source.check_resumable()
-        self._fingerprint, self._saved_at, self._signal = fingerprint(run), time.monotonic(), None
+        self._saved_at, self._signal = time.monotonic(), None
         # Only the main thread may set signal handlers.
         if threading.current_thread() is threading.main_thread():
             run.stack.callback(self._deliver)
@@ -104,6 +104,10 @@ class Checkpoint:
             for number in heeded:
                 before = signal.signal(number, self._note)
                 run.stack.callback(signal.signal, number, before if before is not None else signal.SIG_DFL)
+
+    def identify(self, run: Run) -> None:
+        """Take note of what the run is of, now that every callback has started, whatever their order."""
+        self._fingerprint = fingerprint(run)
 
     def resume(self, run: Run) -> None:
         """Go on from the newest whole file, if there is one."""

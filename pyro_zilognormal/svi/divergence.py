@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
@@ -133,8 +132,7 @@ def diagnose(
 
 def _search(objective: "Objective", batch: Batch) -> dict[str, Any]:
     with objective.running(batch.args, batch.indices):
-        guide = poutine.trace(objective.handled("guide")).get_trace(*batch.args)
-        model = poutine.trace(poutine.replay(objective.handled("model"), trace=guide)).get_trace(*batch.args)
+        guide, model = objective.traces(*batch.args)
         sites = [(p, n) for p, t in (("guide", guide), ("model", model)) for n in t.nodes.values() if is_sample(n)]
         # What a mask leaves out of the loss is at fault only where it spoils a gradient.
         densities = [(p, n, scale_and_mask(n["fn"].log_prob(n["value"]), mask=n["mask"])) for p, n in sites]

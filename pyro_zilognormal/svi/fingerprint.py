@@ -41,7 +41,7 @@ def difference(saved: dict[str, str], now: dict[str, str]) -> str:
 
 def _reading(run: Run) -> str:
     """How the rows are read, as far as the source says."""
-    named = {k: getattr(run.source, k, None) for k in ("batch_size", "shuffle", "plate")}
+    named = {k: getattr(run.source, k, None) for k in ("batch_size", "shuffle", "plate", "dtype")}
     said = {k: v for k, v in named.items() if v is not None}
     return f" {said}" if said else ""
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_zilognormal.svi.batch import Source
 from pyro_zilognormal.svi.data import as_source
 from pyro_zilognormal.svi.divergence import DivergenceError
-from pyro_zilognormal.svi.isolation import global_state_kept
+from pyro_zilognormal.svi.isolation import global_state_kept, handlers_hidden
 from pyro_zilognormal.svi.losses import compiles
 from pyro_zilognormal.svi.objective import Objective
 from pyro_zilognormal.svi.result import FitResult
@@ -78,7 +78,7 @@ def fit(
         ('steps', False)
     """
     _check(model, guide, loss, steps, seed, max_seconds, callbacks)
-    with global_state_kept(seed), torch.enable_grad():
+    with global_state_kept(seed), handlers_hidden(), torch.enable_grad():
         source = as_source(data)
         objective = Objective(model, guide, Trace_ELBO() if loss is None else loss, source.plate, source.rows)
         _check_loss(objective.loss, source)
@@ -95,6 +95,7 @@ def fit(
 
 def _train(run: Run, max_seconds: float | None) -> FitResult:
     _call(run, "start")
+    _call(run, "identify")
     _call(run, "resume")
     _call(run, "ready")
     while not run.stop_reason and run.step < run.steps:

@@ -3,12 +3,14 @@
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.params.param_store import ParamStoreDict
+from pyro.poutine.runtime import am_i_wrapped, get_plates
 
 from pyro_zilognormal.svi.rng import rng_state, seed_all, set_rng_state, unseed_cuda
 
@@ -46,6 +48,20 @@ class ParamSpace:
                 self._contents = dict(vars(store))
                 vars(store).clear()
                 vars(store).update(outer)
+
+
+@contextmanager
+def handlers_hidden() -> Iterator[None]:
+    """Hide what happens inside from Pyro's handlers outside: those of a model that calls a fit itself, for one.
+
+    Raises:
+        ValueError: inside a plate, which would move the axes of all plates inside.
+    """
+    around = [frame.name for frame in get_plates() if frame.vectorized]
+    if around:
+        raise ValueError(f"this is inside plates {around}, whose axes would be taken; fit, and draw, outside of them")
+    with poutine.block() if am_i_wrapped() else nullcontext():
+        yield
 
 
 @contextmanager

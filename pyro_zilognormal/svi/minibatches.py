@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pyro_zilognormal.svi.arrays import check_rows, pick_rows
+from pyro_zilognormal.svi.arrays import check_dtype, check_rows, pick_rows, placed
 from pyro_zilognormal.svi.batch import Batch
 
 
@@ -27,9 +27,10 @@ class Minibatches:
             ``pyro.plate(name, N, subsample_size=len(x))``; None for a model that scales by itself.
         shuffle: whether to shuffle; without it rows come in their order.
         device: where to put the batches; None leaves tensors where they are.
+        dtype: what floating arrays become, ``torch.float32`` for one; None keeps that of the data, to the last digit.
 
     Raises:
-        TypeError: for something that is not an array.
+        TypeError: for something that is not an array, or a dtype that is not floating.
         ValueError: for arrays of different lengths, no array at all, or a batch_size out of range.
 
     Example:
@@ -46,8 +47,10 @@ class Minibatches:
         plate: str | None,
         shuffle: bool = True,
         device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.arrays, self.plate, self.shuffle, self.device = arrays, plate, shuffle, device
+        check_dtype(dtype)
+        self.arrays, self.plate, self.shuffle, self.device, self.dtype = arrays, plate, shuffle, device, dtype
         self.rows = _common_rows(arrays)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size!r}; needed a whole number of at least 1")
@@ -80,7 +83,9 @@ class Minibatches:
 
     def _rows_of(self, position: int, indices: torch.Tensor) -> torch.Tensor | None:
         array = self.arrays[position]
-        return None if array is None else pick_rows(array, indices, f"array {position}").to(self.device)
+        if array is None:
+            return None
+        return placed(pick_rows(array, indices, f"array {position}"), self.device, self.dtype)
 
 
 def _common_rows(arrays: tuple[Any, ...]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 
 
 def build(optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer], parameters: list[Any]) -> Any:
@@ -17,8 +18,9 @@ def build(optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer], parameter
         TypeError: for anything but such a function, or an optimiser that calls the loss itself.
         ValueError: for an optimiser of other or fewer parameters.
     """
-    built = optimizer(parameters) if callable(optimizer) else optimizer
-    if not callable(optimizer) or not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
+    called = callable(optimizer) and not isinstance(optimizer, PyroOptim)  # Pyro's own would take a step if called
+    built = optimizer(parameters) if called else optimizer
+    if not called or not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
         raise TypeError(
             f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a "
             "first-order torch optimiser, such as functools.partial(torch.optim.Adam, lr=0.01)"

@@ -109,8 +109,11 @@ class OwnParameters(nn.Module):
         return {**self.trainable(), **buffers}
 
     def _collect(self, store: Any) -> None:
-        found = {normalize_param_name(k): p for k, p in self._stored_parameters(store).items()}
-        seen = {id(p) for p in found.values()}
+        found, seen = {}, set()
+        for name, parameter in self._stored_parameters(store).items():
+            if id(parameter) not in seen:  # under two names, an optimiser would move it twice a step
+                seen.add(id(parameter))
+                found[normalize_param_name(name)] = parameter
         for prefix, module in self.owners.items():
             for name, parameter, constraint in module_parameters(module):
                 if parameter.requires_grad and id(parameter) not in seen:

@@ -40,16 +40,29 @@ class DataPlate(Messenger):
             self._check_row_parameters(msg, frame)
 
     def _set_indices(self, msg: Any) -> None:
-        if msg["value"] is not None or self.indices is None or self.batch_rows == self.rows:
+        law, told, rows = msg["fn"], msg["value"], self._known_rows(msg)
+        if rows is None:
             return
-        if msg["fn"].size == self.rows:
-            if msg["fn"].subsample_size != self.batch_rows:
-                raise ValueError(_SUBSAMPLE_SIZE.format(self.name, self.rows, self.batch_rows))
-            msg["value"] = self.indices
-            msg["done"] = True
+        if told is None and law.subsample_size != self.batch_rows:
+            raise ValueError(_SUBSAMPLE_SIZE.format(self.name, self.rows, self.batch_rows))
+        if told is not None and not torch.equal(torch.as_tensor(told).cpu(), rows.cpu()):
+            raise ValueError(_OTHER_ROWS.format(self.name))
+        msg["value"], msg["done"] = rows, True
+
+    def _postprocess_message(self, msg: Any) -> None:
+        # A replay has put those of the guide in their place, other ones if its plate has the size of the batch.
+        if site_is_subsample(msg) and msg["name"] == self.name:
+            rows = self._known_rows(msg)
+            msg["value"] = msg["value"] if rows is None else rows
+
+    def _known_rows(self, msg: Any) -> torch.Tensor | None:
+        """Return the rows of a plate, if they are those of a minibatch that is known."""
+        return None if self.batch_rows == self.rows or msg["fn"].size != self.rows else self.indices
 
     def _scale(self, msg: Any, frame: Any) -> None:
         if frame.full_size == self.rows:
+            if frame.size != self.batch_rows != self.rows:
+                raise ValueError(_SUBSAMPLE_SIZE.format(self.name, self.rows, self.batch_rows))
             return
         if frame.full_size != self.batch_rows:
             raise ValueError(_PLATE_SIZE.format(self.name, frame.full_size, self.rows, self.batch_rows))
@@ -81,6 +94,22 @@ class NoRowParameters(Messenger):
                     raise ValueError(_HELD_OUT_ROWS.format(msg["name"], frame.name))
 
 
+class GivenRows(Messenger):
+    """Take note of the plates that are told which rows they see, ``pyro.plate(..., subsample=rows)``.
+
+    Attributes:
+        rows: by plate, the rows.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[str, torch.Tensor] = {}
+
+    def _process_message(self, msg: Any) -> None:
+        if site_is_subsample(msg) and isinstance(msg["value"], torch.Tensor) and not msg["done"]:
+            self.rows[msg["name"]] = msg["value"]
+
+
 class LatentScale(Messenger):
     """Multiply the log densities of latent sites, in model and guide alike, by ``weight``: a KL weight."""
 
@@ -91,6 +120,21 @@ class LatentScale(Messenger):
     def _process_message(self, msg: Any) -> None:
         if msg["type"] == "sample" and not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.weight
+
+
+def check_given_rows(guide: Any, given: dict[str, torch.Tensor]) -> None:
+    """Raise a ValueError where the guide draws rows of a plate that the model is told.
+
+    Pyro would give the model the guide's rows, silently, so that these and the data were of different rows.
+
+    Args:
+        guide: the guide's trace.
+        given: by plate, the rows that the model was told.
+    """
+    for name, rows in given.items():
+        node = guide.nodes.get(name)
+        if node is not None and site_is_subsample(node) and not torch.equal(node["value"].cpu(), rows.cpu()):
+            raise ValueError(_GIVEN_ROWS.format(name))
 
 
 _SUBSAMPLE_SIZE = (
@@ -113,4 +157,13 @@ _BATCH_SIZED = (
 _NO_INDICES = (
     "parameter {0!r} holds a value for every row, but nothing says which rows these are (a BatchStream does "
     "not); use Minibatches of all rows, or a guide that computes its local values from the data"
+)
+_OTHER_ROWS = (
+    "plate {0!r} is told other rows (subsample=) than those of this minibatch; give Minibatches the rows, "
+    "torch.arange(N), as one more array, or write subsample_size=len(x) in the plate"
+)
+_GIVEN_ROWS = (
+    "plate {0!r} is told its rows in the model (subsample=), but the guide draws rows of its own, which would take "
+    "their place; pass Minibatches(..., plate={0!r}) with subsample_size=len(x) in the plate, or give an AutoGuide "
+    "create_plates= that makes the plate of the same rows"
 )

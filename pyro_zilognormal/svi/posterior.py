@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.quantiles import check_quantiles, exact_quantiles
 from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.sampling import Sampler
+from pyro_zilognormal.svi.sampling import Sampler, check_draws
 from pyro_zilognormal.svi.streaming import Block, Streamed, values_of
 
 
@@ -68,7 +68,7 @@ def posterior_draws(
         >>> posterior_draws(result, x, draws=3)["m"].shape
         torch.Size([3])
     """
-    _check_draws(draws)
+    check_draws(draws)
     sampler = Sampler(result, data, seed)
     names = _chosen(sampler, sites, joint)
     sampler.check_rows(names)
@@ -123,7 +123,7 @@ def posterior_summary(
         >>> summary.quantiles.shape, summary.exact
         (torch.Size([3]), True)
     """
-    _check_draws(draws, least=2)
+    check_draws(draws, least=2)
     levels = check_quantiles(quantiles)
     sampler = Sampler(result, data, seed)
     names = _chosen(sampler, sites, joint=True)
@@ -205,8 +205,3 @@ def _check_not_summed_out(sampler: Sampler, name: str) -> None:
             f"sites holds {name!r}, but {causes} of the model is not in the guide, so the fit has no posterior of it; "
             "draw it with pyro.infer.infer_discrete inside result.scope()"
         )
-
-
-def _check_draws(draws: int, least: int = 1) -> None:
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < least:
-        raise ValueError(f"draws is {draws!r}; needed a whole number of at least {least}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_zilognormal.svi.batch import Batch
 from pyro_zilognormal.svi.quantiles import check_quantiles, quantiles_of
 from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.sampling import Sampler
+from pyro_zilognormal.svi.sampling import Sampler, check_draws
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ def posterior_predictive(
         ['mean', 'quantile 0.5', 'quantile 0.9', 'quantile 0.99', 'zero fraction']
     """
     levels = check_quantiles(quantiles)
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws is {draws!r}; needed a whole number of at least 1")
+    check_draws(draws)
     sampler = Sampler(result, data, seed)
     names = _observed(sampler, sites)
     sampler.check_rows(names)

@@ -1,5 +1,6 @@
 """A model and its guide, run with parameters of their own and the plate over rows seen to."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,14 +9,15 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.messenger import unwrap
+from pyro.poutine.messenger import Messenger, unwrap
 from torch import Tensor, nn
 
 from pyro_zilognormal.svi.autoplates import offer_plate
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.modules import evaluating, owner
+from pyro_zilognormal.svi.outside import check_outside, nodes_of
 from pyro_zilognormal.svi.parameters import OwnParameters
-from pyro_zilognormal.svi.plates import DataPlate, LatentScale
+from pyro_zilognormal.svi.plates import DataPlate, GivenRows, LatentScale, check_given_rows
 from pyro_zilognormal.svi.sites import Site, check_guide_plate, check_joint_guide, check_plate, rows_of, sites_of
 
 
@@ -58,19 +60,22 @@ class Program(OwnParameters):
             indices: which rows these are.
 
         Raises:
-            ValueError: if there is nothing to train, the plate over rows is not in the model, or the guide has
-                outside it what the model has inside.
+            ValueError: if there is nothing to train, the plate over rows is not in the model, the guide has
+                outside it what the model has inside, or either has values of rows outside it.
         """
         with self.running(args, indices):
             # The model goes first by itself: an AutoGuide needs its plate, and its errors read best so.
-            prior = poutine.trace(self._handled["model"]).get_trace(*args)
+            with GivenRows() as given:
+                prior = poutine.trace(self._handled["model"]).get_trace(*args)
             check_plate(prior, self.plate)
             self._row_plates = offer_plate(self._callables["guide"], self._data_plate, prior) or self._row_plates
             with torch.no_grad():  # an AutoGuide keeps what it sees now; a graph in it could not be copied
-                guide_trace = poutine.trace(self._handled["guide"]).get_trace(*args)
+                guide_trace = self.guide_trace(*args)
             check_joint_guide(self._callables["guide"], self._data_plate)
+            check_given_rows(guide_trace, given.rows)
             model_trace = poutine.trace(poutine.replay(self._handled["model"], trace=guide_trace)).get_trace(*args)
             check_guide_plate(guide_trace, model_trace, self._data_plate)
+        check_outside(self, nodes_of(guide_trace, model_trace), args, indices)
         if not self.trainable():
             raise ValueError(
                 "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
@@ -97,6 +102,24 @@ class Program(OwnParameters):
                 yield
             finally:
                 plate.batch_rows, plate.indices = plate.rows, None
+
+    def guide_trace(self, *args: Any) -> Any:
+        """Return the guide's trace, of its own sites alone; call it while :meth:`running`."""
+        trace = poutine.trace(self._handled["guide"]).get_trace(*args)
+        if isinstance(unwrap(self._callables["guide"]), Messenger):  # such a guide runs the model, and its data too
+            for name in [k for k, n in trace.nodes.items() if n["type"] == "sample" and n["is_observed"]]:
+                trace.remove_node(name)
+        return trace
+
+    def traces(self, *args: Any) -> tuple[Any, Any]:
+        """Return the guide's trace and the model's with its values; call it while :meth:`running`."""
+        guide = self.guide_trace(*args)
+        return guide, poutine.trace(poutine.replay(self._handled["model"], trace=guide)).get_trace(*args)
+
+    @property
+    def data_plate(self) -> DataPlate | None:
+        """The handler of the plate over rows, or None where none is known."""
+        return self._data_plate
 
     @property
     def plate(self) -> str | None:
@@ -160,23 +183,27 @@ class Program(OwnParameters):
         return self._callables[which]
 
     def _handle(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        def handled(*args: Any, **kwargs: Any) -> Any:
-            if self._data_plate is None and self._latents.weight == 1.0:
-                return fn(*args, **kwargs)
-            with ExitStack() as stack:
-                if self._data_plate is not None:
-                    stack.enter_context(self._data_plate)
-                if self._latents.weight != 1.0:
-                    stack.enter_context(self._latents)
-                return fn(*args, **kwargs)
-
-        return handled
+        # Pyro's ``unwrap`` takes the second argument of a partial for what is handled, so that its losses see a guide
+        # that runs the model itself, a GuideMessenger, for what it is.
+        return functools.partial(_call, self, fn)
 
     @torch.no_grad()
     def _looked_at(self, args: tuple[Any, ...]) -> Any:
         """Return a trace of the model that leaves nothing behind."""
         with global_state_kept(), evaluating(self), self.running(args):
             return poutine.trace(self._handled["model"]).get_trace(*args)
+
+
+def _call(program: Program, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    plate, latents = program._data_plate, program._latents
+    if plate is None and latents.weight == 1.0:
+        return fn(*args, **kwargs)
+    with ExitStack() as stack:
+        if plate is not None:
+            stack.enter_context(plate)
+        if latents.weight != 1.0:
+            stack.enter_context(latents)
+        return fn(*args, **kwargs)
 
 
 def _rows(args: tuple[Any, ...]) -> int:

@@ -14,6 +14,7 @@ from pyro_zilognormal.svi.objective import Objective
 _REASONS = {
     "converged": "converged: the loss stopped improving",
     "rising": "stopped because the loss rose; lower the learning rate",
+    "slowed down": "stopped because the learning rate had become too low for a loss that still fell; lower it later",
     "rising held out": "stopped because the held-out loss rose: more steps overfit",
     "steps": "ran out of steps before it was found to have converged",
     "max_seconds": "ran out of time before it was found to have converged",
@@ -35,8 +36,8 @@ class FitResult:
         steps: number of steps taken.
         rows: number of rows of the data.
         seconds: seconds spent, those before a resume included.
-        stop_reason: "converged", "rising", "steps", "max_seconds", "interrupted", "diverged" or a callback's
-            own.
+        stop_reason: "converged", "rising", "slowed down", "steps", "max_seconds", "interrupted", "diverged" or a
+            callback's own.
         converged: whether a stopping rule found that the loss had stopped improving and stays so. Running out of
             steps is not converging, nor is a loss that rises again, though its best parameters are kept.
         skipped: the steps left out because their loss or gradient was not finite.

@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoLaplaceApproximation
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch
 from pyro_zilognormal.svi.data import as_source, count_rows
-from pyro_zilognormal.svi.isolation import global_state_kept
+from pyro_zilognormal.svi.isolation import global_state_kept, handlers_hidden
 from pyro_zilognormal.svi.minibatches import Minibatches
 from pyro_zilognormal.svi.modules import evaluating
+from pyro_zilognormal.svi.outside import rows_outside
 from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.rng import seed_all
@@ -75,7 +77,8 @@ class Sampler:
         self.result, self.seed = result, seed
         self.source, self.objective = as_source(data), result.objective
         self.model: Any = None
-        with global_state_kept(), generators_kept(self.source), result.scope():
+        _check_spread(self.objective.owner("guide"))
+        with global_state_kept(), handlers_hidden(), generators_kept(self.source), result.scope():
             self.objective.check_plate_name(self.source.plate, *next(self.batches()).args)
             with self.objective.plate_named(self.source.plate):
                 count_rows(self.source, self.objective)
@@ -105,8 +108,8 @@ class Sampler:
         same_rows = self.source.rows == self.objective.rows
         guard = nullcontext() if same_rows else NoRowParameters(self.objective.rows)
         plate = self.objective.plate_named(self.source.plate, self.model)
-        kept = global_state_kept(), generators_kept(self.source)
-        with kept[0], kept[1], torch.no_grad(), self.result.scope(), evaluating(self.objective), plate, guard:
+        kept = global_state_kept(), generators_kept(self.source), handlers_hidden()
+        with kept[0], kept[1], kept[2], torch.no_grad(), self.result.scope(), evaluating(self.objective), plate, guard:
             yield
 
     def batches(self) -> Iterator[Batch]:
@@ -118,13 +121,27 @@ class Sampler:
             yield self.source.batch(indices)
 
     def check_rows(self, names: list[str]) -> None:
-        """Raise a ValueError for a site of which each draw would be of other rows."""
+        """Raise a ValueError for a site of which each draw, or each block, would be of other rows."""
+        self._check_blocks([k for k in names if k in self.derived and self.layouts[k].axis is None])
         for name in names:
             if (plate := self.layouts[name].subsampled) is not None:
                 raise ValueError(
                     f"site {name!r} is inside plate {plate!r}, which draws its rows at random, others for each draw; "
                     f"pass Minibatches(..., plate={plate!r}) of all rows, with subsample_size=len(x) in the plate, or "
                     "name other sites in sites"
+                )
+
+    def _check_blocks(self, names: list[str]) -> None:
+        """Raise a ValueError for a site that has a value for every row and no plate that says so."""
+        if not names or self.source.batches == 1:
+            return
+        with self.opened():
+            first = next(self.batches())
+            nodes = {k: ("model", self.model.nodes[k]) for k in names}
+            for name in rows_outside(self.objective, nodes, first.args, first.indices):
+                raise ValueError(
+                    f"site {name!r} has a value for every row, but is outside the plate over rows, so that the batches "
+                    "cannot be put together; put it inside that plate, or pass all data at once"
                 )
 
     def check_order(self, names: list[str]) -> None:
@@ -150,7 +167,7 @@ class Sampler:
         self._seed(draw, block)
         with self.objective.running(batch.args, batch.indices):
             with Fixed(fixed):
-                guide = poutine.trace(self.objective.handled("guide")).get_trace(*batch.args)
+                guide = self.objective.guide_trace(*batch.args)
             with poutine.trace() as model, poutine.replay(trace=guide), Unobserved(list(renew)):
                 self.objective.handled("model")(*batch.args)
         return guide, model.trace
@@ -159,7 +176,7 @@ class Sampler:
         """Return the guide's trace alone, as :meth:`traces` does."""
         self._seed(draw, block)
         with self.objective.running(batch.args, batch.indices), Fixed(fixed):
-            return poutine.trace(self.objective.handled("guide")).get_trace(*batch.args)
+            return self.objective.guide_trace(*batch.args)
 
     def globals_of(self, guide: Any) -> dict[str, Tensor]:
         """Return the values of the guide's sites that all blocks share."""
@@ -175,6 +192,21 @@ class Sampler:
         local = frame is not None and value.dim() >= event - frame.dim
         random = (f.name for f in node["cond_indep_stack"] if f is not frame and f.size != f.full_size)
         return Layout(tuple(value.shape), frame.dim - event if local else None, next(random, None))
+
+
+def _check_spread(guide: Any) -> None:
+    """Raise a ValueError for a guide that draws nothing but its mode, though it stands for a Gaussian."""
+    if guide is not None and any(isinstance(part, AutoLaplaceApproximation) for part in guide.modules()):
+        raise ValueError(
+            "the guide is an AutoLaplaceApproximation, which by itself draws nothing but the mode; inside "
+            "result.scope(), take gaussian = guide.laplace_approximation(*data) and draw from gaussian"
+        )
+
+
+def check_draws(draws: Any, least: int = 1) -> None:
+    """Raise a ValueError unless ``draws`` is a whole number of at least ``least``."""
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < least:
+        raise ValueError(f"draws is {draws!r}; needed a whole number of at least {least}")
 
 
 def _holds_data(node: Any) -> bool:

@@ -128,7 +128,7 @@ def check_guide_plate(guide: Any, model: Any, plate: DataPlate | None) -> None:
         return
     for name, node in model.nodes.items():
         twin = guide.nodes.get(name)
-        if twin is None or not is_sample(node) or not _inside(node, plate) or _inside(twin, plate):
+        if twin is None or not is_sample(node) or not inside(node, plate) or inside(twin, plate):
             continue
         raise ValueError(
             f"site {name!r} is inside plate {plate.name!r} in the model, but not in the guide, where its plates are "
@@ -137,7 +137,8 @@ def check_guide_plate(guide: Any, model: Any, plate: DataPlate | None) -> None:
         )
 
 
-def _inside(node: Any, plate: DataPlate) -> bool:
+def inside(node: Any, plate: DataPlate) -> bool:
+    """Whether a site is inside the plate over rows."""
     return any(f.name == plate.name for f in node["cond_indep_stack"])
 
 

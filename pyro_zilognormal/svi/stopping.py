@@ -12,6 +12,7 @@ from pyro_zilognormal.svi.data import as_source, count_rows
 from pyro_zilognormal.svi.digests import describe
 from pyro_zilognormal.svi.forms import same_form, whole
 from pyro_zilognormal.svi.isolation import global_state_kept
+from pyro_zilognormal.svi.rates import check_rates, highest_rate, why_level
 from pyro_zilognormal.svi.run import Run
 from pyro_zilognormal.svi.stream import generators_kept
 from pyro_zilognormal.svi.trends import trend
@@ -39,8 +40,9 @@ class EarlyStopping:
 
     Then the fit has converged, unless the loss is worse than the best by more than that and rises since by more
     than 4 standard errors, or is held out while the training losses do not stay level by as much. That is "rising",
-    and not converged: of held-out data the fit overfits, and of training losses it diverges. The best parameters are
-    gone back to in each case.
+    and not converged: of held-out data the fit overfits, and of training losses it diverges. Nor has it where the
+    learning rate has come down to a tenth of its peak while the training losses still fell by as much, and has not led
+    as far since: that is "slowed down". The best parameters are gone back to in each case.
 
     Args:
         held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
@@ -84,6 +86,7 @@ class EarlyStopping:
                 raise ValueError(f"{name} is {value}; needed a whole number")
         self.held_out = None if held_out is None else _source(held_out)
         self._state: dict[str, Any] = {}
+        self._rates: list[float] = []
 
     def start(self, run: Run) -> None:
         """Forget an earlier fit."""
@@ -92,6 +95,7 @@ class EarlyStopping:
                 first = next(self.held_out.epoch(0, self.seed))
             run.objective.use_plate(self.held_out.plate, *first.args)
             run.held_out_rows = count_rows(self.held_out, run.objective)
+        self._rates = []
         self._state = {
             "first": None,
             "reference": None,
@@ -103,6 +107,7 @@ class EarlyStopping:
 
     def __call__(self, run: Run) -> None:
         """Look at the loss when it is time to."""
+        self._rates.append(highest_rate(run.optimizer))
         if run.step % self.every or run.step < self.warm_up + self.every:
             return
         losses = self._look(run)
@@ -121,11 +126,12 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been seen so far."""
-        return dict(self._state)
+        return {**self._state, "rates": torch.tensor(self._rates, dtype=torch.float64)}
 
     def check_state(self, run: Run, state: Any) -> None:
         """Raise a ValueError unless ``state`` is one that these looks could come to."""
-        same_form(dict.fromkeys(state), dict.fromkeys(self._state), "what EarlyStopping has seen")
+        same_form(dict.fromkeys(state), dict.fromkeys(self.state_dict()), "what EarlyStopping has seen")
+        check_rates(state["rates"])
         for name in ("best_step", "waited"):
             whole(state[name], name)
         same_form(state["best"], 0.0, "best")
@@ -137,7 +143,8 @@ class EarlyStopping:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what had been seen."""
-        self._state = dict(state)
+        self._state = {k: v for k, v in state.items() if k != "rates"}
+        self._rates = state["rates"].tolist()
 
     def settings(self) -> dict[str, Any]:
         """Return what must be the same in a resumed run."""
@@ -181,8 +188,9 @@ class EarlyStopping:
             self._state["reference"] = losses
         if self._state["waited"] >= self.patience and not self._falling(run):
             rising = -gain > needed and self._rising(run)
-            reason = "rising" if rising else "converged" if finite else "held-out loss not finite"
-            run.stop(reason, converged=reason == "converged")
+            reason = "rising" if rising else self._level(run) if finite else "held-out loss not finite"
+            if reason:
+                run.stop(reason, converged=reason == "converged")
 
     def _falling(self, run: Run) -> bool:
         """Whether the training losses of the last looks, taken together, fall by enough to count, or may do so."""
@@ -197,6 +205,11 @@ class EarlyStopping:
                 return True
             slope, error = trend(run.losses[-looks * self.every :])
         return -slope * looks * self.every > max(least, self.noise / 2 * error * looks * self.every)
+
+    def _level(self, run: Run) -> str:
+        """Say why the loss is level, nothing where that cannot be told yet."""
+        most = 2 * (self.patience + 1) * self.every
+        return why_level(run.losses, self._rates, most, self._least(run), _CLEAR)
 
     def _rising(self, run: Run) -> bool:
         """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""

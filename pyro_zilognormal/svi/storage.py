@@ -37,11 +37,15 @@ def write(path: Path, content: Any) -> None:
     """
     data = encode(content)
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # of a full disk it would take what is left
+        raise
     sync_folder(path.parent)
 
 

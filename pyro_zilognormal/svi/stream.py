@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pyro_zilognormal.svi.arrays import as_tensor, is_array
+from pyro_zilognormal.svi.arrays import as_tensor, check_dtype, is_array, placed
 from pyro_zilognormal.svi.batch import Batch
 from pyro_zilognormal.svi.isolation import global_state_kept
 
@@ -22,6 +22,7 @@ class BatchStream:
         iterable: gives the same rows each time it is read, in any order.
         plate: the name of the model's plate over rows, as in :class:`Minibatches`.
         device: where to put the batches; None leaves them where they are.
+        dtype: what floating arrays become, as in :class:`Minibatches`.
 
     Raises:
         TypeError: for an iterator, which can be read only once.
@@ -33,7 +34,14 @@ class BatchStream:
         (6, 2)
     """
 
-    def __init__(self, iterable: Iterable[Any], plate: str | None, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        iterable: Iterable[Any],
+        plate: str | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_dtype(dtype)
         if not isinstance(iterable, Iterable):
             raise TypeError(f"iterable is a {type(iterable).__name__}; needed an iterable of batches")
         if isinstance(iterable, Iterator):
@@ -41,7 +49,7 @@ class BatchStream:
                 f"iterable is a {type(iterable).__name__}, which can be read only once; pass an object whose "
                 "__iter__ starts anew, such as a list or a DataLoader"
             )
-        self.iterable, self.plate, self.device = iterable, plate, device
+        self.iterable, self.plate, self.device, self.dtype = iterable, plate, device, dtype
         self.generators = _generators(iterable)  # a resumed fit sets them as they were before it opens an epoch again
         counts = [_batch_rows(args) for args in self._read_apart()]
         self.batches, self.rows = len(counts), sum(counts)
@@ -100,7 +108,7 @@ class BatchStream:
     def _read(self) -> Iterator[tuple[Any, ...]]:
         for item in self.iterable:
             args = item if isinstance(item, tuple | list) else (item,)
-            yield tuple(as_tensor(a, "batch").to(self.device) if is_array(a) else a for a in args)
+            yield tuple(placed(as_tensor(a, "batch"), self.device, self.dtype) if is_array(a) else a for a in args)
 
 
 def _batch_rows(args: tuple[Any, ...]) -> int:

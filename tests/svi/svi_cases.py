@@ -2,6 +2,7 @@
 
 import functools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -147,12 +148,17 @@ def fit_with(path, change):
 
 
 class Script:
-    """A run whose losses are written beforehand."""
+    """A run whose losses, and learning rates, are written beforehand."""
 
-    def __init__(self, losses):
+    def __init__(self, losses, rates=None):
         self.losses, self.step, self.stop_reason, self.converged = [], 0, "", False
         self.smoothed, self.held_out, self.best_step, self.rows = [], [], 0, 1000
         self.script, self.objective = losses, self
+        self.rates = rates or [1.0] * len(losses)
+
+    @property
+    def optimizer(self):
+        return SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": self.rates[self.step - 1] if self.rates else 1.0}])
 
     def snapshot(self):
         return {"step": torch.tensor(self.step)}

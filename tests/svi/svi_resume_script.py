@@ -1,5 +1,6 @@
 """A fit that a test kills: `python svi_resume_script.py PATH STEPS PAUSE`, with a pause after each step."""
 
+import signal
 import sys
 import time
 
@@ -25,4 +26,5 @@ def main(path, steps, pause):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what runs in the background
     main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -139,7 +139,7 @@ def test_several_arrays_and_none_are_passed_in_order():
     assert batch.args[0].tolist() == [[4.0, 5.0], [0.0, 1.0]]
     assert batch.args[1] is None
     assert batch.args[2].tolist() == [[0, 0, 1], [1, 0, 0]]
-    assert batch.args[0].dtype == torch.float32
+    assert batch.args[0].dtype == torch.float64
     assert batch.args[2].dtype == torch.int64
 
 
