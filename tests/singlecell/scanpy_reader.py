@@ -36,7 +36,8 @@ def rank_genes_groups_df(found: Any, group: str | list[str] | None) -> pd.DataFr
 def plotted(found: Any, n_genes: int) -> dict[str, tuple[str, str, list[tuple[str, float]]]]:
     """What ``sc.pl.rank_genes_groups`` writes: for each group its title, and names and scores of its first genes."""
     reference = str(found["params"]["reference"])
-    return {
-        group: (f"{group} vs. {reference}", "score", list(zip(found["names"][group], found["scores"][group]))[:n_genes])
-        for group in groups(found)
-    }
+    shown = {}
+    for group in groups(found):
+        genes = list(zip(found["names"][group], found["scores"][group], strict=True))[:n_genes]
+        shown[group] = (f"{group} vs. {reference}", "score", genes)
+    return shown
