@@ -41,7 +41,7 @@ def check(adata: Any, key: str) -> None:
         assert ylabel in (ax.get_ylabel(), axes[0].get_ylabel()), ax.get_ylabel()
         assert [text.get_text() for text in ax.texts] == [name for name, _ in genes]
     plt.close("all")
-    sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, key=key, show=False, values_to_plot="logfoldchanges")
+    sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, key=key, show=False)
     plt.close("all")
 
 

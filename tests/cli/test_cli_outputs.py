@@ -82,7 +82,8 @@ class _Page(html.parser.HTMLParser):
         found = dict(attrs)
         self.images += tag == "img"
         assert tag != "img" or found.get("alt")
-        self.loads += [str(found[name]) for name in ("src", "href", "data", "srcset") if name in found]
+        targets = [str(found[name]) for name in ("src", "href", "data", "srcset") if name in found]
+        self.loads += [target for target in targets if not target.startswith("#")]  # those go to the page itself
 
     def handle_data(self, data: str) -> None:
         self.text += data
