@@ -30,7 +30,7 @@ def rank_genes_groups_df(found: Any, group: str | list[str] | None) -> pd.DataFr
     table = pd.concat(parts, ignore_index=True)
     if len(chosen) == 1:
         return table.drop(columns="group")
-    return table[["group", *table.columns.drop("group")]].astype({"group": pd.CategoricalDtype(chosen)})
+    return table[["group", *table.columns.drop("group")]]
 
 
 def plotted(found: Any, n_genes: int) -> dict[str, tuple[str, str, list[tuple[str, float]]]]:
