@@ -39,8 +39,8 @@ class Cells:
     data: HurdleData
     observed: Observed
 
-    def arm(self, levels: Mapping[str, Any]) -> Arm:
-        """Return what the cells with some values of the variables show.
+    def having(self, levels: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return which cells have some values of the variables.
 
         Args:
             levels: by variable; cells with any values of the others count.
@@ -48,7 +48,11 @@ class Cells:
         chosen = np.ones(len(self.design.matrix), dtype=bool)
         for name, level in levels.items():
             chosen &= self.design.variables[name].cells(level)
-        return self.observed.arm(chosen)
+        return chosen
+
+    def arm(self, levels: Mapping[str, Any]) -> Arm:
+        """Return what the cells with some values of the variables show."""
+        return self.observed.arm(self.having(levels))
 
 
 def read_cells(expression: Expression, obs: Any, formula: str, donor: str | None, offset: Any, scale: Scale) -> Cells:

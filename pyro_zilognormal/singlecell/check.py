@@ -1,13 +1,14 @@
-"""The posterior predictive check: zeros and means of cells drawn anew, beside those of the cells that were seen."""
+"""The posterior predictive check: cells drawn anew from the fit, beside those that were seen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -15,75 +16,108 @@ from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell.cells import Cells
 from pyro_zilognormal.singlecell.draws import law_parameters, summarise
 from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.seen import Seen, look
 
 DRAWS = 200
-_ROWS = 500
+# Of the intervals that tables and reports go by: one gene in a hundred lies outside by chance.
+CREDIBLE = 0.99
+QUANTITIES = ("zero_fraction", "mean", "sd_log")
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
-    """What was seen, row by row of the data: of strata, or of single cells.
+class _Anew:
+    """Cells drawn anew.
 
     Attributes:
-        cells: how many in each row.
-        size: mean of their size factors and of the squares of these, of shape (rows, 2).
-        zeros: how many of each gene in all.
-        total: the sum of the linear values of each gene over all.
-        index: which rows of the data.
+        zeros: how many, of shape (draws, genes).
+        total: the sum of their values, likewise.
+        sigma: of the law they are from, likewise.
+        mu: its mean of log x, summed over the draws, of shape (rows, genes).
     """
 
-    cells: Tensor
-    size: Tensor
     zeros: Tensor
     total: Tensor
-    index: Tensor
+    sigma: Tensor
+    mu: Tensor
 
 
-def check_table(cells: Cells, blocks: Iterable[dict[str, Tensor]], credible: float, seed: int) -> Any:
-    """Return observed and predicted share of zeros and mean of each gene over all cells."""
-    rows = _strata(cells) if cells.data.reduced else _some_cells(cells)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [_draw(block, cells, rows, generator) for block in blocks]
-    zeros, total = (torch.cat(parts) for parts in zip(*drawn, strict=True))
-    number = float(rows.cells.sum())
-    columns: dict[str, Any] = {"variable": cells.expression.genes}
-    for name, seen, anew in (("zero_fraction", rows.zeros, zeros), ("mean", rows.total, total)):
-        columns[name] = (seen / number).numpy()
-        ends = zip(("_predicted", "_low", "_high"), summarise(anew / number, credible), strict=True)
-        columns |= {f"{name}{end}": values.numpy() for end, values in ends}
-    return require("pandas").DataFrame(columns).astype({"variable": object})
+def check_table(
+    cells: Cells,
+    conditions: Mapping[str, NDArray[np.bool_]],
+    blocks: Iterable[dict[str, Tensor]],
+    credible: float,
+    seed: int,
+) -> Any:
+    """Return what was observed in the cells of each condition, and what is predicted, gene by gene.
+
+    Args:
+        cells: all of them.
+        conditions: which cells, by name.
+        blocks: draws from the posterior, with donors.
+        credible: probability of the intervals.
+        seed: of the draws.
+    """
+    seen = [look(cells, chosen) for chosen in conditions.values()]
+    generators = [torch.Generator().manual_seed(seed) for _ in seen]
+    drawn = [[_draw(block, cells, s, g) for s, g in zip(seen, generators, strict=True)] for block in blocks]
+    columns = [_columns(s, d, credible, seed) for s, d in zip(seen, zip(*drawn, strict=True), strict=True)]
+    pandas = require("pandas")
+    tables = [
+        pandas.DataFrame({"variable": cells.expression.genes, "condition": name} | values)
+        for name, values in zip(conditions, columns, strict=True)
+    ]
+    return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
 
 
-def _strata(cells: Cells) -> _Rows:
-    seen = cells.observed
-    count = torch.from_numpy(seen.cells).double()
-    everything = seen.arm(np.ones(len(cells.design.matrix), dtype=bool))
-    zeros = count.sum() - torch.from_numpy(everything.positive).double()
-    total = torch.from_numpy(everything.total)
-    return _Rows(count, torch.from_numpy(seen.size), zeros, total, torch.arange(len(count)))
+def inside(check: Any, quantity: str) -> NDArray[np.bool_]:
+    """Return which genes' observed values lie in the interval of the predicted ones, ends included.
+
+    Args:
+        check: what :meth:`HurdleDE.predictive_check` returns.
+        quantity: "zero_fraction", "mean" or "sd_log".
+    """
+    # What is all zeros is predicted without error and told apart only by rounding; what cannot be seen is not outside.
+    seen, low, high = (check[name].to_numpy() for name in (quantity, f"{quantity}_low", f"{quantity}_high"))
+    slack = 1e-9 * np.abs(seen)
+    return ~((seen < low - slack) | (seen > high + slack))
 
 
-def _some_cells(cells: Cells) -> _Rows:
-    index = cells.data.some_rows(_ROWS)
-    value = cells.data.statistics(_ROWS)
-    offset = cells.data.offset[index]
-    # A cell is a group of one, whose mean is log x - offset.
-    total = (value[..., 1] * (value[..., 2] + offset.unsqueeze(-1)).exp()).sum(0)
-    size = torch.stack([offset.exp(), (2 * offset).exp()], 1)
-    return _Rows(torch.ones(len(index), dtype=torch.float64), size, value[..., 0].sum(0), total, index)
+def _columns(seen: Seen, drawn: Sequence[_Anew], credible: float, seed: int) -> dict[str, Any]:
+    number = seen.cells.sum()
+    zeros, total, sigma = (torch.cat([getattr(d, name) for d in drawn]) for name in ("zeros", "total", "sigma"))
+    freedom = seen.freedom
+    squares = seen.squares(torch.stack([d.mu for d in drawn]).sum(0) / len(sigma))
+    compared = {
+        "zero_fraction": (seen.zeros / number, zeros / number),
+        "mean": (seen.total / number, total / number),
+        "sd_log": ((squares / freedom).sqrt(), sigma * _chi(freedom, len(sigma), seed)),
+    }
+    columns: dict[str, Any] = {}
+    for name, (observed, anew) in compared.items():
+        ends = zip(("_predicted", "_low", "_high"), summarise(anew, credible), strict=True)
+        columns |= {name: observed.numpy()} | {f"{name}{end}": values.numpy() for end, values in ends}
+    return columns | {"sd_log_freedom": freedom.numpy()}
 
 
-def _draw(draws: dict[str, Tensor], cells: Cells, rows: _Rows, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return draws of the number of zeros and of the sum of all values, each of shape (draws, genes)."""
+def _chi(freedom: Tensor, draws: int, seed: int) -> Tensor:
+    """Draw the sd of so many normal deviations in units of sigma, NaN where there are none."""
+    some = np.maximum(freedom.numpy(), 1)
+    squares = np.random.default_rng(seed).chisquare(some, (draws, len(some)))
+    return torch.from_numpy(np.sqrt(squares / some)).where(freedom > 0, torch.nan)
+
+
+def _draw(draws: dict[str, Tensor], cells: Cells, seen: Seen, generator: torch.Generator) -> _Anew:
+    """Draw the cells of all rows."""
     zeros = torch.zeros(draws["intercept"].shape[:2], dtype=torch.float64)
-    total = torch.zeros_like(zeros)
-    for row, at in enumerate(rows.index.tolist()):
+    total, expected, sigma = torch.zeros_like(zeros), [], zeros
+    for row, at in enumerate(seen.index.tolist()):
         mu, sigma, gate = _law(draws, cells, at)
-        count = rows.cells[row].expand_as(mu).contiguous()
+        expected.append(mu.sum(0))
+        count = seen.cells[row].expand_as(mu).contiguous()
         positive = torch.binomial(count, logsigmoid(-gate).exp(), generator=generator)
         zeros += count - positive
-        total += _sum_of_log_normals(positive, mu, sigma, rows.size[row], generator)
-    return zeros, total
+        total += _sum_of_log_normals(positive, mu, sigma, seen.size[row], generator)
+    return _Anew(zeros, total, sigma, torch.stack(expected))
 
 
 def _law(draws: dict[str, Tensor], cells: Cells, row: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyro_zilognormal.singlecell.job import Answer
 
 _TOP = 12
+_MOST_NAMED = 8
+_CHECKED = {"zero_fraction": "zeros", "mean": "means", "sd_log": "spreads"}
 
 
 def summary(answer: Answer, numbers: Mapping[str, Any]) -> str:
     """Return what was found in a few lines, the surest genes as a table."""
     parts = [f"{answer.result}"]
     for calls in numbers["contrasts"]:
-        parts += ["", _headline(answer, calls), _table(answer.of(calls["contrast"]).head(_TOP))]
+        parts += ["", _headline(answer, calls), _table(answer.of(calls["contrast"]).head(_TOP)), *_off(calls["off"])]
     check = numbers["predictive_check"]
+    shares = ", the ".join(f"{what} of {check[f'{name}_inside']:.1%}" for name, what in _CHECKED.items())
     parts += [
         "",
-        f"predictive check: inside the {check['credible']:.0%} interval are the zeros of "
-        f"{check['zero_fraction_inside']:.1%} of genes and the means of {check['mean_inside']:.1%}",
+        f"predictive check: inside the {check['credible']:.0%} interval of cells drawn anew in each condition",
     ]
-    return "\n".join(parts)
+    return "\n".join([*parts, f"are the {shares} of genes"])
+
+
+def _off(genes: Sequence[str]) -> list[str]:
+    """Return two lines about fold changes that are off, if there are any."""
+    more = f" and {len(genes) - _MOST_NAMED} more" if len(genes) > _MOST_NAMED else ""
+    lines = [
+        f"beware: the model gives a gene one spread in both conditions; where cells show two, {len(genes)} changes",
+        f"are off by more than their interval (see log_fc_bias): {', '.join(genes[:_MOST_NAMED])}{more}",
+    ]
+    return lines if genes else []
 
 
 def _headline(answer: Answer, calls: Mapping[str, Any]) -> str:

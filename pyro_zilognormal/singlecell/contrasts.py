@@ -29,6 +29,10 @@ class CellCondition(Condition):
         """Say it in words."""
         return ", ".join(f"{k}={v}" for k, v in self.levels.items()) or "reference"
 
+    def __sub__(self, other: CellCondition) -> tuple[CellCondition, CellCondition]:
+        """Return the pair of this condition and a reference, as ``cond(...) - cond(...)`` in pertpy."""
+        return self, other
+
 
 @dataclass(frozen=True, eq=False)
 class Contrast:

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
-from pyro_zilognormal.models import HurdlePriors, HurdleRegression, fit_hurdle
 from pyro_zilognormal.singlecell import contrasts
-from pyro_zilognormal.singlecell.cells import read_cells
-from pyro_zilognormal.singlecell.check import DRAWS, check_table
+from pyro_zilognormal.singlecell.check import CREDIBLE, DRAWS, check_table
 from pyro_zilognormal.singlecell.contrasts import CellCondition, Contrast
-from pyro_zilognormal.singlecell.draws import draw_blocks, draw_coefficients
+from pyro_zilognormal.singlecell.draws import draw_blocks
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
-from pyro_zilognormal.singlecell.expression import find_expression
+from pyro_zilognormal.singlecell.fitted import FittedCells
+from pyro_zilognormal.singlecell.misfit import misfit_columns
 from pyro_zilognormal.singlecell.prediction import prediction_table
-from pyro_zilognormal.singlecell.provenance import (
-    check_device,
-    check_draws,
-    check_fractions,
-    make_priors,
-    nearly_zero,
-    on_device,
-    sizes,
-    versions,
-)
-from pyro_zilognormal.singlecell.scale import Scale
+from pyro_zilognormal.singlecell.provenance import check_fractions, nearly_zero
 from pyro_zilognormal.singlecell.table import contrast_table
-from pyro_zilognormal.svi import Checkpoint, FitResult, Run
 
 
-class HurdleDE:
+class HurdleDE(FittedCells):
     r"""Differential expression between conditions by a Bayesian hurdle regression of all genes at once.
 
     Each value of a gene is 0, or log-normal; a formula explains the log odds of a zero and the mean of the
@@ -75,98 +60,6 @@ class HurdleDE:
         ['FTL', 'LYZ']
     """
 
-    def __init__(
-        self,
-        adata: Any,
-        formula: str,
-        *,
-        donor: str | None = None,
-        layer: str | None = None,
-        use_raw: bool = False,
-        scale: str = "linear",
-        offset: Any = None,
-        detection_threshold: float = 0.0,
-        priors: HurdlePriors | Mapping[str, Any] | None = None,
-        draws: int = 1000,
-        device: str = "cpu",
-    ) -> None:
-        for module in ("anndata", "pandas", "formulaic", "scipy"):
-            require(module)
-        self.settings: dict[str, Any] = {
-            "formula": formula,
-            "donor": donor,
-            "layer": layer,
-            "use_raw": bool(use_raw),
-            "scale": scale,
-            "offset": offset if isinstance(offset, str | None) else "array",
-            "detection_threshold": detection_threshold,
-            "draws": check_draws(draws),
-            "device": check_device(device),
-        }
-        expression = find_expression(adata, layer, use_raw)
-        values = Scale(expression, scale, detection_threshold)
-        self.cells = read_cells(expression, adata.obs, formula, donor, offset, values)
-        self.data = on_device(self.cells.data, device)
-        self.priors = make_priors(priors, self.data)
-        self.result: FitResult | None = None
-        self._draws: dict[str, Tensor] = {}
-        self.settings |= sizes(self.data, expression.shape)
-
-    @property
-    def genes(self) -> list[str]:
-        """Names of the genes, in the order of the matrix."""
-        return self.cells.expression.genes
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of what made the result."""
-        return versions()
-
-    def fit(
-        self,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        batch_size: int = 512,
-        callbacks: Sequence[Callable[[Run], Any]] = (),
-        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
-    ) -> HurdleDE:
-        """Fit all genes.
-
-        Args:
-            seed: of the fit and of the draws.
-            steps: how many; by default 200, or as many as ten passes over the cells where these had to be kept.
-            batch_size: cells in a minibatch, where they had to be kept.
-            callbacks: as those of ``svi.fit``.
-            checkpoint: a file to save the fit to now and then, and to go on from if it exists; or a ``svi.Checkpoint``.
-
-        Returns:
-            Itself.
-        """
-        epochs = 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size)
-        if checkpoint is not None:
-            saving = checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)
-            callbacks = [*callbacks, saving]
-        self.result = fit_hurdle(
-            HurdleRegression(self.data, self.priors),
-            self.data,
-            steps=max(200, epochs) if steps is None else steps,
-            batch_size=batch_size,
-            seed=seed,
-            callbacks=callbacks,
-        )
-        self._draws = {}
-        self.settings |= {"seed": seed, "steps": self.result.steps}
-        return self
-
-    @property
-    def draws(self) -> dict[str, Tensor]:
-        """Draws of the coefficients of all genes from the posterior, each of shape (draws, genes, width)."""
-        if not self._draws:
-            result = self._fitted()
-            self._draws = draw_coefficients(result, self.data, self.settings["draws"], self.settings["seed"])
-        return self._draws
-
     def cond(self, **levels: Any) -> CellCondition:
         """Return a condition: a row of the design.
 
@@ -180,7 +73,7 @@ class HurdleDE:
         return contrasts.make_condition(self.cells.design, levels)
 
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
-        """Return the comparison of two levels of a column.
+        """Return the comparison of two levels of a column, the test first (pertpy has the baseline first).
 
         Args:
             column: a variable of the formula.
@@ -209,7 +102,8 @@ class HurdleDE:
         """
         check_fractions(delta, fdr, credible)
         chosen = contrasts.parse_contrasts(self.cells.design, contrast)
-        tables = [self._table(c, delta, fdr, credible) for c in chosen]
+        checks = self._checks(chosen)
+        tables = [self._table(c, checks, delta, fdr, credible) for c in chosen]
         return require("pandas").concat(tables, ignore_index=True)
 
     def predict(self, *conditions: CellCondition, quantiles: Sequence[float] = (), credible: float = 0.95) -> Any:
@@ -228,29 +122,49 @@ class HurdleDE:
         check_fractions(0.0, 0.05, credible)
         return prediction_table(self.genes, self.draws, conditions, quantiles, credible)
 
-    def predictive_check(self, *, credible: float = 0.95) -> Any:
+    def predictive_check(self, *conditions: CellCondition, credible: float = 0.95) -> Any:
         """Return how well the fit reproduces the data: cells drawn anew from the posterior predictive distribution.
 
-        Where cells are kept, 500 of them are looked at, evenly spaced.
+        Where cells are kept, 250 of each condition are looked at, evenly spaced.
 
         Args:
+            conditions: what :meth:`cond` returns; the cells of each are compared. All cells if none is given.
             credible: probability of the intervals.
 
         Returns:
-            A DataFrame with a row for each gene: ``variable``, and for each of ``zero_fraction`` and ``mean`` what was
-            observed and, with ``_predicted``, ``_low`` and ``_high``, the median of as many cells drawn anew for the
-            same donors, and the ends of their interval. Means are drawn by the approximation of Fenton and
-            Wilkinson, a sum of log-normals as one of the same mean and variance.
+            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, and for each of
+            ``zero_fraction``, ``mean`` and ``sd_log`` what was observed and, with ``_predicted``, ``_low`` and
+            ``_high``, the median of as many cells drawn anew for the same donors, and the ends of their interval.
+            ``sd_log`` is the standard deviation of log x where positive, among cells alike to the model, and
+            ``sd_log_freedom`` its degrees of freedom; where these are 0 it is NaN. Means are drawn by the
+            approximation of Fenton and Wilkinson, a sum of log-normals as one of the same mean and variance.
+
+        Raises:
+            TypeError: something else than conditions.
+            SingleCellError: a condition that no cell is in.
         """
         check_fractions(0.0, 0.05, credible)
+        if not all(isinstance(c, CellCondition) for c in conditions):
+            raise TypeError(f"conditions: got {conditions!r}; needed what cond(...) returns")
+        chosen = {c.name: self.cells.having(c.levels) for c in conditions} or {"all cells": self.cells.having({})}
+        for name, having in chosen.items():
+            if not having.any():
+                raise SingleCellError(f"condition: no cell has {name}; needed a condition that cells are in")
+        return self._check(chosen, credible)
+
+    def _check(self, chosen: Mapping[str, Any], credible: float) -> Any:
         blocks = draw_blocks(self._fitted(), self.data, DRAWS, self.settings["seed"], donors=True)
-        return check_table(self.cells, blocks, credible, self.settings["seed"])
+        return check_table(self.cells, chosen, blocks, credible, self.settings["seed"])
 
-    def _table(self, contrast: Contrast, delta: float, fdr: float, credible: float) -> Any:
-        arms = [self.cells.arm(levels) for levels in (contrast.test.levels, contrast.reference.levels, {})]
-        return contrast_table(self.genes, self.draws, contrast, arms, delta, fdr, credible, nearly_zero(self.priors))
+    def _checks(self, chosen: Sequence[Contrast]) -> dict[str, Any]:
+        """Return the predictive check of each condition of some contrasts that cells are in, by its name."""
+        conditions = {c.name: self.cells.having(c.levels) for pair in chosen for c in (pair.test, pair.reference)}
+        some = {name: having for name, having in conditions.items() if having.any()}
+        return dict(iter(self._check(some, CREDIBLE).groupby("condition"))) if some else {}
 
-    def _fitted(self) -> FitResult:
-        if self.result is None:
-            raise SingleCellError("the genes have not been fitted; call fit() first")
-        return self.result
+    def _table(self, contrast: Contrast, checks: Mapping[str, Any], delta: float, fdr: float, credible: float) -> Any:
+        ends = (contrast.test, contrast.reference)
+        arms = [self.cells.arm(levels) for levels in (*(c.levels for c in ends), {})]
+        misfit = misfit_columns(checks.get(ends[0].name), checks.get(ends[1].name), len(self.genes))
+        zero = nearly_zero(self.priors)
+        return contrast_table(self.genes, self.draws, contrast, arms, misfit, delta, fdr, credible, zero)

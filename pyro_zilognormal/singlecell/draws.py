@@ -24,8 +24,14 @@ _VALUES_A_QUANTILE = 1 << 23
 
 def draw_coefficients(result: FitResult, data: HurdleData, draws: int, seed: int) -> dict[str, Tensor]:
     """Return draws of the coefficients of all genes without those of donors, each of shape (draws, genes, width)."""
-    blocks = list(draw_blocks(result, data, draws, seed, donors=False))
-    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    found: dict[str, Tensor] = {}
+    start = 0
+    for block in draw_blocks(result, data, draws, seed, donors=False):
+        for name, values in block.items():
+            # Filled as they come: joined at the end, they would be in memory twice.
+            found.setdefault(name, values.new_empty(draws, *values.shape[1:]))[start : start + len(values)] = values
+        start += len(block["intercept"])
+    return found
 
 
 def draw_blocks(

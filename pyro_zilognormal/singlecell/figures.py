@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pyro_zilognormal.singlecell import plots
+from pyro_zilognormal.singlecell.check import CREDIBLE, QUANTITIES
 from pyro_zilognormal.singlecell.genes import GeneFit
-from pyro_zilognormal.singlecell.job import CREDIBLE_CHECK, Answer
+from pyro_zilognormal.singlecell.job import Answer
 from pyro_zilognormal.svi import plot_loss
 
 if TYPE_CHECKING:
@@ -43,13 +44,13 @@ def volcano_png(answer: Answer) -> bytes:
 
 
 def predictive_png(answer: Answer) -> bytes:
-    """Return the predictive check: share of zeros and mean."""
+    """Return the predictive check: share of zeros, mean and sd of the logarithm, in each condition."""
 
     def draw(figure: Figure) -> None:
-        for ax, quantity in zip(figure.subplots(1, 2), ("zero_fraction", "mean"), strict=True):
-            plots.predictive(answer.check, quantity, ax, credible=CREDIBLE_CHECK)
+        for ax, quantity in zip(figure.subplots(1, 3), QUANTITIES, strict=True):
+            plots.predictive(answer.check, quantity, ax, credible=CREDIBLE)
 
-    return _png((10.0, 4.6), draw)
+    return _png((13.0, 4.6), draw)
 
 
 def gene_png(fit: GeneFit) -> bytes:

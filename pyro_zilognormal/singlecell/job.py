@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from pyro_zilognormal.singlecell.check import CREDIBLE
 from pyro_zilognormal.singlecell.contrasts import Contrast, parse_contrasts
 from pyro_zilognormal.singlecell.de import HurdleDE
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
@@ -18,8 +19,6 @@ from pyro_zilognormal.singlecell.provenance import check_fractions
 from pyro_zilognormal.singlecell.variables import column
 from pyro_zilognormal.svi import Checkpoint, FitResult, Progress
 
-# Of the predictive check: one gene in a hundred lies outside by chance.
-CREDIBLE_CHECK = 0.99
 _GENES_DRAWN = 6
 _SECONDS_A_SAVE = 10.0
 
@@ -88,7 +87,7 @@ class Answer:
         result: of the fit.
         contrasts: what is compared.
         table: what :meth:`HurdleDE.test` returns.
-        check: what :meth:`HurdleDE.predictive_check` returns.
+        check: what :meth:`HurdleDE.predictive_check` returns of all conditions that are compared.
         genes: the surest genes of each contrast, to be drawn.
         warnings: what was warned of.
         seconds: spent on each part.
@@ -118,7 +117,7 @@ def ask(job: Job, cells: Any) -> Question:
     """
     seconds: dict[str, float] = {}
     with _warnings() as said, _timed(seconds, "read"):
-        check_fractions(job.delta, job.fdr, CREDIBLE_CHECK)
+        check_fractions(job.delta, job.fdr, CREDIBLE)
         de = HurdleDE(cells, job.formula, **job.model)
         contrasts = parse_contrasts(de.cells.design, list(job.contrasts))
     return Question(job, cells, de, contrasts, said, seconds)
@@ -132,7 +131,8 @@ def answer(question: Question, folder: OutputFolder) -> Answer:
             result = _fit(job, de, folder)
         with _timed(seconds, "summarise"):
             table = de.test(contrasts, delta=job.delta, fdr=job.fdr)
-            check = de.predictive_check(credible=CREDIBLE_CHECK)
+            ends = {c.name: c for contrast in contrasts for c in (contrast.test, contrast.reference)}
+            check = de.predictive_check(*ends.values(), credible=CREDIBLE)
             genes = _genes(question, table)
     return Answer(job, de, result, contrasts, table, check, genes, [*question.warnings, *said], seconds)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from pyro_zilognormal.singlecell.check import CREDIBLE, QUANTITIES, inside
 from pyro_zilognormal.singlecell.de import HurdleDE
-from pyro_zilognormal.singlecell.job import CREDIBLE_CHECK, Answer
-from pyro_zilognormal.singlecell.plots import inside
+from pyro_zilognormal.singlecell.job import Answer
+from pyro_zilognormal.singlecell.misfit import off
 from pyro_zilognormal.svi import FitResult
 from pyro_zilognormal.svi.digests import describe
 
@@ -21,7 +22,7 @@ def metrics(answer: Answer) -> dict[str, Any]:
         "versions": de.versions,
         "input": {"source": job.source, "fingerprint": fingerprint(de)},
         "settings": de.settings | {"delta": job.delta, "fdr": job.fdr, "resume": job.resume, "command": job.command},
-        "contrasts": [_calls(contrast.name, answer.of(contrast.name)) for contrast in answer.contrasts],
+        "contrasts": [_calls(contrast.name, answer.of(contrast.name), job.delta) for contrast in answer.contrasts],
         "convergence": convergence(answer.result),
         "predictive_check": checks(answer.check),
         "seconds": {part: round(seconds, 3) for part, seconds in answer.seconds.items()},
@@ -53,16 +54,18 @@ def convergence(result: FitResult) -> dict[str, Any]:
 
 
 def checks(check: Any) -> dict[str, Any]:
-    """Return how many genes lie in the interval of cells drawn anew, and which do not."""
-    found: dict[str, Any] = {"credible": CREDIBLE_CHECK, "genes": len(check)}
-    for quantity in ("zero_fraction", "mean"):
+    """Return how many genes lie in the interval of cells drawn anew, condition by condition, and which do not."""
+    found: dict[str, Any] = {"credible": CREDIBLE, "genes": check["variable"].nunique()}
+    found["conditions"] = list(dict.fromkeys(check["condition"]))
+    names = check["variable"].astype(str) + " in " + check["condition"].astype(str)
+    for quantity in QUANTITIES:
         within = inside(check, quantity)
         found[f"{quantity}_inside"] = float(within.mean())
-        found[f"{quantity}_outside"] = check["variable"][~within].astype(str).tolist()
+        found[f"{quantity}_outside"] = names[~within].tolist()
     return found
 
 
-def _calls(name: str, table: Any) -> dict[str, Any]:
+def _calls(name: str, table: Any, delta: float) -> dict[str, Any]:
     called = table[table["is_de"]]
     return {
         "contrast": name,
@@ -70,5 +73,6 @@ def _calls(name: str, table: Any) -> dict[str, Any]:
         "n_ref": int(table["n_ref"].iloc[0]),
         "up": int((called["log_fc"] > 0).sum()),
         "down": int((called["log_fc"] < 0).sum()),
+        "off": table["variable"][off(table, delta)].astype(str).tolist(),
         "status": {str(status): int(number) for status, number in table["status"].value_counts().items()},
     }

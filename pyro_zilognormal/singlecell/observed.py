@@ -45,11 +45,13 @@ class Observed:
     Attributes:
         cells: how many, of shape (rows,).
         size: mean of their size factors exp(offset), and of the squares of these, of shape (rows, 2).
-        arm: from a mask of all cells to what these show; a mask that splits a stratum takes it whole.
+        rows: from a mask of all cells to the rows of these; a mask that splits a stratum takes it whole.
+        arm: from a mask to what its cells show, likewise.
     """
 
     cells: NDArray[np.int64]
     size: NDArray[np.float64]
+    rows: Callable[[NDArray[np.bool_]], NDArray[np.int64]]
     arm: Callable[[NDArray[np.bool_]], Arm]
 
     @classmethod
@@ -60,11 +62,14 @@ class Observed:
         size = np.stack([np.bincount(of_cell, factor**k, n_strata) / count for k in (1, 2)], 1)
         positive = reading.statistics.n_pos.numpy().astype(np.int64)
 
-        def arm(chosen: NDArray[np.bool_]) -> Arm:
-            rows = np.unique(of_cell[chosen])
-            return Arm(int(count[rows].sum()), positive[rows].sum(0), reading.totals[rows].sum(0))
+        def rows(chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+            return np.unique(of_cell[chosen])
 
-        return cls(count, size, arm)
+        def arm(chosen: NDArray[np.bool_]) -> Arm:
+            its = rows(chosen)
+            return Arm(int(count[its].sum()), positive[its].sum(0), reading.totals[its].sum(0))
+
+        return cls(count, size, rows, arm)
 
     @classmethod
     def of_cells(cls, data: HurdleData, shift: Any) -> Observed:
@@ -78,4 +83,4 @@ class Observed:
             positive = np.asarray((values > 0).sum(0)).reshape(-1).astype(np.int64)
             return Arm(len(rows), positive, np.asarray(values.sum(0), dtype=np.float64).reshape(-1))
 
-        return cls(count, np.stack([factor, factor**2], 1), arm)
+        return cls(count, np.stack([factor, factor**2], 1), np.flatnonzero, arm)

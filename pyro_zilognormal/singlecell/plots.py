@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_zilognormal.singlecell.check import inside
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
 from pyro_zilognormal.singlecell.labels import label_points
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 _UP, _DOWN, _NEITHER = "tab:red", "tab:blue", "0.7"
 _CONDITIONS = ("tab:orange", "tab:blue")
-_QUANTITIES = {"zero_fraction": "share of zeros", "mean": "mean, zeros included"}
+_QUANTITIES = {
+    "zero_fraction": "share of zeros",
+    "mean": "mean, zeros included",
+    "sd_log": "sd of log x, where positive",
+}
 
 
 def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
@@ -61,9 +66,12 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
 def predictive(check: Any, quantity: str = "zero_fraction", ax: Axes | None = None, *, credible: float = 0.95) -> Axes:
     """Draw what cells drawn anew from the fit show against what the cells show, a point with its interval for a gene.
 
+    A check of several conditions has a point for each gene and condition.
+
     Args:
         check: what :meth:`HurdleDE.predictive_check` returns.
-        quantity: "zero_fraction" or "mean"; genes of mean 0 are left out of the latter, on logarithmic axes.
+        quantity: "zero_fraction", "mean" or "sd_log"; genes whose mean is 0, or that have no sd, are left out of the
+            latter two; the axes of the mean are logarithmic.
         ax: where to draw; a new figure if None.
         credible: the probability that the check was made with, for the legend.
 
@@ -76,40 +84,28 @@ def predictive(check: Any, quantity: str = "zero_fraction", ax: Axes | None = No
     if quantity not in _QUANTITIES:
         raise SingleCellError(f"quantity is {quantity!r}; needed one of {', '.join(map(repr, _QUANTITIES))}")
     ax = _axes(ax)
+    if quantity != "zero_fraction":
+        check = check[check[quantity] > 0]
     if quantity == "mean":
-        check = check[check["mean"] > 0]
         ax.set(xscale="log", yscale="log")
     within, seen = inside(check, quantity), check[quantity].to_numpy()
     middle, low, high = (check[f"{quantity}_{end}"].to_numpy() for end in ("predicted", "low", "high"))
     for chosen, colour, what in ((within, "tab:blue", "inside"), (~within, "tab:red", "outside")):
         if chosen.any():
             bars = [(middle - low)[chosen], (high - middle)[chosen]]
-            label = f"{what} the {100 * credible:g} % interval ({chosen.sum()} genes)"
+            label = f"{what} the {100 * credible:g} % interval ({chosen.sum()})"
             ax.errorbar(
                 seen[chosen], middle[chosen], bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=label
             )
     ends = [min(seen.min(initial=1), middle.min(initial=1)), max(seen.max(initial=0), middle.max(initial=0))]
     ax.plot(ends, ends, color="0.3", linewidth=0.8, zorder=0, label="observed = predicted")
     what = _QUANTITIES[quantity]
-    ax.set(xlabel=f"observed {what}", ylabel=f"predicted {what}", title=f"{what.split(',')[0]} of each gene")
+    ax.set(xlabel=f"observed {what}", ylabel=f"predicted {what}", title=what.split(",")[0])
     ax.legend(frameon=False, fontsize="small", loc="upper left")
     if (~within).any():
         names = check["variable"].to_numpy()
         label_points(ax, [(seen[i], middle[i], str(names[i])) for i in np.flatnonzero(~within)[:10]])
     return ax
-
-
-def inside(check: Any, quantity: str) -> np.ndarray:
-    """Return which genes' observed values lie in the interval of the predicted ones, ends included.
-
-    Args:
-        check: what :meth:`HurdleDE.predictive_check` returns.
-        quantity: "zero_fraction" or "mean".
-    """
-    # What is all zeros is predicted without error and told apart only by rounding.
-    seen, low, high = (check[name].to_numpy() for name in (quantity, f"{quantity}_low", f"{quantity}_high"))
-    slack = 1e-9 * np.abs(seen)
-    return (seen >= low - slack) & (seen <= high + slack)
 
 
 def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:

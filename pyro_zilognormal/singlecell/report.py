@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from pyro_zilognormal.singlecell.contrasts import CellCondition, Contrast
 from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.findings import Finding, findings
 from pyro_zilognormal.singlecell.glossary import GLOSSARY
 from pyro_zilognormal.singlecell.job import Answer
 
-_TOP = 20
-# Of genes; a hundredth is expected to lie outside of 99 % intervals by chance.
-_MOST_OUTSIDE = 0.05
+# Genes shown, and named in a sentence.
+_TOP, _NAMED = 12, 5
+_STATUS = {
+    "all_zero": "never seen in these cells, so nothing is known of them",
+    "all_positive": "seen in each of these cells",
+    "too_few_positive": "seen in fewer than three of these cells, so that little can be said",
+}
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at to see whether the fit can be trusted.
+class Shown:
+    """What the report shows of a contrast.
 
     Attributes:
-        good: whether all is well.
-        what: in words.
+        test: the condition above, in a word.
+        reference: the condition below.
+        up: the surest called genes that are higher in the test condition, as rows of the table.
+        down: those that are lower.
+        status: what kinds of genes say little: how many, and in words what they are.
     """
 
-    good: bool
-    what: str
+    test: str
+    reference: str
+    up: list[dict[str, Any]]
+    down: list[dict[str, Any]]
+    status: list[tuple[int, str]]
 
 
 def report(
@@ -43,62 +55,46 @@ def report(
     """
     template = resources.files("pyro_zilognormal.singlecell") / "report.html.jinja"
     environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    found = findings(answer, numbers)
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        answer=answer,
         job=answer.job,
         settings=answer.de.settings,
         numbers=numbers,
-        findings=findings(answer, numbers),
-        tables={c.name: answer.of(c.name).head(_TOP).to_dict("records") for c in answer.contrasts},
+        findings=found,
+        verdict=verdict(found, numbers["convergence"]),
+        shown={c.name: shown(answer, c) for c in answer.contrasts},
+        named=_NAMED,
         pictures={name: _inline(png) for name, png in pictures.items()},
         genes={name: _inline(png) for name, png in genes.items()},
         glossary=GLOSSARY,
     )
 
 
-def findings(answer: Answer, numbers: Mapping[str, Any]) -> list[Finding]:
-    """Return what was looked at to see whether the fit can be trusted."""
-    return [
-        _convergence(numbers["convergence"]),
-        _check(numbers["predictive_check"], "zero_fraction", "share of zeros"),
-        _check(numbers["predictive_check"], "mean", "mean"),
-        _donors(answer),
-        *(Finding(False, f"Warning: {said}") for said in answer.warnings),
-    ]
+def shown(answer: Answer, contrast: Contrast) -> Shown:
+    """Return what the report shows of a contrast."""
+    table = answer.of(contrast.name)
+    called = table[table["is_de"]]
+    up, down = (called[sign * called["log_fc"] > 0].head(_TOP).to_dict("records") for sign in (1, -1))
+    counts = {str(status): int(number) for status, number in table["status"].value_counts().items()}
+    status = [(counts[name], said) for name, said in _STATUS.items() if name in counts]
+    return Shown(_word(contrast, contrast.test), _word(contrast, contrast.reference), up, down, status)
 
 
-def _convergence(fit: Mapping[str, Any]) -> Finding:
-    if fit["converged"]:
-        return Finding(True, f"The fit converged: its loss no longer fell in the last fifth of {fit['steps']} steps.")
-    return Finding(
-        False,
-        f"The fit did not converge in {fit['steps']} steps ({fit['stop_reason']}): do not rely on these numbers; run "
-        "it again with more --steps.",
-    )
+def _word(contrast: Contrast, condition: CellCondition) -> str:
+    """Return the level alone, where the two conditions differ in one variable."""
+    only = len(condition.levels) == 1 and contrast.column in condition.levels
+    return str(condition.levels[contrast.column]) if only and contrast.column is not None else condition.name
 
 
-def _check(check: Mapping[str, Any], quantity: str, what: str) -> Finding:
-    share, outside = check[f"{quantity}_inside"], check[f"{quantity}_outside"]
-    good = 1 - share <= _MOST_OUTSIDE
-    said = f"The {what} observed lies inside the {check['credible']:.0%} interval of cells drawn anew from the fit for "
-    said += f"{share:.1%} of the {check['genes']} genes"
-    if not outside:
-        return Finding(good, f"{said}.")
-    some = ", ".join(outside[:12]) + (f" and {len(outside) - 12} more" if len(outside) > 12 else "")
-    return Finding(good, f"{said}; not for {some}" + (": read these with care." if good else ": the law fits badly."))
-
-
-def _donors(answer: Answer) -> Finding:
-    donors = answer.de.cells.donors
-    if donors is None:
-        return Finding(
-            False,
-            "Cells were taken as independent. The intervals hold for these cells, not for other donors: where cells "
-            "come from several, name their column with --donor.",
-        )
-    few = len(donors.names) < 6
-    said = f"Differences between the {len(donors.names)} donors ({donors.name}) are part of the model"
-    return Finding(not few, f"{said}; so few say little about other donors." if few else f"{said}.")
+def verdict(found: Sequence[Finding], fit: Mapping[str, Any]) -> str:
+    """Return in a sentence whether the fit can be trusted."""
+    if not fit["converged"]:
+        return "No: the fit did not converge. Run it again with more --steps before anything is made of it."
+    cares = sum(not finding.good for finding in found)
+    if not cares:
+        return "Yes: all that was looked at is as it should be."
+    points = "one point below, marked ⚠, limits" if cares == 1 else f"{cares} points below, marked ⚠, limit"
+    return f"Yes, with care: {points} what can be said."
 
 
 def _inline(png: bytes) -> str:

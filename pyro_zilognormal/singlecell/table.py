@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_zilognormal.models import expected_fdr, local_false_sign_rate, log_fold_change
@@ -23,6 +24,7 @@ COLUMNS = (
     "log_fc_sd",
     "log_fc_detection",
     "log_fc_abundance",
+    "log_fc_bias",
     "prob_up",
     "lfsr",
     "prob_de",
@@ -35,8 +37,13 @@ COLUMNS = (
     "n_test",
     "n_ref",
     "status",
+    "predictive_check",
 )
 
+_TEXT = ("variable", "contrast", "status", "predictive_check")
+
+# Genes whose draws are looked at at a time: 1,000 draws of as many are 16 MB, some dozen times over.
+_GENES_A_BLOCK = 2000
 # Fewer positive values than this in both arms together say next to nothing of their spread.
 FEWEST_POSITIVE = 3
 
@@ -46,6 +53,7 @@ def contrast_table(
     draws: Mapping[str, Tensor],
     contrast: Contrast,
     arms: Sequence[Arm],
+    misfit: dict[str, Any],
     delta: float,
     fdr: float,
     credible: float,
@@ -53,8 +61,8 @@ def contrast_table(
 ) -> Any:
     """Return the table of one contrast, the surest gene first; changes up to ``zero`` have no sign."""
     columns = {"variable": genes, "contrast": contrast.name}
-    columns |= _posterior(draws, contrast, delta, credible, zero) | _observed(*arms)
-    table = require("pandas").DataFrame(columns).astype(dict.fromkeys(("variable", "contrast", "status"), object))
+    columns |= _posterior(draws, contrast, delta, credible, zero) | _observed(*arms) | misfit
+    table = require("pandas").DataFrame(columns).astype(dict.fromkeys(_TEXT, object))
     table["is_de"] = (table["expected_fdr"] <= fdr) & (table["status"] != "all_zero")
     return _sorted(table[list(COLUMNS)])
 
@@ -62,11 +70,22 @@ def contrast_table(
 def _posterior(
     draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float, zero: float
 ) -> dict[str, Any]:
+    """Return what the draws say of all genes, of some genes at a time."""
+    parts = zip(*(value.split(_GENES_A_BLOCK, dim=1) for value in draws.values()), strict=True)
+    some = [_changes(dict(zip(draws, part, strict=True)), contrast, delta, credible, zero) for part in parts]
+    found = {name: torch.cat([part[name] for part in some]) for name in some[0]}
+    found["expected_fdr"] = expected_fdr(found.pop("error"))
+    return {name: values.numpy() for name, values in found.items()}
+
+
+def _changes(
+    draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float, zero: float
+) -> dict[str, Tensor]:
     # P(|change| <= delta) would not do to call genes by: one of which nothing is known has large changes both ways.
     change = log_fold_change(draws, contrast.test, contrast.reference)
     total = change.total
     _, low, high = summarise(total, credible)
-    found = {
+    return {
         "log_fc": total.mean(0),
         "log_fc_low": low,
         "log_fc_high": high,
@@ -76,9 +95,8 @@ def _posterior(
         "prob_up": (total > 0).double().mean(0),
         "lfsr": local_false_sign_rate(total, zero),
         "prob_de": (total.abs() > delta).double().mean(0),
-        "expected_fdr": expected_fdr(local_false_sign_rate(total, max(delta, zero))),
+        "error": local_false_sign_rate(total, max(delta, zero)),
     }
-    return {name: values.numpy() for name, values in found.items()}
 
 
 def _observed(test: Arm, reference: Arm, everything: Arm) -> dict[str, Any]:

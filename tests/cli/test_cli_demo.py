@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -39,6 +40,28 @@ def test_the_fit_reproduces_the_cells(demo: tuple[Ran, Path]) -> None:
     assert found["convergence"]["converged"]
     assert found["predictive_check"]["zero_fraction_inside"] >= 0.98
     assert found["predictive_check"]["mean_inside"] >= 0.98
+    assert found["predictive_check"]["sd_log_inside"] < 0.98  # the spreads of some genes differ, which is said below
+
+
+def test_fold_changes_that_are_off_are_named_and_mended(demo: tuple[Ran, Path]) -> None:
+    table = pd.read_csv(demo[1] / "de.csv").set_index("variable")
+    seen = table[(table.detection_test > 0.5) & (table.detection_ref > 0.5)]
+    observed = np.log2(seen.mean_test / seen.mean_ref)
+    assert table.log_fc["FTL"] - observed["FTL"] > 0.2  # its values spread twice as much in T cells
+    assert abs(table.log_fc["FTL"] - table.log_fc_bias["FTL"] - observed["FTL"]) < 0.05
+    assert "sd_log" in table.predictive_check["FTL"]
+    assert "FTL" in demo[0].said.split("off by more than their interval")[1]
+    assert "FTL (+" in (demo[1] / "report.html").read_text(encoding="utf-8")
+    errors = [(fold - observed).abs().mean() for fold in (seen.log_fc, seen.log_fc - seen.log_fc_bias)]
+    assert errors[1] < 0.75 * errors[0]
+
+
+def test_markers_stand_at_the_top_of_their_side(demo: tuple[Ran, Path]) -> None:
+    """As the README and docs/singlecell.md say."""
+    table = pd.read_csv(demo[1] / "de.csv").set_index("variable")
+    up, down = {"LYZ", "S100A8", "S100A9", "CST3", "FCN1"}, {"CD3D", "CD3E", "IL32", "NKG7"}
+    assert up <= set(table.log_fc.nlargest(20).index)
+    assert down <= set(table.index[table.is_de & (table.log_fc < 0)][:20])  # the surest first
 
 
 def test_it_shows_the_surest_genes(demo: tuple[Ran, Path]) -> None:

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anndata
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.cli.cli_cases import ASKED, N, cells, file_of, run, values_with
@@ -40,6 +43,41 @@ def _some(rows: int, columns: int = 4) -> Callable[[Path], Path]:
     return lambda folder: file_of(folder, cells()[:rows, :columns].copy())
 
 
+def _cut(share: float) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        path = file_of(folder)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        return path
+
+    return make
+
+
+def _damaged(folder: Path) -> Path:
+    """Garbage where the compressed values are."""
+    adata = cells(x=values_with(0, 0, 1.0, True))
+    path = folder / "cells.h5ad"
+    adata.write_h5ad(path, compression="gzip")
+    with h5py.File(path, "r") as file:
+        chunk = file["X/data"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"\xff" * chunk.size
+    path.write_bytes(bytes(content))
+    return path
+
+
+def _other_hdf5(folder: Path) -> Path:
+    path = folder / "cells.h5ad"
+    with h5py.File(path, "w") as file:
+        file["data"] = [1, 2]
+    return path
+
+
+def _no_matrix(folder: Path) -> Path:
+    path = folder / "cells.h5ad"
+    anndata.AnnData(obs=cells().obs, var=cells().var).write_h5ad(path)
+    return path
+
+
 MISSING = ["a", None] * (N // 2)
 
 # What is wrong with the file.
@@ -47,9 +85,18 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "no file": (lambda folder: folder / "none.h5ad", ASKED, "does not exist"),
     "not h5ad": (_not_h5ad, ASKED, "cannot be read as an AnnData"),
     "truncated": (_truncated, ASKED, "cannot be read as an AnnData"),
+    "half of it": (_cut(0.5), ASKED, "cannot be read as an AnnData"),
+    "all but the end": (_cut(0.98), ASKED, "cannot be read as an AnnData"),
+    "damaged inside": (_damaged, ASKED, "adata.X cannot be read; the file is damaged"),
+    "other HDF5": (_other_hdf5, ASKED, "it has no obs"),
+    "a folder": (lambda folder: folder, ASKED, "cannot be read as an AnnData"),
+    "no matrix": (_no_matrix, ASKED, "adata has no X"),
+    "nothing but zeros": (_of(x=np.zeros((N, 4))), ASKED, "no value above the detection threshold"),
     "NaN": (_of(x=values_with(5, 2, np.nan)), ASKED, "nan in cell 'cell5', gene 'same'"),
     "NaN, sparse": (_of(x=values_with(5, 2, np.nan, True)), ASKED, "nan in cell 'cell5', gene 'same'"),
     "infinite": (_of(x=values_with(7, 0, np.inf)), ASKED, "inf in cell 'cell7', gene 'up'"),
+    "infinite, sparse": (_of(x=values_with(7, 0, np.inf, True)), ASKED, "inf in cell 'cell7', gene 'up'"),
+    "negative, sparse": (_of(x=values_with(9, 3, -0.5, True)), ASKED, "-0.5 in cell 'cell9', gene 'rare'"),
     "negative": (_of(x=values_with(9, 3, -0.5)), ASKED, "-0.5 in cell 'cell9', gene 'rare'"),
     "no cells": (_some(0), ASKED, "is empty"),
     "no genes": (_some(N, 0), ASKED, "is empty"),
@@ -57,10 +104,28 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "duplicate genes": (_duplicate, ASKED, "'up'"),
     "one level": (_of(condition="stim"), ASKED, "has one value only, 'stim'"),
     "missing values": (_of(condition=MISSING), ASKED, "is missing in 30 of 60 cells, the first 'cell1'"),
+    "missing categories": (_of(condition=pd.Categorical(MISSING)), ASKED, "is missing in 30 of 60 cells"),
+    "a category without cells": (
+        _of(condition=pd.Categorical(["stim", "ctrl"] * (N // 2), categories=["stim", "ctrl", "other"])),
+        ("--formula", "~ condition", "--contrast", "condition", "other", "ctrl"),
+        "'other' is not one of the levels",
+    ),
+    "missing numbers": (
+        _of(age=np.where(np.arange(N) == 3, np.nan, 50.0 + np.arange(N))),
+        (*ASKED, "--formula", "~ condition + age"),
+        "obs['age'] is missing in 1 of 60 cells, the first 'cell3'",
+    ),
+    "missing donor": (_of(donor=MISSING), (*ASKED, "--donor", "donor"), "obs['donor'] is missing in 30 of 60"),
+    "one donor": (_of(donor="d"), (*ASKED, "--donor", "donor"), "names one donor only"),
+    "integers as a category": (
+        _of(dose=np.arange(N) % 3),
+        ("--formula", "~ C(dose)", "--contrast", "dose", "7", "0"),
+        "'7' is not one of the levels of obs['dose']: 0, 1, 2",
+    ),
     "confounded donor": (
         _of(donor=["one", "two"] * (N // 2)),
         (*ASKED, "--donor", "donor"),
-        "donor",
+        "the 2 donors of obs['donor'] are confounded with condition",
     ),
     "not estimable": (
         _of(batch=["x", "y"] * (N // 2)),
@@ -135,6 +200,12 @@ def test_a_folder_that_cannot_be_is_refused(where: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_refused() -> None:
     ran = run("demo", "--out", "/proc/none/out")  # where not even root can make one
+    assert (ran.code, ran.problems.count("\n")) == (2, 1)
+    assert "cannot be written to" in ran.problems or "not writable" in ran.problems
+
+
+def test_a_folder_that_is_there_and_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
+    ran = run("de", file_of(tmp_path), *ASKED, "--out", "/proc")  # where not even root can write
     assert (ran.code, ran.problems.count("\n")) == (2, 1)
     assert "cannot be written to" in ran.problems or "not writable" in ran.problems
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,27 @@ def test_a_killed_run_goes_on(how: signal.Signals, whole: tuple[Path, Path], tmp
     assert {file.name.split(".")[0] for file in out.iterdir()} == {"fit"}  # no table, no picture
     assert 0 < int(storage.read(out / "fit.ckpt")["run"]["step"]) < STEPS
     assert run(*asked, "--out", out, "--resume").code == 0
+    assert (out / "de.csv").read_bytes() == (whole[1] / "de.csv").read_bytes()
+    assert {file.name for file in out.iterdir()} == {file.name for file in whole[1].iterdir()}
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_runs_killed_at_random_moments_end_in_the_same_table(
+    seed: int, whole: tuple[Path, Path], tmp_path: Path
+) -> None:
+    moment, out = random.Random(seed), tmp_path / "out"
+    asked = ["de", str(whole[0]), *map(str, ASKED_LONG[:-1]), "--out", str(out)]
+    for _ in range(3):
+        child = subprocess.Popen([sys.executable, "-c", SCRIPT, *asked, "--resume"], stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()  # what it has read: from here on it fits, summarises, draws and writes
+        time.sleep(moment.uniform(0, 2.5))
+        child.kill()
+        child.communicate(timeout=60)
+        assert child.returncode in (-signal.SIGKILL, 0)
+        table = out / "de.csv"
+        assert not table.exists() or table.read_bytes() == (whole[1] / "de.csv").read_bytes()  # whole, or not there
+    assert run(*asked, "--resume").code == 0
     assert (out / "de.csv").read_bytes() == (whole[1] / "de.csv").read_bytes()
     assert {file.name for file in out.iterdir()} == {file.name for file in whole[1].iterdir()}
 

@@ -66,7 +66,7 @@ def test_a_volcano_takes_any_index_and_one_contrast(de: HurdleDE) -> None:
         plots.volcano(both, _ax())
 
 
-@pytest.mark.parametrize(("quantity", "scale"), [("zero_fraction", "linear"), ("mean", "log")])
+@pytest.mark.parametrize(("quantity", "scale"), [("zero_fraction", "linear"), ("mean", "log"), ("sd_log", "linear")])
 def test_a_predictive_check_marks_what_lies_outside(quantity: str, scale: str, de: HurdleDE) -> None:
     check = de.predictive_check(credible=0.99)
     assert plots.inside(check, quantity).all()
@@ -77,14 +77,14 @@ def test_a_predictive_check_marks_what_lies_outside(quantity: str, scale: str, d
     legend = ax.get_legend()
     assert legend is not None
     labels = {text.get_text() for text in legend.get_texts()}
-    assert {"inside the 99 % interval (3 genes)", "outside the 99 % interval (1 genes)"} <= labels
+    assert {"inside the 99 % interval (3)", "outside the 99 % interval (1)"} <= labels
     assert _texts(ax) == ["same"]
     assert ax.get_xlabel().startswith("observed")
     assert ax.get_ylabel().startswith("predicted")
 
 
 def test_a_predictive_check_of_something_else_is_refused(de: HurdleDE) -> None:
-    with pytest.raises(SingleCellError, match="needed one of 'zero_fraction', 'mean'"):
+    with pytest.raises(SingleCellError, match="needed one of 'zero_fraction', 'mean', 'sd_log'"):
         plots.predictive(de.predictive_check(), "median", _ax())
 
 

@@ -76,7 +76,7 @@ def test_the_check_of_a_model_that_holds(formula: str, donor: str | None) -> Non
     assert table.index.tolist() == list(GENES)
     np.testing.assert_allclose(table["zero_fraction"], (values() == 0).mean(0), rtol=1e-12)
     np.testing.assert_allclose(table["mean"], values().mean(0), rtol=1e-9)
-    for name in ("zero_fraction", "mean"):
+    for name in ("zero_fraction", "mean", "sd_log"):
         low, middle, high = (table[f"{name}_{end}"] for end in ("low", "predicted", "high"))
         assert ((low <= middle) & (middle <= high)).all()
         assert ((low <= table[name]) & (table[name] <= high)).all()

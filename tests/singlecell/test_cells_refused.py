@@ -1,15 +1,11 @@
-"""Bad files and calls: each gets one line that names what came and what to do, and leaves the AnnData as it was."""
+"""Bad data and calls: each gets one line that names what came and what to do, and leaves the AnnData as it was."""
 
 from __future__ import annotations
 
-import pathlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,7 +16,6 @@ from pyro_zilognormal.singlecell import (
     SingleCellError,
     UnknownNameError,
     differential_expression,
-    open_cells,
     to_scanpy,
     write_results,
 )
@@ -245,108 +240,11 @@ def test_a_failed_call_writes_nothing() -> None:
     assert list(adata.obs.columns) == list(frame().columns)
 
 
-# What is no file of cells, and what is said of it.
-def _missing(path: pathlib.Path) -> None: ...
-
-
-def _text(path: pathlib.Path) -> None:
-    path.write_text("gene,cell\n")
-
-
-def _empty(path: pathlib.Path) -> None:
-    path.write_bytes(b"")
-
-
-def _truncated(path: pathlib.Path) -> None:
-    experiment().write_h5ad(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def _other_hdf5(path: pathlib.Path) -> None:
-    with h5py.File(path, "w") as file:
-        file["data"] = [1, 2]
-
-
-def _obs_is_no_table(path: pathlib.Path) -> None:
-    with h5py.File(path, "w") as file:
-        file["obs"] = [1, 2]
-        file["var"] = [1, 2]
-
-
-def _folder(path: pathlib.Path) -> None:
-    path.mkdir()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (_missing, "does not exist; needed an h5ad or zarr file"),
-        (_text, "cannot be read as an AnnData .*; needed a whole file that anndata wrote"),
-        (_empty, "cannot be read as an AnnData"),
-        (_truncated, "cannot be read as an AnnData"),
-        (_other_hdf5, "cannot be read as an AnnData .*it has no obs"),
-        (_obs_is_no_table, "cannot be read as an AnnData .its obs is no table of anndata 0.7 or later"),
-        (_folder, "cannot be read as an AnnData"),
-    ],
-)
-def test_bad_files(spoil: Callable[[pathlib.Path], None], says: str, tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "cells.h5ad"
-    spoil(path)
-    with pytest.raises(SingleCellError, match=says) as caught, open_cells(path):
-        pass
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_whose_matrix_is_damaged(tmp_path: pathlib.Path) -> None:
-    path = tmp_path / "cells.h5ad"
-    experiment(x=sp.csr_matrix(values())).write_h5ad(path, compression="gzip")
-    with h5py.File(path, "r") as file:
-        block = file["X/data"].id.get_chunk_info(0)
-    content = bytearray(path.read_bytes())
-    content[block.byte_offset : block.byte_offset + block.size] = b"\xff" * block.size
-    path.write_bytes(bytes(content))
-    with (
-        open_cells(path) as cells,
-        pytest.raises(SingleCellError, match=r"adata\.X cannot be read; the file is damaged"),
-    ):
-        HurdleDE(cells, "~ condition")
-
-
 def test_results_that_the_table_lacks_are_not_written() -> None:
     adata = experiment()
     with pytest.raises(SingleCellError, match="key_added is ''"):
         write_results(adata, call(adata, copy=True), {}, "")
     assert not list(adata.uns)
-
-
-MISSING = """
-import sys
-sys.modules["{module}"] = None
-import pyro_zilognormal.singlecell as sc
-try:
-    sc.HurdleDE(None, "~ condition")
-except ModuleNotFoundError as error:
-    assert 'pip install "pyro-zilognormal[singlecell]"' in str(error), error
-else:
-    raise SystemExit("no error")
-"""
-
-
-@pytest.mark.parametrize("module", ["anndata", "formulaic"])
-def test_a_missing_extra_says_how_to_install_it(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MISSING.format(module=module)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_importing_loads_no_extra() -> None:
-    code = (
-        "import sys, pyro_zilognormal.singlecell; "
-        "assert not {'anndata', 'pandas', 'formulaic', 'scipy', 'matplotlib'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_genes_are_those_of_the_table() -> None:

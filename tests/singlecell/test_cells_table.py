@@ -67,7 +67,7 @@ def test_every_column(donor: str | None) -> None:
 def test_types_are_plain() -> None:
     table = fitted().test(STIM)
     kinds = {name: table[name].dtype.kind for name in COLUMNS}
-    assert {k for k, kind in kinds.items() if kind == "O"} == {"variable", "contrast", "status"}
+    assert {k for k, kind in kinds.items() if kind == "O"} == {"variable", "contrast", "status", "predictive_check"}
     assert {k for k, kind in kinds.items() if kind == "i"} == {"n_test", "n_ref"}
     assert kinds["is_de"] == "b"
     assert all(kind in "Oibf" for kind in kinds.values())
@@ -97,6 +97,8 @@ def test_the_surest_gene_is_first() -> None:
 def test_a_contrast_turned_round() -> None:
     there, back = (fitted().test(c).set_index("variable") for c in (STIM, ("condition", "ctrl", "stim")))
     back = back.loc[there.index]
+    np.testing.assert_allclose(there["log_fc_bias"], -back["log_fc_bias"], rtol=1e-9)
+    assert (there["predictive_check"] == back["predictive_check"]).all()
     np.testing.assert_allclose(there["log_fc"], -back["log_fc"], rtol=1e-9)
     np.testing.assert_allclose(there["log_fc_low"], -back["log_fc_high"], rtol=1e-9)
     np.testing.assert_allclose(there["detection_test"], back["detection_ref"])
@@ -142,7 +144,7 @@ def test_genes_that_say_little() -> None:
     table = silent().test(STIM).set_index("variable")
     status = {"up": "ok", "down": "ok", "seen": "ok", "same": "all_zero", "often": "all_positive"}
     assert table["status"].to_dict() == status | {"rare": "too_few_positive"}
-    assert np.isfinite(table.drop(columns=["contrast", "status"]).astype(float)).all(axis=None)
+    assert np.isfinite(table.drop(columns=["contrast", "status", "predictive_check"]).astype(float)).all(axis=None)
     assert table.log_fc["up"] < -3  # silent in one condition, and often positive in the other
     assert table.is_de["up"]
     for gene in ("same", "rare"):
@@ -164,6 +166,8 @@ def test_conditions_that_no_cell_is_in() -> None:
     assert table[["detection_test", "mean_ref"]].isna().all(axis=None)
     assert np.isfinite(table["log_fc"]).all()
     assert (table["status"] == "ok").all()
+    assert (table["predictive_check"] == "no_cells").all()
+    assert (table["log_fc_bias"] == 0).all()
     assert (table.log_fc.abs() < 4 * table.log_fc_sd).all()  # age does nothing
     assert de.test(STIM).set_index("variable").is_de[["up", "down", "seen"]].all()
 

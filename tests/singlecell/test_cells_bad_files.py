@@ -1,0 +1,112 @@
+"""Files that are none of cells, and packages that are not there: one line that says so, and what to do."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
+
+import h5py
+import pytest
+import scipy.sparse as sp
+
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
+from tests.singlecell.cell_cases import experiment, values
+
+
+# What is no file of cells, and what is said of it.
+def _missing(path: pathlib.Path) -> None: ...
+
+
+def _text(path: pathlib.Path) -> None:
+    path.write_text("gene,cell\n")
+
+
+def _empty(path: pathlib.Path) -> None:
+    path.write_bytes(b"")
+
+
+def _truncated(path: pathlib.Path) -> None:
+    experiment().write_h5ad(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _other_hdf5(path: pathlib.Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["data"] = [1, 2]
+
+
+def _obs_is_no_table(path: pathlib.Path) -> None:
+    with h5py.File(path, "w") as file:
+        file["obs"] = [1, 2]
+        file["var"] = [1, 2]
+
+
+def _folder(path: pathlib.Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_missing, "does not exist; needed an h5ad or zarr file"),
+        (_text, "cannot be read as an AnnData .*; needed a whole file that anndata wrote"),
+        (_empty, "cannot be read as an AnnData"),
+        (_truncated, "cannot be read as an AnnData"),
+        (_other_hdf5, "cannot be read as an AnnData .*it has no obs"),
+        (_obs_is_no_table, "cannot be read as an AnnData .its obs is no table of anndata 0.7 or later"),
+        (_folder, "cannot be read as an AnnData"),
+    ],
+)
+def test_bad_files(spoil: Callable[[pathlib.Path], None], says: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    spoil(path)
+    with pytest.raises(SingleCellError, match=says) as caught, open_cells(path):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_whose_matrix_is_damaged(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    experiment(x=sp.csr_matrix(values())).write_h5ad(path, compression="gzip")
+    with h5py.File(path, "r") as file:
+        block = file["X/data"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[block.byte_offset : block.byte_offset + block.size] = b"\xff" * block.size
+    path.write_bytes(bytes(content))
+    with (
+        open_cells(path) as cells,
+        pytest.raises(SingleCellError, match=r"adata\.X cannot be read; the file is damaged"),
+    ):
+        HurdleDE(cells, "~ condition")
+
+
+MISSING = """
+import sys
+sys.modules["{module}"] = None
+import pyro_zilognormal.singlecell as sc
+try:
+    sc.HurdleDE(None, "~ condition")
+except ModuleNotFoundError as error:
+    assert 'pip install "pyro-zilognormal[singlecell]"' in str(error), error
+else:
+    raise SystemExit("no error")
+"""
+
+
+@pytest.mark.parametrize("module", ["anndata", "formulaic"])
+def test_a_missing_extra_says_how_to_install_it(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MISSING.format(module=module)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_loads_no_extra() -> None:
+    code = (
+        "import sys, pyro_zilognormal.singlecell; "
+        "assert not {'anndata', 'pandas', 'formulaic', 'scipy', 'matplotlib'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

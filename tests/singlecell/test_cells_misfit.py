@@ -1,0 +1,117 @@
+"""Where the cells are not as the model has them: the check of each condition, and what fold changes are off by."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
+from pyro_zilognormal.singlecell.misfit import log_fc_bias, off
+from tests.singlecell.cell_cases import GENES, experiment, frame, values
+
+STIM = ("condition", "stim", "ctrl")
+
+
+def stim() -> np.ndarray:
+    return (frame()["condition"] == "stim").to_numpy()
+
+
+def with_two_spreads() -> np.ndarray:
+    """Values of which those of the gene "often" spread three times as much in the stimulated cells."""
+    x = values()
+    logs = np.log(np.where(x[:, 4] > 0, x[:, 4], 1.0))
+    wide = stim() & (x[:, 4] > 0)
+    x[wide, 4] = np.exp(logs[wide].mean() + 3 * (logs[wide] - logs[wide].mean()))
+    return x
+
+
+@functools.cache
+def fitted(formula: str = "~ condition", donor: str | None = None) -> HurdleDE:
+    return HurdleDE(experiment(x=with_two_spreads()), formula, donor=donor).fit(steps=30)
+
+
+@pytest.mark.parametrize("donor", [None, "donor"])
+def test_the_check_of_a_condition_is_of_its_cells(donor: str | None) -> None:
+    de = fitted(donor=donor)
+    check = de.predictive_check(de.cond(condition="stim"), de.cond(condition="ctrl"))
+    assert check["condition"].tolist() == ["condition=stim"] * 6 + ["condition=ctrl"] * 6
+    for level, mask in (("stim", stim()), ("ctrl", ~stim())):
+        part = check[check["condition"] == f"condition={level}"]
+        x = with_two_spreads()[mask]
+        np.testing.assert_allclose(part["zero_fraction"], (x == 0).mean(0))
+        np.testing.assert_allclose(part["mean"], x.mean(0), rtol=1e-9)
+        groups = frame()["donor"][mask].to_numpy() if donor else np.zeros(len(x))
+        for gene, sd in enumerate(part["sd_log"]):
+            logs = pd.Series(np.log(x[x[:, gene] > 0, gene])).groupby(groups[x[:, gene] > 0])
+            squares, freedom = logs.var(ddof=0).mul(logs.size()).sum(), (logs.size() - 1).sum()
+            assert sd == pytest.approx(math.sqrt(squares / freedom), rel=1e-9)
+            assert part["sd_log_freedom"].iloc[gene] == freedom
+
+
+@pytest.mark.parametrize("formula", ["~ condition", "~ condition + age"])
+def test_two_spreads_are_seen_and_told(formula: str) -> None:
+    table = fitted(formula).test(STIM).set_index("variable")
+    assert "sd_log" in table.predictive_check["often"]
+    truth = -(3**2 - 1) * 0.6**2 / (2 * math.log(2))  # log_fc is too low by what the wider law adds to the mean
+    assert table.log_fc_bias["often"] == pytest.approx(truth, rel=0.35)
+    others = table.drop(index="often")
+    assert (others.log_fc_bias.abs() < 0.15).all()
+    assert off(table, 0.25)[table.index.get_loc("often")]
+    assert off(table, 0.25).sum() == 1
+
+
+def test_the_bias_mends_the_fold_change() -> None:
+    """Cells of two spreads, many of them: log_fc less its bias is the log ratio of means of the two laws."""
+    rng = np.random.default_rng(0)
+    n, sigma = 20_000, np.where(np.arange(20_000) % 2 == 0, 0.4, 0.9)
+    x = np.exp(1 + sigma[:, None] * rng.standard_normal((n, 3))) * (rng.random((n, 3)) < 0.8)
+    adata = experiment(160)
+    adata = type(adata)(x, pd.DataFrame({"arm": np.tile(["b", "a"], n // 2)}, index=np.arange(n).astype(str)))
+    table = HurdleDE(adata, "~ arm").fit(steps=30).test(("arm", "a", "b"))
+    truth = (0.9**2 - 0.4**2) / (2 * math.log(2))
+    assert (table["log_fc"].abs() < 0.1).all()
+    assert ((table["log_fc"] - table["log_fc_bias"] - truth).abs() < 0.05).all()
+
+
+def test_a_model_that_holds_is_seldom_doubted() -> None:
+    """1,000 genes of one spread: three quantities in two conditions, each outside of 99 % by chance at most."""
+    rng = np.random.default_rng(0)
+    cells, genes = 300, 1000
+    x = np.exp(rng.normal(1, 1, genes) + 0.6 * rng.standard_normal((cells, genes)))
+    x *= rng.random((cells, genes)) < rng.uniform(0.2, 0.9, genes)
+    obs = pd.DataFrame({"arm": np.tile(["b", "a"], cells // 2)}, index=np.arange(cells).astype(str))
+    table = HurdleDE(type(experiment())(x, obs), "~ arm").fit(steps=30).test(("arm", "a", "b"))
+    share, most = (table["predictive_check"] != "ok").mean(), 6 * 0.01
+    assert share < most + 4 * math.sqrt(most * (1 - most) / genes)
+    assert not off(table, 0.25).any()
+
+
+def test_a_bias_of_few_values_is_shrunk_away() -> None:
+    sd, many, few = np.array([0.5, 1.0, 0.7]), np.full(3, 200.0), np.full(3, 1.0)
+    assert (np.abs(log_fc_bias((sd, few), (sd[::-1], few))) < 1e-12).all()
+    told = log_fc_bias((sd, many), (sd[::-1], many))
+    raw = (sd[::-1] ** 2 - sd**2) / (2 * math.log(2))
+    assert (np.abs(told) <= np.abs(raw)).all()
+    assert told[1] == 0
+    np.testing.assert_allclose(told, -log_fc_bias((sd[::-1], many), (sd, many)))
+    nothing = log_fc_bias((np.full(3, np.nan), np.zeros(3)), (sd, many))
+    assert (nothing == 0).all()
+
+
+def test_conditions_of_another_kind_are_refused() -> None:
+    de = fitted("~ condition + age")
+    with pytest.raises(TypeError, match=r"conditions: got .*; needed what cond\(...\) returns"):
+        de.predictive_check("stim")  # type: ignore[arg-type]
+    with pytest.raises(SingleCellError, match=r"condition: no cell has age=60\.0; needed a condition"):
+        de.predictive_check(de.cond(age=60))
+
+
+def test_a_difference_of_conditions_is_their_pair() -> None:
+    de = fitted()
+    ends = de.cond(condition="stim"), de.cond(condition="ctrl")
+    pd.testing.assert_frame_equal(de.test(ends[0] - ends[1]), de.test(ends))
+    assert list(de.test(ends)["variable"].sort_values()) == sorted(GENES)

@@ -1,0 +1,40 @@
+"""The names that users of scanpy and pertpy look for, and their order and defaults."""
+
+from __future__ import annotations
+
+import inspect
+
+from pyro_zilognormal.singlecell import HurdleDE, differential_expression
+
+NAMED = {
+    "donor": None,
+    "groupby": None,
+    "groups": "all",
+    "reference": "rest",
+    "layer": None,
+    "use_raw": False,
+    "scale": "linear",
+    "offset": None,
+    "detection_threshold": 0,
+    "delta": 0.25,
+    "key_added": "ziln_de",
+    "copy": False,
+    "seed": 0,
+    "device": "cpu",
+}
+
+
+def test_the_one_call() -> None:
+    parameters = inspect.signature(differential_expression).parameters
+    plain = [n for n, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert plain == ["adata", "formula", "contrast"]
+    assert {name: parameters[name].default for name in NAMED} == NAMED
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in NAMED)
+
+
+def test_the_verbs_of_pertpy() -> None:
+    assert {"fit", "cond", "contrast"} <= {name for name, _ in inspect.getmembers(HurdleDE, inspect.isfunction)}
+    assert list(inspect.signature(HurdleDE.contrast).parameters)[:4] == ["self", "column", "test", "reference"]
+    shared = set(inspect.signature(HurdleDE).parameters) & set(NAMED)
+    assert {"donor", "layer", "use_raw", "scale", "offset", "detection_threshold", "device"} <= shared
+    assert all(inspect.signature(HurdleDE).parameters[name].default == NAMED[name] for name in shared)
