@@ -28,9 +28,9 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor
         return _formula.log_density(value, *arguments)
     lowest, highest = torch.aminmax(value.detach())
     if lowest >= 0 and highest < math.inf:
-        return _fused.LogDensity.apply(value, *arguments)
+        return _fused.log_density(value, *arguments)
     inside = (value >= 0) & (value < math.inf)
-    result = _fused.LogDensity.apply(torch.where(inside, value, 1), *arguments)
+    result = _fused.log_density(torch.where(inside, value, 1), *arguments)
     return torch.where(inside, result, _formula.outside(value))
 
 

