@@ -25,6 +25,7 @@ def draw(record: dict[str, Found], path: Path) -> None:
     if "rows" in record.get("bars", {}):
         bars(panels[5], record["bars"]["rows"])
     for axes in panels:
+        axes.set_visible(axes.has_data())
         if axes.has_data():
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=90)
@@ -49,13 +50,8 @@ def csr(axes: Axes, points: list[Found]) -> None:
 def cells(axes: Axes, curves: dict[str, list[Found]], key: str, unit: float, label: str) -> None:
     """A line for each way to the likelihood of so many cells."""
     for name, points in curves.items():
-        axes.plot([p["cells"] for p in points], [unit * p[key] for p in points], marker=".", label=name)
-    axes.set(
-        xlabel="cells, 100 genes, 10 % density",
-        ylabel=label,
-        xscale="log",
-        yscale="symlog" if key == "growth" else "log",
-    )
+        axes.plot([p["cells"] for p in points], [max(unit * p[key], 1e-2) for p in points], marker=".", label=name)
+    axes.set(xlabel="cells, 100 genes, 10 % density", ylabel=label, xscale="log", yscale="log")
 
 
 def bars(axes: Axes, rows: list[Found]) -> None:
@@ -67,4 +63,5 @@ def bars(axes: Axes, rows: list[Found]) -> None:
     axes.plot([r["limit"] for r in shown], range(len(shown)), "k|", markersize=9, label="at most")
     axes.set_yticks(range(len(shown)), [r["what"].replace("scale and logits ", "") for r in shown], fontsize=7)
     axes.invert_yaxis()
+    axes.set_xlim(right=1.6 * max(r["figure"] for r in shown))
     axes.set(xlabel="our time / theirs")

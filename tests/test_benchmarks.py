@@ -11,6 +11,8 @@ import pytest
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+import density  # noqa: E402
+import density_measures  # noqa: E402
 import losses  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
@@ -87,6 +89,16 @@ def test_what_failed_or_is_missing_is_named() -> None:
     page = report.page(record)
     assert "**Missing, so not compared: scvi-tools**: no wheel" in page
     assert "**Not measured**: No module named 'duet'" in page
+
+
+def test_the_script_for_a_gpu_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as a CPU can tell: the share of the bandwidth, of the eager cases."""
+    eager = {key: limits for key, limits in density_measures.LIMITS.items() if key[1] == "eager"}
+    monkeypatch.setattr(density_measures, "LIMITS", eager)
+    found = density.accelerator("cpu", pairs=1, rows=8)
+    assert [r["what"] for r in found["rows"]] == ["all full size, eager", "scale and logits per gene, eager"]
+    assert all(0 < r["figure"] < 1 for r in found["rows"])
+    assert "GB/s" in density.show_rows(found)
 
 
 def test_another_wheel_than_the_released_one_is_refused(tmp_path: pathlib.Path) -> None:

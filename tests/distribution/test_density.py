@@ -18,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
 from pyro_zilognormal import _blocks, _density, _formula, _fused
 from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
+from tests.exactness import TOLERANCE, examine
+from tests.points import extreme_points, random_points
 
 
 class Shapes(NamedTuple):
@@ -131,6 +133,18 @@ def test_odd_values_and_gates(gate: float, shape: tuple[int, ...], used: list[in
     odd = (ODD < 0) | ODD.isnan() | ODD.isinf()
     assert not actual[1][:, odd].any()
     assert not any(g.isnan().any() for g in actual[1:])
+
+
+@pytest.mark.usefixtures("block_size")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("gate", ["logits", "logarithms"])
+def test_against_60_digits(gate: str, dtype: torch.dtype, used: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast function itself, value and derivatives, on whole and partial blocks and both kinds of gate."""
+    monkeypatch.setattr(_density, "MUCH", 8 if gate == "logits" else 0)
+    for points in (random_points("log_prob", 150, dtype, seed=11), extreme_points("log_prob", dtype, 150, seed=12)):
+        exam = examine("log_prob", points, dtype)
+        assert exam.worst() <= TOLERANCE, exam.describe(TOLERANCE)
+    assert used == 2 * [4 if gate == "logits" else 5]
 
 
 def test_where_zeros_have_an_infinite_z_only_positive_values_feel_it() -> None:
