@@ -28,6 +28,7 @@ from density_measures import (
     forward_alone,
     memory,
     sampling,
+    switched,
     validation,
 )
 from results import table
@@ -39,6 +40,7 @@ def bars(pairs: int = 15, patience: float = 4, compile_too: bool = True) -> dict
     found, missing = available()
     peers, timer = list(found), Timer(pairs, patience)
     rows = against_peers(peers, timer, compile_too)
+    rows += switched(timer) if compile_too else []
     rows += forward_alone(timer) + validation(timer) + sampling(timer, peers)
     rows += [construction(), *memory(peers)]
     return {"peers": found, "missing": missing, "rows": [r._asdict() for r in rows]}

@@ -53,7 +53,7 @@ def steps(found: Found) -> Iterator[str]:
             yield f"`svi.fit` takes {100 * (case['ratio'] - 1):.1f} % longer than a bare loop of SVI.step, {name}."
 
 
-def fits(found: Found) -> Iterator[str]:
+def nuts(found: Found) -> Iterator[str]:
     ours = found["accuracy"]["reduction"]
     for name, other in found["accuracy"].items():
         for what, unit in (("seconds", "s"), ("error", "posterior sds")):
@@ -87,7 +87,7 @@ OF_PART: dict[str, Callable[[Found], Iterator[str]]] = {
     "bars": bars,
     "curves": curves,
     "steps": steps,
-    "fits": fits,
+    "nuts": nuts,
     "reduction": reduction,
     "scaling": scaling,
     "de": de,

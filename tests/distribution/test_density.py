@@ -84,6 +84,11 @@ def assert_close(actual: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, e, rtol=200 * eps, atol=200 * eps, equal_nan=True)
 
 
+@pytest.fixture(autouse=True)
+def used_for_few_entries_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_density, "FEW", 0)
+
+
 @pytest.fixture
 def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of arguments whenever the fast function is used."""
@@ -157,6 +162,13 @@ def test_where_zeros_have_an_infinite_z_only_positive_values_feel_it() -> None:
     assert result[1] == -math.inf
     for gradient in torch.autograd.grad(result[0], (mu, scale)):
         assert gradient[0] == 0
+
+
+def test_few_entries_are_left_to_the_formula(used: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_density, "FEW", 1500)
+    args = arguments(SHAPES["full"], LogitGate)
+    assert_close([Law(*args[1:]).log_prob(args[0])[:49]], [Law(*(a[:49] for a in args[1:])).log_prob(args[0][:49])])
+    assert used == [4]
 
 
 def test_arguments_that_are_views(used: list[int]) -> None:
