@@ -1,20 +1,18 @@
 """The speed and memory of the log density, against the packages that have one.
 
-    OMP_NUM_THREADS=2 python benchmarks/density.py                 # prints the table
-    OMP_NUM_THREADS=2 python benchmarks/density.py --write         # and keeps it, as RESULTS.md, JSON and a picture
-    python benchmarks/density.py --device cuda                     # share of the memory bandwidth
+    OMP_NUM_THREADS=2 python benchmarks/density.py                 # prints the table of bars
+    python benchmarks/density.py --device cuda                     # on a GPU: share of the memory bandwidth
 
-Peers are scvi-tools (Python 3.12), Pyro and NumPyro; one that is not installed is named. Every figure is the median
-ratio of pairs timed in turn. Exit code 1 if a bar is missed or a peer is missing.
+Peers are scvi-tools (its class, from its released wheel if need be), Pyro and NumPyro; one that is missing is named.
+Every figure is the median ratio of pairs timed in turn. Exit code 1 if a bar is missed or a peer is missing.
+`run_all.py` runs this with all other benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from pathlib import Path
+from typing import Any
 
 import torch
 from density_cases import PACKAGES, available
@@ -30,69 +28,72 @@ from density_measures import (
     forward_alone,
     memory,
     sampling,
+    switched,
     validation,
 )
-from results import section, table
+from results import table
 from timing import machine
 
-HERE = Path(__file__).parent
 
-
-def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=15, help="pairs to take the median of")
-    parser.add_argument("--patience", type=float, default=0, help="seconds to wait for a quiet machine, a comparison")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the share of the bandwidth")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--no-curves", action="store_true", help="leave the curves by size and density out")
-    parser.add_argument("--write", action="store_true", help="write RESULTS.md, density.json and density.png")
-    return parser.parse_args()
-
-
-def measure(options: argparse.Namespace, peers: list[str]) -> tuple[list[Row], dict[str, object]]:
-    """The rows of the table, and the curves."""
-    timer = Timer(options.pairs, options.patience)
-    rows = against_peers(peers, timer, not options.no_compile)
+def bars(pairs: int = 15, patience: float = 4, compile_too: bool = True) -> dict[str, Any]:
+    """Every comparison for which there is a bar, and what could not be compared."""
+    found, missing = available()
+    peers, timer = list(found), Timer(pairs, patience)
+    rows = against_peers(peers, timer, compile_too)
+    rows += switched(timer) if compile_too else []
     rows += forward_alone(timer) + validation(timer) + sampling(timer, peers)
     rows += [construction(), *memory(peers)]
-    if options.no_curves:
-        return rows, {}
-    curves = {"size": by_size(peers, timer), "density": by_density(peers, timer), "csr": csr_against_dense(timer)}
-    return rows, curves
+    return {"peers": found, "missing": missing, "rows": [r._asdict() for r in rows]}
 
 
-def shown(rows: list[Row]) -> str:
+def curves(pairs: int = 7, patience: float = 2) -> dict[str, Any]:
+    """Time by size, by density, and of CSR data."""
+    found, missing = available()
+    peers, timer = list(found), Timer(pairs, patience)
+    measured = {"size": by_size(peers, timer), "density": by_density(peers, timer), "csr": csr_against_dense(timer)}
+    return {"peers": found, "missing": missing} | measured
+
+
+def accelerator(device: str = "cuda", pairs: int = 15, **size: int) -> dict[str, Any]:
+    """The share of the memory bandwidth, eager and compiled."""
+    name = torch.cuda.get_device_name() if device != "cpu" else "cpu"
+    rows = bandwidth(Timer(pairs, 0), device, **size)
+    return {
+        "peers": {"device": name, "CUDA": str(torch.version.cuda)},
+        "missing": {},
+        "rows": [r._asdict() for r in rows],
+    }
+
+
+def show_rows(found: dict[str, Any]) -> str:
     """The table in markdown."""
     head = ("forward and backward, if not said otherwise", "against", "figure", "at most", "met", "medians")
+    rows = [Row(**row) for row in found["rows"]]
     limits = ("" if r.limit is None else r.limit for r in rows)
     cells = [(r.what, r.against, f"{r.figure:.3g}", m, r.verdict, r.detail) for r, m in zip(rows, limits, strict=True)]
-    return table(head, cells)
+    named = [
+        f"**Missing, so not compared: {name}** ({PACKAGES[name]}): {why}\n" for name, why in found["missing"].items()
+    ]
+    return "\n".join([*named, table(head, cells)])
 
 
 def main() -> int:
-    """Measure, print and perhaps write; 1 if a bar or a peer is missed."""
-    options = arguments()
+    """Measure and print; 1 if a bar or a peer is missed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=15, help="pairs to take the median of")
+    parser.add_argument("--patience", type=float, default=4, help="seconds to wait for a quiet machine, a comparison")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda for the share of the bandwidth")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    versions, missing = available()
-    about = machine() | {"threads": options.threads, "torch": torch.__version__, "load": os.getloadavg()[0]} | versions
-    if options.device != "cpu":
-        about |= {"device": torch.cuda.get_device_name()}
-        rows, curves = bandwidth(Timer(options.pairs, options.patience), options.device), {}
+    if options.device == "cpu":
+        found = bars(options.pairs, options.patience, not options.no_compile)
     else:
-        rows, curves = measure(options, list(versions))
-    named = [f"**Not installed, so not compared: {name}** ({PACKAGES[name]}): {why}" for name, why in missing.items()]
-    text = "\n".join([", ".join(f"{k} {v}" for k, v in about.items()), "", *named, shown(rows)])
-    print(text)
-    if options.write:
-        record = {"about": about, "missing": missing, "rows": [r._asdict() for r in rows], **curves}
-        (HERE / "density.json").write_text(json.dumps(record, indent=1) + "\n")
-        section(HERE / "RESULTS.md", "Log density", text)
-        if curves:
-            from density_picture import draw
-
-            draw(record, HERE / "density.png")
-    return int(bool(missing) or any(r.verdict == "**NO**" for r in rows))
+        found = accelerator(options.device, options.pairs)
+    about = machine() | {"threads": options.threads, "torch": torch.__version__} | found["peers"]
+    print(", ".join(f"{k} {v}" for k, v in about.items()), show_rows(found), sep="\n\n")
+    return int(bool(found["missing"]) or any(Row(**r).verdict == "**NO**" for r in found["rows"]))
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from scvi_class import scvi_class
 from torch import Tensor
 
 Step = Callable[[], object]
@@ -40,10 +40,8 @@ def ours(mu: Tensor, scale: Tensor, logits: Tensor, validate: bool = False) -> t
 
 
 def scvi_tools() -> Law:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from scvi.distributions import ZeroInflatedLogNormal
-    return lambda mu, scale, logits: ZeroInflatedLogNormal(mu, scale, logits, validate_args=False)
+    kind, _ = scvi_class()
+    return lambda mu, scale, logits: kind(mu, scale, logits, validate_args=False)
 
 
 def pyro_zero_inflated() -> Law:
@@ -101,7 +99,7 @@ def available() -> tuple[dict[str, str], dict[str, str]]:
     for name, step in STEPS.items():
         try:
             step(tiny)()
-            found[name] = importlib.metadata.version(PACKAGES[name])
+            found[name] = scvi_class()[1] if name == SCVI else importlib.metadata.version(PACKAGES[name])
         except ImportError as error:
             missing[name] = str(error)
     return found, missing

@@ -1,4 +1,4 @@
-"""Tables in markdown, and RESULTS.md, of which each benchmark writes the section that is its own."""
+"""Tables in markdown, and the marked places in a page that are written from what was measured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,22 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def section(path: Path, title: str, text: str) -> None:
-    """Put a text between the marks of its title in a file, which are added at the end if they are not there."""
-    begin, end = BEGIN.format(title), END.format(title)
-    before = path.read_text() if path.exists() else "# Results\n"
-    if begin not in before:
-        before += f"\n## {title}\n\n{begin}\n{end}\n"
-    head, rest = before.split(begin)
-    tail = rest.split(end)[1]
-    path.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+def quoted(path: Path, mark: str) -> str:
+    """The text between two marks of a page.
+
+    Raises:
+        ValueError: the page lacks them.
+    """
+    _, _, rest = path.read_text().partition(BEGIN.format(mark) + "\n")
+    text, end, _ = rest.partition(END.format(mark))
+    if not end:
+        raise ValueError(f"{path} lacks {BEGIN.format(mark)} or {END.format(mark)}; put them where the text belongs.")
+    return text.removesuffix("\n")
+
+
+def quote(path: Path, mark: str, text: str) -> None:
+    """Put a text between two marks of a page."""
+    begin, end = BEGIN.format(mark) + "\n", END.format(mark)
+    old = quoted(path, mark)
+    page = path.read_text()
+    path.write_text(page.replace(begin + (old + "\n" if old else "") + end, f"{begin}{text}\n{end}"))

@@ -88,20 +88,28 @@ def measure(model: Callable[[torch.Tensor], None], x: torch.Tensor, blocks: int,
     return statistics.median(clock.theirs) / block, statistics.median(ratios)
 
 
+def overheads(blocks: int = 60, block: int = 20) -> dict[str, dict[str, float]]:
+    """Seconds of a bare step, and the ratio of ours to it, of each case, on one thread."""
+    torch.set_num_threads(1)
+    found = {}
+    for name, (model, shape) in CASES.items():
+        step, ratio = measure(model, torch.randn(shape), blocks, block)
+        found[name] = {"bare_seconds": step, "ratio": ratio}
+    return found
+
+
 def main() -> int:
     """Print the figures; return 1 where the overhead is above the limit."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--blocks", type=int, default=60)
     parser.add_argument("--block", type=int, default=20)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    worst = 0.0
-    for name, (model, shape) in CASES.items():
-        step, ratio = measure(model, torch.randn(shape), arguments.blocks, arguments.block)
-        worst = max(worst, ratio)
-        added = f"{100 * (ratio - 1):+.1f} %"
-        print(f"{name}: bare SVI.step {1e3 * step:.2f} ms; fit, with EarlyStopping and Progress, {added}")
-    return int(worst > LIMIT)
+    found = overheads(**vars(parser.parse_args()))
+    for name, case in found.items():
+        added = f"{100 * (case['ratio'] - 1):+.1f} %"
+        print(
+            f"{name}: bare SVI.step {1e3 * case['bare_seconds']:.2f} ms; fit, with EarlyStopping and Progress, {added}"
+        )
+    return int(max(case["ratio"] for case in found.values()) > LIMIT)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The log density, with respect to a point mass at 0 plus Lebesgue measure above.
 
-On CPU it is computed in blocks with derivatives by hand (`_fused`), anywhere else by the plain formula, which is what
-torch.compile and tracers, torch.func, forward mode, second derivatives and accelerators see.
+On CPU it is computed in blocks with derivatives by hand (`_fused`). The plain formula serves where entries are few, and
+is what torch.compile and tracers, torch.func, forward mode, second derivatives and accelerators see.
 """
 
 import math
@@ -14,6 +14,7 @@ from pyro_zilognormal._gate import Gate, LogitGate
 from pyro_zilognormal._shapes import broadcast
 from pyro_zilognormal.compilation import log_density_if_on
 
+FEW = 2**14  # entries: below, the many short calls of the blocks cost more than they save
 MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times smaller than the result
 
 
@@ -24,13 +25,13 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor
     fast = log_density_if_on(math.prod(shape), value, *arguments)
     if fast is not None:
         return fast
-    if not _fused.suits(value, *arguments):
+    if not _fused.suits(value, *arguments) or math.prod(shape) < FEW:
         return _formula.log_density(value, *arguments)
     lowest, highest = torch.aminmax(value.detach())
     if lowest >= 0 and highest < math.inf:
-        return _fused.LogDensity.apply(value, *arguments)
+        return _fused.log_density(value, *arguments)
     inside = (value >= 0) & (value < math.inf)
-    result = _fused.LogDensity.apply(torch.where(inside, value, 1), *arguments)
+    result = _fused.log_density(torch.where(inside, value, 1), *arguments)
     return torch.where(inside, result, _formula.outside(value))
 
 

@@ -33,14 +33,14 @@ def torch_warnings() -> Iterator[None]:
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by 1 whenever the log density is evaluated without compilation, on many entries."""
     calls: list[int] = []
-    original = _fused.LogDensity.apply
+    original = _fused.log_density
 
-    def apply(*arguments: Tensor) -> Tensor:
+    def log_density(*arguments: Tensor) -> Tensor:
         result = original(*arguments)
         calls.extend([1] * (result.numel() >= compilation.LARGE))
         return result
 
-    monkeypatch.setattr(_fused.LogDensity, "apply", apply)
+    monkeypatch.setattr(_fused, "log_density", log_density)
     return calls
 
 
