@@ -78,10 +78,11 @@ def differential_expression(
         device: where torch computes.
 
     Returns:
-        A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first: ``variable``,
-        ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval ``log_fc_low`` to
-        ``log_fc_high`` and ``log_fc_sd``, and its parts ``log_fc_detection`` and ``log_fc_abundance``, which add up to
-        it; ``prob_up``, P(log_fc > 0); ``lfsr``, the local false sign rate; ``prob_de``, P(abs(log_fc) > delta);
+        A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first, with
+        ``variable``, ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval
+        ``log_fc_low`` to ``log_fc_high`` and ``log_fc_sd``, and its parts ``log_fc_detection`` and
+        ``log_fc_abundance``, which add up to it; ``prob_up``, P(log_fc > 0); ``lfsr``, the local false sign rate;
+        ``prob_de``, P(abs(log_fc) > delta);
         ``expected_fdr``, the expected share of genes whose change has the other sign or is of at most delta among all
         genes at least as sure, and ``is_de`` where that is at most ``fdr``; what was
         observed: ``detection_test``, ``detection_ref``, ``mean_test``, ``mean_ref``, ``n_test``, ``n_ref``; ``status``:

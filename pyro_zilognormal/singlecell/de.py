@@ -221,8 +221,8 @@ class HurdleDE:
             credible: probability of the intervals.
 
         Returns:
-            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, and for each of ``mean``,
-            ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9) the posterior
+            A DataFrame with a row for each condition and gene, with ``variable``, ``condition``, and for each of
+            ``mean``, ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9) the posterior
             median and, with ``_low`` and ``_high``, the ends of the credible interval.
         """
         check_fractions(0.0, 0.05, credible)
@@ -237,9 +237,9 @@ class HurdleDE:
             credible: probability of the intervals.
 
         Returns:
-            A DataFrame with a row for each gene: ``variable``, and for each of ``zero_fraction`` and ``mean`` what was
-            observed and, with ``_predicted``, ``_low`` and ``_high``, the median of as many cells drawn anew for the
-            same donors, and the ends of their interval. Means are drawn by the approximation of Fenton and
+            A DataFrame with a row for each gene, with ``variable``, and for each of ``zero_fraction`` and ``mean`` what
+            was observed and, with ``_predicted``, ``_low`` and ``_high``, the median of as many cells drawn anew for
+            the same donors, and the ends of their interval. Means are drawn by the approximation of Fenton and
             Wilkinson, a sum of log-normals as one of the same mean and variance.
         """
         check_fractions(0.0, 0.05, credible)

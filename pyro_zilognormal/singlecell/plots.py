@@ -24,7 +24,7 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     Probabilities from draws cannot be told apart below 1 / draws, where a volcano would have a flat top.
 
     Args:
-        table: what :meth:`HurdleDE.test` returns for one contrast.
+        table: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.test` returns for one contrast.
         ax: where to draw; a new figure if None.
         labels: how many genes to name, the surest called ones, as far as there is room.
 
@@ -62,7 +62,7 @@ def predictive(check: Any, quantity: str = "zero_fraction", ax: Axes | None = No
     """Draw what cells drawn anew from the fit show against what the cells show, a point with its interval for a gene.
 
     Args:
-        check: what :meth:`HurdleDE.predictive_check` returns.
+        check: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check` returns.
         quantity: "zero_fraction" or "mean"; genes of mean 0 are left out of the latter, on logarithmic axes.
         ax: where to draw; a new figure if None.
         credible: the probability that the check was made with, for the legend.
@@ -103,7 +103,7 @@ def inside(check: Any, quantity: str) -> np.ndarray:
     """Return which genes' observed values lie in the interval of the predicted ones, ends included.
 
     Args:
-        check: what :meth:`HurdleDE.predictive_check` returns.
+        check: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check` returns.
         quantity: "zero_fraction" or "mean".
     """
     # What is all zeros is predicted without error and told apart only by rounding.
