@@ -17,6 +17,7 @@ include_patterns = [
     "docs/*.md",
     "docs/api/*.md",
     "tutorials/*.ipynb",
+    "tutorials/*.md",
     "benchmarks/*.md",
     "README.md",
     "CHANGELOG.md",
