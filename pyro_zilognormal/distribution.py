@@ -261,7 +261,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     @property
     def mode(self) -> Tensor:
-        """The argmax of log_prob: 0, or the peak exp(mu - scale^2) of the positive part if that is higher.
+        """The argmax of log_prob, which is 0, or the peak exp(mu - scale^2) of the positive part if that is higher.
 
         It compares a probability mass with a density, so it depends on the unit of x.
         """

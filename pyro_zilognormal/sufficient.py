@@ -136,7 +136,7 @@ class SufficientStatistics:
 
     @property
     def value(self) -> Tensor:
-        """All five in the order of the fields, of shape (groups, columns, 5): what `pyro.sample` observes.
+        """All five in the order of the fields, of shape (groups, columns, 5), as `pyro.sample` observes them.
 
         In memory each of the five is contiguous, which makes log_prob faster.
         """

@@ -21,8 +21,9 @@ class HurdleData:
     statistics: the likelihood is the same to rounding, and its cost no longer depends on the number of cells.
 
     Attributes:
-        value: statistics, a float64 tensor of shape (rows, genes, 5) as :class:`SufficientStatistics` lays them out, or
-            cells, of shape (rows, genes): a tensor, numpy array or CSR matrix.
+        value: statistics, a float64 tensor of shape (rows, genes, 5) as
+            :class:`~pyro_zilognormal.SufficientStatistics` lays them out, or cells, of shape (rows, genes): a tensor,
+            numpy array or CSR matrix.
         design: float64, of shape (rows, columns); the first column is 1, the intercept.
         gate_design: the same for the gate, of shape (rows, gate columns).
         donor: int64, of shape (rows,), from 0; all 0 where there are no donors.

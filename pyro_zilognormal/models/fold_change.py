@@ -41,7 +41,7 @@ class FoldChange:
 
     @property
     def total(self) -> Tensor:
-        """log2 of the ratio of means: the sum of both parts. sigma is the same in both conditions and cancels."""
+        """log2 of the ratio of means, the sum of both parts. sigma is the same in both conditions and cancels."""
         return self.detection + self.abundance
 
 
@@ -79,7 +79,7 @@ def log_fold_change(draws: Mapping[str, Tensor], test: Condition, reference: Con
 
 
 def linear_predictor(draws: Mapping[str, Tensor], condition: Condition, part: str = "") -> Tensor:
-    """Return mu of a condition, or the log odds of a zero where ``part`` is "gate_", of shape (draws, genes)."""
+    """Return mu of a condition, or the log odds of a zero where ``part`` is ``"gate_"``, of shape (draws, genes)."""
     given = condition.gate_design if part and condition.gate_design is not None else condition.design
     row = torch.as_tensor(given, dtype=torch.float64)
     if f"{part}intercept" not in draws:
@@ -120,7 +120,7 @@ def expected_fdr(error: Tensor) -> Tensor:
     genes with at most 0.05 makes an expected share of errors of at most 5 %.
 
     Args:
-        error: posterior error probabilities, of shape (genes,): a local false sign rate, or 1 - P(|change| > delta).
+        error: posterior error probabilities, of shape (genes,): a local false sign rate, or 1 - P(abs(change) > delta).
 
     Raises:
         ValueError: for another shape, or values that are not probabilities.

@@ -36,8 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line; None for the process's.
 
     Returns:
-        The exit code: 0; 1 if the work failed, such as for lack of disk space; 2 for input that cannot be used, told in
-        one line on standard error; 3 if the fit has not converged and ``--strict`` was given; 130 on Ctrl-C.
+        The exit code, which is 0; 1 if the work failed, such as for lack of disk space; 2 for input that cannot be
+        used, told in one line on standard error; 3 if the fit has not converged and ``--strict`` was given; 130 on
+        Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)

@@ -115,8 +115,8 @@ class HurdleDE(FittedCells):
             credible: probability of the intervals.
 
         Returns:
-            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, and for each of ``mean``,
-            ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9) the posterior
+            A DataFrame with a row for each condition and gene, with ``variable``, ``condition``, and for each of
+            ``mean``, ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9) the posterior
             median and, with ``_low`` and ``_high``, the ends of the credible interval.
         """
         check_fractions(0.0, 0.05, credible)

@@ -72,15 +72,15 @@ class GeneFit:
 def gene_fits(
     de: HurdleDE, genes: Sequence[str], contrast: Contrast, *, offset: Any = None, credible: float = 0.95
 ) -> list[GeneFit]:
-    """Return what was seen of some genes and what the fit says of them, to be drawn by :func:`plots.gene`.
+    """Return what was seen of some genes and what the fit says of them.
 
-    The law is that of the very cells of a condition, averaged over their donors and other variables. The matrix
-    is read once more.
+    :func:`~pyro_zilognormal.singlecell.plots.gene` draws it. The law is that of the very cells of a
+    condition, averaged over their donors and other variables. The matrix is read once more.
 
     Args:
         de: a fitted model, its file still open.
         genes: names.
-        contrast: what :meth:`HurdleDE.contrast` returns.
+        contrast: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.contrast` returns.
         offset: the log size factor of each cell, where the model was made with one.
         credible: probability of the intervals.
 

@@ -29,7 +29,7 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     Probabilities from draws cannot be told apart below 1 / draws, where a volcano would have a flat top.
 
     Args:
-        table: what :meth:`HurdleDE.test` returns for one contrast.
+        table: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.test` returns for one contrast.
         ax: where to draw; a new figure if None.
         labels: how many genes to name, the surest called ones, as far as there is room.
 
@@ -69,7 +69,7 @@ def predictive(check: Any, quantity: str = "zero_fraction", ax: Axes | None = No
     A check of several conditions has a point for each gene and condition.
 
     Args:
-        check: what :meth:`HurdleDE.predictive_check` returns.
+        check: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check` returns.
         quantity: "zero_fraction", "mean" or "sd_log"; genes whose mean is 0, or that have no sd, are left out of the
             latter two; the axes of the mean are logarithmic.
         ax: where to draw; a new figure if None.

@@ -50,8 +50,8 @@ def fit(
         steps: how many steps to take at most, those before a resume included.
         optimizer: a function of the parameters that returns a torch optimiser; Adam with a learning rate of
             0.01 if None.
-        loss: a loss of ``pyro.infer`` or a function of (model, guide, *data); ``Trace_ELBO()`` if None.
-        seed: from 0 to 2**32 - 1; starts torch's, numpy's and Python's generators and the shuffling.
+        loss: a loss of ``pyro.infer`` or a function of ``(model, guide, *data)``; ``Trace_ELBO()`` if None.
+        seed: from 0 to 2^32 - 1; starts torch's, numpy's and Python's generators and the shuffling.
         max_seconds: stop this call after so many seconds; a resumed fit has them anew.
         callbacks: called in order with the :class:`Run` after each step: functions, or
             :class:`EarlyStopping`, :class:`Checkpoint`, :class:`Schedule`, :class:`Progress`,

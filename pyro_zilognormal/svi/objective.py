@@ -38,7 +38,7 @@ class Objective(Program):
         model: a Pyro model: a function, a module, or a method of one.
         guide: its guide, with the same arguments.
         loss: a loss of ``pyro.infer``, such as ``Trace_ELBO()``, of which this object takes a copy without what
-            it compiled or learnt from other models; or a function of (model, guide, *data) that returns a
+            it compiled or learnt from other models; or a function of ``(model, guide, *data)`` that returns a
             differentiable scalar.
         plate: the name of the plate over the rows of the data, if it is called with minibatches.
         rows: the number of rows in all; needed where ``plate`` is given, or :meth:`evaluate` called.

@@ -20,7 +20,7 @@ class SiteSummary:
     Attributes:
         mean: of the shape of the site over all rows.
         sd: of the same shape.
-        quantiles: of shape (number of quantiles, *shape of the site).
+        quantiles: of shape (number of quantiles,) + that of the site.
         exact: whether the quantiles are the guide's own and not those of draws.
     """
 
@@ -50,7 +50,7 @@ def posterior_draws(
         seed: of the draws.
 
     Returns:
-        A dict of tensors of shape (draws, *shape of the site).
+        A dict of tensors of shape (draws,) + that of the site.
 
     Raises:
         ValueError: for a site that there is not, one that the guide lacks (an enumerated one), or a local one

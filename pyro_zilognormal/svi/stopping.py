@@ -28,7 +28,7 @@ class EarlyStopping:
 
     Every ``every`` steps it looks at the loss L: of held-out data if there are any, always with the same
     particles and seed, else the mean of the last ``every`` training losses. L is better than the best so far,
-    B, if
+    B, if ::
 
         B - L > max(min_delta max(|B|, min(F - B, N)), noise SE),
 
