@@ -35,7 +35,9 @@ def test_a_killed_process_resumes_bit_for_bit(number, tmp_path):
     process.send_signal(number)
     out, error = process.communicate(timeout=60)
     assert "done" not in out
-    assert process.returncode == -number, error
+    # After a step of a torch optimiser, what torch runs at exit can turn Python's death by SIGINT into a plain error.
+    interrupted = number == signal.SIGINT and process.returncode == 1 and error.rstrip().endswith("KeyboardInterrupt")
+    assert process.returncode == -number or interrupted, error
     step = storage.read(tmp_path / "a.ckpt")["run"]["step"]
     # A signal that can be caught loses nothing; SIGKILL at most the last interval of 5 steps.
     assert step == 10 if number == signal.SIGKILL else step >= 13
