@@ -120,7 +120,7 @@ def page(record: dict[str, Found]) -> str:
 
 Written by `python benchmarks/run_all.py` from `results.json`. Ratios are ours over theirs, medians of pairs timed in
 turn. Times are of forward and backward of the sum of `log_prob`, of 1024 x 2000 float32 values, 70 % zeros, if not said
-otherwise.
+otherwise. Pairs are called disturbed where other processes used more than 8 % of a core meanwhile.
 
 ![Curves](results.png)
 

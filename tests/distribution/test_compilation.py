@@ -103,17 +103,15 @@ def test_small_evaluations_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
         Law(torch.zeros(10), 1.0, 0.0).log_prob(torch.ones(10))
 
 
-def test_without_a_compiler_there_is_one_warning(fused: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_there_is_one_warning(fused: list[int]) -> None:
     import torch._inductor.config
 
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     torch._dynamo.reset()  # or what an earlier test has compiled would serve
     expected = losses()
     fused.clear()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", RuntimeWarning)
-        with compiled():
+        with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}), compiled():
             torch.testing.assert_close(losses(), expected, rtol=0, atol=0)
     ours = [str(w.message) for w in seen if "compiled()" in str(w.message)]
     assert len(ours) == 1
