@@ -78,8 +78,8 @@ def differential_expression(
         device: where torch computes.
 
     Returns:
-        A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first, with ``variable``,
-        ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval ``log_fc_low`` to
+        A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first, with
+        ``variable``, ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval ``log_fc_low`` to
         ``log_fc_high`` and ``log_fc_sd``, and its parts ``log_fc_detection`` and ``log_fc_abundance``, which add up to
         it; ``log_fc_bias``, what it is probably too high by where the values of a gene spread less in the test
         condition than in the reference, or the other way round, which the model takes to be alike; ``prob_up``,

@@ -52,8 +52,12 @@ def test_one_density_and_one_gradient(kind):
 
 @kinds
 def test_one_start(kind):
+    """But for the gate's law, which is trained by itself where rows are groups."""
     (groups, _), (cells, _) = both(kind)
+    trained = {f"laws.gate.{name}" for name, _ in cells.laws["gate"].named_parameters()}
     for name, value in cells.state_dict().items():
+        if name in trained:
+            continue
         torch.testing.assert_close(groups.state_dict()[name], value, rtol=1e-7, atol=1e-7)
 
 
