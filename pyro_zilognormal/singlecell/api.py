@@ -79,16 +79,16 @@ def differential_expression(
 
     Returns:
         A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first, with
-        ``variable``, ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval ``log_fc_low`` to
-        ``log_fc_high`` and ``log_fc_sd``, and its parts ``log_fc_detection`` and ``log_fc_abundance``, which add up to
-        it; ``log_fc_bias``, what it is probably too high by where the values of a gene spread less in the test
-        condition than in the reference, or the other way round, which the model takes to be alike; ``prob_up``,
-        P(log_fc > 0); ``lfsr``, the local false sign rate; ``prob_de``, P(abs(log_fc) > delta); ``expected_fdr``, the
-        expected share of genes whose change has the other sign or is of at most delta among all genes at least as
-        sure, and ``is_de`` where that is at most ``fdr``; what was observed: ``detection_test``, ``detection_ref``,
-        ``mean_test``, ``mean_ref``, ``n_test``, ``n_ref``; ``status``: "ok", "all_zero", "all_positive" or
-        "too_few_positive" (fewer than 3) in both conditions together; and ``predictive_check``: "ok", or what cells
-        drawn anew from the fit do not reproduce in one of the conditions.
+        ``variable``, ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval
+        ``log_fc_low`` to ``log_fc_high`` and ``log_fc_sd``, and its parts ``log_fc_detection`` and
+        ``log_fc_abundance``, which add up to it; ``log_fc_bias``, what it is probably too high by where the values of
+        a gene spread less in the test condition than in the reference, or the other way round, which the model takes
+        to be alike; ``prob_up``, P(log_fc > 0); ``lfsr``, the local false sign rate; ``prob_de``, P(abs(log_fc) >
+        delta); ``expected_fdr``, the expected share of genes whose change has the other sign or is of at most delta
+        among all genes at least as sure, and ``is_de`` where that is at most ``fdr``; what was observed:
+        ``detection_test``, ``detection_ref``, ``mean_test``, ``mean_ref``, ``n_test``, ``n_ref``; ``status``: "ok",
+        "all_zero", "all_positive" or "too_few_positive" (fewer than 3) in both conditions together; and
+        ``predictive_check``: "ok", or what cells drawn anew from the fit do not reproduce in one of the conditions.
         Probabilities are shares of the draws, so 0 means less than 1 / draws.
 
     Raises:
