@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -138,7 +139,7 @@ def main() -> None:
         f"every hundredth gene {CHANGE:g} times as high in the stimulated half. The same {ROWS} cells stand in the file"
     )
     print("over and over, so that what differs among them by chance is a difference too.")
-    print(f"`pyro-zilognormal de {path.name} {' '.join([*ASKED, *more])} --out out`, the whole of it:\n")
+    print(f"`pyro-zilognormal de {path.name} {shlex.join([*ASKED, *more])} --out out`, the whole of it:\n")
     print("| | seconds | peak memory, MB |\n| --- | --- | --- |")
     for what, (seconds, memory) in (("until the file is read", done.read), ("in all", done.whole)):
         print(f"| {what} | {seconds:.0f} | {memory:.0f} |")

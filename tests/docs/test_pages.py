@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from tests.docs import shell
 from tests.docs.pages import LANGUAGES, PAGES, ROOT, blocks, indented_and_inline, languages, name_of, run
 
 WITH_PYTHON = [page for page in PAGES if "python" in languages(page)]
-LIMIT = 20.0  # seconds of one core; a page is there to be tried out
 
 
 def _readme(names: dict[str, Any]) -> None:
@@ -46,9 +44,7 @@ AFTERWARDS: dict[str, Callable[[dict[str, Any]], None]] = {
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=name_of)
 def test_the_python_of_the_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    before = time.process_time()
     names = run(page)
-    assert time.process_time() - before < LIMIT
     AFTERWARDS.get(name_of(page), lambda names: None)(names)
     drawn = {file.name for file in tmp_path.glob("*.png")}
     shown = {Path(target).name for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())}
