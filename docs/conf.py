@@ -28,6 +28,7 @@ include_patterns = [
 nitpick_ignore = [
     ("py:class", "pyro_zilognormal.singlecell.file.RawMatrix"),
     ("py:class", "pyro_zilognormal.svi.batch.Source"),
+    ("py:class", "pyro_zilognormal.svi.plates.DataPlate"),
     ("py:class", "pyro_zilognormal.svi.sites.Site"),
 ]
 

@@ -69,7 +69,7 @@ def differential_expression(
         key_added: where results go: ``uns[key_added]``, and varm.
         copy: leave ``adata`` as it is, and only return the table.
         seed: of everything random.
-        steps: of the fit; see :meth:`HurdleDE.fit`.
+        steps: of the fit; see :meth:`~pyro_zilognormal.singlecell.HurdleDE.fit`.
         draws: how many draws from the posterior summaries are made of.
         priors: hyperpriors that differ from the defaults.
         callbacks: as those of ``svi.fit``.
@@ -78,7 +78,7 @@ def differential_expression(
         device: where torch computes.
 
     Returns:
-        A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first: ``variable``,
+        A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first, with ``variable``,
         ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval ``log_fc_low`` to
         ``log_fc_high`` and ``log_fc_sd``, and its parts ``log_fc_detection`` and ``log_fc_abundance``, which add up to
         it; ``log_fc_bias``, what it is probably too high by where the values of a gene spread less in the test

@@ -132,7 +132,7 @@ class HurdleDE(FittedCells):
             credible: probability of the intervals.
 
         Returns:
-            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, and for each of
+            A DataFrame with a row for each condition and gene, with ``variable``, ``condition``, and for each of
             ``zero_fraction``, ``mean`` and ``sd_log`` what was observed and, with ``_predicted``, ``_low`` and
             ``_high``, the median of as many cells drawn anew for the same donors, and the ends of their interval.
             ``sd_log`` is the standard deviation of log x where positive, among cells alike to the model, and
