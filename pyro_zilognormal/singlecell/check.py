@@ -21,6 +21,8 @@ from pyro_zilognormal.singlecell.seen import Seen, look
 DRAWS = 200
 # Of the intervals that tables and reports go by: one gene in a hundred lies outside by chance.
 CREDIBLE = 0.99
+# sigma^2 from which on exp(sigma^2) is taken in log space; it overflows at 709.
+_WIDE = 100.0
 QUANTITIES = ("zero_fraction", "mean", "sd_log")
 
 
@@ -134,8 +136,11 @@ def _sum_of_log_normals(count: Tensor, mu: Tensor, sigma: Tensor, size: Tensor, 
     variance = sigma.square()
     log_mean = count.log() + mu + variance / 2 + size[0].log()
     # Var of one value in units of its squared mean, size factors included, and of the sum in units of its.
-    relative = (variance.exp() * size[1] / size[0].square() - 1) / count.clamp(min=1)
-    spread = relative.log1p()
+    ratio, number = size[1] / size[0].square(), count.clamp(min=1)
+    relative = (variance.exp() * ratio - 1) / number
+    # The same where exp(variance) overflows: log((exp(variance) ratio + number - 1) / number).
+    wide = torch.logaddexp(variance + ratio.log(), (number - 1).log()) - number.log()
+    spread = torch.where(variance < _WIDE, relative.log1p(), wide)
     noise = torch.randn(mu.shape, dtype=mu.dtype, generator=generator)
     drawn = (log_mean - spread / 2 + spread.sqrt() * noise).exp()
     return torch.where(count > 0, drawn, torch.zeros_like(drawn))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.stats
@@ -134,3 +135,18 @@ def test_a_sum_of_nothing_is_zero() -> None:
     nothing = torch.zeros(3, 1, dtype=torch.float64)
     drawn = _sum_of_log_normals(nothing, nothing, nothing + 1, torch.ones(2).double(), torch.Generator())
     assert drawn.eq(0).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+@pytest.mark.parametrize("sigma", [9.99, 10.01, 30.0])  # exp(30^2) overflows
+def test_sums_of_wide_log_normals_have_finite_logarithms(count: int, sigma: float) -> None:
+    n, mu, size = 20_000, 0.7, (1.2, 1.9)
+    ratio = mpmath.mpf(size[1]) / mpmath.mpf(size[0]) ** 2
+    spread = float(mpmath.log1p((mpmath.exp(mpmath.mpf(sigma) ** 2) * ratio - 1) / count))
+    wanted = math.log(count) + mu + sigma**2 / 2 + math.log(size[0]) - spread / 2
+    shape = torch.ones(n, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor(size, dtype=torch.float64)
+    logs = _sum_of_log_normals(count * shape, mu * shape, sigma * shape, sizes, generator).log()
+    assert abs(float(logs.mean()) - wanted) < 5 * math.sqrt(spread / n)
+    assert abs(float(logs.var()) / spread - 1) < 5 * math.sqrt(2 / n)
