@@ -52,7 +52,7 @@ def log_fc_bias(
     Example:
         >>> spread = lambda sd, freedom: (np.array([sd]), np.array([freedom]))
         >>> log_fc_bias(spread(0.3, 128.0), spread(0.66, 189.0)).round(2)
-        array([0.25])
+        array([0.24])
     """
     (sd_a, freedom_a), (sd_b, freedom_b) = test, reference
     told = (freedom_a > 0) & (freedom_b > 0)
