@@ -95,10 +95,7 @@ class BentNormal(TorchDistribution):
         for k in range(1, sparse.width + 1):
             row = upper[..., -k, upper.shape[-1] - k :]
             later = (row[..., 1:] * drawn).sum(-1, keepdim=True)
-            # Of noise is all that has been drawn so far.
-            curved = curve(
-                noise[..., noise.shape[-1] - k + 1 :], self.coupling[..., -k, None, self.coupling.shape[-1] - k + 1 :]
-            )
+            curved = curve(noise, self.coupling[..., -k, None, self.coupling.shape[-1] - k + 1 :])
             mean = (white[..., -k, None] + curved - later) / row[..., :1]
             at = slice(-k, white.shape[-1] - k + 1)
             value = self._mixture(sparse.column(sparse.width - k), mean, row[..., :1], at).rsample()

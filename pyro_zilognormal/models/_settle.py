@@ -14,13 +14,15 @@ from torch.nn.functional import logsigmoid
 from pyro_zilognormal.models._conditional import Conditional
 from pyro_zilognormal.models._rows import Rows
 
+# Of the guide a step, in pairs of opposite noise.
+_DRAWS = 16
+
 # In units of posterior standard deviations at the start; it falls to 0 over the steps.
 _LEARNING_RATE = 0.05
 
 
-def settle_gate(
-    law: Conditional, value: Tensor, rows: Rows, prior: tuple[Tensor, Tensor], steps: int = 300, draws: int = 16
-) -> None:
+@torch.enable_grad()
+def settle_gate(law: Conditional, value: Tensor, rows: Rows, prior: tuple[Tensor, Tensor], steps: int = 300) -> None:
     """Move the law to the posterior of the gate's coefficients given their prior, all slab.
 
     Args:
@@ -29,7 +31,6 @@ def settle_gate(
         rows: the gate's design.
         prior: mean and 1/sd^2 of each coefficient, each of shape (donors + core,) or (genes, donors + core).
         steps: of Adam.
-        draws: a step, in pairs of opposite noise.
     """
     zeros, positives = value[..., 0].mT, value[..., 1].mT
     optimizer = torch.optim.Adam(law.parameters(), lr=_LEARNING_RATE)
@@ -37,7 +38,7 @@ def settle_gate(
     noise = torch.Generator(device=value.device).manual_seed(0)
     for _ in range(steps):
         q = law(*prior)
-        half = torch.randn(draws // 2, *q.shape(), dtype=value.dtype, device=value.device, generator=noise)
+        half = torch.randn(_DRAWS // 2, *q.shape(), dtype=value.dtype, device=value.device, generator=noise)
         theta = q.law.bent(torch.cat([half, -half]))
         eta = rows.predict(theta)
         fit = (zeros * logsigmoid(eta) + positives * logsigmoid(-eta)).sum(-1)

@@ -153,8 +153,12 @@ class HurdleDE(FittedCells):
         return self._check(chosen, credible)
 
     def _check(self, chosen: Mapping[str, Any], credible: float) -> Any:
-        blocks = draw_blocks(self._fitted(), self.data, DRAWS, self.settings["seed"], donors=True)
-        return check_table(self.cells, chosen, blocks, credible, self.settings["seed"])
+        """Return the check of some cells by name, which a table and a report of the same conditions share."""
+        result, asked = self._fitted(), (*chosen, credible)
+        if asked not in self._checked:
+            blocks = draw_blocks(result, self.data, DRAWS, self.settings["seed"], donors=True)
+            self._checked[asked] = check_table(self.cells, chosen, blocks, credible, self.settings["seed"])
+        return self._checked[asked].copy()
 
     def _checks(self, chosen: Sequence[Contrast]) -> dict[str, Any]:
         """Return the predictive check of each condition of some contrasts that cells are in, by its name."""

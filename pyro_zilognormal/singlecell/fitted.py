@@ -58,6 +58,7 @@ class FittedCells:
         self.priors = make_priors(priors, self.data)
         self.result: FitResult | None = None
         self._draws: dict[str, Tensor] = {}
+        self._checked: dict[Any, Any] = {}
         self.settings |= sizes(self.data, expression.shape)
 
     @property
@@ -103,7 +104,7 @@ class FittedCells:
             seed=seed,
             callbacks=callbacks,
         )
-        self._draws = {}
+        self._draws, self._checked = {}, {}
         self.settings |= {"seed": seed, "steps": self.result.steps}
         return self
 

@@ -1,6 +1,7 @@
 """Every mistake gets an error that names the argument, what came and what was needed."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -149,7 +150,6 @@ def test_good_input_that_is_near():
 
 
 def test_tables_of_pandas():
-    pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"Intercept": 1.0, "treated": [False, False, True, True]})
     donor = pandas.Series(["a", "b", "a", "b"], dtype="category", index=list("wxyz")).cat.codes
     data = cells(X, frame, donor=donor, offset=pandas.Series([0.0, 0.1, 0.2, 0.3]), reduce=False)

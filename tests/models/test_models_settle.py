@@ -55,6 +55,13 @@ def test_means_and_sds_are_those_of_quadrature(fitted):
     assert ((draws.std(0) / exact_sd).log().abs() < 0.05 + noise).all()
 
 
+def test_a_regression_is_the_same_where_gradients_are_off(fitted):
+    with torch.no_grad():
+        again = HurdleRegression(grouped())
+    for name, value in fitted[0].state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
+
+
 def test_it_touches_no_global_generator_and_leaves_no_gradient(fitted):
     regression, data, prior = fitted
     law = copy.deepcopy(regression.laws["gate"])

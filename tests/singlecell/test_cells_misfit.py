@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
+from pyro_zilognormal.singlecell import de as de_module
 from pyro_zilognormal.singlecell.misfit import log_fc_bias, off
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
 
@@ -100,6 +101,23 @@ def test_a_bias_of_few_values_is_shrunk_away() -> None:
     np.testing.assert_allclose(told, -log_fc_bias((sd[::-1], many), (sd, many)))
     nothing = log_fc_bias((np.full(3, np.nan), np.zeros(3)), (sd, many))
     assert (nothing == 0).all()
+
+
+def test_a_table_and_a_check_of_its_conditions_share_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    whole = de_module.check_table
+    monkeypatch.setattr(de_module, "check_table", lambda *given: runs.append(1) or whole(*given))
+    de = fitted()
+    de.test(STIM)
+    first = de.predictive_check(de.cond(condition="stim"), de.cond(condition="ctrl"), credible=de_module.CREDIBLE)
+    first["mean"] = 0.0
+    again = de.predictive_check(de.cond(condition="stim"), de.cond(condition="ctrl"), credible=de_module.CREDIBLE)
+    assert len(runs) == 1
+    assert again["mean"].max() > 0, "what the caller changes is the caller's own"
+    de.predictive_check(de.cond(condition="stim"))
+    de.fit(steps=20)
+    de.test(STIM)
+    assert len(runs) == 3
 
 
 def test_conditions_of_another_kind_are_refused() -> None:

@@ -25,20 +25,12 @@ def led(rates, pace, gain, noise=0.0):
 
 @pytest.mark.parametrize("noise", [0.0, 3.0])
 @pytest.mark.parametrize("gamma", [0.97, 0.99, 0.997])
-def test_a_fit_whose_rate_ends_before_its_way_has_slowed_down(gamma, noise):
+@pytest.mark.parametrize(("share", "reason"), [(10, "slowed down"), (0.5, "converged")])
+def test_whether_the_rates_reach_as_far_as_the_way_to_go(share, reason, gamma, noise):
+    """The rates add up to 1 / (1 - gamma), and the way to go is that many times as long, or a part of it."""
     rates = exponential(6000, gamma)
-    whole = 1 / (1 - gamma)
-    run = Script(led(rates, 2.0, 10 * whole, noise), rates).play(EarlyStopping(every=20))
-    assert (run.stop_reason, run.converged) == ("slowed down", False)
-
-
-@pytest.mark.parametrize("noise", [0.0, 3.0])
-@pytest.mark.parametrize("gamma", [0.97, 0.99, 0.997])
-def test_a_fit_that_comes_to_its_end_before_has_converged(gamma, noise):
-    rates = exponential(6000, gamma)
-    whole = 1 / (1 - gamma)
-    run = Script(led(rates, 2.0, 0.5 * whole, noise), rates).play(EarlyStopping(every=20))
-    assert (run.stop_reason, run.converged) == ("converged", True)
+    run = Script(led(rates, 2.0, share / (1 - gamma), noise), rates).play(EarlyStopping(every=20))
+    assert (run.stop_reason, run.converged) == (reason, reason == "converged")
 
 
 def test_a_rate_that_is_low_but_leads_far_is_no_reason_to_doubt():
