@@ -35,12 +35,14 @@ def make_exact(regression, data, nothing=1e-11):
     law = regression.laws["positive"]
     count = data.statistics()[..., 1].mT * (-2 * regression.log_scale_start).exp()
     information = Rows(data.design, data.donor, data.donors).information(count)
-    a_little = torch.full_like(law.linear[0], nothing)
-    site = Arrow(law.unit_tips, law.unit_border, law.unit_core).divide(information.add_diagonal(a_little).cholesky())
-    for name, value in vars(site).items():
-        getattr(law, f"site_{name}").data = value
+    unit = Arrow(law.unit_tips, law.unit_border, law.unit_core)
+    before = unit @ Arrow(law.site_tips.data, law.site_border.data, law.site_core.data)
     mean, precision = regression.blocks["positive"].moments(regression.hyper.split(regression.hyper.start))
-    law.linear = law.linear - _NOTHING * precision * mean
+    linear = before.times(before.transpose_times(law.centre)) - _NOTHING * precision * mean.detach()
+    factor = information.add_diagonal(torch.full_like(law.centre[0], nothing)).cholesky()
+    for name, value in vars(unit.divide(factor)).items():
+        getattr(law, f"site_{name}").data = value
+    law.centre = factor.transpose_solve(factor.solve(linear))
     return regression
 
 
