@@ -20,6 +20,7 @@ from pyro_zilognormal.svi import posterior_draws
 from tests.calibration.simulations import PRIORS, REFERENCE, TEST, draw_from_prior
 
 DRAWS = 199
+BARS = 10
 LEVELS = (0.5, 0.9, 0.95)
 
 
@@ -67,10 +68,10 @@ def draw(ranks: dict[str, np.ndarray], path: Path) -> None:
 
     figure, axes = plt.subplots(5, -(-len(ranks) // 5), figsize=(14, 11), layout="constrained")
     for ax, (name, found) in zip(axes.flat, sorted(ranks.items()), strict=False):
-        share = np.histogram((found.reshape(-1) + 0.5) / (DRAWS + 1), bins=20, range=(0, 1))[0] / found.size * 20
-        error = 2.58 * np.sqrt(19 / found.shape[0] / min(found.shape[1], 10))
+        share = np.histogram((found.reshape(-1) + 0.5) / (DRAWS + 1), bins=BARS, range=(0, 1))[0] / found.size * BARS
+        error = 2.58 * np.sqrt((BARS - 1) / found.shape[0] / min(found.shape[1], 10))
         ax.axhspan(1 - error, 1 + error, color="0.9")
-        ax.bar((np.arange(20) + 0.5) / 20, share, width=0.05, color="#4c72b0", edgecolor="white")
+        ax.bar((np.arange(BARS) + 0.5) / BARS, share, width=1 / BARS, color="#4c72b0", edgecolor="white")
         ax.set(title=name, xlim=(0, 1), ylim=(0, 2), yticks=[0, 1, 2])
     for ax in axes.flat[len(ranks) :]:
         ax.remove()
