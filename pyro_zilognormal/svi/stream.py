@@ -63,7 +63,8 @@ class BatchStream:
             rows = _batch_rows(args)
             seen += rows
             if position >= skip:
-                yield Batch(args, rows, self.batches * rows / self.rows)
+                place = f"batch {position} of epoch {number}, both from 0"
+                yield Batch(args, rows, self.batches * rows / self.rows, place=place)
         if seen != self.rows:
             raise ValueError(
                 f"iterable gave {self.rows} rows when first read and {seen} in epoch {number}; "
