@@ -10,6 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.checks import check_whole
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.rng import set_torch_rng_state
 from pyro_zilognormal.svi.rowaxes import RowAxes, row_axes
@@ -82,7 +83,7 @@ class SkipBadSteps:
     The skipped steps are in ``FitResult.skipped``, and their loss in ``FitResult.losses`` is NaN.
 
     Args:
-        in_a_row: stop with a :class:`DivergenceError` once so many steps in a row are bad.
+        in_a_row: stop with a :class:`DivergenceError` once so many steps in a row are bad; at least 1.
 
     Example:
         >>> SkipBadSteps(in_a_row=3).in_a_row
@@ -90,8 +91,7 @@ class SkipBadSteps:
     """
 
     def __init__(self, in_a_row: int = 10) -> None:
-        if in_a_row < 1:
-            raise ValueError(f"in_a_row is {in_a_row}; needed at least 1")
+        check_whole("in_a_row", in_a_row, 1)
         self.in_a_row = in_a_row
 
     def __call__(self, run: Any) -> None:

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.checks import check_whole
 from pyro_zilognormal.svi.data import as_source, count_rows
 from pyro_zilognormal.svi.isolation import global_state_kept, handlers_hidden
 from pyro_zilognormal.svi.minibatches import Minibatches
@@ -208,8 +209,7 @@ def _check_spread(guide: Any) -> None:
 
 def check_draws(draws: Any, least: int = 1) -> None:
     """Raise a ValueError unless ``draws`` is a whole number of at least ``least``."""
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < least:
-        raise ValueError(f"draws is {draws!r}; needed a whole number of at least {least}")
+    check_whole("draws", draws, least)
 
 
 def _holds_data(node: Any) -> bool:
