@@ -26,7 +26,7 @@ class Checkpoint:
     schedule in the documentation. It saves every ``steps`` steps and every ``seconds`` seconds, at the end,
     and on Ctrl-C or SIGTERM, which then take effect after the step in progress. The file before the last is
     kept as ``<path>.previous``, and used if the last is not whole. Nothing in a file is unpickled.
-    At the start all data are read once, to tell them from other data.
+    At the start all data are read once, and model and guide run once, to tell them from others.
 
     Args:
         path: the file; its folder must exist.

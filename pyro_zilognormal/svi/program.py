@@ -190,7 +190,7 @@ class Program(OwnParameters):
     @torch.no_grad()
     def looked_at(self, args: tuple[Any, ...]) -> Any:
         """Return a trace of the model that leaves nothing behind."""
-        with global_state_kept(), evaluating(self), self.running(args):
+        with global_state_kept(), evaluating(self), self.buffers_apart(), self.running(args):
             return poutine.trace(self._handled["model"]).get_trace(*args)
 
 

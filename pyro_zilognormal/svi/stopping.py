@@ -160,7 +160,7 @@ class EarlyStopping:
         return torch.tensor(each, dtype=torch.float64)
 
     def _evaluate(self, run: Run, held_out: Source, particle: int) -> float:
-        with global_state_kept(self.seed * 1_000_003 + particle), generators_kept(held_out):
+        with global_state_kept(self.seed * 1_000_003 + particle), generators_kept(held_out), run.good.buffers_apart():
             batches = held_out.epoch(0, self.seed)
             total = sum(b.weight * run.objective.evaluate(*b.args, indices=b.indices) for b in batches)
         return total / held_out.batches
