@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pyro.infer
 import pytest
 import torch
@@ -25,7 +26,15 @@ def fitted(**arguments):
     return fit(normal_model, normal_guide, data(), **{"steps": 2, **arguments})
 
 
+MASKED = np.ma.masked_array(np.ones(6), mask=np.arange(6) == 2)
+
 BAD = {
+    "a mask": (lambda: fit(normal_model, normal_guide, MASKED, steps=1), TypeError, "data argument 0 is a masked"),
+    "a mask in batches": (
+        lambda: fit(normal_model, normal_guide, Minibatches(MASKED, batch_size=2, plate="rows"), steps=1),
+        TypeError,
+        "array 0 is a masked array, whose mask a tensor would lose; pass its .data",
+    ),
     "window 0": (lambda: Progress(window=0), ValueError, "window is 0; needed a whole number of at least 1"),
     "window below": (lambda: Progress(window=-3), ValueError, "window is -3; needed a whole number of at least 1"),
     "show": (lambda: Progress(show="yes"), TypeError, "show is 'yes'; needed True, False, or None"),
