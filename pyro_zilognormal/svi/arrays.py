@@ -30,11 +30,16 @@ def as_tensor(value: Any, name: str = "data") -> torch.Tensor:
         name: what to call it in an error.
 
     Raises:
-        TypeError: for an array that torch cannot hold (strings, objects, more than double precision).
+        TypeError: for an array that torch cannot hold (strings, objects, more than double precision, a mask).
         ValueError: for whole numbers beyond those of int64.
     """
     if isinstance(value, torch.Tensor):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask a tensor would lose; pass its .data and its mask as two arrays, "
+            "and mask the site by it, or fill it first"
+        )
     array = value.toarray() if is_sparse(value) else value
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise TypeError(

@@ -16,12 +16,14 @@ class Batch:
         rows: number of rows in the batch.
         weight: what the batch counts for in the gradient; the mean over an epoch is 1.
         indices: which rows of the data these are, of shape (rows,), or None where that is unknown.
+        place: what rows are counted in where ``indices`` is None.
     """
 
     args: tuple[Any, ...]
     rows: int
     weight: float = 1.0
     indices: torch.Tensor | None = None
+    place: str = "all data"
 
 
 class Source(Protocol):

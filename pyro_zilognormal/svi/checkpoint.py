@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 from pyro_zilognormal.svi import storage
+from pyro_zilognormal.svi.checks import check_seconds, check_whole
 from pyro_zilognormal.svi.fingerprint import difference, fingerprint
 from pyro_zilognormal.svi.losses import compiles
 from pyro_zilognormal.svi.run import Run
@@ -25,7 +26,7 @@ class Checkpoint:
     schedule in the documentation. It saves every ``steps`` steps and every ``seconds`` seconds, at the end,
     and on Ctrl-C or SIGTERM, which then take effect after the step in progress. The file before the last is
     kept as ``<path>.previous``, and used if the last is not whole. Nothing in a file is unpickled.
-    At the start all data are read once, to tell them from other data.
+    At the start all data are read once, and model and guide run once, to tell them from others.
 
     Args:
         path: the file; its folder must exist.
@@ -34,7 +35,7 @@ class Checkpoint:
         resume: whether to go on from ``path`` if it exists; False starts anew and replaces it.
 
     Raises:
-        ValueError: for an interval that is not positive, or a folder that does not exist.
+        ValueError: for an interval that is not positive, a path that is a folder, or a folder that does not exist.
 
     Example:
         >>> import tempfile, os
@@ -52,10 +53,11 @@ class Checkpoint:
         resume: bool = True,
     ) -> None:
         self.path, self.steps, self.seconds, self.resuming = Path(path), steps, seconds, resume
-        for name, value in (("steps", steps), ("seconds", seconds)):
-            if value is not None and not (value > 0 and (name == "seconds" or isinstance(value, int))):
-                kind = "number" if name == "seconds" else "whole number"
-                raise ValueError(f"{name} is {value}; needed a positive {kind}, or None")
+        if steps is not None:
+            check_whole("steps", steps, 1)
+        check_seconds("seconds", seconds)
+        if self.path.is_dir():
+            raise ValueError(f"path is {str(path)!r}, a folder; needed the name of a file, in it for one")
         if not self.path.parent.is_dir():
             raise ValueError(f"path is {str(path)!r}; its folder does not exist, make it first")
         self._signal: int | None = None

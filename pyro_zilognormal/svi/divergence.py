@@ -10,9 +10,11 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.checks import check_whole
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.rng import set_torch_rng_state
-from pyro_zilognormal.svi.sites import is_sample, law_parameters, rows_frame
+from pyro_zilognormal.svi.rowaxes import RowAxes, row_axes
+from pyro_zilognormal.svi.sites import is_sample, law_parameters
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.objective import Objective
@@ -32,8 +34,9 @@ class DivergenceReport:
         site: the first sample site at fault, or None where none could be named.
         part: "model" or "guide", where the site is.
         cause: what of the site is not finite.
-        rows: the first offending rows, at most 5, counted in all data where that is known.
+        rows: the first offending rows, at most 5, from 0.
         parameters: the parameters that are not finite or have a gradient that is not.
+        rows_of: what these rows are counted in: all data, or one batch of a stream.
     """
 
     step: int
@@ -43,6 +46,7 @@ class DivergenceReport:
     cause: str = ""
     rows: list[int] = field(default_factory=list)
     parameters: list[str] = field(default_factory=list)
+    rows_of: str = "all data"
 
     def __str__(self) -> str:
         lines = [f"the {self.what} of step {self.step} is not finite"]
@@ -51,7 +55,8 @@ class DivergenceReport:
         else:
             lines.append(f"no site could be named{': ' + self.cause if self.cause else ''}")
         if self.rows:
-            lines.append(f"first offending rows: {self.rows}")
+            of = "" if self.rows_of == "all data" else f" of {self.rows_of}"
+            lines.append(f"first offending rows{of}: {self.rows}")
         lines.append(f"parameters not finite, or with such a gradient: {self.parameters or 'none'}")
         return "; ".join(lines)
 
@@ -78,7 +83,7 @@ class SkipBadSteps:
     The skipped steps are in ``FitResult.skipped``, and their loss in ``FitResult.losses`` is NaN.
 
     Args:
-        in_a_row: stop with a :class:`DivergenceError` once so many steps in a row are bad.
+        in_a_row: stop with a :class:`DivergenceError` once so many steps in a row are bad; at least 1.
 
     Example:
         >>> SkipBadSteps(in_a_row=3).in_a_row
@@ -86,8 +91,7 @@ class SkipBadSteps:
     """
 
     def __init__(self, in_a_row: int = 10) -> None:
-        if in_a_row < 1:
-            raise ValueError(f"in_a_row is {in_a_row}; needed at least 1")
+        check_whole("in_a_row", in_a_row, 1)
         self.in_a_row = in_a_row
 
     def __call__(self, run: Any) -> None:
@@ -127,7 +131,7 @@ def diagnose(
             found = _search(objective, batch)
         except (RuntimeError, ValueError) as error:
             found = {"cause": f"running it again failed: {error}"}
-    return DivergenceReport(step, what, parameters=bad, **found)
+    return DivergenceReport(step, what, parameters=bad, rows_of=batch.place, **found)
 
 
 def _search(objective: "Objective", batch: Batch) -> dict[str, Any]:
@@ -136,16 +140,16 @@ def _search(objective: "Objective", batch: Batch) -> dict[str, Any]:
         sites = [(p, n) for p, t in (("guide", guide), ("model", model)) for n in t.nodes.values() if is_sample(n)]
         # What a mask leaves out of the loss is at fault only where it spoils a gradient.
         densities = [(p, n, scale_and_mask(n["fn"].log_prob(n["value"]), mask=n["mask"])) for p, n in sites]
-    parameters = list(objective.trainable().values())
+    parameters, where = list(objective.trainable().values()), row_axes(objective, batch.args, batch.rows)
     for part, node, density in densities:
         bad = ~torch.isfinite(density.detach())
         if bad.any():
-            rows = _rows(node, bad, objective.plate, batch)
+            rows = _rows(node, bad, where, batch)
             return {"part": part, "site": node["name"], "cause": _cause(node, density, bad), "rows": rows}
     for part, node, density in densities:
-        where = _gradient_fault(node, density, parameters)
-        if where is not None:
-            rows = _rows(node, where, objective.plate, batch)
+        marks = _gradient_fault(node, density, parameters)
+        if marks is not None:
+            rows = _rows(node, marks, where, batch)
             return {"part": part, "site": node["name"], "cause": _GRADIENT, "rows": rows}
     return {}
 
@@ -211,16 +215,12 @@ def _bad_gradient(total: Tensor, parameters: list[Any]) -> bool:
     return not all(_finite(g) for g in gradients)
 
 
-def _rows(node: Any, bad: Tensor, plate: str | None, batch: Batch) -> list[int]:
+def _rows(node: Any, bad: Tensor, where: RowAxes, batch: Batch) -> list[int]:
     """Return the rows of all data in which ``bad`` holds, if one of its axes, or of the value's, runs over rows."""
-    frame = rows_frame(node, plate, batch.rows)
-    axis, value = (None if frame is None else frame.dim), node["value"]
-    if axis is None and node["is_observed"] and bad.dim() == 0 and isinstance(value, Tensor):
-        bad = ~torch.isfinite(value.detach())  # rows without a plate, within one event
-    axis = -bad.dim() if axis is None else axis
-    if not bad.dim() >= -axis > 0 or bad.shape[axis] != batch.rows:
+    marked = where.marked(node, bad, batch.rows)
+    if marked is None:
         return []
-    found = bad.movedim(axis, 0).reshape(batch.rows, -1).any(1).nonzero().flatten()
+    found = marked.nonzero().flatten()
     rows = found if batch.indices is None else batch.indices[found.to(batch.indices.device)].sort().values
     return [int(r) for r in rows[:_SHOWN]]
 

@@ -4,6 +4,7 @@ from pyro_zilognormal.svi.digests import describe
 from pyro_zilognormal.svi.holdings import held_by
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.run import Run
+from pyro_zilognormal.svi.trial import PREFIX, close, tried_densities
 
 
 def fingerprint(run: Run) -> dict[str, str]:
@@ -27,16 +28,23 @@ def fingerprint(run: Run) -> dict[str, str]:
     for name, parameter in run.objective.trainable().items():
         found[f"parameter {name!r}"] = f"{tuple(parameter.shape)} {parameter.dtype} {constraints[name]}"
     with global_state_kept():
-        return found | _settings(run)
+        return found | _settings(run) | tried_densities(run)
 
 
 def difference(saved: dict[str, str], now: dict[str, str]) -> str:
     """Return in words how two fingerprints differ, or "" where they do not."""
     lines = []
     for name in [*saved, *(k for k in now if k not in saved)]:
-        if saved.get(name) != now.get(name):
+        if not _agree(name, saved, now):
             lines.append(f"{name}: {saved.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now")
     return "; ".join(lines)
+
+
+def _agree(name: str, saved: dict[str, str], now: dict[str, str]) -> bool:
+    """Whether two fingerprints agree in one thing; log densities are compared where both have them."""
+    if name.startswith(PREFIX):
+        return name not in saved or name not in now or close(saved[name], now[name])
+    return saved.get(name) == now.get(name)
 
 
 def _reading(run: Run) -> str:

@@ -10,6 +10,7 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Source
+from pyro_zilognormal.svi.checks import check_seconds, check_whole
 from pyro_zilognormal.svi.data import as_source
 from pyro_zilognormal.svi.divergence import DivergenceError
 from pyro_zilognormal.svi.isolation import global_state_kept, handlers_hidden
@@ -177,9 +178,11 @@ def _check(model: Any, guide: Any, loss: Any, steps: Any, seed: Any, max_seconds
     for name, value in (("model", model), ("guide", guide), ("loss", loss), *(("callbacks", c) for c in callbacks)):
         if isinstance(value, type):
             raise TypeError(f"{name} holds the class {value.__name__}; needed an instance, as {value.__name__}(...) is")
-    for name, number, least, most in (("steps", steps, 1, None), ("seed", seed, 0, 2**32 - 1)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < least or (most and number > most):
-            top = f" to {most}" if most else ""
-            raise ValueError(f"{name} is {number!r}; needed a whole number from {least}{top or ' on'}")
-    if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"max_seconds is {max_seconds}; needed a positive number of seconds, or None")
+    if loss is not None and not callable(loss) and not hasattr(loss, "loss_and_grads"):
+        raise TypeError(
+            f"loss is a {type(loss).__name__}; needed a loss of pyro.infer, such as Trace_ELBO(), or a function of "
+            "model, guide and data"
+        )
+    check_whole("steps", steps, 1)
+    check_whole("seed", seed, 0, 2**32 - 1)
+    check_seconds("max_seconds", max_seconds)

@@ -1,6 +1,8 @@
 """The last good state of a fit, to go back to."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,12 +73,21 @@ class GoodState:
         for to, of in copies.values():
             torch._foreach_copy_(to, of)
 
+    @contextmanager
+    def buffers_apart(self) -> Iterator[None]:
+        """Leave the buffers as they are, whatever a block does to them."""
+        self.keep_buffers()
+        try:
+            yield
+        finally:
+            self.restore_buffers()
+
     @torch.no_grad()
     def restore_buffers(self) -> None:
-        """Set the buffers to what they were before the step in progress."""
+        """Set the buffers to what they were when they were last kept."""
         for i, (held, name) in enumerate(self._places):
             buffer, kept = held[name], self._kept[i]
-            if buffer is not None and kept is not None:
+            if buffer is not None and kept is not None and not _unchanged(buffer, self._seen[i]):
                 buffer.copy_(kept)
                 self._seen[i] = _version(buffer)
 

@@ -8,6 +8,7 @@ import torch
 
 from pyro_zilognormal.svi.arrays import check_dtype, check_rows, pick_rows, placed
 from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.checks import check_plate_name, check_whole
 
 
 class Minibatches:
@@ -50,10 +51,10 @@ class Minibatches:
         dtype: torch.dtype | None = None,
     ) -> None:
         check_dtype(dtype)
+        check_plate_name(plate)
+        check_whole("batch_size", batch_size, 1)
         self.arrays, self.plate, self.shuffle, self.device, self.dtype = arrays, plate, shuffle, device, dtype
         self.rows = _common_rows(arrays)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; needed a whole number of at least 1")
         self.batch_size = min(batch_size, self.rows)
         self.batches = -(-self.rows // self.batch_size)
 

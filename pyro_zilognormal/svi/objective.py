@@ -8,6 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_zilognormal.svi.checks import check_plate_name, check_whole
 from pyro_zilognormal.svi.copying import deep_copies
 from pyro_zilognormal.svi.isolation import global_state_kept
 from pyro_zilognormal.svi.losses import (
@@ -43,6 +44,10 @@ class Objective(Program):
         plate: the name of the plate over the rows of the data, if it is called with minibatches.
         rows: the number of rows in all; needed where ``plate`` is given, or :meth:`evaluate` called.
 
+    Raises:
+        TypeError: for a plate that is not a name.
+        ValueError: for a plate without the number of rows, by which its sites are scaled.
+
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> def model(x):
@@ -65,6 +70,9 @@ class Objective(Program):
         plate: str | None = None,
         rows: int = 0,
     ) -> None:
+        check_plate_name(plate)
+        if plate is not None:
+            check_whole("rows", rows, 1)
         super().__init__(model, guide, plate, rows)
         self.loss = own(loss)
         self._first_call: CompiledCall | None = None

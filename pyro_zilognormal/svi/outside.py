@@ -71,5 +71,5 @@ def _scaled(node: Any, plate: DataPlate | None) -> bool:
 
 @torch.no_grad()
 def _run(program: "Program", args: tuple[Any, ...], indices: Tensor | None) -> _Nodes:
-    with global_state_kept(), evaluating(program), program.running(args, indices):
+    with global_state_kept(), evaluating(program), program.buffers_apart(), program.running(args, indices):
         return nodes_of(*program.traces(*args))

@@ -76,10 +76,11 @@ class OwnParameters(nn.Module):
         """Let parameters and buffers have the given values for the length of a block.
 
         Args:
-            values: from :meth:`snapshot`.
+            values: from :meth:`snapshot`, or some of these.
         """
-        ours = self._values()
+        ours = {k: t for k, t in self._values().items() if k in values}
         kept = {k: t.data for k, t in ours.items()}
+        places = [(m._buffers, k, b) for m in self.owners.modules() for k, b in m._buffers.items()]
         for name, tensor in ours.items():
             tensor.data = values[name].clone()  # what is done to it in the block must not reach the stored one
         try:
@@ -88,6 +89,14 @@ class OwnParameters(nn.Module):
         finally:
             for name, tensor in ours.items():
                 tensor.data = kept[name]
+            for held, name, buffer in places:  # a module may have put another tensor in the place of one
+                held[name] = buffer
+
+    @contextmanager
+    def buffers_apart(self) -> Iterator[None]:
+        """Leave the buffers as they are, whatever a block does to them."""
+        with self.holding({f"buffer {k}": b for k, b in self.buffers_by_name().items()}):
+            yield
 
     def buffers_by_name(self) -> dict[str, Tensor]:
         """Return the modules' buffers themselves, by name."""

@@ -136,7 +136,7 @@ class Program(OwnParameters):
         if name not in (None, self.plate):
             if self.plate is not None:
                 raise ValueError(f"plate is {name!r}, but that of the fit is {self.plate!r}; name the same one")
-            check_plate(self._looked_at(args), name)
+            check_plate(self.looked_at(args), name)
 
     def use_plate(self, name: str | None, *args: Any) -> None:
         """Name the plate over rows, after :meth:`check_plate_name`, if none was named before."""
@@ -168,7 +168,7 @@ class Program(OwnParameters):
 
     def count_rows(self, *args: Any) -> int:
         """Return how many rows data have that come all at once, by the plates of the model."""
-        return rows_of(self._looked_at(args), args, self.plate)
+        return rows_of(self.looked_at(args), args, self.plate)
 
     def handled(self, which: str) -> Callable[..., Any]:
         """Return "model" or "guide" with the plate over rows seen to; call it while :meth:`running`."""
@@ -188,9 +188,9 @@ class Program(OwnParameters):
         return functools.partial(_call, self, fn)
 
     @torch.no_grad()
-    def _looked_at(self, args: tuple[Any, ...]) -> Any:
+    def looked_at(self, args: tuple[Any, ...]) -> Any:
         """Return a trace of the model that leaves nothing behind."""
-        with global_state_kept(), evaluating(self), self.running(args):
+        with global_state_kept(), evaluating(self), self.buffers_apart(), self.running(args):
             return poutine.trace(self._handled["model"]).get_trace(*args)
 
 

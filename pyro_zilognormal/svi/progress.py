@@ -5,6 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pyro_zilognormal.svi.checks import check_whole
 from pyro_zilognormal.svi.run import Run
 
 
@@ -17,12 +18,19 @@ class Progress:
         show: True or False; None shows on a terminal only.
         window: how many of the last losses to take the mean of.
 
+    Raises:
+        TypeError: if ``show`` is not one of these.
+        ValueError: for a window that is no whole number of at least 1.
+
     Example:
         >>> Progress(show=False).show
         False
     """
 
     def __init__(self, show: bool | None = None, window: int = 100) -> None:
+        if show not in (None, True, False):
+            raise TypeError(f"show is {show!r}; needed True, False, or None to show on a terminal only")
+        check_whole("window", window, 1)
         self.show, self.window = show, window
         self._bar: Any = None
 

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.checks import check_whole
 from pyro_zilognormal.svi.data import as_source, count_rows
 from pyro_zilognormal.svi.isolation import global_state_kept, handlers_hidden
 from pyro_zilognormal.svi.minibatches import Minibatches
@@ -21,7 +22,8 @@ from pyro_zilognormal.svi.outside import rows_outside
 from pyro_zilognormal.svi.plates import NoRowParameters
 from pyro_zilognormal.svi.result import FitResult
 from pyro_zilognormal.svi.rng import seed_all
-from pyro_zilognormal.svi.sites import check_held_out, is_sample, rows_frame
+from pyro_zilognormal.svi.rowaxes import RowAxes, row_axes
+from pyro_zilognormal.svi.sites import check_held_out, is_sample
 from pyro_zilognormal.svi.stream import BatchStream, generators_kept
 
 
@@ -88,8 +90,9 @@ class Sampler:
             first = next(self.batches())
             self.objective.setup(*first.args, indices=first.indices)
             guide, model = self.traces(first, 0, 0, {})
+            where = row_axes(self.objective, first.args, first.rows)
             nodes = {**guide.nodes, **{k: n for k, n in model.nodes.items() if is_sample(n)}}
-            self.layouts = {k: self._layout(n, first) for k, n in nodes.items() if is_sample(n)}
+            self.layouts = {k: self._layout(n, first, where) for k, n in nodes.items() if is_sample(n)}
         self.guide_sites = [k for k, n in guide.nodes.items() if is_sample(n)]
         latent = [k for k, n in model.nodes.items() if is_sample(n) and not n["is_observed"]]
         self.latent = [k for k in latent if k in guide.nodes]
@@ -186,12 +189,13 @@ class Sampler:
         digest = hashlib.sha256(f"{self.seed}/{draw}/{block}".encode()).digest()
         seed_all(int.from_bytes(digest[:8], "big") >> 1)
 
-    def _layout(self, node: Any, batch: Batch) -> Layout:
+    def _layout(self, node: Any, batch: Batch, where: RowAxes) -> Layout:
         value, event = node["value"], node["fn"].event_dim
-        frame = rows_frame(node, self.objective.plate, batch.rows)
-        local = frame is not None and value.dim() >= event - frame.dim
+        frame = where.frame(node, batch.rows)
+        axis = where.axes.get(node["name"]) if frame is None else frame.dim - event
+        local = axis is not None and value.dim() >= -axis
         random = (f.name for f in node["cond_indep_stack"] if f is not frame and f.size != f.full_size)
-        return Layout(tuple(value.shape), frame.dim - event if local else None, next(random, None))
+        return Layout(tuple(value.shape), axis if local else None, next(random, None))
 
 
 def _check_spread(guide: Any) -> None:
@@ -205,8 +209,7 @@ def _check_spread(guide: Any) -> None:
 
 def check_draws(draws: Any, least: int = 1) -> None:
     """Raise a ValueError unless ``draws`` is a whole number of at least ``least``."""
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < least:
-        raise ValueError(f"draws is {draws!r}; needed a whole number of at least {least}")
+    check_whole("draws", draws, least)
 
 
 def _holds_data(node: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pyro_zilognormal.svi.checks import check_whole
 from pyro_zilognormal.svi.forms import same_form
 from pyro_zilognormal.svi.run import Run
 
@@ -34,14 +35,17 @@ class Schedule:
                 f"make is a {type(make).__name__}; needed a function of the optimiser, such as "
                 "functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)"
             )
-        if not isinstance(every, int) or every < 1:
-            raise ValueError(f"every is {every}; needed a whole number of at least 1")
+        check_whole("every", every, 1)
         self.make, self.every = make, every
         self._schedule: Any = None
 
     def start(self, run: Run) -> None:
         """Make the schedule for the run's optimiser."""
         self._schedule = self.make(run.optimizer)
+        if not all(hasattr(self._schedule, name) for name in ("step", "state_dict", "load_state_dict")):
+            raise TypeError(
+                f"make gave a {type(self._schedule).__name__}; needed a schedule of torch.optim.lr_scheduler"
+            )
         self._wants_metric = "metrics" in inspect.signature(self._schedule.step).parameters
 
     def __call__(self, run: Run) -> None:

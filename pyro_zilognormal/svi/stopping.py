@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.svi.batch import Source
+from pyro_zilognormal.svi.checks import check_number, check_whole
 from pyro_zilognormal.svi.data import as_source, count_rows
 from pyro_zilognormal.svi.digests import describe
 from pyro_zilognormal.svi.forms import same_form, whole
@@ -18,6 +19,7 @@ from pyro_zilognormal.svi.stream import generators_kept
 from pyro_zilognormal.svi.trends import trend
 
 _LEAST = {"every": 2, "patience": 1, "min_delta": 0, "noise": 0, "warm_up": 0, "particles": 2, "seed": 0}
+_MOST = {"seed": 2**32 - 1}
 
 # By how many standard errors a trend is no chance.
 _CLEAR = 4.0
@@ -79,11 +81,10 @@ class EarlyStopping:
         self.every, self.patience, self.min_delta, self.noise = every, patience, min_delta, noise
         self.warm_up, self.particles, self.seed = warm_up, particles, seed
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not value >= least:
-                raise ValueError(f"{name} is {value}; needed at least {least}")
-            if name not in ("min_delta", "noise") and not isinstance(value, int):
-                raise ValueError(f"{name} is {value}; needed a whole number")
+            if name in ("min_delta", "noise"):
+                check_number(name, getattr(self, name), least)
+            else:
+                check_whole(name, getattr(self, name), least, _MOST.get(name, math.inf))
         self.held_out = None if held_out is None else _source(held_out)
         self._state: dict[str, Any] = {}
         self._rates: list[float] = []
@@ -159,7 +160,7 @@ class EarlyStopping:
         return torch.tensor(each, dtype=torch.float64)
 
     def _evaluate(self, run: Run, held_out: Source, particle: int) -> float:
-        with global_state_kept(self.seed * 1_000_003 + particle), generators_kept(held_out):
+        with global_state_kept(self.seed * 1_000_003 + particle), generators_kept(held_out), run.good.buffers_apart():
             batches = held_out.epoch(0, self.seed)
             total = sum(b.weight * run.objective.evaluate(*b.args, indices=b.indices) for b in batches)
         return total / held_out.batches

@@ -9,6 +9,7 @@ import torch
 
 from pyro_zilognormal.svi.arrays import as_tensor, check_dtype, is_array, placed
 from pyro_zilognormal.svi.batch import Batch
+from pyro_zilognormal.svi.checks import check_plate_name
 from pyro_zilognormal.svi.isolation import global_state_kept
 
 
@@ -26,7 +27,7 @@ class BatchStream:
 
     Raises:
         TypeError: for an iterator, which can be read only once.
-        ValueError: for an empty iterable.
+        ValueError: for an empty iterable, or a batch without rows.
 
     Example:
         >>> stream = BatchStream([torch.zeros(4), torch.zeros(2)], plate="rows")
@@ -42,6 +43,7 @@ class BatchStream:
         dtype: torch.dtype | None = None,
     ) -> None:
         check_dtype(dtype)
+        check_plate_name(plate)
         if not isinstance(iterable, Iterable):
             raise TypeError(f"iterable is a {type(iterable).__name__}; needed an iterable of batches")
         if isinstance(iterable, Iterator):
@@ -63,7 +65,8 @@ class BatchStream:
             rows = _batch_rows(args)
             seen += rows
             if position >= skip:
-                yield Batch(args, rows, self.batches * rows / self.rows)
+                place = f"batch {position} of epoch {number}, both from 0"
+                yield Batch(args, rows, self.batches * rows / self.rows, place=place)
         if seen != self.rows:
             raise ValueError(
                 f"iterable gave {self.rows} rows when first read and {seen} in epoch {number}; "
@@ -114,6 +117,8 @@ class BatchStream:
 def _batch_rows(args: tuple[Any, ...]) -> int:
     for value in args:
         if isinstance(value, torch.Tensor) and value.dim() > 0:
+            if len(value) == 0:
+                raise ValueError("iterable gave a batch of 0 rows; needed at least one row in each, so leave it out")
             return len(value)
     raise TypeError("a batch holds no array with rows; needed a tensor, numpy array or CSR matrix first in it")
 

@@ -185,7 +185,7 @@ def test_a_callback_with_odd_state_is_named(tmp_path):
     ("arguments", "message"),
     [
         ({"path": "missing/a.ckpt"}, "its folder does not exist"),
-        ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a positive whole number"),
+        ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a whole number of at least 1"),
         ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0"),
     ],
 )

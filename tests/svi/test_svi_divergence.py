@@ -117,7 +117,7 @@ def test_an_error_of_the_model_is_not_dressed_up():
 
 @pytest.mark.parametrize("value", [0, -1])
 def test_bad_arguments_are_refused(value):
-    with pytest.raises(ValueError, match=f"in_a_row is {value}; needed at least 1"):
+    with pytest.raises(ValueError, match=f"in_a_row is {value}; needed a whole number of at least 1"):
         SkipBadSteps(in_a_row=value)
 
 

@@ -20,6 +20,7 @@ from svi_cases import (
 )
 
 from pyro_zilognormal.svi import EarlyStopping, Minibatches, fit
+from pyro_zilognormal.svi.good import GoodState
 
 
 def looks(values, patience, training, size=0.01):
@@ -114,7 +115,7 @@ def test_a_fit_stops_on_held_out_data_and_keeps_the_best_state():
     again = EarlyStopping(held_out, every=20, patience=3)
 
     class Now:
-        objective = result.objective
+        objective, good = result.objective, GoodState(result.objective)
 
     assert float(again._look(Now).mean()) == best[1]
     assert "converged: the loss stopped improving" in str(result)

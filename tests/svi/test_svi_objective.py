@@ -215,7 +215,7 @@ BAD = [
     ({"model": 3}, TypeError, "model is a int; needed a function"),
     ({"guide": None}, TypeError, "guide is a NoneType"),
     ({"guide": no_parameters}, ValueError, "no parameters"),
-    ({"steps": 0}, ValueError, "steps is 0; needed a whole number from 1 on"),
+    ({"steps": 0}, ValueError, "steps is 0; needed a whole number of at least 1"),
     ({"steps": 2.0}, ValueError, "steps is 2.0"),
     ({"seed": -1}, ValueError, "seed is -1; needed a whole number from 0 to 4294967295"),
     ({"seed": 2**32}, ValueError, "seed is 4294967296"),

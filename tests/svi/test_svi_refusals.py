@@ -137,7 +137,7 @@ def test_what_is_no_kl_weight_is_refused(weight):
         (lambda: EarlyStopping(patience=1.5), "patience is 1.5; needed a whole number"),
         (lambda: EarlyStopping(seed=0.5), "seed is 0.5; needed a whole number"),
         (lambda: Schedule(ExponentialLR, every=1.5), "every is 1.5; needed a whole number"),
-        (lambda: Checkpoint("a", steps=1.5), "steps is 1.5; needed a positive whole number"),
+        (lambda: Checkpoint("a", steps=1.5), "steps is 1.5; needed a whole number of at least 1"),
     ],
 )
 def test_parts_of_a_step_are_refused(make, message):
