@@ -229,7 +229,7 @@ WHY = """
 
 - **What is asked.** The two-part tests ask whether *any* part differs; we ask whether the mean does, in which
   direction, and by how much. Where a gene is seen in more cells but with lower values, the parts cancel in the mean:
-  between monocytes and T cells, nearly all genes that only the tests call are such, as the column shows.
+  between monocytes and T cells, most genes that only the tests call are such, as the column shows.
   `log_fc_detection` and `log_fc_abundance` tell of them.
 - **What is ranked.** Their statistics grow with the number of cells; ours is the change in units of its posterior sd.
   A gene that is nearly silent in one condition has an overwhelming statistic, and a fold change that is large but not

@@ -54,11 +54,12 @@ def steps(found: Found) -> Iterator[str]:
 
 
 def nuts(found: Found) -> Iterator[str]:
-    ours = found["accuracy"]["reduction"]
-    for name, other in found["accuracy"].items():
-        for what, unit in (("seconds", "s"), ("error", "posterior sds")):
-            if other[what] < ours[what]:
-                yield f"The fit of the reduction: {what} {ours[what]:.3g} {unit}; {name}: {other[what]:.3g} {unit}."
+    for size, ways in found["accuracy"].items():
+        ours = next(way for name, way in ways.items() if "fit_hurdle" in name)
+        for name, other in ways.items():
+            for what, unit in (("seconds", "s"), ("error", "posterior sds")):
+                if other[what] < ours[what] and "reference" not in name:
+                    yield f"{size}, fit_hurdle: {what} {ours[what]:.3g} {unit}; {name}: {other[what]:.3g} {unit}."
 
 
 def reduction(found: Found) -> Iterator[str]:

@@ -59,7 +59,7 @@ def fits() -> dict[str, Any]:
 def nuts() -> dict[str, Any]:
     import hurdle
 
-    return {"peers": versions("pyro-ppl"), "accuracy": hurdle.accuracy()}
+    return {"peers": versions("pyro-ppl", "numpyro", "jax"), "accuracy": hurdle.accuracy()}
 
 
 def reduction() -> dict[str, Any]:

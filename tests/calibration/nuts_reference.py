@@ -67,7 +67,7 @@ def hierarchical(name: str, sd: Any, genes: int, width: int, mean: Any = None, s
     return numpyro.sample(name, law.to_event(2))
 
 
-def posterior(data: HurdleData) -> dict[str, np.ndarray]:
+def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dict[str, np.ndarray]:
     """Return draws of all sites."""
     import jax
     import numpyro
@@ -78,10 +78,10 @@ def posterior(data: HurdleData) -> dict[str, np.ndarray]:
     numbers = {
         k: tuple(np.asarray(v) for v in getattr(priors, k)) for k in vars(priors) if isinstance(vars(priors)[k], tuple)
     }
-    mcmc = MCMC(NUTS(hurdle, target_accept_prob=0.9), num_warmup=WARMUP, num_samples=DRAWS, progress_bar=False)
+    mcmc = MCMC(NUTS(hurdle, target_accept_prob=0.9), num_warmup=warmup, num_samples=draws, progress_bar=False)
     given = data.value.numpy(), data.design.numpy(), data.donor.numpy(), data.donors
     mcmc.run(jax.random.PRNGKey(0), *given, HurdlePriors(**numbers))
-    return {name: np.asarray(draws) for name, draws in mcmc.get_samples().items()}
+    return {name: np.asarray(values) for name, values in mcmc.get_samples().items()}
 
 
 def summary(draws: np.ndarray) -> dict[str, list[float]]:

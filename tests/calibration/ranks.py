@@ -20,6 +20,7 @@ from pyro_zilognormal.svi import posterior_draws
 from tests.calibration.simulations import PRIORS, REFERENCE, TEST, draw_from_prior
 
 DRAWS = 199
+BARS = 10
 LEVELS = (0.5, 0.9, 0.95)
 
 
@@ -33,21 +34,29 @@ def replicate(seed: int, genes: int = 10, donors: int = 6, cells: int = 40) -> d
     return {k: (drawn[k] < truth[k]).sum(0).numpy().reshape(-1) for k in drawn}
 
 
-def coverage(ranks: np.ndarray, level: float) -> float:
-    """Return the share of truths within the central interval of that level."""
+def coverage(ranks: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the share of truths within the central interval of that level, and its standard error by replicate."""
     below = (1 - level) / 2 * (DRAWS + 1)
     # A rank at the interval's edge is inside with the share of it that is.
     uniform = ranks + np.random.default_rng(0).random(ranks.shape)
-    return float(((uniform >= below) & (uniform <= DRAWS + 1 - below)).mean())
+    inside = ((uniform >= below) & (uniform <= DRAWS + 1 - below)).mean(1)
+    return float(inside.mean()), float(inside.std(ddof=1) / np.sqrt(len(inside)))
 
 
-def collect(replicates: int, first: int = 0) -> dict[str, np.ndarray]:
-    """Return ranks of shape (replicates, elements) by site."""
-    rows = []
-    for seed in range(first, first + replicates):
-        rows.append(replicate(seed))
-        print(f"replicate {seed + 1}", flush=True)
-    return {k: np.stack([r[k] for r in rows]) for k in rows[0]}
+def collect(replicates: int, kept: Path | None = None) -> dict[str, np.ndarray]:
+    """Return ranks of shape (replicates, elements) by site; those of a file are taken from it, new ones added to it."""
+    rows = json.loads(kept.read_text())["ranks"] if kept and kept.exists() else []
+    for seed in range(len(rows), replicates):
+        rows.append({site: found.tolist() for site, found in replicate(seed).items()})
+        if kept:
+            _write(kept, rows)
+    return {site: np.array([row[site] for row in rows[:replicates]]) for site in rows[0]}
+
+
+def _write(path: Path, rows: list[dict[str, list[int]]]) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({"draws": DRAWS, "ranks": rows}))
+    part.replace(path)
 
 
 def draw(ranks: dict[str, np.ndarray], path: Path) -> None:
@@ -59,10 +68,10 @@ def draw(ranks: dict[str, np.ndarray], path: Path) -> None:
 
     figure, axes = plt.subplots(5, -(-len(ranks) // 5), figsize=(14, 11), layout="constrained")
     for ax, (name, found) in zip(axes.flat, sorted(ranks.items()), strict=False):
-        share = np.histogram((found.reshape(-1) + 0.5) / (DRAWS + 1), bins=20, range=(0, 1))[0] / found.size * 20
-        error = 2.58 * np.sqrt(19 / found.shape[0] / min(found.shape[1], 10))
+        share = np.histogram((found.reshape(-1) + 0.5) / (DRAWS + 1), bins=BARS, range=(0, 1))[0] / found.size * BARS
+        error = 2.58 * np.sqrt((BARS - 1) / found.shape[0] / min(found.shape[1], 10))
         ax.axhspan(1 - error, 1 + error, color="0.9")
-        ax.bar((np.arange(20) + 0.5) / 20, share, width=0.05, color="#4c72b0", edgecolor="white")
+        ax.bar((np.arange(BARS) + 0.5) / BARS, share, width=1 / BARS, color="#4c72b0", edgecolor="white")
         ax.set(title=name, xlim=(0, 1), ylim=(0, 2), yticks=[0, 1, 2])
     for ax in axes.flat[len(ranks) :]:
         ax.remove()
@@ -75,17 +84,14 @@ def main() -> None:
     """Run, print the coverage of log fold changes, and keep picture and ranks."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--replicates", type=int, default=200)
-    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True, help="ranks, replicate by replicate; a run goes on with it")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ranks = collect(args.replicates, args.first)
-    covered = {f"{level:.0%}": coverage(ranks["log_fc"], level) for level in LEVELS}
-    print("coverage of log2 fold changes", covered)
-    args.json.write_text(
-        json.dumps({"draws": DRAWS, "coverage": covered, "ranks": {k: v.tolist() for k, v in ranks.items()}})
-    )
+    ranks = collect(args.replicates, args.json)
+    for level in LEVELS:
+        share, error = coverage(ranks["log_fc"], level)
+        print(f"{level:.0%} intervals of log2 fold changes hold {share:.1%} of the truths, standard error {error:.1%}")
     draw(ranks, args.out)
 
 
