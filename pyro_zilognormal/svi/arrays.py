@@ -30,10 +30,12 @@ def as_tensor(value: Any, name: str = "data") -> torch.Tensor:
         name: what to call it in an error.
 
     Raises:
-        TypeError: for an array that torch cannot hold (strings, objects, more than double precision, a mask).
+        TypeError: for a sparse tensor, or an array that torch cannot hold (strings, objects, more than double
+            precision, a mask).
         ValueError: for whole numbers beyond those of int64.
     """
     if isinstance(value, torch.Tensor):
+        _check_layout(value, name)
         return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
@@ -72,8 +74,8 @@ def check_rows(value: Any, name: str) -> None:
         value: what came.
         name: what to call it in the error.
     """
-    if isinstance(value, torch.Tensor) and value.layout != torch.strided:
-        raise TypeError(f"{name} is a {value.layout} tensor; needed a dense tensor or a scipy CSR matrix")
+    if isinstance(value, torch.Tensor):
+        _check_layout(value, name)
     if is_sparse(value) and value.format != "csr":
         raise TypeError(f"{name} is a scipy sparse matrix in {value.format} format; call .tocsr() on it")
     if not is_array(value):
@@ -83,6 +85,13 @@ def check_rows(value: Any, name: str) -> None:
         )
     if len(value.shape) == 0:
         raise ValueError(f"{name} has no axis of rows; needed at least one dimension")
+
+
+def _check_layout(tensor: torch.Tensor, name: str) -> None:
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"{name} is a {tensor.layout} tensor; needed a dense tensor or a scipy CSR matrix. Call .to_dense() on it"
+        )
 
 
 def pick_rows(value: Any, indices: torch.Tensor, name: str = "data") -> torch.Tensor:

@@ -35,6 +35,11 @@ BAD = {
         TypeError,
         "array 0 is a masked array, whose mask a tensor would lose; pass its .data",
     ),
+    "a sparse tensor": (
+        lambda: fit(normal_model, normal_guide, torch.eye(6).to_sparse(), steps=1),
+        TypeError,
+        "data argument 0 is a torch.sparse_coo tensor; needed a dense tensor or a scipy CSR matrix",
+    ),
     "window 0": (lambda: Progress(window=0), ValueError, "window is 0; needed a whole number of at least 1"),
     "window below": (lambda: Progress(window=-3), ValueError, "window is -3; needed a whole number of at least 1"),
     "show": (lambda: Progress(show="yes"), TypeError, "show is 'yes'; needed True, False, or None"),
