@@ -51,7 +51,7 @@ def row(figure: float, limit: float | None = 0.5) -> dict[str, Any]:
     return {"what": "a", "against": "b", "figure": figure, "limit": limit, "detail": ""}
 
 
-FITS = {"reduction": {"seconds": 2.0, "error": 0.2}, "quick": {"seconds": 1.0, "error": 0.3}}
+FITS = {"fit_hurdle": {"seconds": 2.0, "error": 0.2}, "quick": {"seconds": 1.0, "error": 0.3}}
 LOSSES = {
     "bars": ({"rows": [row(0.6), row(0.5), row(0.6, None), row(1.1, 1.2)]}, ["a, against b: 0.6,", "10 % more"]),
     "curves": (
@@ -63,7 +63,7 @@ LOSSES = {
         ["At 8 entries log_prob takes 2 ms; b 1 ms.", "only up to a density of 0.2"],
     ),
     "steps": ({"cases": {"a": {"ratio": 1.02}, "b": {"ratio": 0.9}}}, ["2.0 % longer"]),
-    "nuts": ({"accuracy": FITS}, ["seconds 2 s; quick: 1 s"]),
+    "nuts": ({"accuracy": {"20 genes": FITS}}, ["20 genes, fit_hurdle: seconds 2 s; quick: 1 s"]),
     "reduction": ({"memory": {"t": {"us": 0.2, "b": 0.1, "c": 0.3}}}, ["t: us takes 200 ms, b 100 ms"]),
     "de": ({"pairs": {"p": {"seconds": {"us": 3.0, "b": 1.0}}}}, ["p: 3.0 s of CPU time; b 1.0 s"]),
 }
