@@ -2,7 +2,7 @@
 
     pip install -c constraints.txt -e ".[singlecell,benchmarks]" && python benchmarks/run_all.py
 
-Each part runs in a process of its own and takes one to three minutes on two cores, `nuts` half an hour or more, so
+Each part runs in a process of its own and takes one to three minutes on two cores, `nuts` a quarter of an hour, so
 `--only bars curves` runs some and leaves what is known of the others. The short tables in README.md and docs/speed.md
 are written from the same numbers. Exit code 1 if a bar is missed, a part fails, or a peer is missing, which is named.
 """

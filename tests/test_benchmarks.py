@@ -27,7 +27,7 @@ def test_the_page_is_written_from_the_numbers() -> None:
 
 
 def test_every_part_was_measured_and_says_where() -> None:
-    assert set(RECORD) >= set(run_all.PARTS) - {"gpu", "nuts"}  # which need a GPU, and half an hour
+    assert set(RECORD) >= set(run_all.PARTS) - {"gpu", "nuts"}  # which need a GPU, and a quarter of an hour
     for found in RECORD.values():
         assert "failed" not in found
         assert {"processor", "cores", "threads", "torch"} <= set(found["about"])
