@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -10,14 +10,12 @@ from torch import Tensor
 BYTES = 2**20
 
 
-class Block:
+class Block(NamedTuple):
     """A part of a broadcast shape, and buffers of its own shape to overwrite."""
 
-    def __init__(self, shape: Sequence[int], spans: Sequence[tuple[int, int]], memory: Sequence[Tensor]) -> None:
-        self.spans = spans  # (first, length) of each of the leading dimensions; the others are whole
-        self.shape = (*(length for _, length in spans), *shape[len(spans) :])
-        size = math.prod(self.shape)
-        self.buffers = [m[:size].view(self.shape) for m in memory]
+    spans: tuple[tuple[int, int], ...]  # (first, length) of each of the leading dimensions; the others are whole
+    shape: tuple[int, ...]
+    buffers: list[Tensor]
 
     def of(self, tensor: Tensor) -> Tensor:
         """The part of a tensor of as many dimensions that broadcasts to the whole, as a view."""
@@ -31,7 +29,12 @@ def blocks(shape: Sequence[int], like: Tensor, buffers: int) -> Iterator[Block]:
     """The blocks of a shape, with so many buffers of a tensor's dtype."""
     most = BYTES // like.element_size()
     memory = [like.new_empty(min(most, math.prod(shape))) for _ in range(buffers)]
-    return (Block(shape, spans, memory) for spans in _spans(shape, most))
+    views, last = memory, None
+    for spans in _spans(shape, most):
+        part = (*(length for _, length in spans), *shape[len(spans) :])
+        if part != last:
+            views, last = [m[: math.prod(part)].view(part) for m in memory], part
+        yield Block(spans, part, views)
 
 
 def _spans(shape: Sequence[int], most: int) -> Iterator[tuple[tuple[int, int], ...]]:
@@ -54,15 +57,23 @@ class Gradient:
         size = tensor.shape if wanted else ()
         self.total = tensor.new_zeros(size) if self._summed else tensor.new_empty(size)
 
-    def take(self, block: Block, spare: Tensor, function: Callable[..., Tensor], *args: Tensor, **kwargs: Any) -> None:
-        """Add what a function returns for a block. A spare buffer serves if it has to be summed."""
+    def take(
+        self, block: Block, spare: Tensor, weight: Tensor | None, function: Callable[..., Tensor], *args: Tensor
+    ) -> None:
+        """Add what a function returns for a block, times a weight. A spare buffer serves if it has to be summed."""
         if not self.wanted:
             return
-        part = block.of(self.total)
+        slope = function(*args, out=spare if self._summed else block.of(self.total))
+        if weight is not None:
+            slope.mul_(weight)
         if self._summed:
-            part += function(*args, **kwargs, out=spare).sum(self._summed, keepdim=True)
-        else:
-            function(*args, **kwargs, out=part)
+            self.add(block, slope)
+
+    def add(self, block: Block, slope: Tensor) -> None:
+        """Add derivatives of a block's own shape."""
+        if self.wanted:
+            part = block.of(self.total)
+            _ = part.add_(slope.sum(self._summed, keepdim=True)) if self._summed else part.copy_(slope)
 
 
 def lift(tensor: Tensor, dims: int) -> Tensor:

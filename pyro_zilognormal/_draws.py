@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal._blocks import blocks, lift
-from pyro_zilognormal._fused import suits, where_positive
+from pyro_zilognormal._fused import suits
 from pyro_zilognormal._gate import Gate, LogitGate
+from pyro_zilognormal._kernel import where_positive
 
 
 def draw(shape: torch.Size, loc: Tensor, scale: Tensor, gate: Gate, dtype: torch.dtype) -> Tensor:

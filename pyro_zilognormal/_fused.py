@@ -1,28 +1,22 @@
-"""The log density on CPU, in blocks and with derivatives by hand.
+"""The log density on CPU, with derivatives by hand that are computed along with it.
 
-A chain of tensor operations spends most of its time on memory: every temporary is as large as the data, and is new,
-so it has to be mapped in page by page. Here temporaries are a block in size and used again. Besides the arguments only
-z = (log x - mu) / scale is kept for the backward pass: a logarithm takes longer than to write and read what it gives.
-
-Positive values are told from zeros without comparisons and torch.where, which torch does not vectorise on CPU: by
-`threshold` (x where x > 0, else 1), its derivative (y where x > 0, else 0, even if y is infinite) and `sign`. Products
-of three are taken two by two: `addcmul` is not vectorised where one of its arguments is a single number.
+Nearly every density in a model is summed, so that the gradient that comes back is one number for all entries. Then the
+derivatives, found while all that they need is at hand, are but to be multiplied by it; summed over what a parameter is
+shared by, if it is. A gradient that differs between entries, or a second backward pass, takes a pass of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal import _formula
-from pyro_zilognormal._blocks import Block, Gradient, blocks, lift
-from pyro_zilognormal._normal import HALF_LOG_2PI
-from pyro_zilognormal._shapes import broadcast
+from pyro_zilognormal import _formula, _kernel
 from pyro_zilognormal._tracing import tracing
 
-where_positive = torch.ops.aten.threshold_backward.grad_input
+Slopes = Sequence[Tensor | None]
+Evaluate = Callable[[Sequence[Tensor], Sequence[bool]], tuple[Tensor, Slopes]]
 
 
 def _keys(tensor: Tensor) -> int:
@@ -46,118 +40,49 @@ def _ordinary(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and _keys(tensor) in _ORDINARY
 
 
-def log_density(*arguments: Tensor) -> Tensor:
+def log_density(*arguments: Tensor, evaluate: Evaluate = _kernel.evaluate) -> Tensor:
     """The log density at values in [0, inf), as a function of value, loc, scale and gate.
 
     The gate is either the logits of P(X = 0); or log P(X = 0) and log P(X > 0), which is better where these are much
     smaller than the result.
     """
     if torch.is_grad_enabled() and any(a.requires_grad for a in arguments):
-        return _LogDensity.apply(*arguments)
-    return _evaluate(arguments, keep=False)[0]
+        return _LogDensity.apply(evaluate, *arguments)
+    return evaluate(arguments, (False,) * len(arguments))[0]
 
 
 class _LogDensity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Tensor) -> Tensor:
+    def forward(ctx: Any, evaluate: Evaluate, *arguments: Tensor) -> Tensor:
         """The log density, of the shape to which the arguments broadcast."""
-        result, z = _evaluate(arguments, keep=any(ctx.needs_input_grad[:3]))
-        ctx.save_for_backward(*arguments, z)
+        result, ctx.slopes = evaluate(arguments, ctx.needs_input_grad[1:])
+        ctx.save_for_backward(*arguments)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients; by the plain formula where they are to be differentiated again, or batched."""
-        *arguments, z = ctx.saved_tensors
-        needed = ctx.needs_input_grad
+        arguments, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or not suits(grad, *arguments):
-            return _gradients_of_formula(grad, arguments, needed)
-        lifted = [lift(a, max(grad.dim(), 1)) for a in arguments]
-        shape = grad.shape or (1,)
-        gradients = [Gradient(a, shape, n) for a, n in zip(lifted, needed, strict=True)]
-        for block in blocks(shape, grad, buffers=4):
-            _differentiate(block, gradients, *map(block.of, (lift(grad, len(shape)), z, *lifted)))
-        if gradients[2].wanted:
-            gradients[2].total.div_(lifted[2])
-        return tuple(g.total.reshape(a.shape) if g.wanted else None for g, a in zip(gradients, arguments, strict=True))
+            return None, *_gradients_of_formula(grad, arguments, needed)
+        # They are changed in place below, so they serve but once.
+        slopes, ctx.slopes = ctx.slopes, None
+        factor = _only_value(grad)
+        if slopes is None or (factor is None and any(s is not None and s.shape != grad.shape for s in slopes)):
+            return None, *_kernel.differentiate(arguments, needed, grad, slopes)
+        if factor != 1:
+            for slope in slopes:
+                if slope is not None:
+                    slope.mul_(grad if factor is None else factor)
+        return None, *slopes
 
 
-def _evaluate(arguments: Sequence[Tensor], keep: bool) -> tuple[Tensor, Tensor]:
-    """The log density, and z if that is to be kept."""
-    shape = broadcast(*(a.shape for a in arguments)) or (1,)
-    lifted = [lift(a, len(shape)) for a in arguments]
-    result = lifted[0].new_empty(shape)
-    z = result.new_empty(shape if keep else (1,) * len(shape))
-    for block in blocks(shape, result, buffers=3):
-        _evaluate_block(block, block.of(z) if keep else block.buffers[1], *map(block.of, (result, *lifted)))
-    return result if any(a.dim() for a in arguments) else result[0], z
-
-
-def _evaluate_block(
-    block: Block, z: Tensor, result: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor
-) -> None:
-    a, b, c = block.buffers
-    x = x.expand(block.shape)
-    log_x = torch.threshold(x, 0, 1, out=a).log_()
-    # Standardise before squaring: scale**2 underflows long before scale does.
-    z = torch.sub(log_x, loc, out=z).div_(scale)
-    loss = log_x.addcmul_(z, z, value=0.5).add_(_loss_of_all(scale, gate, c))
-    where_positive(loss, x, 0, grad_input=loss)
-    _evaluate_gate(result, torch.sign(x, out=c), gate, b)
-    result -= loss
-
-
-def _loss_of_all(scale: Tensor, gate: tuple[Tensor, ...], c: Tensor) -> Tensor:
-    """What does not depend on x in minus the log density of a positive x, but for logits."""
-    loss = torch.log(scale, out=c.view(-1)[: scale.numel()].view(scale.shape)).add_(HALF_LOG_2PI)
-    return loss - gate[1] if len(gate) == 2 else loss
-
-
-def _evaluate_gate(result: Tensor, sign: Tensor, gate: tuple[Tensor, ...], spare: Tensor) -> None:
-    """log P(X = 0) where x = 0. Above, log P(X > 0), or 0 if the gate is given as logarithms."""
-    where_zero = torch.sub(sign.new_ones(()), sign, alpha=2 if len(gate) == 1 else 1, out=sign)
-    if len(gate) == 1:
-        _log_sigmoid(where_zero.mul_(gate[0]), result, spare)
-    else:
-        where_positive(gate[0].expand(sign.shape), where_zero, 0, grad_input=result)
-
-
-def _log_sigmoid(t: Tensor, result: Tensor, spare: Tensor) -> None:
-    """min(t, 0) + log(1 - sigmoid(-abs(t))): faster than logsigmoid on CPU, and as accurate."""
-    rest = torch.abs(t, out=spare).neg_().sigmoid_().neg_().log1p_()
-    torch.clamp(t, max=0, out=result).add_(rest)
-
-
-def _differentiate(
-    block: Block, to: list[Gradient], grad: Tensor, z: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor
-) -> None:
-    a, b, c, d = block.buffers
-    x = x.expand(block.shape)
-    sign = torch.sign(x, out=c)
-    grad_positive = torch.mul(grad, sign, out=d)
-    if to[0].wanted or to[1].wanted or to[2].wanted:
-        z = where_positive(z, x, 0, grad_input=a)
-        grad_z = torch.mul(grad, z, out=b)
-        to[2].take(block, a, torch.sub, z.mul_(grad_z), grad_positive)  # to be divided by scale when it is complete
-        to[1].take(block, a, torch.div, grad_z, scale)
-    if to[0].wanted:
-        slope = grad_z.div_(scale).add_(grad_positive).div_(torch.threshold(x, 0, 1, out=a))
-        to[0].take(block, a, torch.neg, slope)
-    if to[3].wanted:
-        (_differentiate_logits if len(gate) == 1 else _differentiate_logs)(block, to[3:], grad, *gate)
-
-
-def _differentiate_logits(block: Block, to: list[Gradient], grad: Tensor, logits: Tensor) -> None:
-    a, b, sign, grad_positive = block.buffers
-    sign = torch.add(sign.new_full((), -1), sign, alpha=2, out=sign)
-    slope = torch.mul(sign, logits, out=a).sigmoid_()
-    to[0].take(block, a, torch.mul, slope, torch.sub(grad, grad_positive, alpha=2, out=b))
-
-
-def _differentiate_logs(block: Block, to: list[Gradient], grad: Tensor, *_logs: Tensor) -> None:
-    a, _, sign, grad_positive = block.buffers
-    to[1].take(block, a, torch.mul, grad, sign)
-    to[0].take(block, a, torch.sub, grad, grad_positive)
+def _only_value(grad: Tensor) -> float | None:
+    """The one value of all entries, if there is but one."""
+    if any(grad.stride()):
+        lowest, highest = torch.aminmax(grad)
+        return lowest.item() if lowest == highest else None
+    return grad.as_strided((), ()).item()
 
 
 def _gradients_of_formula(

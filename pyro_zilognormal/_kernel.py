@@ -1,0 +1,178 @@
+"""The log density and its derivatives in blocks, one pass over the data.
+
+A chain of tensor operations spends most of its time on memory: every temporary is as large as the data, and is new,
+so it has to be mapped in page by page. Here temporaries are a block in size and used again, and nothing is as large as
+the data but what is returned.
+
+Positive values are told from zeros without comparisons and torch.where, which torch does not vectorise on CPU: by
+`threshold` (x where x > 0, else 1), its derivative (y where x > 0, else 0, even if y is infinite) and `sign`. Products
+of three are taken two by two: `addcmul` is not vectorised where one of its arguments is a single number.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_zilognormal._blocks import Block, Gradient, blocks, lift
+from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal._shapes import broadcast
+
+MUCH = 8  # what is so many times smaller than the data is not computed block by block
+
+where_positive = torch.ops.aten.threshold_backward.grad_input
+
+
+def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """The log density and those of its derivatives that are wanted, summed to the shapes of their arguments.
+
+    Args:
+        arguments: value, loc, scale and gate, which is either logits, or log P(X = 0) and log P(X > 0).
+        wanted: for each, whether its derivative is.
+    """
+    shape = broadcast(*(a.shape for a in arguments)) or (1,)
+    lifted = [lift(a, len(shape)) for a in arguments]
+    result = lifted[0].new_empty(shape)
+    gradients = [Gradient(a, shape, w) for a, w in zip(lifted, wanted, strict=True)]
+    fixed = _fixed_loss(*lifted[2:]) if MUCH * max(a.numel() for a in lifted[2:]) < result.numel() else None
+    for block in blocks(shape, result, buffers=3):
+        part = None if fixed is None else block.of(fixed)
+        _evaluate_block(block, gradients, part, *map(block.of, (result, *lifted)))
+    return result if any(a.dim() for a in arguments) else result[0], list(_in_shape(gradients, arguments))
+
+
+def differentiate(
+    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor, slopes: Sequence[Tensor | None] | None
+) -> list[Tensor | None]:
+    """The derivatives of a weighted sum of the log densities; what `evaluate` has found may save a logarithm."""
+    shape = weight.shape or (1,)
+    lifted = [lift(a, len(shape)) for a in arguments]
+    known = None
+    gradients = [Gradient(a, shape, w) for a, w in zip(lifted, wanted, strict=True)]
+    for block in blocks(shape, weight, buffers=4):
+        by_loc = None if known is None else block.of(known)
+        _differentiate_block(block, gradients, by_loc, *map(block.of, (lift(weight, len(shape)), *lifted)))
+    return list(_in_shape(gradients, arguments))
+
+
+def _in_shape(gradients: Sequence[Gradient], arguments: Sequence[Tensor]) -> Iterator[Tensor | None]:
+    for gradient, argument in zip(gradients, arguments, strict=True):
+        yield gradient.total.reshape(argument.shape) if gradient.wanted else None
+
+
+def _evaluate_block(
+    block: Block,
+    to: list[Gradient],
+    fixed: Tensor | None,
+    result: Tensor,
+    x: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    *gate: Tensor,
+) -> None:
+    log_x, z, sign = block.buffers
+    x = x.expand(block.shape)
+    _standardise(x, loc, scale, log_x, z)
+    loss = log_x.addcmul_(z, z, value=0.5)
+    torch.sign(x, out=sign)
+    _differentiate_positive(block, to, None, result, z, sign, x, scale)
+    loss.add_(_fixed_loss(scale, *gate, spare=z) if fixed is None else fixed)
+    where_positive(loss, sign, 0, grad_input=loss)
+    (_evaluate_logits if len(gate) == 1 else _evaluate_logs)(block, to[3:], result, *gate)
+    result -= loss
+
+
+def _standardise(x: Tensor, loc: Tensor, scale: Tensor, log_x: Tensor, z: Tensor) -> None:
+    """log x and z = (log x - loc) / scale where x is positive, 0 elsewhere."""
+    torch.threshold(x, 0, 1, out=log_x).log_()
+    # Standardise before squaring: scale**2 underflows long before scale does.
+    torch.sub(log_x, loc, out=z).div_(scale)
+    where_positive(z, x, 0, grad_input=z)
+
+
+def _fixed_loss(scale: Tensor, *gate: Tensor, spare: Tensor | None = None) -> Tensor:
+    """What does not depend on x in minus the log density of a positive x, but for logits."""
+    room = None if spare is None else spare.view(-1)[: scale.numel()].view(scale.shape)
+    loss = torch.log(scale, out=room).add_(HALF_LOG_2PI)
+    return loss - gate[1] if len(gate) == 2 else loss
+
+
+def _evaluate_logits(block: Block, to: list[Gradient], result: Tensor, logits: Tensor) -> None:
+    """log sigmoid(-t), where t is the logits for positive values, and minus the logits for zeros.
+
+    It is min(-t, 0) + log(1 - e), with the smaller of sigmoid(t) and 1 - sigmoid(t) as e: as accurate as torch's own,
+    and -sigmoid(t), which is the derivative in t, comes along.
+    """
+    loss, t, sign = block.buffers
+    side = _side(sign)
+    torch.mul(side, logits, out=t)
+    loss.add_(torch.clamp(t, min=0, out=result))
+    slope = t.sigmoid_()
+    rest = torch.sub(slope, slope.new_ones(()), out=result)
+    torch.maximum(rest, slope.neg_(), out=rest).log1p_()
+    to[0].take(block, slope, None, torch.mul, side, slope)
+
+
+def _evaluate_logs(
+    block: Block, to: list[Gradient], result: Tensor, log_zero: Tensor, _log_positive: Tensor
+) -> None:
+    """log P(X = 0) where x = 0; log P(X > 0) is part of the loss."""
+    sign = block.buffers[2]
+    to[1].add(block, sign)
+    where_zero = torch.sub(sign.new_ones(()), sign, out=sign)
+    to[0].add(block, where_zero)
+    where_positive(log_zero.expand(sign.shape), where_zero, 0, grad_input=result)
+
+
+def _side(sign: Tensor) -> Tensor:
+    """1 for positive values and -1 for zeros, in place of their sign."""
+    return torch.add(sign.new_full((), -1), sign, alpha=2, out=sign)
+
+
+def _differentiate_block(
+    block: Block,
+    to: list[Gradient],
+    known: Tensor | None,
+    weight: Tensor,
+    x: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    *gate: Tensor,
+) -> None:
+    log_x, z, sign, spare = block.buffers
+    x = x.expand(block.shape)
+    if known is None:
+        _standardise(x, loc, scale, log_x, z)
+    else:
+        torch.mul(known, scale, out=z)
+    torch.sign(x, out=sign)
+    _differentiate_positive(block, to, weight, spare, z, sign, x, scale)
+    if len(gate) == 1:
+        t = torch.mul(_side(sign), gate[0], out=z)
+        to[3].take(block, spare, weight, torch.mul, sign, t.sigmoid_().neg_())
+    else:
+        _differentiate_logs(block, to[3:], weight, spare, sign)
+
+
+def _differentiate_positive(
+    block: Block,
+    to: list[Gradient],
+    weight: Tensor | None,
+    spare: Tensor,
+    z: Tensor,
+    sign: Tensor,
+    x: Tensor,
+    scale: Tensor,
+) -> None:
+    """The derivatives in x, loc and scale, from z, which is overwritten, and the sign of x."""
+    to[1].take(block, spare, weight, torch.div, z, scale)
+    if to[0].wanted:
+        slope = torch.div(z, scale, out=spare).add_(sign).div_(torch.threshold(x, 0, 1))
+        to[0].take(block, spare, weight, torch.neg, slope)
+    to[2].take(block, spare, weight, torch.div, z.mul_(z).sub_(sign), scale)
+
+
+def _differentiate_logs(block: Block, to: list[Gradient], weight: Tensor, spare: Tensor, sign: Tensor) -> None:
+    """The derivatives in log P(X = 0) and log P(X > 0)."""
+    to[1].add(block, torch.mul(weight, sign, out=spare))
+    to[0].add(block, torch.sub(weight, spare, out=spare))
