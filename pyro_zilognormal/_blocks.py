@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # Of one buffer: so large that the number of calls costs nothing, so small that the buffers stay in the cache.
@@ -55,7 +56,14 @@ class Gradient:
         self.wanted = wanted
         self._summed = [dim for dim, length in enumerate(tensor.shape) if length != shape[dim]]
         size = tensor.shape if wanted else ()
-        self.total = tensor.new_zeros(size) if self._summed else tensor.new_empty(size)
+        self._total = tensor.new_zeros(size) if self._summed else tensor.new_empty(size)
+        self._divisor: Tensor | None = None
+
+    def divided_by(self, divisor: Tensor) -> "Gradient":
+        """To be divided by a tensor: after it is summed, if the divisor is the same for all that is."""
+        if self._summed and all(divisor.shape[dim] == 1 for dim in self._summed):
+            self._divisor = divisor
+        return self
 
     def take(
         self, block: Block, spare: Tensor, weight: Tensor | None, function: Callable[..., Tensor], *args: Tensor
@@ -63,17 +71,32 @@ class Gradient:
         """Add what a function returns for a block, times a weight. A spare buffer serves if it has to be summed."""
         if not self.wanted:
             return
-        slope = function(*args, out=spare if self._summed else block.of(self.total))
+        slope = function(*args, out=spare if self._summed else block.of(self._total))
         if weight is not None:
             slope.mul_(weight)
         if self._summed:
             self.add(block, slope)
 
+    def take_quotient(
+        self, block: Block, spare: Tensor, weight: Tensor | None, slope: Tensor, divisor: Tensor
+    ) -> None:
+        """Add derivatives, times a weight, that are to be divided."""
+        if self._divisor is None:
+            self.take(block, spare, weight, torch.div, slope, divisor)
+        else:
+            self.add(block, slope if weight is None else torch.mul(slope, weight, out=spare))
+
     def add(self, block: Block, slope: Tensor) -> None:
         """Add derivatives of a block's own shape."""
         if self.wanted:
-            part = block.of(self.total)
+            part = block.of(self._total)
             _ = part.add_(slope.sum(self._summed, keepdim=True)) if self._summed else part.copy_(slope)
+
+    def total(self, shape: Sequence[int]) -> Tensor | None:
+        """What was gathered, in a shape of as many entries."""
+        if not self.wanted:
+            return None
+        return (self._total if self._divisor is None else self._total.div_(self._divisor)).reshape(shape)
 
 
 def lift(tensor: Tensor, dims: int) -> Tensor:

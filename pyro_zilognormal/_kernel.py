@@ -9,7 +9,7 @@ Positive values are told from zeros without comparisons and torch.where, which t
 of three are taken two by two: `addcmul` is not vectorised where one of its arguments is a single number.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -33,12 +33,13 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
     shape = broadcast(*(a.shape for a in arguments)) or (1,)
     lifted = [lift(a, len(shape)) for a in arguments]
     result = lifted[0].new_empty(shape)
-    gradients = [Gradient(a, shape, w) for a, w in zip(lifted, wanted, strict=True)]
+    gradients = _gradients(lifted, shape, wanted)
     fixed = _fixed_loss(*lifted[2:]) if MUCH * max(a.numel() for a in lifted[2:]) < result.numel() else None
     for block in blocks(shape, result, buffers=3):
         part = None if fixed is None else block.of(fixed)
         _evaluate_block(block, gradients, part, *map(block.of, (result, *lifted)))
-    return result if any(a.dim() for a in arguments) else result[0], list(_in_shape(gradients, arguments))
+    found = [g.total(a.shape) for g, a in zip(gradients, arguments, strict=True)]
+    return result if any(a.dim() for a in arguments) else result[0], found
 
 
 def differentiate(
@@ -48,16 +49,18 @@ def differentiate(
     shape = weight.shape or (1,)
     lifted = [lift(a, len(shape)) for a in arguments]
     known = None
-    gradients = [Gradient(a, shape, w) for a, w in zip(lifted, wanted, strict=True)]
+    gradients = _gradients(lifted, shape, wanted)
     for block in blocks(shape, weight, buffers=4):
         by_loc = None if known is None else block.of(known)
         _differentiate_block(block, gradients, by_loc, *map(block.of, (lift(weight, len(shape)), *lifted)))
-    return list(_in_shape(gradients, arguments))
+    return [g.total(a.shape) for g, a in zip(gradients, arguments, strict=True)]
 
 
-def _in_shape(gradients: Sequence[Gradient], arguments: Sequence[Tensor]) -> Iterator[Tensor | None]:
-    for gradient, argument in zip(gradients, arguments, strict=True):
-        yield gradient.total.reshape(argument.shape) if gradient.wanted else None
+def _gradients(lifted: Sequence[Tensor], shape: Sequence[int], wanted: Sequence[bool]) -> list[Gradient]:
+    gradients = [Gradient(a, shape, w) for a, w in zip(lifted, wanted, strict=True)]
+    for gradient in gradients[1:3]:
+        gradient.divided_by(lifted[2])
+    return gradients
 
 
 def _evaluate_block(
@@ -165,11 +168,11 @@ def _differentiate_positive(
     scale: Tensor,
 ) -> None:
     """The derivatives in x, loc and scale, from z, which is overwritten, and the sign of x."""
-    to[1].take(block, spare, weight, torch.div, z, scale)
+    to[1].take_quotient(block, spare, weight, z, scale)
     if to[0].wanted:
         slope = torch.div(z, scale, out=spare).add_(sign).div_(torch.threshold(x, 0, 1))
         to[0].take(block, spare, weight, torch.neg, slope)
-    to[2].take(block, spare, weight, torch.div, z.mul_(z).sub_(sign), scale)
+    to[2].take_quotient(block, spare, weight, z.mul_(z).sub_(sign), scale)
 
 
 def _differentiate_logs(block: Block, to: list[Gradient], weight: Tensor, spare: Tensor, sign: Tensor) -> None:
