@@ -1,7 +1,8 @@
 """The log density, with respect to a point mass at 0 plus Lebesgue measure above.
 
-On CPU it is computed in blocks with derivatives by hand (`_fused`). The plain formula serves where entries are few, and
-is what torch.compile and tracers, torch.func, forward mode, second derivatives and accelerators see.
+On CPU its derivatives are by hand, and computed along with it (`_fused`): in blocks (`_kernel`), or compiled
+(`_one_pass`). The plain formula serves where entries are few, and is what torch.compile and tracers, torch.func,
+forward mode, second derivatives and accelerators see.
 """
 
 import math
@@ -9,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _formula, _fused
+from pyro_zilognormal import _formula, _fused, _one_pass
 from pyro_zilognormal._gate import Gate, LogitGate
 from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal.compilation import log_density_if_on
+from pyro_zilognormal.compilation import run_compiled
 
 FEW = 2**14  # entries: below, the many short calls of the blocks cost more than they save
 MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times smaller than the result
@@ -21,18 +22,27 @@ MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times sm
 def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
     """log P(X = 0) at 0, the log density above, -inf at negative and infinite values, NaN at NaN."""
     shape = broadcast(value.shape, loc.shape, scale.shape, gate.tensor.shape)
+    size = math.prod(shape)
     arguments = (loc, scale, *_of_gate(gate, shape))
-    fast = log_density_if_on(math.prod(shape), value, *arguments)
-    if fast is not None:
-        return fast
-    if not _fused.suits(value, *arguments) or math.prod(shape) < FEW:
+    if not _fused.suits(value, *arguments):
+        compiled = run_compiled(size, _formula.log_density, lambda function: function(value, *arguments))
+        return _formula.log_density(value, *arguments) if compiled is None else compiled
+    if size < FEW:
         return _formula.log_density(value, *arguments)
     lowest, highest = torch.aminmax(value.detach())
     if lowest >= 0 and highest < math.inf:
-        return _fused.log_density(value, *arguments)
+        return _in_support(size, value, *arguments)
     inside = (value >= 0) & (value < math.inf)
-    result = _fused.log_density(torch.where(inside, value, 1), *arguments)
+    result = _in_support(size, torch.where(inside, value, 1), *arguments)
     return torch.where(inside, result, _formula.outside(value))
+
+
+def _in_support(size: int, *arguments: Tensor) -> Tensor:
+    def run(evaluate: _fused.Evaluate) -> Tensor:
+        return _fused.log_density(*arguments, evaluate=evaluate)
+
+    compiled = run_compiled(size, _one_pass.evaluate, run)
+    return _fused.log_density(*arguments) if compiled is None else compiled
 
 
 def _of_gate(gate: Gate, shape: torch.Size) -> tuple[Tensor, ...]:

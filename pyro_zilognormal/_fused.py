@@ -69,7 +69,7 @@ class _LogDensity(torch.autograd.Function):
         slopes, ctx.slopes = ctx.slopes, None
         factor = _only_value(grad)
         if slopes is None or (factor is None and any(s is not None and s.shape != grad.shape for s in slopes)):
-            return None, *_kernel.differentiate(arguments, needed, grad, slopes)
+            return None, *_kernel.differentiate(arguments, needed, grad)
         if factor != 1:
             for slope in slopes:
                 if slope is not None:

@@ -42,17 +42,13 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
     return result if any(a.dim() for a in arguments) else result[0], found
 
 
-def differentiate(
-    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor, slopes: Sequence[Tensor | None] | None
-) -> list[Tensor | None]:
-    """The derivatives of a weighted sum of the log densities; what `evaluate` has found may save a logarithm."""
+def differentiate(arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor) -> list[Tensor | None]:
+    """The derivatives of a sum of the log densities with weights, of the shape to which the arguments broadcast."""
     shape = weight.shape or (1,)
     lifted = [lift(a, len(shape)) for a in arguments]
-    known = None
     gradients = _gradients(lifted, shape, wanted)
     for block in blocks(shape, weight, buffers=4):
-        by_loc = None if known is None else block.of(known)
-        _differentiate_block(block, gradients, by_loc, *map(block.of, (lift(weight, len(shape)), *lifted)))
+        _differentiate_block(block, gradients, *map(block.of, (lift(weight, len(shape)), *lifted)))
     return [g.total(a.shape) for g, a in zip(gradients, arguments, strict=True)]
 
 
@@ -133,21 +129,11 @@ def _side(sign: Tensor) -> Tensor:
 
 
 def _differentiate_block(
-    block: Block,
-    to: list[Gradient],
-    known: Tensor | None,
-    weight: Tensor,
-    x: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    *gate: Tensor,
+    block: Block, to: list[Gradient], weight: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor
 ) -> None:
     log_x, z, sign, spare = block.buffers
     x = x.expand(block.shape)
-    if known is None:
-        _standardise(x, loc, scale, log_x, z)
-    else:
-        torch.mul(known, scale, out=z)
+    _standardise(x, loc, scale, log_x, z)
     torch.sign(x, out=sign)
     _differentiate_positive(block, to, weight, spare, z, sign, x, scale)
     if len(gate) == 1:

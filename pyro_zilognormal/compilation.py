@@ -1,37 +1,25 @@
 """Compilation of the log density for a block of code."""
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_zilognormal import _formula
 from pyro_zilognormal._tracing import tracing
 
 LARGE = 2**16  # entries: below, calling what was compiled costs more than it saves
 
 
 class _Switch:
-    """What a block uses for the log density: what was compiled, or nothing once that has failed."""
+    """What a block has found out: whether compilation has failed."""
 
-    def __init__(self) -> None:
-        self.function: Callable[..., Tensor] | None = None
-        self.failed = False
-
-    def call(self, *arguments: Tensor) -> Tensor | None:
-        """The log density, or None where compilation fails."""
-        with _torch_kept_quiet():
-            try:
-                self.function = self.function or torch.compile(_formula.log_density)
-                return self.function(*arguments)
-            except torch._dynamo.exc.TorchDynamoException as error:
-                self.failed = True
-                _warn(error)
-                return None
+    failed = False
 
 
 _SWITCH: ContextVar[_Switch | None] = ContextVar("pyro_zilognormal_compiled", default=None)
@@ -64,14 +52,25 @@ def compiled() -> Iterator[None]:
         _SWITCH.reset(token)
 
 
-def log_density_if_on(size: int, *arguments: Tensor) -> Tensor | None:
-    """The log density by the compiled formula if that is switched on, works and is worth it; else None."""
+def run_compiled(size: int, function: Callable[..., Any], run: Callable[[Callable[..., Any]], Tensor]) -> Tensor | None:
+    """What `run` makes of the function, compiled, if that is switched on, works and is worth it; else None."""
     if tracing():  # before the switch is looked at, which torch.compile cannot follow
         return None
     switch = _SWITCH.get()
     if switch is None or switch.failed or size < LARGE:
         return None
-    return switch.call(*arguments)
+    with _torch_kept_quiet():
+        try:
+            return run(_compiled(function))
+        except torch._dynamo.exc.TorchDynamoException as error:
+            switch.failed = True
+            _warn(error)
+            return None
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
 @contextmanager

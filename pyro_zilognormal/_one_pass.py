@@ -1,0 +1,72 @@
+"""The log density with its derivatives as one expression, which torch.compile makes one loop over the data.
+
+Written for few logarithms and exponentials, which are most of the time that such a loop takes.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal._shapes import broadcast
+
+ROWS = 16  # summed together at first: column after column of all rows would not stay in the cache
+
+
+def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
+    """As `_kernel.evaluate`."""
+    value, loc, scale, *gate = arguments
+    inside = value > 0
+    positive = torch.where(inside, value, 1)
+    log_value = positive.log()
+    z = torch.where(inside, log_value - loc, 0) / scale
+    one = torch.where(inside, value.new_ones(()), 0)
+    by_loc = z / scale
+    # From by_loc again: a compiler that keeps it for the caller need not keep log_value for the sums.
+    by_scale = ((by_loc * scale) ** 2 - one) / scale
+    by_value = -(by_loc + one) / positive
+    rest, *by_gate = (_of_logits if len(gate) == 1 else _of_logs)(inside, scale, *gate)
+    result = rest - (log_value + z * z / 2)
+    slopes = (by_value, by_loc, by_scale, *by_gate)
+    shape = broadcast(*(a.shape for a in arguments))
+    return result, [
+        _sum_to(slope.expand(shape), argument.shape) if want else None
+        for slope, argument, want in zip(slopes, arguments, wanted, strict=True)
+    ]
+
+
+def _of_logs(
+    inside: Tensor, scale: Tensor, log_zero: Tensor, log_positive: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What does not depend on a positive value, and the derivatives in both logarithms."""
+    one = log_zero.new_ones(())
+    rest = torch.where(inside, log_positive - (scale.log() + HALF_LOG_2PI), log_zero)
+    return rest, torch.where(inside, 0, one), torch.where(inside, one, 0)
+
+
+def _of_logits(inside: Tensor, scale: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The same in logits, with t = logits for positive values, else -logits, so that log P is log sigmoid(-t).
+
+    log sigmoid(-t) - log(scale) = min(-t, 0) - log(scale (1 + exp(-abs(t)))) takes one logarithm. Where there is no
+    scale, log(1 + e) has to be right for small e too: it is log(u) + (e - (u - 1)) / u, with u = 1 + e as rounded.
+    """
+    one = logits.new_ones(())
+    t = torch.where(inside, logits, -logits)
+    e = (-t.abs()).exp()
+    u = 1 + e
+    large = inside & (scale > 1)  # there scale u could overflow, where scale u / 2 does not
+    log = (torch.where(inside, scale, 1) * (u * torch.where(large, 0.5, one))).log()
+    constant = torch.where(inside, torch.where(large, HALF_LOG_2PI + math.log(2), HALF_LOG_2PI * one), 0)
+    slope = torch.where(t > 0, 1, e) / u
+    rest = -(t.clamp(min=0) + log + (e - (u - 1)) / u + constant)
+    return rest, torch.where(inside, -slope, slope)
+
+
+def _sum_to(slope: Tensor, shape: torch.Size) -> Tensor:
+    if slope.dim() > 1 and (len(shape) < slope.dim() or shape[0] < slope.shape[0]):
+        whole = slope.shape[0] // ROWS * ROWS
+        parts = slope[:whole].unflatten(0, (-1, ROWS)).sum(1)
+        slope = parts.sum(0, keepdim=True) + slope[whole:].sum(0, keepdim=True)
+    return slope.sum_to_size(shape)
