@@ -21,6 +21,8 @@ from pyro_zilognormal._shapes import broadcast
 MUCH = 8  # what is so many times smaller than the data is not computed block by block
 
 where_positive = torch.ops.aten.threshold_backward.grad_input
+log_sigmoid = torch.ops.aten.log_sigmoid_forward.output
+log_sigmoid_backward = torch.ops.aten.log_sigmoid_backward.grad_input
 
 
 def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
@@ -35,7 +37,7 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
     result = lifted[0].new_empty(shape)
     gradients = _gradients(lifted, shape, wanted)
     fixed = _fixed_loss(*lifted[2:]) if MUCH * max(a.numel() for a in lifted[2:]) < result.numel() else None
-    for block in blocks(shape, result, buffers=3):
+    for block in blocks(shape, result, buffers=4):
         part = None if fixed is None else block.of(fixed)
         _evaluate_block(block, gradients, part, *map(block.of, (result, *lifted)))
     found = [g.total(a.shape) for g, a in zip(gradients, arguments, strict=True)]
@@ -69,7 +71,7 @@ def _evaluate_block(
     scale: Tensor,
     *gate: Tensor,
 ) -> None:
-    log_x, z, sign = block.buffers
+    log_x, z, sign, spare = block.buffers
     x = x.expand(block.shape)
     _standardise(x, loc, scale, log_x, z)
     loss = log_x.addcmul_(z, z, value=0.5)
@@ -77,7 +79,10 @@ def _evaluate_block(
     _differentiate_positive(block, to, None, result, z, sign, x, scale)
     loss.add_(_fixed_loss(scale, *gate, spare=z) if fixed is None else fixed)
     where_positive(loss, sign, 0, grad_input=loss)
-    (_evaluate_logits if len(gate) == 1 else _evaluate_logs)(block, to[3:], result, *gate)
+    if len(gate) == 1:
+        _evaluate_logits(block, to[3:], None, result, z, spare, *gate)
+    else:
+        _evaluate_logs(block, to[3:], result, *gate)
     result -= loss
 
 
@@ -96,20 +101,18 @@ def _fixed_loss(scale: Tensor, *gate: Tensor, spare: Tensor | None = None) -> Te
     return loss - gate[1] if len(gate) == 2 else loss
 
 
-def _evaluate_logits(block: Block, to: list[Gradient], result: Tensor, logits: Tensor) -> None:
-    """log sigmoid(-t), where t is the logits for positive values, and minus the logits for zeros.
+def _evaluate_logits(
+    block: Block, to: list[Gradient], weight: Tensor | None, result: Tensor, t: Tensor, spare: Tensor, logits: Tensor
+) -> None:
+    """log sigmoid(t), with the logits as t where x = 0 and minus the logits above; and its derivative in the logits."""
+    sign = block.buffers[2]
+    side = torch.sub(sign.new_ones(()), sign, alpha=2, out=sign)
+    log_sigmoid(torch.mul(side, logits, out=t), output=result, buffer=spare)
+    to[0].take(block, spare, weight, _slope_of_log_sigmoid, side, t, spare)
 
-    It is min(-t, 0) + log(1 - e), with the smaller of sigmoid(t) and 1 - sigmoid(t) as e: as accurate as torch's own,
-    and -sigmoid(t), which is the derivative in t, comes along.
-    """
-    loss, t, sign = block.buffers
-    side = _side(sign)
-    torch.mul(side, logits, out=t)
-    loss.add_(torch.clamp(t, min=0, out=result))
-    slope = t.sigmoid_()
-    rest = torch.sub(slope, slope.new_ones(()), out=result)
-    torch.maximum(rest, slope.neg_(), out=rest).log1p_()
-    to[0].take(block, slope, None, torch.mul, side, slope)
+
+def _slope_of_log_sigmoid(weight: Tensor, t: Tensor, buffer: Tensor, out: Tensor) -> Tensor:
+    return log_sigmoid_backward(weight, t, buffer, grad_input=out)
 
 
 def _evaluate_logs(
@@ -123,11 +126,6 @@ def _evaluate_logs(
     where_positive(log_zero.expand(sign.shape), where_zero, 0, grad_input=result)
 
 
-def _side(sign: Tensor) -> Tensor:
-    """1 for positive values and -1 for zeros, in place of their sign."""
-    return torch.add(sign.new_full((), -1), sign, alpha=2, out=sign)
-
-
 def _differentiate_block(
     block: Block, to: list[Gradient], weight: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor
 ) -> None:
@@ -137,8 +135,7 @@ def _differentiate_block(
     torch.sign(x, out=sign)
     _differentiate_positive(block, to, weight, spare, z, sign, x, scale)
     if len(gate) == 1:
-        t = torch.mul(_side(sign), gate[0], out=z)
-        to[3].take(block, spare, weight, torch.mul, sign, t.sigmoid_().neg_())
+        _evaluate_logits(block, to[3:], weight, log_x, z, spare, *gate)
     else:
         _differentiate_logs(block, to[3:], weight, spare, sign)
 
@@ -158,7 +155,8 @@ def _differentiate_positive(
     if to[0].wanted:
         slope = torch.div(z, scale, out=spare).add_(sign).div_(torch.threshold(x, 0, 1))
         to[0].take(block, spare, weight, torch.neg, slope)
-    to[2].take_quotient(block, spare, weight, z.mul_(z).sub_(sign), scale)
+    if to[2].wanted:
+        to[2].take_quotient(block, spare, weight, z.mul_(z).sub_(sign), scale)
 
 
 def _differentiate_logs(block: Block, to: list[Gradient], weight: Tensor, spare: Tensor, sign: Tensor) -> None:
