@@ -21,7 +21,7 @@ def draw(shape: torch.Size, loc: Tensor, scale: Tensor, gate: Gate, dtype: torch
     with torch.no_grad():
         if suits(noise, loc, scale, gate.tensor) and not differentiable:
             return _draw_in_blocks(noise, loc, scale, gate, lowest, highest)
-        zero = 1 - torch.rand(shape, dtype=loc.dtype, device=loc.device) <= _pi(gate, gate.tensor)
+        zero = 1 - _uniforms(noise) <= _pi(gate, gate.tensor)
     return torch.where(zero, 0, (loc + scale * noise).clamp(lowest, highest).exp())
 
 
@@ -33,9 +33,26 @@ def _draw_in_blocks(noise: Tensor, loc: Tensor, scale: Tensor, gate: Gate, lowes
         x, mu, s, g = map(block.of, lifted)
         x.mul_(s).add_(mu).clamp_(lowest, highest).exp_()
         # 1 - u is in (0, 1], so that pi = 0 never gives a zero, and pi = 1 always does.
-        above = torch.sub(one, block.buffers[0].uniform_(), out=block.buffers[0]).sub_(_pi(gate, g))
+        above = torch.sub(one, _fill(block.buffers[0]), out=block.buffers[0]).sub_(_pi(gate, g))
         where_positive(x, above, 0, grad_input=x)
     return noise
+
+
+def _uniforms(like: Tensor) -> Tensor:
+    """Uniform numbers, those that the blocks use."""
+    result = torch.empty_like(like).view(like.shape or (1,))
+    for block in blocks(result.shape, result, buffers=0):
+        _fill(block.of(result))
+    return result.view(like.shape)
+
+
+def _fill(out: Tensor) -> Tensor:
+    """Fill with what uniform_() gives for float32, multiples of 2**-24 in [0, 1), but two at a time, which is faster."""
+    if out.dtype != torch.float32 or out.device.type != "cpu":
+        return out.uniform_()
+    pairs = torch.empty((out.numel() + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
+    signed = pairs.view(torch.int32)[: out.numel()].bitwise_right_shift_(8)
+    return out.copy_(signed.view(out.shape)).add_(2**23).mul_(2**-24)
 
 
 def _pi(gate: Gate, tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_zilognormal import ZeroInflatedLogNormal, _blocks
+from pyro_zilognormal import ZeroInflatedLogNormal, _blocks, _draws
 from tests.exactness import QUANTITIES, TOLERANCE, compute, undecided, with_gradients
 from tests.oracle import FORMULAS, evaluate
 from tests.points import rounded
@@ -98,16 +98,17 @@ def test_half_precision_draws(dtype: torch.dtype) -> None:
 SHAPES_OF_DRAWS = [((300, 40),) * 3, ((300, 40), (40,), (40,)), ((40,), (300, 1), (300, 40)), ((), (), (300, 40))]
 
 
+@DTYPES
 @pytest.mark.parametrize("bytes_of_block", [2**22, 256])
 @pytest.mark.parametrize("probs", [False, True])
 @pytest.mark.parametrize("shapes", SHAPES_OF_DRAWS)
 def test_draws_in_blocks_are_those_that_carry_gradients(
-    shapes: tuple, probs: bool, bytes_of_block: int, monkeypatch: pytest.MonkeyPatch
+    shapes: tuple, probs: bool, bytes_of_block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without gradients draws are made in blocks, by other operations on the same random numbers."""
     monkeypatch.setattr(_blocks, "BYTES", bytes_of_block)
     torch.manual_seed(1)
-    mu, scale, gate = (torch.randn(s, dtype=torch.float64) for s in shapes)
+    mu, scale, gate = (torch.randn(s, dtype=dtype) for s in shapes)
     gate = {"zi_probs": gate.sigmoid()} if probs else {"zi_logits": gate}
     d = ZeroInflatedLogNormal(mu.requires_grad_(), scale.exp(), **gate)
     draws = []
@@ -115,5 +116,20 @@ def test_draws_in_blocks_are_those_that_carry_gradients(
         torch.manual_seed(2)
         draws.append(method((3,)))
     assert draws[1].requires_grad
-    torch.testing.assert_close(draws[0], draws[1].detach(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(draws[0], draws[1].detach(), rtol=50 * torch.finfo(dtype).eps, atol=0)
     assert 0.3 < (draws[0] == 0).double().mean() < 0.7
+
+
+def test_uniform_numbers_are_uniform() -> None:
+    """Each of their 24 bits is, and those of neighbours, which come from one random number, are independent."""
+    torch.manual_seed(3)
+    u = _draws._uniforms(torch.empty(100_001))
+    assert 0 <= u.min() < 1e-4
+    assert 1 - 1e-4 < u.max() < 1
+    k = (u * 2**24).long()
+    assert torch.equal(k.float() * 2**-24, u)
+    bits = ((k[:, None] >> torch.arange(24)) & 1).double()
+    assert (bits.mean(0) - 0.5).abs().max() < MAX_SIGMA * 0.5 / math.sqrt(len(u))
+    agree = (bits[:-1] == bits[1:]).double().mean(0)
+    assert (agree - 0.5).abs().max() < MAX_SIGMA * 0.5 / math.sqrt(len(u))
+    assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-4
