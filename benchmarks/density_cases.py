@@ -52,11 +52,12 @@ def pyro_zero_inflated() -> Law:
     )
 
 
-def torch_step(law: Law, data: Data, compiled: bool = False) -> Step:
+def torch_step(law: Law, data: Data, compiled: bool = False, mask: Tensor | None = None) -> Step:
     """Forward and backward of the sum of log_prob, the law built anew as a training step does."""
 
     def total(x: Tensor, *parameters: Tensor) -> Tensor:
-        return law(*parameters).log_prob(x).sum()
+        found = law(*parameters).log_prob(x)
+        return (found if mask is None else torch.where(mask, found, 0)).sum()
 
     function = torch.compile(total) if compiled else total
 

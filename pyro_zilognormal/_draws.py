@@ -21,25 +21,24 @@ def draw(shape: torch.Size, loc: Tensor, scale: Tensor, gate: Gate, dtype: torch
     with torch.no_grad():
         if suits(noise, loc, scale, gate.tensor) and not differentiable:
             return _draw_in_blocks(noise, loc, scale, gate, lowest, highest)
-        zero = 1 - _uniforms(noise) <= _pi(gate, gate.tensor)
+        zero = _uniforms(noise) <= _pi(gate, gate.tensor)
     return torch.where(zero, 0, (loc + scale * noise).clamp(lowest, highest).exp())
 
 
 def _draw_in_blocks(noise: Tensor, loc: Tensor, scale: Tensor, gate: Gate, lowest: float, highest: float) -> Tensor:
     result = noise.view(noise.shape or (1,))
     lifted = [lift(t, result.dim()) for t in (result, loc, scale, gate.tensor)]
-    one = noise.new_ones(())
     for block in blocks(result.shape, result, buffers=1):
         x, mu, s, g = map(block.of, lifted)
         x.mul_(s).add_(mu).clamp_(lowest, highest).exp_()
-        # 1 - u is in (0, 1], so that pi = 0 never gives a zero, and pi = 1 always does.
-        above = torch.sub(one, _fill(block.buffers[0]), out=block.buffers[0]).sub_(_pi(gate, g))
+        # Uniforms are in (0, 1], so that pi = 0 never gives a zero, and pi = 1 always does.
+        above = _fill(block.buffers[0]).sub_(_pi(gate, g))
         where_positive(x, above, 0, grad_input=x)
     return noise
 
 
 def _uniforms(like: Tensor) -> Tensor:
-    """Uniform numbers, those that the blocks use."""
+    """Uniform numbers in (0, 1], those that the blocks use."""
     result = torch.empty_like(like).view(like.shape or (1,))
     for block in blocks(result.shape, result, buffers=0):
         _fill(block.of(result))
@@ -47,12 +46,12 @@ def _uniforms(like: Tensor) -> Tensor:
 
 
 def _fill(out: Tensor) -> Tensor:
-    """Fill with what uniform_() gives for float32, multiples of 2**-24 in [0, 1), but two at a time, which is faster."""
+    """Fill with 1 - u, u as of uniform_(): for float32 multiples of 2**-24, here two at a time, which is faster."""
     if out.dtype != torch.float32 or out.device.type != "cpu":
-        return out.uniform_()
+        return out.uniform_().neg_().add_(1)
     pairs = torch.empty((out.numel() + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
     signed = pairs.view(torch.int32)[: out.numel()].bitwise_right_shift_(8)
-    return out.copy_(signed.view(out.shape)).add_(2**23).mul_(2**-24)
+    return out.copy_(signed.view(out.shape)).add_(2**23 + 1).mul_(2**-24)
 
 
 def _pi(gate: Gate, tensor: Tensor) -> Tensor:

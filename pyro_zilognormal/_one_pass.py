@@ -16,25 +16,34 @@ ROWS = 16  # summed together at first: column after column of all rows would not
 
 
 def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
-    """As `_kernel.evaluate`."""
+    """As `_kernel.evaluate`: what is as large as the data in one loop, then sums in another."""
+    shape = broadcast(*(a.shape for a in arguments))
+    whole = [w and a.shape == shape for a, w in zip(arguments, wanted, strict=True)]
+    result, slopes = _law(arguments)
+    found = [s.expand(shape) if w else None for s, w in zip(slopes, whole, strict=True)]
+    if sum(whole) < sum(wanted):
+        # Otherwise the compiler keeps logarithms for the sums, which takes longer than to begin with the derivative
+        # in loc, which is kept for the caller.
+        torch._dynamo.graph_break()
+        _, slopes = _law(arguments, found[1])
+        for i, argument in enumerate(arguments):
+            if wanted[i] and not whole[i]:
+                found[i] = _sum_to(slopes[i].expand(shape), argument.shape)
+    return result, found
+
+
+def _law(arguments: Sequence[Tensor], by_loc: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The log density and all its derivatives; if that in loc is given, the others are made from it."""
     value, loc, scale, *gate = arguments
     inside = value > 0
     positive = torch.where(inside, value, 1)
     log_value = positive.log()
-    z = torch.where(inside, log_value - loc, 0) / scale
+    z = torch.where(inside, log_value - loc, 0) / scale if by_loc is None else by_loc * scale
+    by_loc = z / scale if by_loc is None else by_loc
     one = torch.where(inside, value.new_ones(()), 0)
-    by_loc = z / scale
-    # From by_loc again: a compiler that keeps it for the caller need not keep log_value for the sums.
-    by_scale = ((by_loc * scale) ** 2 - one) / scale
-    by_value = -(by_loc + one) / positive
     rest, *by_gate = (_of_logits if len(gate) == 1 else _of_logs)(inside, scale, *gate)
-    result = rest - (log_value + z * z / 2)
-    slopes = (by_value, by_loc, by_scale, *by_gate)
-    shape = broadcast(*(a.shape for a in arguments))
-    return result, [
-        _sum_to(slope.expand(shape), argument.shape) if want else None
-        for slope, argument, want in zip(slopes, arguments, wanted, strict=True)
-    ]
+    slopes = (-(by_loc + one) / positive, by_loc, (z * z - one) / scale, *by_gate)
+    return rest - (log_value + z * z / 2), slopes
 
 
 def _of_logs(
