@@ -77,9 +77,7 @@ class Gradient:
         if self._summed:
             self.add(block, slope)
 
-    def take_quotient(
-        self, block: Block, spare: Tensor, weight: Tensor | None, slope: Tensor, divisor: Tensor
-    ) -> None:
+    def take_quotient(self, block: Block, spare: Tensor, weight: Tensor | None, slope: Tensor, divisor: Tensor) -> None:
         """Add derivatives, times a weight, that are to be divided."""
         if self._divisor is None:
             self.take(block, spare, weight, torch.div, slope, divisor)

@@ -65,11 +65,11 @@ class _LogDensity(torch.autograd.Function):
         arguments, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or not suits(grad, *arguments):
             return None, *_gradients_of_formula(grad, arguments, needed)
-        # They are changed in place below, so they serve but once.
-        slopes, ctx.slopes = ctx.slopes, None
-        factor = _only_value(grad)
+        slopes, factor = ctx.slopes, _only_value(grad)
         if slopes is None or (factor is None and any(s is not None and s.shape != grad.shape for s in slopes)):
-            return None, *_kernel.differentiate(arguments, needed, grad)
+            by_loc = slopes[1] if slopes is not None and arguments[1].shape == grad.shape else None
+            return None, *_kernel.differentiate(arguments, needed, grad, by_loc)
+        ctx.slopes = None  # for they are handed over, and changed in place
         if factor != 1:
             for slope in slopes:
                 if slope is not None:

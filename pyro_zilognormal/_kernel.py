@@ -44,13 +44,19 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
     return result if any(a.dim() for a in arguments) else result[0], found
 
 
-def differentiate(arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor) -> list[Tensor | None]:
-    """The derivatives of a sum of the log densities with weights, of the shape to which the arguments broadcast."""
+def differentiate(
+    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor, by_loc: Tensor | None
+) -> list[Tensor | None]:
+    """The derivatives of a sum of the log densities with weights, of the shape to which the arguments broadcast.
+
+    The derivatives in loc, entry by entry and without weights, save the logarithm of the values, if they are known.
+    """
     shape = weight.shape or (1,)
     lifted = [lift(a, len(shape)) for a in arguments]
     gradients = _gradients(lifted, shape, wanted)
     for block in blocks(shape, weight, buffers=4):
-        _differentiate_block(block, gradients, *map(block.of, (lift(weight, len(shape)), *lifted)))
+        known = None if by_loc is None else block.of(by_loc.view(shape))
+        _differentiate_block(block, gradients, known, *map(block.of, (lift(weight, len(shape)), *lifted)))
     return [g.total(a.shape) for g, a in zip(gradients, arguments, strict=True)]
 
 
@@ -115,9 +121,7 @@ def _slope_of_log_sigmoid(weight: Tensor, t: Tensor, buffer: Tensor, out: Tensor
     return log_sigmoid_backward(weight, t, buffer, grad_input=out)
 
 
-def _evaluate_logs(
-    block: Block, to: list[Gradient], result: Tensor, log_zero: Tensor, _log_positive: Tensor
-) -> None:
+def _evaluate_logs(block: Block, to: list[Gradient], result: Tensor, log_zero: Tensor, _log_positive: Tensor) -> None:
     """log P(X = 0) where x = 0; log P(X > 0) is part of the loss."""
     sign = block.buffers[2]
     to[1].add(block, sign)
@@ -127,11 +131,21 @@ def _evaluate_logs(
 
 
 def _differentiate_block(
-    block: Block, to: list[Gradient], weight: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor
+    block: Block,
+    to: list[Gradient],
+    by_loc: Tensor | None,
+    weight: Tensor,
+    x: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    *gate: Tensor,
 ) -> None:
     log_x, z, sign, spare = block.buffers
     x = x.expand(block.shape)
-    _standardise(x, loc, scale, log_x, z)
+    if by_loc is None:
+        _standardise(x, loc, scale, log_x, z)
+    else:
+        torch.mul(by_loc, scale, out=z)
     torch.sign(x, out=sign)
     _differentiate_positive(block, to, weight, spare, z, sign, x, scale)
     if len(gate) == 1:

@@ -46,9 +46,7 @@ def _law(arguments: Sequence[Tensor], by_loc: Tensor | None = None) -> tuple[Ten
     return rest - (log_value + z * z / 2), slopes
 
 
-def _of_logs(
-    inside: Tensor, scale: Tensor, log_zero: Tensor, log_positive: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _of_logs(inside: Tensor, scale: Tensor, log_zero: Tensor, log_positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What does not depend on a positive value, and the derivatives in both logarithms."""
     one = log_zero.new_ones(())
     rest = torch.where(inside, log_positive - (scale.log() + HALF_LOG_2PI), log_zero)

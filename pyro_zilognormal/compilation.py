@@ -30,13 +30,13 @@ def compiled() -> Iterator[None]:
     """Compile the log density of every ZeroInflatedLogNormal that is evaluated inside, with `torch.compile`.
 
     One switch, in this thread, for a whole `svi.fit`, an MCMC run or a loop of your own: the forward and the backward
-    pass become a few loops over the data, on CPU and on accelerators. Evaluations of fewer than 65,536 entries are
+    pass become a few loops over the data, on CPU one for both. Evaluations of fewer than 65,536 entries are
     left as they are. The first step compiles, for some ten seconds or more; later ones, and later runs on the same
     machine, gain.
 
     Where torch.compile does not work, for want of a C++ compiler say, a single warning says so and all goes on
     without. torch's switch for validation, which torch.compile turns off for the whole process, stays as it was.
-    What is compiled cannot be differentiated twice; torch says so in an error if you try.
+    On accelerators what is compiled cannot be differentiated twice; torch says so in an error if you try.
 
     Example:
         >>> import torch

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _formula, _fused, compilation, compiled
+from pyro_zilognormal import _density, _formula, _fused, compilation, compiled
 from pyro_zilognormal.svi import fit
+from tests.exactness import TOLERANCE, examine
+from tests.points import extreme_points, random_points
 
 ROWS, COLUMNS = 700, 100  # above the size from which on it is worth compiling
 
@@ -92,6 +94,37 @@ def test_odd_values_and_gradients(fused: list[int]) -> None:
         torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-10, equal_nan=True)
     with compiled(), pytest.raises(ValueError, match="in the support"):
         Law(*leaves, validate_args=True).log_prob(x)
+
+
+@pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (COLUMNS,), ()], ids=["full", "a column", "one"])
+def test_gradients_of_every_kind(shape: tuple[int, ...]) -> None:
+    """Of a sum, again, with weights, and second derivatives."""
+    generator = torch.Generator().manual_seed(2)
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
+    x, weights = data().double(), torch.rand(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
+    found = []
+    for context in (warnings.catch_warnings(), compiled()):
+        with context:
+            density = Law(leaves[0], leaves[1].exp(), leaves[2]).log_prob(x)
+            sums = [torch.autograd.grad(density.sum(), leaves, retain_graph=True) for _ in range(2)]
+            weighted = torch.autograd.grad(density, leaves, weights, retain_graph=True)
+            slope = torch.autograd.grad(density.sum(), leaves, create_graph=True)
+            second = torch.autograd.grad(sum(s.square().sum() for s in slope), leaves)
+            found.append([density, *sums[0], *sums[1], *weighted, *second])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("gate", ["logits", "logarithms"])
+def test_against_60_digits(gate: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compilation, "LARGE", 0)
+    monkeypatch.setattr(_density, "FEW", 0)
+    monkeypatch.setattr(_density, "MUCH", 8 if gate == "logits" else 0)
+    for points in (random_points("log_prob", 150, dtype, seed=11), extreme_points("log_prob", dtype, 150, seed=12)):
+        with compiled():
+            exam = examine("log_prob", points, dtype)
+        assert exam.worst() <= TOLERANCE, exam.describe(TOLERANCE)
 
 
 def test_small_evaluations_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any, NamedTuple
@@ -239,6 +240,25 @@ def test_backward_twice_and_after_a_change() -> None:
         args[1].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(total, args)
+
+
+@pytest.mark.parametrize("shapes", [SHAPES["full"], SHAPES["per gene"], SHAPES["all per gene"]])
+def test_backward_passes_in_any_order(shapes: Shapes) -> None:
+    """What the first takes over from the forward pass is neither missed by the next nor shared with the caller."""
+    args = [a.requires_grad_() for a in arguments(shapes, LogitGate)]
+    weights = {"ones": torch.ones(()), "mean": torch.full((), 1 / 1500), "rows": torch.arange(50.0)[:, None]}
+    grads = {name: w.double().expand(50, 30) for name, w in weights.items()} | {
+        "copied": torch.full((50, 30), -2.0).double()
+    }
+    plain = formula(LogitGate, *args)
+    expected = {name: torch.autograd.grad(plain, args, g, retain_graph=True) for name, g in grads.items()}
+    for order in itertools.permutations(grads):
+        result = Law(*args[1:]).log_prob(args[0])
+        for name in order:
+            found = torch.autograd.grad(result, args, grads[name], retain_graph=True)
+            for f, e in zip(found, expected[name], strict=True):
+                torch.testing.assert_close(f, e, rtol=1e-11, atol=1e-11)
+                f.zero_()
 
 
 def test_batched_gradients() -> None:
