@@ -20,7 +20,7 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
     shape = broadcast(*(a.shape for a in arguments))
     whole = [w and a.shape == shape for a, w in zip(arguments, wanted, strict=True)]
     result, slopes = _law(arguments)
-    found = [s.expand(shape) if w else None for s, w in zip(slopes, whole, strict=True)]
+    found = [s.expand(shape).contiguous() if w else None for s, w in zip(slopes, whole, strict=True)]
     if sum(whole) < sum(wanted):
         # Otherwise the compiler keeps logarithms for the sums, which takes longer than to begin with the derivative
         # in loc, which is kept for the caller.

@@ -96,18 +96,31 @@ def test_odd_values_and_gradients(fused: list[int]) -> None:
         Law(*leaves, validate_args=True).log_prob(x)
 
 
-@pytest.mark.parametrize("shape", [(ROWS, COLUMNS), (COLUMNS,), ()], ids=["full", "a column", "one"])
-def test_gradients_of_every_kind(shape: tuple[int, ...]) -> None:
+SHAPES = {
+    "full": ((ROWS, COLUMNS), (ROWS, COLUMNS), (ROWS, COLUMNS)),
+    "a column": ((COLUMNS,), (COLUMNS,), (COLUMNS,)),
+    "one": ((), (), ()),
+    "full mu": ((ROWS, COLUMNS), (COLUMNS,), (1, COLUMNS)),
+    "full gate": ((ROWS, 1), (), (ROWS, COLUMNS)),
+}
+
+
+@pytest.mark.parametrize("rows", [ROWS, 1])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_gradients_of_every_kind(shapes: tuple[tuple[int, ...], ...], rows: int) -> None:
     """Of a sum, again, with weights, and second derivatives."""
     generator = torch.Generator().manual_seed(2)
-    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)]
-    x, weights = data().double(), torch.rand(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
+    leaves = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+    x, weights = data()[:rows].double(), torch.rand(ROWS, COLUMNS, generator=generator, dtype=torch.float64)
+    x = x if rows == ROWS else x[0]
     found = []
     for context in (warnings.catch_warnings(), compiled()):
         with context:
             density = Law(leaves[0], leaves[1].exp(), leaves[2]).log_prob(x)
-            sums = [torch.autograd.grad(density.sum(), leaves, retain_graph=True) for _ in range(2)]
-            weighted = torch.autograd.grad(density, leaves, weights, retain_graph=True)
+            sums = [torch.autograd.grad(-density.sum(), leaves, retain_graph=True) for _ in range(2)]
+            weighted = torch.autograd.grad(
+                density, leaves, weights.flatten()[: density.numel()].view(density.shape), retain_graph=True
+            )
             slope = torch.autograd.grad(density.sum(), leaves, create_graph=True)
             second = torch.autograd.grad(sum(s.square().sum() for s in slope), leaves)
             found.append([density, *sums[0], *sums[1], *weighted, *second])
