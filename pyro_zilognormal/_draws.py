@@ -38,7 +38,9 @@ def _draw_in_blocks(noise: Tensor, loc: Tensor, scale: Tensor, gate: Gate, lowes
 
 
 def _uniforms(like: Tensor) -> Tensor:
-    """Uniform numbers in (0, 1], those that the blocks use."""
+    """Uniform numbers in (0, 1]; on CPU those that the blocks use."""
+    if not suits(like):
+        return 1 - torch.rand(like.shape, dtype=like.dtype, device=like.device)
     result = torch.empty_like(like).view(like.shape or (1,))
     for block in blocks(result.shape, result, buffers=0):
         _fill(block.of(result))
@@ -47,7 +49,7 @@ def _uniforms(like: Tensor) -> Tensor:
 
 def _fill(out: Tensor) -> Tensor:
     """Fill with 1 - u, u as of uniform_(): for float32 multiples of 2**-24, here two at a time, which is faster."""
-    if out.dtype != torch.float32 or out.device.type != "cpu":
+    if out.dtype != torch.float32:
         return out.uniform_().neg_().add_(1)
     pairs = torch.empty((out.numel() + 1) // 2, dtype=torch.int64).random_(-(2**63), None)
     signed = pairs.view(torch.int32)[: out.numel()].bitwise_right_shift_(8)
