@@ -23,7 +23,6 @@ from density_measures import (
     bandwidth,
     by_density,
     by_size,
-    compiled_as_a_whole,
     construction,
     csr_against_dense,
     forward_alone,
@@ -41,7 +40,6 @@ def bars(pairs: int = 15, patience: float = 4, compile_too: bool = True) -> dict
     found, missing = available()
     peers, timer = list(found), Timer(pairs, patience)
     rows = against_peers(peers, timer, compile_too)
-    rows += compiled_as_a_whole(timer) if compile_too else []
     rows += masked(timer, peers) + forward_alone(timer) + validation(timer) + sampling(timer, peers)
     rows += [construction(), *memory(peers)]
     return {"peers": found, "missing": missing, "rows": [r._asdict() for r in rows]}
