@@ -29,20 +29,26 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor
         return _formula.log_density(value, *arguments) if compiled is None else compiled
     if size < FEW:
         return _formula.log_density(value, *arguments)
+    result = _compiled(size, value, *arguments)
+    if result is not None:
+        return result
     lowest, highest = torch.aminmax(value.detach())
     if lowest >= 0 and highest < math.inf:
-        return _in_support(size, value, *arguments)
+        return _fused.log_density(value, *arguments)
     inside = (value >= 0) & (value < math.inf)
-    result = _in_support(size, torch.where(inside, value, 1), *arguments)
-    return torch.where(inside, result, _formula.outside(value))
+    supported = (torch.where(inside, value, 1), *arguments)
+    result = _compiled(size, *supported)
+    return torch.where(inside, _fused.log_density(*supported) if result is None else result, _formula.outside(value))
 
 
-def _in_support(size: int, *arguments: Tensor) -> Tensor:
-    def run(evaluate: _fused.Evaluate) -> Tensor:
-        return _fused.log_density(*arguments, evaluate=evaluate)
-
-    compiled = run_compiled(size, _one_pass.evaluate, run)
-    return _fused.log_density(*arguments) if compiled is None else compiled
+def _compiled(size: int, *arguments: Tensor) -> Tensor | None:
+    """In one pass; or None, if that is not switched on, does not work, or the arguments are not all ordinary."""
+    needed = _fused.wanted(arguments)
+    with torch.no_grad():
+        found = run_compiled(size, _one_pass.evaluate, lambda evaluate: evaluate(arguments, needed))
+    if found is None or not found.ordinary:
+        return None
+    return _fused.with_slopes(found.result, found.slopes, arguments)
 
 
 def _of_gate(gate: Gate, shape: torch.Size) -> tuple[Tensor, ...]:

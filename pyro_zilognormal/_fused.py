@@ -5,7 +5,7 @@ derivatives, found while all that they need is at hand, are but to be multiplied
 shared by, if it is. A gradient that differs between entries, or a second backward pass, takes a pass of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from pyro_zilognormal import _formula, _kernel
 from pyro_zilognormal._tracing import tracing
 
 Slopes = Sequence[Tensor | None]
-Evaluate = Callable[[Sequence[Tensor], Sequence[bool]], tuple[Tensor, Slopes]]
 
 
 def _keys(tensor: Tensor) -> int:
@@ -40,22 +39,32 @@ def _ordinary(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter) and _keys(tensor) in _ORDINARY
 
 
-def log_density(*arguments: Tensor, evaluate: Evaluate = _kernel.evaluate) -> Tensor:
+def log_density(*arguments: Tensor) -> Tensor:
     """The log density at values in [0, inf), as a function of value, loc, scale and gate.
 
     The gate is either the logits of P(X = 0); or log P(X = 0) and log P(X > 0), which is better where these are much
     smaller than the result.
     """
-    if torch.is_grad_enabled() and any(a.requires_grad for a in arguments):
-        return _LogDensity.apply(evaluate, *arguments)
-    return evaluate(arguments, (False,) * len(arguments))[0]
+    needed = wanted(arguments)
+    with torch.no_grad():
+        result, slopes = _kernel.evaluate(arguments, needed)
+    return with_slopes(result, slopes, arguments)
+
+
+def wanted(arguments: Sequence[Tensor]) -> list[bool]:
+    """Whether the derivatives in each are."""
+    return [torch.is_grad_enabled() and a.requires_grad for a in arguments]
+
+
+def with_slopes(result: Tensor, slopes: Slopes, arguments: Sequence[Tensor]) -> Tensor:
+    """The log density that was found at the arguments, as a function of them with these derivatives."""
+    return _LogDensity.apply((result, slopes), *arguments) if any(s is not None for s in slopes) else result
 
 
 class _LogDensity(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, evaluate: Evaluate, *arguments: Tensor) -> Tensor:
-        """The log density, of the shape to which the arguments broadcast."""
-        result, ctx.slopes = evaluate(arguments, ctx.needs_input_grad[1:])
+    def forward(ctx: Any, found: tuple[Tensor, Slopes], *arguments: Tensor) -> Tensor:
+        result, ctx.slopes = found
         ctx.save_for_backward(*arguments)
         return result
 

@@ -1,35 +1,53 @@
 """The log density with its derivatives as one expression, which torch.compile makes one loop over the data.
 
-Written for few logarithms and exponentials, which are most of the time that such a loop takes.
+Written for few logarithms, exponentials and divisions, which are most of the time that such a loop takes; and for
+ordinary arguments, since to provide for the others takes time too. The same loop finds whether all are ordinary.
 """
 
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal._quick_log import quick_log
 from pyro_zilognormal._shapes import broadcast
 
 ROWS = 16  # summed together at first: column after column of all rows would not stay in the cache
 
 
-def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
+class Found(NamedTuple):
+    """What holds if the arguments are `ordinary`."""
+
+    result: Tensor
+    slopes: list[Tensor | None]
+    ordinary: Tensor
+
+
+def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> Found:
     """As `_kernel.evaluate`: what is as large as the data in one loop, then sums in another."""
     shape = broadcast(*(a.shape for a in arguments))
     whole = [w and a.shape == shape for a, w in zip(arguments, wanted, strict=True)]
     result, slopes = _law(arguments)
     found = [s.expand(shape).contiguous() if w else None for s, w in zip(slopes, whole, strict=True)]
+    ordinary = _ordinary(arguments[0], arguments[2]).all()
     if sum(whole) < sum(wanted):
         # Otherwise the compiler keeps logarithms for the sums, which takes longer than to begin with the derivative
-        # in loc, which is kept for the caller.
-        torch._dynamo.graph_break()
-        _, slopes = _law(arguments, found[1])
+        # in loc, which is kept for the caller; as a strided tensor it is read, not computed again.
+        known = found[1]
+        _, slopes = _law(arguments, None if known is None else known.as_strided(known.shape, known.stride()))
         for i, argument in enumerate(arguments):
             if wanted[i] and not whole[i]:
                 found[i] = _sum_to(slopes[i].expand(shape), argument.shape)
-    return result, found
+    return Found(result, found, ordinary)
+
+
+def _ordinary(value: Tensor, scale: Tensor) -> Tensor:
+    """Where the value is in the support, no number is subnormal or infinite, and neither are 1 / scale and 2 scale."""
+    least, most = torch.finfo(value.dtype).tiny, torch.finfo(value.dtype).max
+    usual = (scale >= least) & (scale <= 1 / least)
+    return usual & (value <= most) & ((value >= least) | (value == 0))
 
 
 def _law(arguments: Sequence[Tensor], by_loc: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -37,19 +55,20 @@ def _law(arguments: Sequence[Tensor], by_loc: Tensor | None = None) -> tuple[Ten
     value, loc, scale, *gate = arguments
     inside = value > 0
     positive = torch.where(inside, value, 1)
-    log_value = positive.log()
-    z = torch.where(inside, log_value - loc, 0) / scale if by_loc is None else by_loc * scale
-    by_loc = z / scale if by_loc is None else by_loc
+    log_value = quick_log(positive)
+    inverse = 1 / scale
+    z = torch.where(inside, log_value - loc, 0) * inverse if by_loc is None else by_loc * scale
+    by_loc = z * inverse if by_loc is None else by_loc
     one = torch.where(inside, value.new_ones(()), 0)
     rest, *by_gate = (_of_logits if len(gate) == 1 else _of_logs)(inside, scale, *gate)
-    slopes = (-(by_loc + one) / positive, by_loc, (z * z - one) / scale, *by_gate)
-    return rest - (log_value + z * z / 2), slopes
+    slopes = (-(by_loc + one) / positive, by_loc, (z * z - one) * inverse, *by_gate)
+    return rest - (log_value + 0.5 * (z * z)), slopes
 
 
 def _of_logs(inside: Tensor, scale: Tensor, log_zero: Tensor, log_positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What does not depend on a positive value, and the derivatives in both logarithms."""
     one = log_zero.new_ones(())
-    rest = torch.where(inside, log_positive - (scale.log() + HALF_LOG_2PI), log_zero)
+    rest = torch.where(inside, log_positive - (quick_log(scale) + HALF_LOG_2PI), log_zero)
     return rest, torch.where(inside, 0, one), torch.where(inside, one, 0)
 
 
@@ -63,11 +82,11 @@ def _of_logits(inside: Tensor, scale: Tensor, logits: Tensor) -> tuple[Tensor, T
     t = torch.where(inside, logits, -logits)
     e = (-t.abs()).exp()
     u = 1 + e
-    large = inside & (scale > 1)  # there scale u could overflow, where scale u / 2 does not
-    log = (torch.where(inside, scale, 1) * (u * torch.where(large, 0.5, one))).log()
-    constant = torch.where(inside, torch.where(large, HALF_LOG_2PI + math.log(2), HALF_LOG_2PI * one), 0)
-    slope = torch.where(t > 0, 1, e) / u
-    rest = -(t.clamp(min=0) + log + (e - (u - 1)) / u + constant)
+    inverse = 1 / u
+    log = quick_log(torch.where(inside, scale, 1) * u)
+    constant = torch.where(inside, HALF_LOG_2PI * one, 0)
+    rest = -(t.clamp(min=0) + log + (e - (u - 1)) * inverse + constant)
+    slope = torch.where(t > 0, 1, e) * inverse
     return rest, torch.where(inside, -slope, slope)
 
 

@@ -5,13 +5,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_zilognormal._tracing import tracing
+
+T = TypeVar("T")
 
 LARGE = 2**16  # entries: below, calling what was compiled costs more than it saves
 
@@ -52,7 +53,7 @@ def compiled() -> Iterator[None]:
         _SWITCH.reset(token)
 
 
-def run_compiled(size: int, function: Callable[..., Any], run: Callable[[Callable[..., Any]], Tensor]) -> Tensor | None:
+def run_compiled(size: int, function: Callable[..., T], run: Callable[[Callable[..., T]], T]) -> T | None:
     """What `run` makes of the function, compiled, if that is switched on, works and is worth it; else None."""
     if tracing():  # before the switch is looked at, which torch.compile cannot follow
         return None
@@ -69,7 +70,7 @@ def run_compiled(size: int, function: Callable[..., Any], run: Callable[[Callabl
 
 
 @functools.cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compiled(function: Callable[..., T]) -> Callable[..., T]:
     return torch.compile(function)
 
 
