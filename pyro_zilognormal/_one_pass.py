@@ -4,7 +4,7 @@ Written for few logarithms, exponentials and divisions, which are most of the ti
 ordinary arguments, since to provide for the others takes time too. The same loop finds whether all are ordinary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,23 +31,32 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> Found:
     whole = [w and a.shape == shape for a, w in zip(arguments, wanted, strict=True)]
     result, slopes = _law(arguments)
     found = [s.expand(shape).contiguous() if w else None for s, w in zip(slopes, whole, strict=True)]
-    ordinary = _ordinary(arguments[0], arguments[2]).all()
+    ordinary = _usual_values(arguments[0]).all() & _usual_scales(arguments[2]).all()
     if sum(whole) < sum(wanted):
         # Otherwise the compiler keeps logarithms for the sums, which takes longer than to begin with the derivative
-        # in loc, which is kept for the caller; as a strided tensor it is read, not computed again.
-        known = found[1]
-        _, slopes = _law(arguments, None if known is None else known.as_strided(known.shape, known.stride()))
+        # in loc, which is kept for the caller.
+        _, slopes = _law(arguments, None if found[1] is None else _once(found[1]))
         for i, argument in enumerate(arguments):
             if wanted[i] and not whole[i]:
                 found[i] = _sum_to(slopes[i].expand(shape), argument.shape)
     return Found(result, found, ordinary)
 
 
-def _ordinary(value: Tensor, scale: Tensor) -> Tensor:
-    """Where the value is in the support, no number is subnormal or infinite, and neither are 1 / scale and 2 scale."""
-    least, most = torch.finfo(value.dtype).tiny, torch.finfo(value.dtype).max
-    usual = (scale >= least) & (scale <= 1 / least)
-    return usual & (value <= most) & ((value >= least) | (value == 0))
+def _once(tensor: Tensor) -> Tensor:
+    """The tensor, which the compiler is to keep: it computes anew, wherever it is used, what is not read by strides."""
+    return tensor.as_strided(tensor.shape, tensor.stride())
+
+
+def _usual_values(value: Tensor) -> Tensor:
+    """Where the value is in the support and not subnormal."""
+    info = torch.finfo(value.dtype)
+    return (value <= info.max) & ((value >= info.tiny) | (value == 0))
+
+
+def _usual_scales(scale: Tensor) -> Tensor:
+    """Where neither scale nor 1 / scale nor 2 scale is subnormal or infinite."""
+    least = torch.finfo(scale.dtype).tiny
+    return (scale >= least) & (scale <= 1 / least)
 
 
 def _law(arguments: Sequence[Tensor], by_loc: Tensor | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -56,7 +65,7 @@ def _law(arguments: Sequence[Tensor], by_loc: Tensor | None = None) -> tuple[Ten
     inside = value > 0
     positive = torch.where(inside, value, 1)
     log_value = quick_log(positive)
-    inverse = 1 / scale
+    inverse = _of_scale(torch.reciprocal, scale, value)
     z = torch.where(inside, log_value - loc, 0) * inverse if by_loc is None else by_loc * scale
     by_loc = z * inverse if by_loc is None else by_loc
     one = torch.where(inside, value.new_ones(()), 0)
@@ -65,10 +74,17 @@ def _law(arguments: Sequence[Tensor], by_loc: Tensor | None = None) -> tuple[Ten
     return rest - (log_value + 0.5 * (z * z)), slopes
 
 
+def _of_scale(function: Callable[[Tensor], Tensor], scale: Tensor, like: Tensor) -> Tensor:
+    """A function of the scale, computed once for all entries that share one."""
+    found = function(scale)
+    return _once(found) if scale.numel() < like.numel() else found
+
+
 def _of_logs(inside: Tensor, scale: Tensor, log_zero: Tensor, log_positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What does not depend on a positive value, and the derivatives in both logarithms."""
     one = log_zero.new_ones(())
-    rest = torch.where(inside, log_positive - (quick_log(scale) + HALF_LOG_2PI), log_zero)
+    log_scale = _of_scale(quick_log, scale, inside)
+    rest = torch.where(inside, log_positive - (log_scale + HALF_LOG_2PI), log_zero)
     return rest, torch.where(inside, 0, one), torch.where(inside, one, 0)
 
 
