@@ -180,6 +180,25 @@ def test_one_odd_number_changes_nothing_else(which: str, number: float) -> None:
         torch.testing.assert_close(fast, plain, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.parametrize("shape", [(COLUMNS, ROWS), (10, 10)], ids=["all", "a scale of its own for each column"])
+def test_transposed_and_expanded_arguments(shape: tuple[int, int], fused: list[int]) -> None:
+    """Each number is read from where it lies."""
+    generator = torch.Generator().manual_seed(5)
+    base = torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+    x, scale = data().double(), base.mT.exp()
+    x, scale = (x.T.contiguous().T, scale) if shape[0] == COLUMNS else (x.view(ROWS, 10, 10), scale)
+    mu = torch.zeros(x.mT.shape, dtype=torch.float64).mT.requires_grad_()
+    found = []
+    for context in (warnings.catch_warnings(), compiled()):
+        fused.clear()
+        with context:
+            result = Law(mu, scale, torch.zeros((), dtype=torch.float64).expand(scale.shape)).log_prob(x)
+            found.append((result, *torch.autograd.grad(result.sum(), [mu, base], retain_graph=True)))
+    assert not fused
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-8)
+
+
 def test_the_quick_logarithm() -> None:
     """At numbers all over the range, and close to 1, to 1.5 units in the last place; of other dtypes torch's own."""
     generator = torch.Generator().manual_seed(4)
