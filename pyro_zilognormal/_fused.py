@@ -5,15 +5,17 @@ derivatives, found while all that they need is at hand, are but to be multiplied
 shared by, if it is. A gradient that differs between entries, or a second backward pass, takes a pass of its own.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal import _formula, _kernel
+from pyro_zilognormal import _formula, _kernel, _one_pass, _values
 from pyro_zilognormal._tracing import tracing
+from pyro_zilognormal.compilation import run_compiled
 
 Slopes = Sequence[Tensor | None]
 
@@ -47,6 +49,8 @@ def log_density(*arguments: Tensor) -> Tensor:
     """
     needed = wanted(arguments)
     with torch.no_grad():
+        if not any(needed):
+            return _values.evaluate(arguments)
         result, slopes = _kernel.evaluate(arguments, needed)
     return with_slopes(result, slopes, arguments)
 
@@ -61,6 +65,20 @@ def with_slopes(result: Tensor, slopes: Slopes, arguments: Sequence[Tensor]) -> 
     return _LogDensity.apply((result, slopes), *arguments) if any(s is not None for s in slopes) else result
 
 
+def differentiate(
+    run: Callable[..., _one_pass.FoundSlopes | None],
+    arguments: Sequence[Tensor],
+    wanted: Sequence[bool],
+    weight: Tensor,
+    by_loc: Tensor | None,
+) -> Slopes:
+    """As `_kernel.differentiate`; in one pass, if what runs compiled functions does and the arguments are ordinary."""
+    found = run(_one_pass.differentiate, lambda function: function(arguments, wanted, weight, by_loc))
+    if found is not None and found.ordinary:
+        return found.slopes
+    return _kernel.differentiate(arguments, wanted, weight, by_loc)
+
+
 class _LogDensity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, found: tuple[Tensor, Slopes], *arguments: Tensor) -> Tensor:
@@ -73,11 +91,12 @@ class _LogDensity(torch.autograd.Function):
         """The gradients; by the plain formula where they are to be differentiated again, or batched."""
         arguments, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or not suits(grad, *arguments):
-            return None, *_gradients_of_formula(grad, arguments, needed)
-        slopes, factor = ctx.slopes, _only_value(grad)
+            return None, *gradients_of_formula(grad, arguments, needed)
+        slopes, factor = ctx.slopes, only_value(grad)
         if slopes is None or (factor is None and any(s is not None and s.shape != grad.shape for s in slopes)):
             by_loc = slopes[1] if slopes is not None and arguments[1].shape == grad.shape else None
-            return None, *_kernel.differentiate(arguments, needed, grad, by_loc)
+            run = functools.partial(run_compiled, grad.numel())
+            return None, *differentiate(run, arguments, needed, grad, by_loc)
         ctx.slopes = None  # for they are handed over, and changed in place
         if factor != 1:
             for slope in slopes:
@@ -86,7 +105,7 @@ class _LogDensity(torch.autograd.Function):
         return None, *slopes
 
 
-def _only_value(grad: Tensor) -> float | None:
+def only_value(grad: Tensor) -> float | None:
     """The one value of all entries, if there is but one."""
     if any(grad.stride()):
         lowest, highest = torch.aminmax(grad)
@@ -94,9 +113,10 @@ def _only_value(grad: Tensor) -> float | None:
     return grad.as_strided((), ()).item()
 
 
-def _gradients_of_formula(
-    grad: Tensor, arguments: Sequence[Tensor], needed: tuple[bool, ...]
+def gradients_of_formula(
+    grad: Tensor, arguments: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
+    """The gradients, in steps that can be differentiated again."""
     with torch.enable_grad():
         # Of views: if one argument was computed from another, the gradients must not flow through that too.
         views = [a.view_as(a) for a in arguments]

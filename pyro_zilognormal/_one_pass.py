@@ -25,26 +25,68 @@ class Found(NamedTuple):
     ordinary: Tensor
 
 
+class FoundSlopes(NamedTuple):
+    """The same without a result."""
+
+    slopes: list[Tensor | None]
+    ordinary: Tensor
+
+
 def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> Found:
     """As `_kernel.evaluate`: what is as large as the data in one loop, then sums in another."""
     shape = broadcast(*(a.shape for a in arguments))
-    whole = [w and a.shape == shape for a, w in zip(arguments, wanted, strict=True)]
     result, slopes = _law(arguments)
-    found = [s.expand(shape).contiguous() if w else None for s, w in zip(slopes, whole, strict=True)]
-    ordinary = _usual_values(arguments[0]).all() & _usual_scales(arguments[2]).all()
-    if sum(whole) < sum(wanted):
-        # Otherwise the compiler keeps logarithms for the sums, which takes longer than to begin with the derivative
-        # in loc, which is kept for the caller.
-        _, slopes = _law(arguments, None if found[1] is None else _once(found[1]))
-        for i, argument in enumerate(arguments):
-            if wanted[i] and not whole[i]:
-                found[i] = _sum_to(slopes[i].expand(shape), argument.shape)
-    return Found(result, found, ordinary)
+    found = _whole(slopes, arguments, wanted, shape)
+    # Otherwise the compiler keeps logarithms for the sums, which takes longer than to begin with the derivative
+    # in loc, which is kept for the caller.
+    _add_sums(found, arguments, wanted, shape, found[1])
+    return Found(result, found, _ordinary(arguments))
+
+
+def differentiate(
+    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor, by_loc: Tensor | None
+) -> FoundSlopes:
+    """As `_kernel.differentiate`, in the same two loops."""
+    _, slopes = _law(arguments, by_loc)
+    found = _whole([s * weight for s in slopes], arguments, wanted, weight.shape)
+    _add_sums(found, arguments, wanted, weight.shape, by_loc, weight)
+    return FoundSlopes(found, _ordinary(arguments))
+
+
+def _whole(
+    slopes: Sequence[Tensor], arguments: Sequence[Tensor], wanted: Sequence[bool], shape: torch.Size
+) -> list[Tensor | None]:
+    """The derivatives that are wanted and as large as the data."""
+    return [
+        s.expand(shape).contiguous() if w and a.shape == shape else None
+        for s, a, w in zip(slopes, arguments, wanted, strict=True)
+    ]
+
+
+def _add_sums(
+    found: list[Tensor | None],
+    arguments: Sequence[Tensor],
+    wanted: Sequence[bool],
+    shape: torch.Size,
+    by_loc: Tensor | None,
+    weight: Tensor | None = None,
+) -> None:
+    """To what was found, the other derivatives that are wanted, summed to the shapes of their arguments."""
+    _, slopes = _law(arguments, None if by_loc is None else _once(by_loc))
+    weight = None if weight is None else _once(weight)
+    for i, argument in enumerate(arguments):
+        if wanted[i] and found[i] is None:
+            slope = slopes[i] if weight is None else slopes[i] * weight
+            found[i] = _sum_to(slope.expand(shape), argument.shape)
 
 
 def _once(tensor: Tensor) -> Tensor:
     """The tensor, which the compiler is to keep: it computes anew, wherever it is used, what is not read by strides."""
     return tensor.as_strided(tensor.shape, tensor.stride())
+
+
+def _ordinary(arguments: Sequence[Tensor]) -> Tensor:
+    return _usual_values(arguments[0]).all() & _usual_scales(arguments[2]).all()
 
 
 def _usual_values(value: Tensor) -> Tensor:

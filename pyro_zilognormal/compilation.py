@@ -60,13 +60,31 @@ def run_compiled(size: int, function: Callable[..., T], run: Callable[[Callable[
     switch = _SWITCH.get()
     if switch is None or switch.failed or size < LARGE:
         return None
+    try:
+        return _run(function, run)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        switch.failed = True
+        _warn(error)
+        return None
+
+
+_UNASKED = _Switch()
+
+
+def attempt(function: Callable[..., T], run: Callable[[Callable[..., T]], T]) -> T | None:
+    """What `run` makes of the function, compiled; or None, without a word, if that does not work."""
+    if _UNASKED.failed:
+        return None
+    try:
+        return _run(function, run)
+    except torch._dynamo.exc.TorchDynamoException:
+        _UNASKED.failed = True
+        return None
+
+
+def _run(function: Callable[..., T], run: Callable[[Callable[..., T]], T]) -> T:
     with _torch_kept_quiet():
-        try:
-            return run(_compiled(function))
-        except torch._dynamo.exc.TorchDynamoException as error:
-            switch.failed = True
-            _warn(error)
-            return None
+        return run(_compiled(function))
 
 
 @functools.cache

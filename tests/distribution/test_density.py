@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
 from pyro_zilognormal import _blocks, _density, _formula, _fused
 from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
-from tests.exactness import TOLERANCE, examine
+from tests.exactness import TOLERANCE, compute, examine, units
+from tests.oracle import evaluate
 from tests.points import extreme_points, random_points
 
 
@@ -150,6 +151,46 @@ def test_against_60_digits(gate: str, dtype: torch.dtype, used: list[int], monke
     for points in (random_points("log_prob", 150, dtype, seed=11), extreme_points("log_prob", dtype, 150, seed=12)):
         exam = examine("log_prob", points, dtype)
         assert exam.worst() <= TOLERANCE, exam.describe(TOLERANCE)
+    assert used == 2 * [4 if gate == "logits" else 5]
+
+
+@pytest.mark.usefixtures("block_size")
+@shapes_of_all
+@gates
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_values_alone(shapes: Shapes, kind: type[Gate], dtype: torch.dtype, used: list[int]) -> None:
+    args = arguments(shapes, kind, dtype)
+    actual, expected = _density.log_density(*args[:3], kind(args[3])), formula(kind, *args)
+    assert used
+    assert_close([actual], [expected])
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+
+
+@pytest.mark.usefixtures("block_size")
+@pytest.mark.parametrize("number", [math.inf, math.nan, 1e300, 0.0, -0.0, 1e-300])
+@pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["value", "mu", "scale", "gate"])
+@gates
+def test_one_odd_number_among_values_alone(which: int, number: float, kind: type[Gate], used: list[int]) -> None:
+    args = arguments(SHAPES["full"], kind)
+    for at in ((args[0] > 0).nonzero()[0], (args[0] == 0).nonzero()[0]):
+        args[which][tuple(at)] = number
+    assert_close([_density.log_density(*args[:3], kind(args[3]))], [formula(kind, *args)])
+    assert used
+
+
+@pytest.mark.usefixtures("block_size")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("gate", ["logits", "logarithms"])
+def test_values_alone_against_60_digits(
+    gate: str, dtype: torch.dtype, used: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_density, "MUCH", 8 if gate == "logits" else 0)
+    for points in (random_points("log_prob", 150, dtype, seed=11), extreme_points("log_prob", dtype, 150, seed=12)):
+        found = compute("log_prob", [torch.tensor(c, dtype=dtype) for c in points.T])
+        for actual, point in zip(found.tolist(), points.tolist(), strict=True):
+            exact = evaluate("log_prob", tuple(point))
+            assert units(actual, exact.value, exact.conditioning(), dtype, TOLERANCE) <= TOLERANCE, point
     assert used == 2 * [4 if gate == "logits" else 5]
 
 
