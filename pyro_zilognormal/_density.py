@@ -1,8 +1,9 @@
 """The log density, with respect to a point mass at 0 plus Lebesgue measure above.
 
-On CPU its derivatives are by hand, and computed along with it (`_fused`): in blocks (`_kernel`), or compiled
-(`_one_pass`). The plain formula serves where entries are few, and is what torch.compile and tracers, torch.func,
-forward mode, second derivatives and accelerators see.
+On CPU its derivatives are by hand, and computed along with it (`_fused`): in blocks (`_kernel`; `_values` if none is
+wanted), or compiled (`_one_pass`). torch.compile of the user's sees an operator that does the same (`_traced`). The plain
+formula serves where entries are few, and is what other tracers, torch.func, forward mode, second derivatives and
+accelerators see.
 """
 
 import math
@@ -10,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _formula, _fused, _one_pass
+from pyro_zilognormal import _formula, _fused, _one_pass, _traced
 from pyro_zilognormal._gate import Gate, LogitGate
 from pyro_zilognormal._shapes import broadcast
 from pyro_zilognormal.compilation import run_compiled
@@ -24,6 +25,8 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor
     shape = broadcast(value.shape, loc.shape, scale.shape, gate.tensor.shape)
     size = math.prod(shape)
     arguments = (loc, scale, *_of_gate(gate, shape))
+    if _traced.suits(size, value, *arguments):
+        return _traced.log_density(value, *arguments)
     if not _fused.suits(value, *arguments):
         compiled = run_compiled(size, _formula.log_density, lambda function: function(value, *arguments))
         return _formula.log_density(value, *arguments) if compiled is None else compiled
