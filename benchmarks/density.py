@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from density_cases import PACKAGES, available
+from density_forward import forward_alone
 from density_measures import (
     Row,
     Timer,
@@ -25,7 +26,6 @@ from density_measures import (
     by_size,
     construction,
     csr_against_dense,
-    forward_alone,
     masked,
     memory,
     sampling,
@@ -40,7 +40,7 @@ def bars(pairs: int = 15, patience: float = 4, compile_too: bool = True) -> dict
     found, missing = available()
     peers, timer = list(found), Timer(pairs, patience)
     rows = against_peers(peers, timer, compile_too)
-    rows += masked(timer, peers) + forward_alone(timer) + validation(timer) + sampling(timer, peers)
+    rows += masked(timer, peers) + forward_alone(timer, compile_too) + validation(timer) + sampling(timer, peers)
     rows += [construction(), *memory(peers)]
     return {"peers": found, "missing": missing, "rows": [r._asdict() for r in rows]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -95,30 +94,6 @@ def ratio_row(what: str, against: str, found: Ratio, limit: float | None) -> Row
     if found.disturbed:
         detail += f"; {found.disturbed} of {found.pairs} pairs disturbed"
     return Row(what, against, found.ratio, limit, detail)
-
-
-def forward_alone(timer: Timer) -> list[Row]:
-    """log_prob without gradients against torch's LogNormal on positive data, which torch.log is fast on."""
-    rows = []
-    for shape, _ in list(LIMITS)[:2]:
-        data = of_shape(shape)
-        positive = torch.where(data.x > 0, data.x, 1)
-        first = no_grad(lambda data=data: ours(*data.parameters).log_prob(data.x))
-        second = no_grad(lambda data=data, x=positive: log_normal(data).log_prob(x))
-        rows.append(ratio_row(f"{shape}, forward alone", "torch LogNormal, positive data", timer(first, second), 1.0))
-    return rows
-
-
-def log_normal(data: Data) -> torch.distributions.LogNormal:
-    return torch.distributions.LogNormal(*data.parameters[:2], validate_args=False)
-
-
-def no_grad(function: Callable[[], object]) -> Step:
-    def step() -> None:
-        with torch.no_grad():
-            function()
-
-    return step
 
 
 def validated(*parameters: torch.Tensor) -> torch.distributions.Distribution:
