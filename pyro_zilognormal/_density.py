@@ -1,20 +1,21 @@
 """The log density, with respect to a point mass at 0 plus Lebesgue measure above.
 
 On CPU its derivatives are by hand, and computed along with it (`_fused`): in blocks (`_kernel`; `_values` if none is
-wanted), or compiled (`_one_pass`). torch.compile of the user's sees an operator that does the same (`_traced`). The plain
+wanted), or compiled (`_one_pass`). A user's torch.compile sees an operator that does the same (`_traced`). The plain
 formula serves where entries are few, and is what other tracers, torch.func, forward mode, second derivatives and
 accelerators see.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _formula, _fused, _one_pass, _traced
+from pyro_zilognormal import _formula, _fused, _traced
 from pyro_zilognormal._gate import Gate, LogitGate
 from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal.compilation import run_compiled
+from pyro_zilognormal.compilation import quietly, run_compiled
 
 FEW = 2**14  # entries: below, the many short calls of the blocks cost more than they save
 MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times smaller than the result
@@ -28,7 +29,7 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor
     if _traced.suits(size, value, *arguments):
         return _traced.log_density(value, *arguments)
     if not _fused.suits(value, *arguments):
-        compiled = run_compiled(size, _formula.log_density, lambda function: function(value, *arguments))
+        compiled = run_compiled(size, _formula.log_density, lambda function: quietly(function, value, *arguments))
         return _formula.log_density(value, *arguments) if compiled is None else compiled
     if size < FEW:
         return _formula.log_density(value, *arguments)
@@ -48,8 +49,8 @@ def _compiled(size: int, *arguments: Tensor) -> Tensor | None:
     """In one pass; or None, if that is not switched on, does not work, or the arguments are not all ordinary."""
     needed = _fused.wanted(arguments)
     with torch.no_grad():
-        found = run_compiled(size, _one_pass.evaluate, lambda evaluate: evaluate(arguments, needed))
-    if found is None or not found.ordinary:
+        found = _fused.evaluate(functools.partial(run_compiled, size), arguments, needed)
+    if found is None:
         return None
     return _fused.with_slopes(found.result, found.slopes, arguments)
 

@@ -65,6 +65,15 @@ def with_slopes(result: Tensor, slopes: Slopes, arguments: Sequence[Tensor]) -> 
     return _LogDensity.apply((result, slopes), *arguments) if any(s is not None for s in slopes) else result
 
 
+def evaluate(
+    run: Callable[..., _one_pass.Found | None], arguments: Sequence[Tensor], wanted: Sequence[bool]
+) -> _one_pass.Found | None:
+    """In one pass, if what runs compiled functions does and the arguments are ordinary."""
+    with torch._C._AutoDispatchBelowADInplaceOrView():  # always: torch.compile compiles anew where it changes
+        found = run(_one_pass.evaluate, lambda function: function(_plain(arguments), wanted))
+    return found if found is not None and found.ordinary else None
+
+
 def differentiate(
     run: Callable[..., _one_pass.FoundSlopes | None],
     arguments: Sequence[Tensor],
@@ -72,11 +81,25 @@ def differentiate(
     weight: Tensor,
     by_loc: Tensor | None,
 ) -> Slopes:
-    """As `_kernel.differentiate`; in one pass, if what runs compiled functions does and the arguments are ordinary."""
-    found = run(_one_pass.differentiate, lambda function: function(arguments, wanted, weight, by_loc))
+    """As `_kernel.differentiate`; in one pass if possible."""
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        found = run(
+            _one_pass.differentiate,
+            lambda function: function(_plain(arguments), wanted, *_plain([weight]), by_loc),
+        )
     if found is not None and found.ordinary:
         return found.slopes
     return _kernel.differentiate(arguments, wanted, weight, by_loc)
+
+
+def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Detached and stored row by row: where layouts differ, torch.compile has made loops that write out of bounds."""
+    return [t.detach() if _by_rows(t) else t.detach().contiguous() for t in tensors]
+
+
+def _by_rows(tensor: Tensor) -> bool:
+    strides = [stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if length > 1 and stride]
+    return strides == sorted(strides, reverse=True)
 
 
 class _LogDensity(torch.autograd.Function):

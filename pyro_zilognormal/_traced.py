@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal import _formula, _fused, _kernel, _one_pass, _values
+from pyro_zilognormal import _formula, _fused, _kernel, _values
 from pyro_zilognormal._shapes import broadcast
 from pyro_zilognormal.compilation import LARGE, attempt
 
 
 def suits(size: int, *tensors: Tensor) -> bool:
     """Whether torch.compile records, for large ordinary CPU tensors of one dtype, outside of transforms."""
-    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or size < LARGE:
+    if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting():
+        return False
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # slow to import, and in use by now
+
+    if not guard_or_false(size >= LARGE):
         return False
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return False
@@ -44,17 +48,26 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor) -> Ten
 def _evaluate(value: Tensor, loc: Tensor, scale: Tensor, gate: list[Tensor], wanted: list[bool]) -> list[Tensor]:
     """The log density, then those of its derivatives that are wanted, summed to the shapes of their arguments."""
     arguments = (value, loc, scale, *gate)
-    found = attempt(_one_pass.evaluate, lambda evaluate: evaluate(arguments, wanted))
-    if found is not None and found.ordinary:
-        return [found.result, *(s for s in found.slopes if s is not None)]
-    inside = (value >= 0) & (value < torch.inf)
+    found = _fused.evaluate(attempt, arguments, wanted)
+    if found is not None:
+        return _returned(found.result, *found.slopes)
+    inside = _inside(value)
     if inside.all():
         result, slopes = _kernel.evaluate(arguments, wanted)
-        return [result, *(s for s in slopes if s is not None)]
+        return _returned(result, *slopes)
     supported = (torch.where(inside, value, 1), *arguments[1:])
     result = torch.where(inside, _values.evaluate(supported), _formula.outside(value))
     slopes = _kernel.differentiate(supported, wanted, inside.to(value.dtype).expand(result.shape), None)
-    return [result, *(s for s in slopes if s is not None)]
+    return _returned(result, *slopes)
+
+
+def _inside(value: Tensor) -> Tensor:
+    return (value >= 0) & (value < torch.inf)
+
+
+def _returned(*tensors: Tensor | None) -> list[Tensor]:
+    """Those that there are, laid out as torch.compile is told they would be."""
+    return [t.contiguous() for t in tensors if t is not None]
 
 
 @_evaluate.register_fake
@@ -75,13 +88,14 @@ def _differentiate(grad: Tensor, arguments: list[Tensor], slopes: list[Tensor], 
     factor = _fused.only_value(grad)
     if factor is not None:
         return [s * factor for s in slopes]
-    by_loc = slopes[wanted[0]] if wanted[1] and arguments[1].shape == grad.shape else None
-    inside = (arguments[0] >= 0) & (arguments[0] < torch.inf)
+    value, loc, *_ = arguments
+    by_value = int(wanted[0])
+    by_loc = slopes[by_value] if wanted[1] and loc.shape == grad.shape else None
+    inside = _inside(value)
     if not inside.all():
-        arguments = [torch.where(inside, arguments[0], 1), *arguments[1:]]
+        arguments = [torch.where(inside, value, 1), *arguments[1:]]
         grad = torch.where(inside, grad, 0)
-    found = _fused.differentiate(attempt, arguments, wanted, grad, by_loc)
-    return [s for s in found if s is not None]
+    return _returned(*_fused.differentiate(attempt, arguments, wanted, grad, by_loc))
 
 
 @_differentiate.register_fake
@@ -96,19 +110,27 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Sequence[Tensor]) -> None:
 
 def _backward(ctx: Any, grads: Sequence[Tensor]) -> tuple[Any, ...]:
     """The gradients; by the plain formula where they are to be differentiated again, or batched."""
-    count = len(ctx.wanted)
-    arguments, slopes, grad = ctx.saved_tensors[:count], ctx.saved_tensors[count:], grads[0]
-    if torch.is_grad_enabled() or _batched(grad):
-        found = [g for g in _fused.gradients_of_formula(grad, arguments, ctx.wanted) if g is not None]
-    elif all(s.shape == grad.shape for s in slopes):
-        found = [s * grad for s in slopes]
-    elif not any(grad.stride()):  # as the gradient of a sum is
-        found = [s * grad.as_strided((), ()) for s in slopes]
-    else:
-        found = torch.ops.pyro_zilognormal.log_density_gradients(grad, arguments, slopes, ctx.wanted)
-    left = iter(found)
-    value, loc, scale, *gate = [next(left) if w else None for w in ctx.wanted]
+    *first, gate, _ = ctx.needs_input_grad
+    needed, saved, grad = (*first, *gate), ctx.saved_tensors, grads[0]
+    arguments, slopes = saved[: len(needed)], saved[len(needed) :]
+    if torch.is_grad_enabled() or _batched(grad) or any(n and not w for n, w in zip(needed, ctx.wanted, strict=True)):
+        # The last where torch.compile has not seen, when it recorded, that an argument depends on a parameter.
+        found = _fused.gradients_of_formula(grad, arguments, needed)
+        return (*found[:3], list(found[3:]), None)
+    by_argument = iter(_gradients(grad, arguments, slopes, ctx.wanted))
+    value, loc, scale, *gate = [next(by_argument) if w else None for w in ctx.wanted]
     return value, loc, scale, gate, None
+
+
+def _gradients(
+    grad: Tensor, arguments: Sequence[Tensor], slopes: Sequence[Tensor], wanted: Sequence[bool]
+) -> Sequence[Tensor]:
+    if not any(grad.stride()):  # as the gradient of a sum is
+        return [s * grad.as_strided((), ()) for s in slopes]
+    if all(s.shape == grad.shape for s in slopes):
+        inside = _inside(arguments[0])
+        return [torch.where(inside, s * grad, 0) for s in slopes]
+    return torch.ops.pyro_zilognormal.log_density_gradients(grad, arguments, slopes, wanted)
 
 
 def _batched(tensor: Tensor) -> bool:

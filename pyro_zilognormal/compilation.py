@@ -80,28 +80,32 @@ def attempt(function: Callable[..., T], run: Callable[[Callable[..., T]], T]) ->
     except torch._dynamo.exc.TorchDynamoException:
         _UNASKED.failed = True
         return None
+    except RuntimeError:  # torch.compiler.set_stance("fail_on_recompile"), which is for what the user compiles
+        return None
 
 
-def _run(function: Callable[..., T], run: Callable[[Callable[..., T]], T]) -> T:
-    with _torch_kept_quiet():
+def _run(function: Callable[..., T], run: Callable[[Callable[..., T]], T]) -> T | None:
+    """None if there are more kinds of arguments than torch.compile compiles one function for."""
+    validate = Distribution._validate_args
+    try:
         return run(_compiled(function))
+    except torch._dynamo.exc.FailOnRecompileLimitHit:
+        return None
+    finally:
+        if Distribution._validate_args != validate:  # torch.compile turns it off
+            Distribution.set_default_validate_args(validate)
 
 
 @functools.cache
 def _compiled(function: Callable[..., T]) -> Callable[..., T]:
-    return torch.compile(function)
+    return torch.compile(function, fullgraph=True)
 
 
-@contextmanager
-def _torch_kept_quiet() -> Iterator[None]:
-    """What torch.compile does on the side: it turns validation off, and warns of what it looks at itself."""
-    validate = Distribution._validate_args
+def quietly(function: Callable[..., T], *arguments: torch.Tensor) -> T:
+    """What it returns, without a warning of the .grad of what is not a leaf, at which torch.compile itself looks."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-        try:
-            yield
-        finally:
-            Distribution.set_default_validate_args(validate)
+        return function(*arguments)
 
 
 def _warn(error: Exception) -> None:

@@ -25,8 +25,9 @@ ROWS, COLUMNS = 700, 100  # above the size from which on it is worth compiling
 
 
 @pytest.fixture(autouse=True)
-def torch_warnings() -> Iterator[None]:
-    """torch.compile imports deprecated parts of torch.jit."""
+def fresh_compiler() -> Iterator[None]:
+    """torch.compile compiles a function for so many kinds of arguments, and imports deprecated parts of torch.jit."""
+    torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
@@ -228,7 +229,6 @@ def test_small_evaluations_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
 def test_without_a_compiler_there_is_one_warning(fused: list[int]) -> None:
     import torch._inductor.config
 
-    torch._dynamo.reset()  # or what an earlier test has compiled would serve
     expected = losses()
     fused.clear()
     with warnings.catch_warnings(record=True) as seen:

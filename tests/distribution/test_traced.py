@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.utils.checkpoint import checkpoint
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _density, _formula, compilation
+from pyro_zilognormal import _density, _formula, compilation, compiled
 from tests.exactness import TOLERANCE, examine
 from tests.points import extreme_points, random_points
 
@@ -117,13 +119,46 @@ def test_the_default_backend(loss: Callable[[Tensor], Tensor], dynamic: bool) ->
         torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-8)
 
 
+def transposed(x: Tensor) -> Tensor:
+    return x.T.contiguous().T
+
+
+LAYOUTS = {
+    "transposed values": (transposed, lambda w: w),
+    "transposed weights": (lambda x: x, transposed),
+    "expanded weights": (transposed, lambda w: w[:, :1].expand(w.shape)),
+    "expanded values": (lambda x: x[:1].expand(x.shape), lambda w: w),
+    "every other column": (lambda x: torch.stack([x, x], -1).flatten(1)[:, ::2], lambda w: w),
+}
+
+
+@pytest.mark.parametrize("way", ["eager", "inductor", "compiled()"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("shapes", [((COLUMNS,), (COLUMNS,), (COLUMNS,)), SHAPES["by column"], SHAPES["full"]])
+def test_layouts(shapes: tuple[tuple[int, ...], ...], layout: tuple[Callable[..., Tensor], ...], way: str) -> None:
+    x, weights = layout[0](data()), layout[1](WEIGHTS)
+    leaves = leaves_of(*shapes)
+
+    def total(*arguments: Tensor) -> Tensor:
+        return (weights * density(*arguments)).sum()
+
+    expected = torch.autograd.grad(total(x, *leaves), leaves)
+    function = torch.compile(total, backend=way) if way != "compiled()" else compiled()(total)
+    with compiled() if way == "compiled()" else nullcontext():
+        found = torch.autograd.grad(function(x, *leaves), leaves)
+    for fast, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-8)
+
+
+@pytest.mark.parametrize("layout", [lambda x: x, transposed], ids=["by rows", "by columns"])
 @pytest.mark.parametrize("gate", ["logits", "logarithms"])
 @pytest.mark.parametrize("outside", [False, True], ids=["in the support", "not all in the support"])
-def test_the_operators_as_torch_demands(gate: str, outside: bool) -> None:
+def test_the_operators_as_torch_demands(gate: str, outside: bool, layout: Callable[[Tensor], Tensor]) -> None:
     """Schema, strides and autograd, by torch's own checks."""
     x = data()
     if outside:
         x[0, 0] = -1.0
+    x = layout(x)
     mu, log_scale, logits = leaves_of(*SHAPES["by column"])
     scale = log_scale.detach().exp().requires_grad_()
     logs = [torch.nn.functional.logsigmoid(s * logits.detach()).requires_grad_() for s in (1, -1)]
@@ -136,6 +171,86 @@ def test_the_operators_as_torch_demands(gate: str, outside: bool) -> None:
         torch.library.opcheck(
             torch.ops.pyro_zilognormal.log_density_gradients.default, (grad, arguments, slopes, wanted)
         )
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_values_out_of_the_support_have_no_gradient(backend: str) -> None:
+    """Though the gradient that comes back there is infinite, or NaN."""
+    x, leaves = data(), leaves_of(*SHAPES["full"])
+    x[0, :3] = torch.tensor([-1.0, math.inf, math.nan])
+
+    def total(*arguments: Tensor) -> Tensor:
+        return density(*arguments).square().sum()
+
+    found = torch.autograd.grad(torch.compile(total, backend=backend)(x, *leaves), leaves)
+    for fast, plain in zip(found, torch.autograd.grad(total(x, *leaves), leaves), strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-8)
+        assert not fast[0, :3].any()
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_a_parameter_that_is_written_into_an_argument(backend: str) -> None:
+    """Through a view, so that torch.compile does not see at first that the argument depends on it."""
+
+    def total(mu: Tensor, *others: Tensor) -> Tensor:
+        loc = torch.zeros(ROWS, COLUMNS, dtype=mu.dtype)
+        loc[:, :50].add_(mu)
+        return density(data(), loc, *others).sum()
+
+    mu, *rest = leaves_of((50,), (COLUMNS,), (COLUMNS,))
+    for others in (rest, [r.detach() for r in rest]):
+        torch._dynamo.reset()
+        found = torch.autograd.grad(torch.compile(total, backend=backend)(mu, *others), mu)
+        torch.testing.assert_close(found, torch.autograd.grad(total(mu, *others), mu), rtol=1e-10, atol=1e-8)
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_checkpointing_gives_the_same(backend: str) -> None:
+    inputs = leaves_of(*SHAPES["by column"])
+
+    def total(*leaves: Tensor) -> Tensor:
+        return checkpoint(density, data(), *leaves, use_reentrant=False).sum()
+
+    found = torch.autograd.grad(torch.compile(total, backend=backend)(*inputs), inputs)
+    for fast, plain in zip(found, torch.autograd.grad(total(*inputs), inputs), strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-8)
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_sizes_that_only_the_data_tell() -> None:
+    """The formula, where torch.compile cannot know how many entries there are."""
+    mu, log_scale, logits = (leaf.detach() for leaf in leaves_of((COLUMNS,), (COLUMNS,), (COLUMNS,)))
+
+    def some(x: Tensor, rows: Tensor) -> Tensor:
+        law = Law(mu, log_scale.exp(), zi_probs=logits.sigmoid(), validate_args=False)
+        return law.log_prob(x[rows]).sum()
+
+    x = data()
+    found = torch.compile(some, backend="eager", fullgraph=True)(x, x[:, 0] > 0)
+    torch.testing.assert_close(found, some(x, x[:, 0] > 0), rtol=1e-10, atol=1e-8)
+
+
+def test_it_leaves_the_settings_of_others_alone() -> None:
+    """Recompilation that the user forbids is the user's own, and each warning is shown as often as asked for."""
+    inputs = [data(), *leaves_of(*SHAPES["by column"])]
+    step = torch.compile(lambda *a: density(*a).sum(), backend="eager")
+    step(*inputs)
+    with torch.compiler.set_stance("fail_on_recompile"), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            torch.autograd.grad(step(*inputs), inputs[1:])
+            warnings.warn("a word of the user's", UserWarning, stacklevel=1)
+    assert [str(w.message) for w in seen] == ["a word of the user's"]
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_kinds_of_arguments_beyond_what_torch_compiles() -> None:
+    for shapes in SHAPES.values():
+        arguments = [data(), *(leaf.detach() for leaf in leaves_of(*shapes))]
+        arguments[2] = arguments[2].exp()
+        found, *_ = torch.ops.pyro_zilognormal.log_density(*arguments[:3], arguments[3:], [False] * 4)
+        torch.testing.assert_close(found, _formula.log_density(*arguments), rtol=1e-10, atol=1e-10)
+    assert not compilation._UNASKED.failed
 
 
 def test_second_derivatives() -> None:
