@@ -34,7 +34,7 @@ def here(timer: Timer, threads: int) -> list[Row]:
 
 
 def switched(timer: Timer) -> list[Row]:
-    return [_row(timer, shape, "forward alone, compiled()", compiled()(log_prob)) for shape in SHAPES]
+    return [_row(timer, shape, "forward alone within compiled()", compiled()(log_prob)) for shape in SHAPES]
 
 
 def log_prob(data: Data) -> torch.Tensor:

@@ -12,8 +12,9 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _formula, _fused, _traced
+from pyro_zilognormal import _formula, _fused, _traced, _values
 from pyro_zilognormal._gate import Gate, LogitGate
+from pyro_zilognormal._inside import all_inside, inside
 from pyro_zilognormal._shapes import broadcast
 from pyro_zilognormal.compilation import quietly, run_compiled
 
@@ -36,13 +37,14 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor
     result = _compiled(size, value, *arguments)
     if result is not None:
         return result
-    lowest, highest = torch.aminmax(value.detach())
-    if lowest >= 0 and highest < math.inf:
+    if not any(_fused.wanted((value, *arguments))):
+        return _values.evaluate((value, *arguments))
+    if all_inside(value):
         return _fused.log_density(value, *arguments)
-    inside = (value >= 0) & (value < math.inf)
-    supported = (torch.where(inside, value, 1), *arguments)
+    where = inside(value)
+    supported = (torch.where(where, value, 1), *arguments)
     result = _compiled(size, *supported)
-    return torch.where(inside, _fused.log_density(*supported) if result is None else result, _formula.outside(value))
+    return torch.where(where, _fused.log_density(*supported) if result is None else result, _formula.outside(value))
 
 
 def _compiled(size: int, *arguments: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal import _formula, _kernel, _one_pass, _values
+from pyro_zilognormal import _formula, _kernel, _one_pass
 from pyro_zilognormal._tracing import tracing
 from pyro_zilognormal.compilation import run_compiled
 
@@ -49,8 +49,6 @@ def log_density(*arguments: Tensor) -> Tensor:
     """
     needed = wanted(arguments)
     with torch.no_grad():
-        if not any(needed):
-            return _values.evaluate(arguments)
         result, slopes = _kernel.evaluate(arguments, needed)
     return with_slopes(result, slopes, arguments)
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal import _formula, _fused, _kernel, _values
+from pyro_zilognormal import _fused, _kernel, _values
+from pyro_zilognormal._inside import all_inside, inside
 from pyro_zilognormal._shapes import broadcast
 from pyro_zilognormal.compilation import LARGE, attempt
 
@@ -51,18 +52,13 @@ def _evaluate(value: Tensor, loc: Tensor, scale: Tensor, gate: list[Tensor], wan
     found = _fused.evaluate(attempt, arguments, wanted)
     if found is not None:
         return _returned(found.result, *found.slopes)
-    inside = _inside(value)
-    if inside.all():
+    if any(wanted) and all_inside(value):
         result, slopes = _kernel.evaluate(arguments, wanted)
         return _returned(result, *slopes)
-    supported = (torch.where(inside, value, 1), *arguments[1:])
-    result = torch.where(inside, _values.evaluate(supported), _formula.outside(value))
-    slopes = _kernel.differentiate(supported, wanted, inside.to(value.dtype).expand(result.shape), None)
+    result, where = _values.evaluate(arguments), inside(value)
+    supported = (torch.where(where, value, 1), *arguments[1:])
+    slopes = _kernel.differentiate(supported, wanted, where.to(value.dtype).expand(result.shape), None)
     return _returned(result, *slopes)
-
-
-def _inside(value: Tensor) -> Tensor:
-    return (value >= 0) & (value < torch.inf)
 
 
 def _returned(*tensors: Tensor | None) -> list[Tensor]:
@@ -91,10 +87,9 @@ def _differentiate(grad: Tensor, arguments: list[Tensor], slopes: list[Tensor], 
     value, loc, *_ = arguments
     by_value = int(wanted[0])
     by_loc = slopes[by_value] if wanted[1] and loc.shape == grad.shape else None
-    inside = _inside(value)
-    if not inside.all():
-        arguments = [torch.where(inside, value, 1), *arguments[1:]]
-        grad = torch.where(inside, grad, 0)
+    if not all_inside(value):
+        arguments = [torch.where(inside(value), value, 1), *arguments[1:]]
+        grad = torch.where(inside(value), grad, 0)
     return _returned(*_fused.differentiate(attempt, arguments, wanted, grad, by_loc))
 
 
@@ -128,8 +123,8 @@ def _gradients(
     if not any(grad.stride()):  # as the gradient of a sum is
         return [s * grad.as_strided((), ()) for s in slopes]
     if all(s.shape == grad.shape for s in slopes):
-        inside = _inside(arguments[0])
-        return [torch.where(inside, s * grad, 0) for s in slopes]
+        where = inside(arguments[0])
+        return [torch.where(where, s * grad, 0) for s in slopes]
     return torch.ops.pyro_zilognormal.log_density_gradients(grad, arguments, slopes, wanted)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal._blocks import Block, blocks, lift
+from pyro_zilognormal._formula import outside
+from pyro_zilognormal._inside import all_inside, inside
 from pyro_zilognormal._kernel import MUCH, where_positive
 from pyro_zilognormal._normal import HALF_LOG_2PI
 from pyro_zilognormal._shapes import broadcast
@@ -22,14 +24,16 @@ softplus = torch.ops.aten.softplus.out
 
 def evaluate(arguments: Sequence[Tensor]) -> Tensor:
     """The log density at value, loc, scale and gate: either logits, or log P(X = 0) and log P(X > 0)."""
-    shape = broadcast(*(a.shape for a in arguments)) or (1,)
-    lifted = [lift(a, len(shape)) for a in arguments]
-    result = lifted[0].new_empty(shape)
-    fixed = _fixed_loss(*lifted[2:]) if MUCH * max(a.numel() for a in lifted[2:]) < result.numel() else None
-    for block in blocks(shape, result, buffers=1):
-        part = None if fixed is None else block.of(fixed)
-        _evaluate_block(block, part, *map(block.of, (result, *lifted)))
-    return result if any(a.dim() for a in arguments) else result[0]
+    with torch.no_grad():
+        shape = broadcast(*(a.shape for a in arguments)) or (1,)
+        lifted = [lift(a, len(shape)) for a in arguments]
+        result = lifted[0].new_empty(shape)
+        fixed = _fixed_loss(*lifted[2:]) if MUCH * max(a.numel() for a in lifted[2:]) < result.numel() else None
+        constant = result.new_full((), -HALF_LOG_2PI)
+        for block in blocks(shape, result, buffers=1):
+            part = None if fixed is None else block.of(fixed)
+            _evaluate_block(block, constant, part, *map(block.of, (result, *lifted)))
+        return result if any(a.dim() for a in arguments) else result[0]
 
 
 def _fixed_loss(scale: Tensor, *gate: Tensor, spare: Tensor | None = None) -> Tensor:
@@ -40,7 +44,26 @@ def _fixed_loss(scale: Tensor, *gate: Tensor, spare: Tensor | None = None) -> Te
 
 
 def _evaluate_block(
-    block: Block, fixed: Tensor | None, result: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor
+    block: Block, constant: Tensor, fixed: Tensor | None, result: Tensor, value: Tensor, *law: Tensor
+) -> None:
+    """Over the whole support; values are looked at here, and not before, to read them from memory once."""
+    if all_inside(value):
+        _evaluate_supported(block, constant, fixed, result, value, *law)
+    else:
+        where = inside(value)
+        _evaluate_supported(block, constant, fixed, result, torch.where(where, value, 1), *law)
+        result.copy_(torch.where(where, result, outside(value)))
+
+
+def _evaluate_supported(
+    block: Block,
+    constant: Tensor,
+    fixed: Tensor | None,
+    result: Tensor,
+    x: Tensor,
+    loc: Tensor,
+    scale: Tensor,
+    *gate: Tensor,
 ) -> None:
     loss = block.buffers[0]
     x = x.expand(block.shape)
@@ -49,7 +72,7 @@ def _evaluate_block(
     z = torch.sub(loss, loc, out=result).div_(scale)
     loss.addcmul_(z, z, value=0.5)
     loss.add_(_fixed_loss(scale, *gate, spare=result) if fixed is None else fixed)
-    found = torch.sub(loss.new_full((), -HALF_LOG_2PI), loss, out=loss)
+    found = torch.sub(constant, loss, out=loss)
     where_positive(found, x, 0, grad_input=found)
     (_subtract_loss_of_logits if len(gate) == 1 else _add_log_zero)(found, x, result, gate[0].expand(block.shape))
 

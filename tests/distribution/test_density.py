@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _blocks, _density, _formula, _fused
+from pyro_zilognormal import _blocks, _density, _formula, _fused, _values
 from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
 from tests.exactness import TOLERANCE, compute, examine, units
 from tests.oracle import evaluate
@@ -96,12 +97,17 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by the number of arguments whenever the fast function is used."""
     calls: list[int] = []
 
-    def evaluate(*args: Tensor) -> Tensor:
+    def with_derivatives(*args: Tensor) -> Tensor:
         calls.append(len(args))
         return original(*args)
 
-    original = _fused.log_density
-    monkeypatch.setattr(_fused, "log_density", evaluate)
+    def alone(args: Sequence[Tensor]) -> Tensor:
+        calls.append(len(args))
+        return evaluate_alone(args)
+
+    original, evaluate_alone = _fused.log_density, _values.evaluate
+    monkeypatch.setattr(_fused, "log_density", with_derivatives)
+    monkeypatch.setattr(_values, "evaluate", alone)
     return calls
 
 
@@ -168,7 +174,7 @@ def test_values_alone(shapes: Shapes, kind: type[Gate], dtype: torch.dtype, used
 
 
 @pytest.mark.usefixtures("block_size")
-@pytest.mark.parametrize("number", [math.inf, math.nan, 1e300, 0.0, -0.0, 1e-300])
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan, -1.0, 1e300, 0.0, -0.0, 1e-300])
 @pytest.mark.parametrize("which", [0, 1, 2, 3], ids=["value", "mu", "scale", "gate"])
 @gates
 def test_one_odd_number_among_values_alone(which: int, number: float, kind: type[Gate], used: list[int]) -> None:
