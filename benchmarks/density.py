@@ -35,7 +35,7 @@ from results import table
 from timing import machine
 
 
-def bars(pairs: int = 15, patience: float = 4, compile_too: bool = True) -> dict[str, Any]:
+def bars(pairs: int = 31, patience: float = 4, compile_too: bool = True) -> dict[str, Any]:
     """Every comparison for which there is a bar, and what could not be compared."""
     found, missing = available()
     peers, timer = list(found), Timer(pairs, patience)
@@ -80,7 +80,7 @@ def main() -> int:
     """Measure and print; 1 if a bar or a peer is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=15, help="pairs to take the median of")
+    parser.add_argument("--pairs", type=int, default=31, help="pairs to take the median of")
     parser.add_argument("--patience", type=float, default=4, help="seconds to wait for a quiet machine, a comparison")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for the share of the bandwidth")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
+from pyro_zilognormal._inside import extremes
 from pyro_zilognormal._shapes import broadcast
 from pyro_zilognormal._tracing import tracing
 
@@ -108,7 +109,7 @@ def surely_between(low: float, tensor: Tensor, high: float, *, closed: bool) -> 
     if tracing() or tensor.numel() == 0:
         return False
     try:
-        least, greatest = (extreme.item() for extreme in tensor.detach().aminmax())
+        least, greatest = extremes(tensor) if low >= 0 else (e.item() for e in tensor.detach().aminmax())
     except RuntimeError:
         return False
     return low <= least and greatest <= high if closed else low < least and greatest < high

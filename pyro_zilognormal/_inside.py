@@ -1,4 +1,4 @@
-"""Which values are in the support, [0, inf)."""
+"""Which values are in the support, [0, inf); and the extremes of numbers that should be at least 0."""
 
 import math
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
-INFINITY = {dtype: torch.tensor(math.inf, dtype=dtype).view(bits).item() for dtype, bits in INTEGERS.items()}
 
 
 def inside(value: Tensor) -> Tensor:
@@ -15,10 +14,22 @@ def inside(value: Tensor) -> Tensor:
 
 
 def all_inside(value: Tensor) -> bool:
-    """Whether all float32 or float64 values are for sure; False at -0.0 too.
+    """Whether all values are for sure; False at -0.0 too."""
+    least, greatest = extremes(value)
+    return least >= 0 and greatest < math.inf
 
-    Numbers from 0 to infinity are in the order of their bits as integers; NaN is above them, negative numbers are
-    negative. torch finds the extremes of integers in half the time.
+
+def extremes(tensor: Tensor) -> tuple[float, float]:
+    """The least and the greatest; what is below 0, or -0.0, may come as -inf or NaN, and a NaN makes one of them NaN.
+
+    Numbers from 0 to infinity are in the order of their bits as integers; NaN is above them or negative, negative
+    numbers are negative. torch finds the extremes of integers in half the time.
     """
-    lowest, highest = torch.aminmax(value.detach().view(INTEGERS[value.dtype]))
-    return bool(lowest >= 0) and bool(highest < INFINITY[value.dtype])
+    integer = INTEGERS.get(tensor.dtype)
+    if integer is None:
+        least, greatest = tensor.detach().aminmax()
+        return least.item(), greatest.item()
+    bits = torch.stack(tensor.detach().view(integer).aminmax())
+    if bits[0] < 0:
+        return -math.inf, math.nan
+    return tuple(bits.view(tensor.dtype).tolist())
