@@ -5,10 +5,12 @@ so it has to be mapped in page by page. Here temporaries are a block in size and
 the data but what is returned.
 
 Positive values are told from zeros without comparisons and torch.where, which torch does not vectorise on CPU: by
-`threshold` (x where x > 0, else 1), its derivative (y where x > 0, else 0, even if y is infinite) and `sign`. Products
-of three are taken two by two: `addcmul` is not vectorised where one of its arguments is a single number.
+`threshold` (x where x > 0, else 1), its derivative (y where x > 0, else 0, even if y is infinite), that of `leaky_relu`
+(y where x > 0, else a multiple of y), `sign`, and `lerp` (y where a weight is 0, z where it is 1, if both are finite).
+Products of three are taken two by two: `addcmul` is not vectorised where one of its arguments is a single number.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,12 +19,12 @@ from torch import Tensor
 from pyro_zilognormal._blocks import Block, Gradient, blocks, lift
 from pyro_zilognormal._normal import HALF_LOG_2PI
 from pyro_zilognormal._shapes import broadcast
+from pyro_zilognormal._softplus import cut, softplus_of_exp_
 
 MUCH = 8  # what is so many times smaller than the data is not computed block by block
 
 where_positive = torch.ops.aten.threshold_backward.grad_input
-log_sigmoid = torch.ops.aten.log_sigmoid_forward.output
-log_sigmoid_backward = torch.ops.aten.log_sigmoid_backward.grad_input
+where_positive_or_times = torch.ops.aten.leaky_relu_backward.grad_input
 
 
 def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
@@ -35,12 +37,14 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
     shape = broadcast(*(a.shape for a in arguments)) or (1,)
     lifted = [lift(a, len(shape)) for a in arguments]
     result = lifted[0].new_empty(shape)
-    gradients = _gradients(lifted, shape, wanted)
-    fixed = _fixed_loss(*lifted[2:]) if MUCH * max(a.numel() for a in lifted[2:]) < result.numel() else None
+    fixed = fixed_part(result, *lifted[2:])
+    gradients = _gradients(lifted, shape, wanted if fixed is None else (*wanted[:4], any(wanted[3:])))
     for block in blocks(shape, result, buffers=4):
         part = None if fixed is None else block.of(fixed)
         _evaluate_block(block, gradients, part, *map(block.of, (result, *lifted)))
-    found = [g.total(a.shape) for g, a in zip(gradients, arguments, strict=True)]
+    if fixed is not None:
+        gradients[3].count_others(gradients[4])
+    found = [g.total(a.shape) if w else None for g, a, w in zip(gradients, arguments, wanted, strict=True)]
     return result if any(a.dim() for a in arguments) else result[0], found
 
 
@@ -67,6 +71,34 @@ def _gradients(lifted: Sequence[Tensor], shape: Sequence[int], wanted: Sequence[
     return gradients
 
 
+def fixed_part(result: Tensor, scale: Tensor, *gate: Tensor) -> Tensor | None:
+    """What does not depend on x in the log density of a positive x; None if it is not small and finite."""
+    shape = broadcast(scale.shape, gate[0].shape)
+    if len(gate) == 1 or MUCH * math.prod(shape) >= result.numel():
+        return None
+    fixed = less_constant(loss_without_x(scale, *gate))
+    return fixed if torch.isfinite(fixed + gate[0]).all() else None
+
+
+def loss_without_x(scale: Tensor, *gate: Tensor, spare: Tensor | None = None) -> Tensor:
+    """What does not depend on x in minus the log density of a positive x, but for logits and a constant."""
+    room = None if spare is None else spare.view(-1)[: scale.numel()].view(scale.shape)
+    loss = torch.log(scale, out=room)
+    return loss - gate[1] if len(gate) == 2 else loss
+
+
+def less_constant(loss: Tensor) -> Tensor:
+    """The log density of which this is minus all but the constant, in place."""
+    return torch.sub(loss.new_full((), -HALF_LOG_2PI), loss, out=loss)
+
+
+def join(fixed: Tensor, log_zero: Tensor, log_x: Tensor, z: Tensor, sign: Tensor, out: Tensor) -> None:
+    """log P(X = 0) where the sign of x is 0, the log density where it is 1; log x is overwritten."""
+    positive = torch.sub(fixed, log_x, out=log_x)
+    # The square may be infinite, so it comes last; it is 0 where x = 0.
+    torch.addcmul(torch.lerp(log_zero, positive, sign, out=log_x), z, z, value=-0.5, out=out)
+
+
 def _evaluate_block(
     block: Block,
     to: list[Gradient],
@@ -80,16 +112,21 @@ def _evaluate_block(
     log_x, z, sign, spare = block.buffers
     x = x.expand(block.shape)
     _standardise(x, loc, scale, log_x, z)
-    loss = log_x.addcmul_(z, z, value=0.5)
     torch.sign(x, out=sign)
-    _differentiate_positive(block, to, None, result, z, sign, x, scale)
-    loss.add_(_fixed_loss(scale, *gate, spare=z) if fixed is None else fixed)
-    where_positive(loss, sign, 0, grad_input=loss)
+    if fixed is not None:
+        join(fixed, gate[0], log_x, z, sign, out=result)
+        to[4].add(block, sign)
+        _differentiate_positive(block, to, None, spare, z, sign, x, scale)
+        return
+    loss = log_x.addcmul_(z, z, value=0.5).add_(loss_without_x(scale, *gate, spare=spare))
+    _differentiate_positive(block, to, None, spare, z, sign, x, scale)
+    found = less_constant(loss)
+    where_positive(found, sign, 0, grad_input=found)
     if len(gate) == 1:
-        _evaluate_logits(block, to[3:], None, result, z, spare, *gate)
+        _evaluate_logits(block, to[3:], found, result, z, spare, x, *gate)
     else:
         _evaluate_logs(block, to[3:], result, *gate)
-    result -= loss
+        result += found
 
 
 def _standardise(x: Tensor, loc: Tensor, scale: Tensor, log_x: Tensor, z: Tensor) -> None:
@@ -100,25 +137,29 @@ def _standardise(x: Tensor, loc: Tensor, scale: Tensor, log_x: Tensor, z: Tensor
     where_positive(z, x, 0, grad_input=z)
 
 
-def _fixed_loss(scale: Tensor, *gate: Tensor, spare: Tensor | None = None) -> Tensor:
-    """What does not depend on x in minus the log density of a positive x, but for logits."""
-    room = None if spare is None else spare.view(-1)[: scale.numel()].view(scale.shape)
-    loss = torch.log(scale, out=room).add_(HALF_LOG_2PI)
-    return loss - gate[1] if len(gate) == 2 else loss
-
-
 def _evaluate_logits(
-    block: Block, to: list[Gradient], weight: Tensor | None, result: Tensor, t: Tensor, spare: Tensor, logits: Tensor
+    block: Block, to: list[Gradient], found: Tensor, result: Tensor, t: Tensor, spare: Tensor, x: Tensor, logits: Tensor
 ) -> None:
-    """log sigmoid(t), with the logits as t where x = 0 and minus the logits above; and its derivative in the logits."""
-    sign = block.buffers[2]
-    side = torch.sub(sign.new_ones(()), sign, alpha=2, out=sign)
-    log_sigmoid(torch.mul(side, logits, out=t), output=result, buffer=spare)
-    to[0].take(block, spare, weight, _slope_of_log_sigmoid, side, t, spare)
+    """Add log sigmoid(-t) = -log(1 + exp(t)), with the logits as t where x > 0 and minus the logits where x = 0."""
+    excess = _differentiate_logits(block, to, None, t, spare, x, logits)
+    torch.sub(found, softplus_of_exp_(t, excess), out=result)
 
 
-def _slope_of_log_sigmoid(weight: Tensor, t: Tensor, buffer: Tensor, out: Tensor) -> Tensor:
-    return log_sigmoid_backward(weight, t, buffer, grad_input=out)
+def _differentiate_logits(
+    block: Block, to: list[Gradient], weight: Tensor | None, t: Tensor, spare: Tensor, x: Tensor, logits: Tensor
+) -> Tensor | None:
+    """The derivative in the logits, by way of exp(t), which is left in the room for t. What was cut off from t."""
+    where_positive_or_times(logits.expand(block.shape), x, -1, False, grad_input=t)
+    excess = cut(t)
+    to[0].take(block, spare, weight, _slope_of_logits, t.exp_(), x)
+    return excess
+
+
+def _slope_of_logits(exp_t: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """-sigmoid(t) where x > 0, sigmoid(t) where x = 0."""
+    minus_one_plus_exp = torch.sub(exp_t.new_full((), -1), exp_t, out=out)
+    minus_sigmoid = torch.div(exp_t, minus_one_plus_exp, out=out)
+    return where_positive_or_times(minus_sigmoid, x, -1, False, grad_input=out)
 
 
 def _evaluate_logs(block: Block, to: list[Gradient], result: Tensor, log_zero: Tensor, _log_positive: Tensor) -> None:
@@ -149,7 +190,7 @@ def _differentiate_block(
     torch.sign(x, out=sign)
     _differentiate_positive(block, to, weight, spare, z, sign, x, scale)
     if len(gate) == 1:
-        _evaluate_logits(block, to[3:], weight, log_x, z, spare, *gate)
+        _differentiate_logits(block, to[3:], weight, log_x, spare, x, *gate)
     else:
         _differentiate_logs(block, to[3:], weight, spare, sign)
 
