@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+INFINITE = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}  # the bits
 
 
 def inside(value: Tensor) -> Tensor:
@@ -14,22 +15,32 @@ def inside(value: Tensor) -> Tensor:
 
 
 def all_inside(value: Tensor) -> bool:
-    """Whether all values are for sure; False at -0.0 too."""
-    least, greatest = extremes(value)
-    return least >= 0 and greatest < math.inf
+    """Whether all values are for sure; False at -0.0, too, in single and double precision."""
+    if value.dtype not in INTEGERS:
+        return bool(inside(value).all())
+    least, greatest = _extremes_of_bits(value)
+    return least >= 0 and greatest < INFINITE[value.dtype]
 
 
 def extremes(tensor: Tensor) -> tuple[float, float]:
-    """The least and the greatest; what is below 0, or -0.0, may come as -inf or NaN, and a NaN makes one of them NaN.
+    """The least and the greatest.
+
+    What is below 0, or -0.0, may come as -inf or NaN, and a NaN makes one of them NaN.
+    """
+    if tensor.dtype not in INTEGERS:
+        least, greatest = tensor.detach().aminmax()
+        return least.item(), greatest.item()
+    bits = _extremes_of_bits(tensor)
+    if bits[0] < 0:
+        return -math.inf, math.nan
+    return tuple(torch.tensor(bits, dtype=INTEGERS[tensor.dtype]).view(tensor.dtype).tolist())
+
+
+def _extremes_of_bits(tensor: Tensor) -> tuple[int, int]:
+    """As integers.
 
     Numbers from 0 to infinity are in the order of their bits as integers; NaN is above them or negative, negative
     numbers are negative. torch finds the extremes of integers in half the time.
     """
-    integer = INTEGERS.get(tensor.dtype)
-    if integer is None:
-        least, greatest = tensor.detach().aminmax()
-        return least.item(), greatest.item()
-    bits = torch.stack(tensor.detach().view(integer).aminmax())
-    if bits[0] < 0:
-        return -math.inf, math.nan
-    return tuple(bits.view(tensor.dtype).tolist())
+    least, greatest = tensor.detach().view(INTEGERS[tensor.dtype]).aminmax()
+    return int(least.item()), int(greatest.item())

@@ -14,7 +14,7 @@ LINEAR_IN_OTHERS = 40.0
 def cut(t: Tensor) -> Tensor | None:
     """Cut t where exp(t) might overflow, in place; what was cut off, or None if nothing was."""
     limit = LINEAR.get(t.dtype, LINEAR_IN_OTHERS)
-    if t.amax() <= limit:
+    if t.amax().item() <= limit:
         return None
     excess = torch.sub(t, limit).clamp_(min=0)
     t.clamp_(max=limit)

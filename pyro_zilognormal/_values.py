@@ -1,7 +1,7 @@
 """The log density in blocks, where no derivative is wanted: what only derivatives need is left out.
 
-Written as `_kernel` is. A block of the result serves as a buffer, so that one or two more are enough, and what is worked
-on stays in the cache.
+Written as `_kernel` is. A block of the result serves as a buffer, so that one or two more are enough, and what is
+worked on stays in the cache.
 """
 
 from collections.abc import Sequence
