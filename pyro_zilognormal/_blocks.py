@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Of one buffer: so large that the number of calls costs nothing, so small that the buffers stay in the cache.
-BYTES = 2**20
+# Of all buffers: so large that the number of calls costs nothing, so small that the buffers stay in the cache.
+BYTES = 2**22
 
 
 class Block(NamedTuple):
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 def blocks(shape: Sequence[int], like: Tensor, buffers: int) -> Iterator[Block]:
     """The blocks of a shape, with so many buffers of a tensor's dtype."""
-    most = BYTES // like.element_size()
+    most = BYTES // (max(1, buffers) * like.element_size())
     memory = [like.new_empty(min(most, math.prod(shape))) for _ in range(buffers)]
     views, last = memory, None
     for spans in _spans(shape, most):
