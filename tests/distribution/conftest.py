@@ -1,0 +1,39 @@
+"""Fixtures of the tests of the fast log density."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from torch import Tensor
+
+from pyro_zilognormal import _blocks, _density, _fused, _values
+
+
+@pytest.fixture
+def used_for_few_entries_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_density, "FEW", 0)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of arguments whenever the fast function is used."""
+    calls: list[int] = []
+
+    def with_derivatives(*args: Tensor) -> Tensor:
+        calls.append(len(args))
+        return original(*args)
+
+    def alone(args: Sequence[Tensor]) -> Tensor:
+        calls.append(len(args))
+        return evaluate_alone(args)
+
+    original, evaluate_alone = _fused.log_density, _values.evaluate
+    monkeypatch.setattr(_fused, "log_density", with_derivatives)
+    monkeypatch.setattr(_values, "evaluate", alone)
+    return calls
+
+
+@pytest.fixture(params=[2**21, 256], ids=["one block", "many blocks"])
+def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_blocks, "BYTES", request.param)
