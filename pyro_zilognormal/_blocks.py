@@ -54,7 +54,6 @@ class Gradient:
 
     def __init__(self, tensor: Tensor, shape: Sequence[int], wanted: bool) -> None:
         self.wanted = wanted
-        self._summands = math.prod(shape) // max(1, tensor.numel())
         self._summed = [dim for dim, length in enumerate(tensor.shape) if length != shape[dim]]
         size = tensor.shape if wanted else ()
         self._total = tensor.new_zeros(size) if self._summed else tensor.new_empty(size)
@@ -91,10 +90,10 @@ class Gradient:
             part = block.of(self._total)
             _ = part.add_(slope.sum(self._summed, keepdim=True)) if self._summed else part.copy_(slope)
 
-    def count_others(self, counts: "Gradient") -> None:
-        """How many of the entries that are summed are not counted in another gradient, of the same shape."""
+    def count_others(self, counts: "Gradient", entries: int) -> None:
+        """How many of so many entries in all are not counted in another gradient, of the same shape."""
         if self.wanted:
-            self._total = torch.sub(self._summands, counts._total)
+            self._total = torch.sub(entries // self._total.numel(), counts._total)
 
     def total(self, shape: Sequence[int]) -> Tensor | None:
         """What was gathered, in a shape of as many entries."""

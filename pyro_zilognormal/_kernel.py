@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_zilognormal._blocks import Block, Gradient, blocks, lift
 from pyro_zilognormal._normal import HALF_LOG_2PI
 from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal._softplus import cut, softplus_of_exp_
+from pyro_zilognormal._softplus import exp_, softplus_of_exp_
 
 MUCH = 8  # what is so many times smaller than the data is not computed block by block
 
@@ -43,7 +43,7 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
         part = None if fixed is None else block.of(fixed)
         _evaluate_block(block, gradients, part, *map(block.of, (result, *lifted)))
     if fixed is not None:
-        gradients[3].count_others(gradients[4])
+        gradients[3].count_others(gradients[4], result.numel())
     found = [g.total(a.shape) if w else None for g, a, w in zip(gradients, arguments, wanted, strict=True)]
     return result if any(a.dim() for a in arguments) else result[0], found
 
@@ -150,8 +150,8 @@ def _differentiate_logits(
 ) -> Tensor | None:
     """The derivative in the logits, by way of exp(t), which is left in the room for t. What was cut off from t."""
     where_positive_or_times(logits.expand(block.shape), x, -1, False, grad_input=t)
-    excess = cut(t)
-    to[0].take(block, spare, weight, _slope_of_logits, t.exp_(), x)
+    excess = exp_(t)
+    to[0].take(block, spare, weight, _slope_of_logits, t, x)
     return excess
 
 

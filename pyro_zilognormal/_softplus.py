@@ -11,13 +11,13 @@ LINEAR = {torch.float16: 10.0}
 LINEAR_IN_OTHERS = 40.0
 
 
-def cut(t: Tensor) -> Tensor | None:
-    """Cut t where exp(t) might overflow, in place; what was cut off, or None if nothing was."""
-    limit = LINEAR.get(t.dtype, LINEAR_IN_OTHERS)
-    if t.amax().item() <= limit:
-        return None
-    excess = torch.sub(t, limit).clamp_(min=0)
-    t.clamp_(max=limit)
+def exp_(t: Tensor) -> Tensor | None:
+    """exp(t), in place, of t cut where that might overflow; what was cut off, or None if nothing was."""
+    limit, excess = LINEAR.get(t.dtype, LINEAR_IN_OTHERS), None
+    if not t.amax().item() <= limit:  # NaN is not
+        excess = torch.sub(t, limit).clamp_(min=0)
+        t.clamp_(max=limit)
+    t.exp_()
     return excess
 
 

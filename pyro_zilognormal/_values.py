@@ -21,7 +21,7 @@ from pyro_zilognormal._kernel import (
     where_positive_or_times,
 )
 from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal._softplus import cut, softplus_of_exp_
+from pyro_zilognormal._softplus import exp_, softplus_of_exp_
 
 
 def evaluate(arguments: Sequence[Tensor]) -> Tensor:
@@ -67,8 +67,8 @@ def _evaluate_supported(
 def _subtract_loss_of_logits(found: Tensor, x: Tensor, result: Tensor, logits: Tensor) -> None:
     """log sigmoid(-t) = -log(1 + exp(t)), with the logits as t for positive x, and minus the logits where x = 0."""
     t = where_positive_or_times(logits, x, -1, False, grad_input=result)
-    excess = cut(t)
-    torch.sub(found, softplus_of_exp_(t.exp_(), excess), out=result)
+    excess = exp_(t)
+    torch.sub(found, softplus_of_exp_(t, excess), out=result)
 
 
 def _add_log_zero(found: Tensor, x: Tensor, result: Tensor, log_zero: Tensor) -> None:
