@@ -1,10 +1,12 @@
-"""Fixtures of the tests of the fast log density."""
+"""Fixtures of the tests of the fast log density, compiled and not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 
 import pytest
+import torch
 from torch import Tensor
 
 from pyro_zilognormal import _blocks, _density, _fused, _values
@@ -37,3 +39,13 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture(params=[2**21, 256], ids=["one block", "many blocks"])
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_blocks, "BYTES", request.param)
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """torch.compile compiles a function for so many kinds of arguments, and imports deprecated parts of torch.jit."""
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+    torch._dynamo.reset()

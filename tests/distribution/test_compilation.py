@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pyro
@@ -24,13 +23,7 @@ from tests.points import extreme_points, random_points
 ROWS, COLUMNS = 700, 100  # above the size from which on it is worth compiling
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler() -> Iterator[None]:
-    """torch.compile compiles a function for so many kinds of arguments, and imports deprecated parts of torch.jit."""
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.fixture

@@ -10,16 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
 from pyro_zilognormal import _density
-from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
-from tests.distribution.density_cases import (
-    SHAPES,
-    Shapes,
-    arguments,
-    assert_close,
-    both,
-    gates,
-    shapes_of_all,
-)
+from pyro_zilognormal._gate import Gate, LogitGate
+from tests.distribution.density_cases import SHAPES, Shapes, arguments, assert_close, both, gates, shapes_of_all
 from tests.exactness import TOLERANCE, examine
 from tests.points import extreme_points, random_points
 
@@ -99,7 +91,7 @@ def test_arguments_that_are_views(used: list[int]) -> None:
     assert used
 
 
-@pytest.mark.parametrize("kind", [LogitGate, ProbGate])
+@gates
 @pytest.mark.parametrize("wanted", range(4))
 def test_only_the_gradients_that_are_wanted(wanted: int, kind: type[Gate]) -> None:
     for shapes in (SHAPES["full"], SHAPES["per gene"]):

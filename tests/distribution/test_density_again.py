@@ -17,15 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
 from pyro_zilognormal import _density
 from pyro_zilognormal._gate import Gate, LogitGate
-from tests.distribution.density_cases import (
-    SHAPES,
-    Shapes,
-    arguments,
-    assert_close,
-    formula,
-    gates,
-    shapes_of_all,
-)
+from tests.distribution.density_cases import SHAPES, Shapes, arguments, assert_close, formula, gates, shapes_of_all
 
 pytestmark = pytest.mark.usefixtures("used_for_few_entries_too")
 

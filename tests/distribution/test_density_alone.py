@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
 from pyro_zilognormal import _density, _kernel
 from pyro_zilognormal._gate import Gate, LogitGate
-from tests.distribution.density_cases import (
-    SHAPES,
-    Shapes,
-    arguments,
-    assert_close,
-    formula,
-    gates,
-    shapes_of_all,
-)
+from tests.distribution.density_cases import SHAPES, Shapes, arguments, assert_close, formula, gates, shapes_of_all
 from tests.exactness import TOLERANCE, compute, units
 from tests.oracle import evaluate
 from tests.points import extreme_points, random_points
 
 pytestmark = pytest.mark.usefixtures("used_for_few_entries_too")
+
+
+def assert_exact(found: Tensor, points: NDArray[np.float64]) -> None:
+    """To 60 digits, within what rounding of the arguments does."""
+    for actual, point in zip(found.tolist(), points.tolist(), strict=True):
+        exact = evaluate("log_prob", tuple(point))
+        assert units(actual, exact.value, exact.conditioning(), found.dtype, TOLERANCE) <= TOLERANCE, point
 
 
 @pytest.mark.usefixtures("block_size")
@@ -60,9 +62,7 @@ def test_values_alone_against_60_digits(
     monkeypatch.setattr(_density, "MUCH", 8 if gate == "logits" else 0)
     for points in (random_points("log_prob", 150, dtype, seed=11), extreme_points("log_prob", dtype, 150, seed=12)):
         found = compute("log_prob", [torch.tensor(c, dtype=dtype) for c in points.T])
-        for actual, point in zip(found.tolist(), points.tolist(), strict=True):
-            exact = evaluate("log_prob", tuple(point))
-            assert units(actual, exact.value, exact.conditioning(), dtype, TOLERANCE) <= TOLERANCE, point
+        assert_exact(found, points)
     assert used == 2 * [4 if gate == "logits" else 5]
 
 
@@ -75,9 +75,7 @@ def test_what_many_rows_share_against_60_digits(differentiated: bool, dtype: tor
         *law, value = (torch.tensor(c, dtype=dtype) for c in points.T)
         found = Law(*(p.requires_grad_(differentiated) for p in law)).log_prob(value.expand(20, -1))
         assert torch.equal(found, found[:1].expand(20, -1))
-        for actual, point in zip(found[0].tolist(), points.tolist(), strict=True):
-            exact = evaluate("log_prob", tuple(point))
-            assert units(actual, exact.value, exact.conditioning(), dtype, TOLERANCE) <= TOLERANCE, point
+        assert_exact(found[0], points)
     assert used == [5, 5]
 
 
