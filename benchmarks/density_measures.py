@@ -10,7 +10,7 @@ from timing import Ratio, compare, seconds
 from torch.profiler import ProfilerActivity, profile
 
 from pyro_zilognormal import compiled
-from pyro_zilognormal.sparse import log_prob_sum
+from pyro_zilognormal.density.sparse import log_prob_sum
 
 ROWS, COLUMNS, ZEROS = 1024, 2000, 0.7
 

@@ -23,7 +23,7 @@ from reduction import Peak
 from torch import Tensor
 
 from pyro_zilognormal import GroupedZeroInflatedLogNormal, SufficientStatistics, ZeroInflatedLogNormal
-from pyro_zilognormal.sparse import log_prob_sum
+from pyro_zilognormal.density.sparse import log_prob_sum
 
 CELLS, GENES, GROUPS, DENSITY = (1_000, 10_000, 100_000, 1_000_000), 100, 10, 0.1
 DENSE, CSR, ONCE, REDUCED = "log_prob, dense", "log_prob_sum, CSR", "reduction, once", "log_prob of the reduction"

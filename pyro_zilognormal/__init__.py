@@ -1,10 +1,8 @@
 """The zero-inflated log-normal distribution for Pyro."""
 
-from pyro_zilognormal import kl as _kl  # noqa: F401  (registers the divergences)
 from pyro_zilognormal._version import __version__
-from pyro_zilognormal.compilation import compiled
-from pyro_zilognormal.distribution import ZeroInflatedLogNormal
-from pyro_zilognormal.reparam import ZeroInflatedLogNormalReparam
+from pyro_zilognormal.density.compilation import compiled
+from pyro_zilognormal.distribution import ZeroInflatedLogNormal, ZeroInflatedLogNormalReparam
 from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal, SufficientStatistics, row_chunks
 
 __all__ = [

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _blocks, _density, _fused, _values
+from pyro_zilognormal.density import autograd as _fused
+from pyro_zilognormal.density import blocks as _blocks
+from pyro_zilognormal.density import choice as _density
+from pyro_zilognormal.density import values as _values
 
 
 @pytest.fixture

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _density, _formula
-from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
+from pyro_zilognormal.density import choice as _density
+from pyro_zilognormal.density import reference as _formula
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate, ProbGate
 
 
 class Shapes(NamedTuple):

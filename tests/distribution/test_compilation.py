@@ -14,8 +14,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _density, _formula, _fused, compilation, compiled
-from pyro_zilognormal._quick_log import quick_log
+from pyro_zilognormal import compiled
+from pyro_zilognormal.density import autograd as _fused
+from pyro_zilognormal.density import choice as _density
+from pyro_zilognormal.density import compilation
+from pyro_zilognormal.density import reference as _formula
+from pyro_zilognormal.density.quick_log import quick_log
 from pyro_zilognormal.svi import fit
 from tests.exactness import TOLERANCE, examine
 from tests.points import extreme_points, random_points

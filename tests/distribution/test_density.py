@@ -9,8 +9,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _density
-from pyro_zilognormal._gate import Gate, LogitGate
+from pyro_zilognormal.density import choice as _density
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
 from tests.distribution.density_cases import SHAPES, Shapes, arguments, assert_close, both, gates, shapes_of_all
 from tests.exactness import TOLERANCE, examine
 from tests.points import extreme_points, random_points

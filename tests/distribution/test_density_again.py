@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _density
-from pyro_zilognormal._gate import Gate, LogitGate
+from pyro_zilognormal.density import choice as _density
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
 from tests.distribution.density_cases import SHAPES, Shapes, arguments, assert_close, formula, gates, shapes_of_all
 
 pytestmark = pytest.mark.usefixtures("used_for_few_entries_too")

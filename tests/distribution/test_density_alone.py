@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _density, _kernel
-from pyro_zilognormal._gate import Gate, LogitGate
+from pyro_zilognormal.density import blockwise as _kernel
+from pyro_zilognormal.density import choice as _density
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
 from tests.distribution.density_cases import SHAPES, Shapes, arguments, assert_close, formula, gates, shapes_of_all
 from tests.exactness import TOLERANCE, compute, units
 from tests.oracle import evaluate

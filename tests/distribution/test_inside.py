@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pyro_zilognormal._inside import all_inside, extremes, inside
+from pyro_zilognormal.numerics.extremes import all_inside, extremes, inside
 
 GOOD = {"zero": [0.0], "some": [0.0, 3.0, 1.5], "the least": [5e-324, 1e-45, 1.0], "the greatest": [3.4e38]}
 BAD = {

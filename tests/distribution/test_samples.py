@@ -9,7 +9,9 @@ import pytest
 import torch
 from scipy import stats
 
-from pyro_zilognormal import ZeroInflatedLogNormal, _blocks, _draws
+from pyro_zilognormal import ZeroInflatedLogNormal
+from pyro_zilognormal.density import blocks as _blocks
+from pyro_zilognormal.distribution import sampling as _draws
 from tests.exactness import QUANTITIES, TOLERANCE, compute, undecided, with_gradients
 from tests.oracle import FORMULAS, evaluate
 from tests.points import rounded

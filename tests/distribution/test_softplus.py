@@ -8,7 +8,7 @@ import mpmath
 import pytest
 import torch
 
-from pyro_zilognormal._softplus import LINEAR, LINEAR_IN_OTHERS, exp_, softplus_of_exp_
+from pyro_zilognormal.numerics.softplus import LINEAR, LINEAR_IN_OTHERS, exp_, softplus_of_exp_
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 GOOD = {

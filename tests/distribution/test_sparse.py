@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal.sparse import log_prob_sum
+from pyro_zilognormal.density.sparse import log_prob_sum
 
 ROWS, COLUMNS = 7, 5
 SHAPES = {

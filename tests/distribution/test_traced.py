@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from pyro_zilognormal import _density, _formula, compiled
+from pyro_zilognormal import compiled
+from pyro_zilognormal.density import choice as _density
+from pyro_zilognormal.density import reference as _formula
 from tests.distribution.traced_cases import (
     COLUMNS,
     LOSSES,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal import _formula, compilation
+from pyro_zilognormal.density import compilation
+from pyro_zilognormal.density import reference as _formula
 from tests.distribution.traced_cases import (
     COLUMNS,
     LOSSES,

@@ -14,8 +14,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pyro_zilognormal import SufficientStatistics, _cells
+from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.singlecell import HurdleDE, ScaleWarning, SingleCellError, open_cells, reading
+from pyro_zilognormal.sufficient import rows as _cells
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
 
 

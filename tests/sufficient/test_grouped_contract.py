@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_zilognormal import GroupedZeroInflatedLogNormal, SufficientStatistics
-from pyro_zilognormal.grouped import _versions
+from pyro_zilognormal.sufficient.distribution import _versions
 from tests.sufficient.cases import COLUMNS, GROUPS, X
 from tests.sufficient.test_grouped import INF, STATS, grouped, parameters
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from pyro_zilognormal import SufficientStatistics, _cells, row_chunks
+from pyro_zilognormal import SufficientStatistics, row_chunks
+from pyro_zilognormal.sufficient import rows as _cells
 from tests.sufficient.cases import CELLS, GROUP, GROUPS, OFFSET, OnDisk, X, assert_same, expected
 
 
@@ -119,7 +120,7 @@ def test_a_row_that_fills_a_block_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_pieces_within_a_chunk_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_zilognormal import _reduction
+    from pyro_zilognormal.sufficient import reduction as _reduction
 
     for piece in (1, 10, 100):
         monkeypatch.setattr(_reduction, "PIECE", piece)

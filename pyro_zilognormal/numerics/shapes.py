@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from pyro.distributions.util import broadcast_shape
 
-from pyro_zilognormal._tracing import tracing
+from pyro_zilognormal.numerics.tracing import tracing
 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:

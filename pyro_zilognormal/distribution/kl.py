@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import LogNormal
 from torch.distributions.kl import register_kl
 
-from pyro_zilognormal._checks import broadcast_shapes
-from pyro_zilognormal._gate import Gate, LogitGate
-from pyro_zilognormal.distribution import ZeroInflatedLogNormal
+from pyro_zilognormal.distribution.validation import broadcast_shapes
+from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._elementwise import Elementwise
+from pyro_zilognormal.numerics.elementwise import Elementwise
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF = math.sqrt(0.5)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._normal import HALF_LOG_2PI
-from pyro_zilognormal._quick_log import quick_log
-from pyro_zilognormal._shapes import broadcast
+from pyro_zilognormal.density.quick_log import quick_log
+from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.shapes import broadcast
 
 ROWS = 16  # summed together at first: column after column of all rows would not stay in the cache
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch.distributions import Distribution
 
-from pyro_zilognormal._tracing import tracing
+from pyro_zilognormal.numerics.tracing import tracing
 
 T = TypeVar("T")
 

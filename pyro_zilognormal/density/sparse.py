@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._checks import check_expands, check_floating, check_values, surely_between
-from pyro_zilognormal._entries import Entries
-from pyro_zilognormal._formula import outside
-from pyro_zilognormal._gate import Gate
-from pyro_zilognormal._normal import HALF_LOG_2PI
-from pyro_zilognormal.distribution import ZeroInflatedLogNormal
+from pyro_zilognormal.density.entries import Entries
+from pyro_zilognormal.density.reference import outside
+from pyro_zilognormal.distribution.validation import check_expands, check_floating, check_values, surely_between
+from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
+from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.zero_part import Gate
 
 
 def log_prob_sum(law: ZeroInflatedLogNormal, value: Any, dim: int | None = None) -> Tensor:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal import _fused, _kernel, _values
-from pyro_zilognormal._inside import all_inside, inside
-from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal.compilation import LARGE, attempt
+from pyro_zilognormal.density import autograd as _fused
+from pyro_zilognormal.density import blockwise as _kernel
+from pyro_zilognormal.density import values as _values
+from pyro_zilognormal.density.compilation import LARGE, attempt
+from pyro_zilognormal.numerics.extremes import all_inside, inside
+from pyro_zilognormal.numerics.shapes import broadcast
 
 
 def suits(size: int, *tensors: Tensor) -> bool:

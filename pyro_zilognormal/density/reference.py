@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 
 
 def log_density(value: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor) -> Tensor:

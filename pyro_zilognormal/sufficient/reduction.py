@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_zilognormal._cells import as_matrix, as_vector, count_values, positives
+from pyro_zilognormal.sufficient.rows import as_matrix, as_vector, count_values, positives
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.intp]

@@ -12,11 +12,14 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import _formula, _fused, _traced, _values
-from pyro_zilognormal._gate import Gate, LogitGate
-from pyro_zilognormal._inside import all_inside, inside
-from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal.compilation import quietly, run_compiled
+from pyro_zilognormal.density import autograd as _fused
+from pyro_zilognormal.density import reference as _formula
+from pyro_zilognormal.density import traced as _traced
+from pyro_zilognormal.density import values as _values
+from pyro_zilognormal.density.compilation import quietly, run_compiled
+from pyro_zilognormal.numerics.extremes import all_inside, inside
+from pyro_zilognormal.numerics.shapes import broadcast
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
 
 FEW = 2**14  # entries: below, the many short calls of the blocks cost more than they save
 MUCH = 8  # the logarithms of a gate are worth keeping if it is so many times smaller than the result

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._blocks import Block, Gradient, blocks, lift
-from pyro_zilognormal._normal import HALF_LOG_2PI
-from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal._softplus import exp_, softplus_of_exp_
+from pyro_zilognormal.density.blocks import Block, Gradient, blocks, lift
+from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.shapes import broadcast
+from pyro_zilognormal.numerics.softplus import exp_, softplus_of_exp_
 
 MUCH = 8  # what is so many times smaller than the data is not computed block by block
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._gate import Gate
-from pyro_zilognormal._logspace import exp_or_inf
-from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.logspace import exp_or_inf
+from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.zero_part import Gate
 
 
 def log_mean(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._cells import as_array, row_chunks
-from pyro_zilognormal._reduction import merge, reduce_chunks
-from pyro_zilognormal.grouped import GroupedZeroInflatedLogNormal
+from pyro_zilognormal.sufficient.distribution import GroupedZeroInflatedLogNormal
+from pyro_zilognormal.sufficient.reduction import merge, reduce_chunks
+from pyro_zilognormal.sufficient.rows import as_array, row_chunks
 
 __all__ = ["GroupedZeroInflatedLogNormal", "SufficientStatistics", "row_chunks"]
 

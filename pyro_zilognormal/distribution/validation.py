@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro_zilognormal._inside import extremes
-from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal._tracing import tracing
+from pyro_zilognormal.numerics.extremes import extremes
+from pyro_zilognormal.numerics.shapes import broadcast
+from pyro_zilognormal.numerics.tracing import tracing
 
 LAW = "ZeroInflatedLogNormal"
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 
 Tensors = tuple[Tensor, ...]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_zilognormal._logspace import exp_or_inf, log_max, logaddexp
+from pyro_zilognormal.numerics.logspace import exp_or_inf, log_max, logaddexp
 
 
 class Gate(ABC):

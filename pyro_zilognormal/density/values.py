@@ -9,10 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._blocks import Block, blocks, lift
-from pyro_zilognormal._formula import outside
-from pyro_zilognormal._inside import all_inside, inside
-from pyro_zilognormal._kernel import (
+from pyro_zilognormal.density.blocks import Block, blocks, lift
+from pyro_zilognormal.density.blockwise import (
     fixed_part,
     join,
     less_constant,
@@ -20,8 +18,10 @@ from pyro_zilognormal._kernel import (
     where_positive,
     where_positive_or_times,
 )
-from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal._softplus import exp_, softplus_of_exp_
+from pyro_zilognormal.density.reference import outside
+from pyro_zilognormal.numerics.extremes import all_inside, inside
+from pyro_zilognormal.numerics.shapes import broadcast
+from pyro_zilognormal.numerics.softplus import exp_, softplus_of_exp_
 
 
 def evaluate(arguments: Sequence[Tensor]) -> Tensor:

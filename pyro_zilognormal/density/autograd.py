@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal import _formula, _kernel, _one_pass
-from pyro_zilognormal._tracing import tracing
-from pyro_zilognormal.compilation import run_compiled
+from pyro_zilognormal.density import blockwise as _kernel
+from pyro_zilognormal.density import one_pass as _one_pass
+from pyro_zilognormal.density import reference as _formula
+from pyro_zilognormal.density.compilation import run_compiled
+from pyro_zilognormal.numerics.tracing import tracing
 
 Slopes = Sequence[Tensor | None]
 

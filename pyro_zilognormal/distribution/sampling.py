@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._blocks import blocks, lift
-from pyro_zilognormal._fused import suits
-from pyro_zilognormal._gate import Gate, LogitGate
-from pyro_zilognormal._kernel import where_positive
+from pyro_zilognormal.density.autograd import suits
+from pyro_zilognormal.density.blocks import blocks, lift
+from pyro_zilognormal.density.blockwise import where_positive
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
 
 
 def draw(shape: torch.Size, loc: Tensor, scale: Tensor, gate: Gate, dtype: torch.dtype) -> Tensor:

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._gate import Gate
-from pyro_zilognormal._logspace import exp_or_inf, logaddexp
-from pyro_zilognormal._normal import log_ndtr, ndtr, ndtri_exp
+from pyro_zilognormal.numerics.logspace import exp_or_inf, logaddexp
+from pyro_zilognormal.numerics.normal import log_ndtr, ndtr, ndtri_exp
+from pyro_zilognormal.numerics.zero_part import Gate
 
 
 def cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:

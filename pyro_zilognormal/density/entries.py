@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pyro_zilognormal._blocks import lift
+from pyro_zilognormal.density.blocks import lift
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributions import Chi2, constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyro_zilognormal import _checks
-from pyro_zilognormal._group_density import GroupDensity
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
+from pyro_zilognormal.distribution import validation as _checks
+from pyro_zilognormal.sufficient.group_density import GroupDensity
 
 NAMES = "(n_zero, n_pos, mean, m2, offset_sum)"
 

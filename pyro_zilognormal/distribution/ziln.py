@@ -10,15 +10,17 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_zilognormal import _checks, _moments, _quantiles
-from pyro_zilognormal._density import log_density
-from pyro_zilognormal._draws import draw
-from pyro_zilognormal._gate import Gate, LogitGate, ProbGate
-from pyro_zilognormal._gate_gradient import Ledger, PathwiseUnlessTraced, credit, guard
-from pyro_zilognormal._logspace import exp_or_inf
-from pyro_zilognormal._shapes import broadcast
-from pyro_zilognormal._support import NonnegativeWithAtom
-from pyro_zilognormal._wrappers import ForwardsScore
+from pyro_zilognormal.density.choice import log_density
+from pyro_zilognormal.distribution import validation as _checks
+from pyro_zilognormal.distribution.sampling import draw
+from pyro_zilognormal.distribution.score import Ledger, PathwiseUnlessTraced, credit, guard
+from pyro_zilognormal.distribution.support import NonnegativeWithAtom
+from pyro_zilognormal.distribution.wrappers import ForwardsScore
+from pyro_zilognormal.numerics import moments as _moments
+from pyro_zilognormal.numerics import quantiles as _quantiles
+from pyro_zilognormal.numerics.logspace import exp_or_inf
+from pyro_zilognormal.numerics.shapes import broadcast
+from pyro_zilognormal.numerics.zero_part import Gate, LogitGate, ProbGate
 
 
 class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):

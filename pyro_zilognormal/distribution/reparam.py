@@ -11,7 +11,7 @@ from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_zilognormal.distribution import ZeroInflatedLogNormal
+from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
 
 
 class ZeroInflatedLogNormalReparam(Reparam):

@@ -1,0 +1,7 @@
+"""The zero-inflated log-normal distribution."""
+
+from pyro_zilognormal.distribution import kl as _kl  # noqa: F401  (registers the divergences)
+from pyro_zilognormal.distribution.reparam import ZeroInflatedLogNormalReparam
+from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
+
+__all__ = ["ZeroInflatedLogNormal", "ZeroInflatedLogNormalReparam"]
