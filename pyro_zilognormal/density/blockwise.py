@@ -19,8 +19,9 @@ from torch import Tensor
 from pyro_zilognormal.density.blocks import Block, Gradient, blocks, lift
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 from pyro_zilognormal.numerics.shapes import broadcast
-from pyro_zilognormal.numerics.softplus import exp_, softplus_of_exp_
 
+LINEAR = {torch.float16: 10.0}
+LINEAR_IN_OTHERS = 40.0
 MUCH = 8  # what is so many times smaller than the data is not computed block by block
 
 where_positive = torch.ops.aten.threshold_backward.grad_input
@@ -49,7 +50,7 @@ def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tenso
 
 
 def differentiate(
-    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor, by_loc: Tensor | None
+    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor, by_loc: Tensor | None = None
 ) -> list[Tensor | None]:
     """The derivatives of a sum of the log densities with weights, of the shape to which the arguments broadcast.
 
@@ -218,3 +219,19 @@ def _differentiate_logs(block: Block, to: list[Gradient], weight: Tensor, spare:
     """The derivatives in log P(X = 0) and log P(X > 0)."""
     to[1].add(block, torch.mul(weight, sign, out=spare))
     to[0].add(block, torch.sub(weight, spare, out=spare))
+
+
+def exp_(t: Tensor) -> Tensor | None:
+    """exp(t), in place, of t cut where that might overflow; what was cut off, or None if nothing was."""
+    limit, excess = LINEAR.get(t.dtype, LINEAR_IN_OTHERS), None
+    if not t.amax().item() <= limit:  # NaN is not
+        excess = torch.sub(t, limit).clamp_(min=0)
+        t.clamp_(max=limit)
+    t.exp_()
+    return excess
+
+
+def softplus_of_exp_(exp_t: Tensor, excess: Tensor | None) -> Tensor:
+    """log(1 + exp(t)) in place of exp(t), given what was cut off from t."""
+    softplus = exp_t.log1p_()
+    return softplus if excess is None else softplus.add_(excess)
