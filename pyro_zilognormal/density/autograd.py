@@ -66,7 +66,7 @@ class _LogDensity(torch.autograd.Function):
             return None, *_gradients_of_formula(grad, arguments, wanted)
         slopes, factor = ctx.slopes, _only_value(grad)
         if slopes is None or (factor is None and any(s is not None and s.shape != grad.shape for s in slopes)):
-            return None, *blockwise.differentiate(arguments, wanted, grad)
+            return None, *blockwise.evaluate(arguments, wanted, grad)[1]
         ctx.slopes = None  # a second backward pass computes them again: these are changed in place and handed over
         if factor != 1:
             for slope in slopes:

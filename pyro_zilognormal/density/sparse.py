@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.density.blocks import lift
+from pyro_zilognormal.density.blockwise import lift
 from pyro_zilognormal.density.reference import outside
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 from pyro_zilognormal.numerics.zero_part import ZeroPart
