@@ -63,7 +63,7 @@ BAD_VALUES = {
     "negative positives": ([1.0, -2, 0, 1, 0], "counts whole and nonnegative"),
     "a fraction": ([0.5, 2, 0, 1, 0], "counts whole"),
     "negative m2": ([1.0, 2, 0, -1e-9, 0], "m2 nonnegative"),
-    "mean of nothing": ([1.0, 0, 1, 0, 0], "nothing of positive values where there are none"),
+    "mean of nothing": ([1.0, 0, 1, 0, 0], "mean, m2 and offset_sum 0 where n_pos is 0"),
     "spread of one": ([1.0, 1, 1, 1, 0], "at index"),
     "offset of nothing": ([1.0, 0, 0, 0, 1], r"1 of 2 are invalid"),
     "NaN": ([1.0, 2, math.nan, 1, 0], "all finite"),
