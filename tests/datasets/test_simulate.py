@@ -14,11 +14,7 @@ CASES = [
     {},
     {"zi_logits": -3.0},
     {"mu": 0.0, "scale": 1.0, "zi_logits": 0.0},
-    {
-        "mu": torch.tensor([-4.0, 0.0, 2.0, 9.0]),
-        "scale": torch.tensor([0.1, 0.5, 1.0, 3.0]),
-        "zi_logits": 2.0,
-    },
+    {"mu": torch.tensor([-4.0, 0.0, 2.0, 9.0]), "scale": torch.tensor([0.1, 0.5, 1.0, 3.0]), "zi_logits": 2.0},
 ]
 N = 20_000
 
@@ -51,11 +47,7 @@ def test_zeros_and_noise_are_independent_between_cells_and_genes() -> None:
 
 def test_drawn_parameters_follow_the_stated_distributions() -> None:
     data = simulate_ziln(1, N, seed=5, dtype=torch.float64)
-    for drawn, mean, sd in [
-        (data.mu, 1.5, 0.7),
-        (data.scale.log(), math.log(0.6), 0.3),
-        (data.zi_logits, 0.5, 2),
-    ]:
+    for drawn, mean, sd in [(data.mu, 1.5, 0.7), (data.scale.log(), math.log(0.6), 0.3), (data.zi_logits, 0.5, 2)]:
         assert drawn.shape == (1, N)
         assert abs(drawn.mean().item() - mean) < 4.5 * sd / math.sqrt(N)
         assert abs(drawn.std().item() - sd) < 4.5 * sd / math.sqrt(2 * N)
