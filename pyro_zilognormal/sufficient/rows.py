@@ -110,7 +110,7 @@ def as_matrix(x: Any, first_row: int = 0) -> Any:
         ValueError: a value is negative, NaN or infinite.
     """
     matrix = _as_csr(x) if hasattr(x, "tocsr") else _as_array(x)
-    values = _values(matrix)
+    values = stored(matrix)
     if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
         _refuse(matrix, first_row)
     return matrix
@@ -159,18 +159,14 @@ def _check_numbers(x: Any) -> None:
         raise TypeError(f"x must hold real numbers, got dtype {x.dtype}.")
 
 
-def count_values(matrix: Any) -> int:
-    """Return how many values a matrix from `as_matrix` stores; a dense one stores its zeros too."""
-    return int(_values(matrix).size)
-
-
-def _values(matrix: Any) -> NDArray[Any]:
+def stored(matrix: Any) -> NDArray[Any]:
+    """Return the values that a matrix from `as_matrix` stores; a dense one stores its zeros too."""
     values: NDArray[Any] = matrix.data if hasattr(matrix, "tocsr") else matrix
     return values
 
 
 def _refuse(matrix: Any, first_row: int) -> None:
-    values = _values(matrix)
+    values = stored(matrix)
     bad = ~((values >= 0) & (values < np.inf))
     at = tuple(int(i) for i in np.argwhere(bad)[0])
     if hasattr(matrix, "tocsr"):

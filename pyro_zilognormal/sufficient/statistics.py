@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_zilognormal.sufficient.distribution import GroupedZeroInflatedLogNormal
-from pyro_zilognormal.sufficient.rows import as_array, as_matrix, as_vector, count_values, positives, row_chunks
+from pyro_zilognormal.sufficient.rows import as_array, as_matrix, as_vector, positives, row_chunks, stored
 
 Floats = NDArray[np.float64]
 Columns = NDArray[np.intp]
@@ -207,7 +207,7 @@ def _pieces(x: Any, groups: NDArray[np.int64], offset: Floats | None) -> Iterato
     if (groups[1:] < groups[:-1]).any():
         order = np.argsort(groups, kind="stable")
         x, groups, offset = x[order], groups[order], None if offset is None else offset[order]
-    rows = max(1, PIECE * len(groups) // max(1, count_values(x)))
+    rows = max(1, PIECE * len(groups) // max(1, stored(x).size))
     starts = np.flatnonzero(np.diff(groups, prepend=-1))
     for first, last in pairwise([*starts, len(groups)]):
         for start in range(first, last, rows):

@@ -39,9 +39,10 @@ NAMES = [name for page in PAGES for name in documented(page.read_text())]
 
 def resolve(name: str) -> object:
     """Return the object of this full name, or None."""
+    module, _, member = name.rpartition(".")
     try:
-        return pkgutil.resolve_name(name)
-    except (AttributeError, ImportError):
+        return getattr(importlib.import_module(module), member, None)
+    except ImportError:
         return None
 
 
