@@ -1,6 +1,6 @@
 """Guides with latent ZILNs in every wrapping, and their exact ELBO by quadrature, written without the package.
 
-A model has `COPIES` independent copies of two latents x_1, x_2. Each case lays x_1 and x_2 out in another way (plates, expand,
+A model has `COPIES` independent copies of two latents x_1, x_2. Each case lays them out in another way (plates, expand,
 to_event, masks, scales); its exact ELBO is a sum over the atom and Gauss-Hermite nodes of log x,
 which autograd differentiates. The likelihood is bounded in x, so all estimators have finite variance.
 """
