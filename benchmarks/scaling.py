@@ -55,8 +55,8 @@ def contender(name: str, cells: Any) -> Callable[[], object]:
     if name == ONCE:
         return lambda: SufficientStatistics.from_cells(cells, groups, GROUPS)
     value = SufficientStatistics.from_cells(cells, groups, GROUPS).value.float()
-    law = GroupedZeroInflatedLogNormal
-    return slopes(lambda *p: law(*p, validate_args=False).log_prob(value), GROUPS, GENES)
+    grouped = GroupedZeroInflatedLogNormal
+    return slopes(lambda *p: grouped(*p, validate_args=False).log_prob(value), GROUPS, GENES)
 
 
 def measure(name: str, cells: int) -> dict[str, float]:

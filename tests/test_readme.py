@@ -1,4 +1,4 @@
-"""What the README says of its commands; its code and its links are tested with those of all pages, in tests/docs."""
+"""The commands of the README; tests/docs checks its code and links."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ def test_there_are_two_commands_and_they_install_under_the_constraints() -> None
     assert all(c.startswith("python -m venv .venv && ") and "-c constraints.txt" in c for c in COMMANDS)
 
 
-def test_the_gate_runs_the_readme_command() -> None:
+def test_ci_runs_the_readme_command() -> None:
     line = subprocess.run(
         ["bash", "-c", "eval \"$(sed -n '/^readme_command/,/^}/p' .ci/run)\"; readme_command 'python -m pytest'"],
         cwd=ROOT,

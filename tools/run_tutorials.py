@@ -1,12 +1,11 @@
 """Run the tutorials in full and write their outputs back, so that they can be committed.
 
     python tools/run_tutorials.py            all of tutorials/*.ipynb
-    python tools/run_tutorials.py 01 05      those whose names start so
+    python tools/run_tutorials.py 01 05      those whose names start with 01 or 05
 
 It needs the extra [tutorials]. Each notebook runs from the top in a new kernel of this Python, in an empty folder, on
-one thread, with warnings as errors. What differs from run to run without saying anything (times, versions, random
-identifiers of cells) is left out of the file; a digest of the code is kept, by which the tests know outputs that
-are older than their code.
+one thread, with warnings as errors. The file omits what changes from run to run (times, versions, random identifiers
+of cells) and holds a digest of the code, by which the tests find outputs that are older than their code.
 """
 
 from __future__ import annotations
@@ -26,11 +25,16 @@ from nbformat import NotebookNode
 
 ROOT = pathlib.Path(__file__).parents[1]
 TUTORIALS = ROOT / "tutorials"
-SHORT = "ZILN_TUTORIAL_SHORT"  # notebooks lower their numbers of steps and draws where it is set
-# But for those of the kernel about itself.
-WARNINGS_ARE_ERRORS = (
-    "import warnings; warnings.simplefilter('error'); warnings.filterwarnings('ignore', module='ipykernel')"
-)
+SHORT = "ZILN_TUTORIAL_SHORT"  # where it is set, notebooks take fewer steps and draws
+# The kernel installs the filter when it runs its first cell: while it starts, modules of Jupyter may warn.
+WARNINGS_ARE_ERRORS = """
+def _strict(info):
+    import warnings
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", module="ipykernel")
+    get_ipython().events.unregister("pre_run_cell", _strict)
+get_ipython().events.register("pre_run_cell", _strict)
+"""
 
 
 def execute(notebook: NotebookNode, *, short: bool, timeout: float = 900) -> None:
@@ -41,24 +45,24 @@ def execute(notebook: NotebookNode, *, short: bool, timeout: float = 900) -> Non
     """
     with tempfile.TemporaryDirectory() as folder:
         where = {"metadata": {"path": folder}}
-        # Lines that are printed come in pieces that depend on the clock: they are joined.
+        # coalesce_streams joins printed lines, which the kernel sends in pieces that depend on the clock.
         client = NotebookClient(notebook, km=_kernel(folder), timeout=timeout, resources=where, coalesce_streams=True)
         client.execute(env=_environment(folder, short), cleanup_kc=True)
 
 
 def digest(notebook: NotebookNode) -> str:
-    """A digest of the code, by which outputs know the code that made them."""
+    """Return a SHA-256 digest of the code cells."""
     code = "\0".join(cell.source for cell in code_cells(notebook))
     return hashlib.sha256(code.encode()).hexdigest()
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
-    """The cells with code, in order."""
+    """Return the code cells, in order."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Leave in the metadata only what is the same in each run."""
+    """Keep only the metadata that are the same in every run."""
     notebook.metadata = NotebookNode(
         kernelspec=NotebookNode(display_name="Python 3", language="python", name="python3"),
         language_info=NotebookNode(name="python"),
@@ -69,7 +73,7 @@ def tidy(notebook: NotebookNode) -> None:
 
 
 def _kernel(folder: str) -> AsyncKernelManager:
-    """A kernel of this very Python, whatever kernels the user has; through a pipe, since ports may be taken."""
+    """A kernel of this Python interpreter. It listens on a pipe where possible, since ports may be taken."""
     options = {} if os.name == "nt" else {"transport": "ipc"}
     kernel = AsyncKernelManager(connection_file=os.path.join(folder, "kernel.json"), **options)
     start = f"--IPKernelApp.exec_lines={WARNINGS_ARE_ERRORS}"
@@ -79,7 +83,7 @@ def _kernel(folder: str) -> AsyncKernelManager:
 
 
 def _environment(folder: str, short: bool) -> dict[str, str]:
-    """The environment of a kernel: the package that this Python finds, and nothing of the user's settings."""
+    """The environment of a kernel, with the package of this Python and without the user's IPython settings."""
     package = importlib.util.find_spec("pyro_zilognormal")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the tutorials need pyro_zilognormal: run pip install -e '.[tutorials]'")

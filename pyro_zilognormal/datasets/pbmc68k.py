@@ -13,11 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class PBMC68k:
-    r"""Normalised expression of peripheral blood cells, with what is known of each cell.
+    r"""Normalised expression of peripheral blood cells, with labels of each cell.
 
     The value of cell :math:`c` and gene :math:`g` is :math:`10^4 \, k_{cg} / n_c`: molecules counted, per ten
     thousand molecules of the cell. scanpy published it as log1p rounded to three decimals, so 1 + value is
-    within 0.05 % of the exact one; a zero is exactly zero and means that no molecule was seen.
+    within 0.05 % of the exact one; a zero is exactly zero and means that no molecule was observed.
 
     Attributes:
         values: float32, 700 cells x 200 genes, :math:`\ge 0`, linear (no logarithm), counts per ten thousand.
@@ -47,7 +47,7 @@ class PBMC68k:
             A view of `values`, of shape (700,).
 
         Raises:
-            ValueError: if the data set does not hold this gene.
+            ValueError: the data set has no such gene.
 
         Example:
             >>> round(pbmc68k_reduced().gene("MS4A1").eq(0).float().mean().item(), 2)
@@ -64,7 +64,7 @@ def pbmc68k_reduced() -> PBMC68k:
 
     A slice of the data set that scanpy carries under this name, from the 68,000 cells of Zheng et al. (2017).
     Each row was normalised over *all* genes of the cell before the genes were reduced, so the rows here do
-    not sum to 10,000. `pyro_zilognormal/datasets/README.md` tells the history, the licences and the rule
+    not sum to 10,000. `pyro_zilognormal/datasets/README.md` gives the history, the licences and the rule
     that chose the genes: the known markers, and others spread evenly over the fraction of zeros (0.3 % to
     99.3 %) and the variability.
 

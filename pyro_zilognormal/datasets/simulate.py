@@ -15,7 +15,7 @@ class SimulatedZILN:
     """Simulated values and the truth behind them.
 
     Attributes:
-        values: cells x genes, >= 0, exactly zero where the gate closed.
+        values: cells x genes, >= 0, exactly zero with probability sigmoid(zi_logits).
         mu: the mean of log x where x is positive; broadcasts to the shape of `values`.
         scale: the standard deviation of log x where x is positive; likewise.
         zi_logits: the log odds that a value is zero; likewise.
@@ -37,34 +37,33 @@ def simulate_ziln(
     zi_logits: Tensor | float | None = None,
     dtype: torch.dtype | None = None,
 ) -> SimulatedZILN:
-    r"""Draw cells x genes from the zero-inflated log-normal, with parameters that are returned.
+    r"""Draw cells x genes from the zero-inflated log-normal, and return the parameters too.
 
     .. math:: x_{cg} = 0 \text{ with probability } \sigma(l_{cg}), \quad
               \text{else } x_{cg} = \exp(\mu_{cg} + s_{cg} \varepsilon_{cg}), \; \varepsilon_{cg} \sim N(0, 1)
 
-    A parameter left out is drawn for each gene, over about the range of normalised single-cell data: mu from
-    N(1.5, 0.7), log scale from N(log 0.6, 0.3), zi_logits from N(0.5, 2), each by mean and standard
-    deviation. One that is given may differ from cell to cell, which is how groups are made:
-    `mu=group_mu[group]`.
+    A parameter that is left out is drawn for each gene, over about the range of normalised single-cell data:
+    mu ~ N(1.5, 0.7), log scale ~ N(log 0.6, 0.3) and zi_logits ~ N(0.5, 2), given by mean and standard deviation.
+    A parameter may differ from cell to cell, which makes groups: `mu=group_mu[group]`.
 
-    The draws come from a generator of their own, in float64 whatever `dtype` is; the global random state is
-    neither read nor changed. The same seed gives the same noise whichever parameters are given. A positive
-    draw stays positive and finite: it is clamped to the range of `dtype`.
+    A separate generator draws in float64 whatever `dtype` is; the global random state is neither read nor
+    changed. The same seed gives the same noise whichever parameters are given. Positive draws are clamped to the
+    range of `dtype`, so that they stay positive and finite.
 
     Args:
-        n_cells: how many rows, at least 1.
-        n_genes: how many columns, at least 1.
-        seed: the seed of the generator.
-        mu: of a shape that broadcasts to (n_cells, n_genes).
-        scale: likewise, > 0.
-        zi_logits: likewise; -inf gives no zeros, +inf nothing else.
-        dtype: of what is returned; torch's default dtype if left out.
+        n_cells: number of rows, at least 1.
+        n_genes: number of columns, at least 1.
+        seed: seed of the generator.
+        mu: mean of log x where x > 0; of a shape that broadcasts to (n_cells, n_genes).
+        scale: standard deviation of log x where x > 0, > 0; of such a shape.
+        zi_logits: log odds of a zero; of such a shape. -inf gives no zeros, +inf only zeros.
+        dtype: dtype of the results; by default torch's default dtype.
 
     Returns:
         A :class:`SimulatedZILN`.
 
     Raises:
-        ValueError: if a size is below 1, a parameter does not broadcast, is NaN, or lies outside its range.
+        ValueError: a size is below 1, or a parameter does not broadcast, is NaN or is outside its range.
 
     Example:
         >>> data = simulate_ziln(1000, 3, seed=1, zi_logits=0.0)
@@ -98,7 +97,7 @@ def _check_sizes(**sizes: int) -> None:
 
 
 def _parameter(name: str, value: Tensor | float, shape: tuple[int, int]) -> Tensor:
-    """`value` as float64 on the CPU, if it broadcasts to `shape` and is one the law allows."""
+    """`value` as float64 on the CPU, if it broadcasts to `shape` and is a valid parameter."""
     value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
     try:
         value.expand(shape)

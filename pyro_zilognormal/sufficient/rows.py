@@ -1,6 +1,6 @@
-"""Cells as they come: dense or sparse, in memory or on disk, checked, and cut into rows.
+"""Matrices of cells, dense or sparse, in memory or on disk: checks, and blocks of rows.
 
-scipy is never imported here: a sparse matrix is known by its `tocsr`.
+A sparse matrix is recognised by its method `tocsr`, so that scipy is never imported here.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 VALUES_A_BLOCK = 1 << 22
-SPARSEST = 16  # one value in as many entries: blocks of rows from disk never expect fewer
+SPARSEST = 16  # a block from disk is sized for at least one value in 16 entries, however sparse the last block was
 
 
 def row_chunks(
@@ -21,20 +21,19 @@ def row_chunks(
     """Cut a matrix into blocks of rows, one in memory at a time, for `SufficientStatistics.from_chunks`.
 
     Args:
-        matrix: anything with a `shape` of (cells, columns) whose slices ``matrix[a:b]`` are arrays, tensors or scipy
-            sparse matrices: an array, a numpy memmap, an HDF5 or Zarr array, `X` of a backed AnnData, or what
-            `anndata.io.sparse_dataset` makes of a layer on disk. Or a scipy sparse matrix, whose arrays may be
-            memmaps; one that is not CSR is converted to CSR first.
+        matrix: a scipy sparse matrix (converted to CSR first; its arrays may be memmaps), or anything with a `shape` of
+            (cells, columns) whose slices ``matrix[a:b]`` are arrays, tensors or scipy sparse matrices: an array, a
+            numpy memmap, an HDF5 or Zarr array, `X` of a backed AnnData, or `anndata.io.sparse_dataset` of a layer.
         groups: the group of each cell, whole numbers of shape (cells,); None for one group.
         offset: log size factor of each cell, of shape (cells,); None for zeros.
-        rows: rows a block; by default about as many as hold four million values.
+        rows: rows per block; by default about as many as hold four million values.
 
     Yields:
         (block, groups, offset) of at most `rows` cells each.
 
     Raises:
-        TypeError: a matrix without a shape of two dimensions.
-        ValueError: groups or offset of another length than the matrix has rows, or rows below 1.
+        TypeError: matrix does not have a shape of two dimensions.
+        ValueError: groups or offset are not as long as the matrix has rows, or rows is below 1.
 
     Example:
         >>> x = np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 0.0]])
@@ -58,7 +57,7 @@ def _cut(
 ) -> Iterator[tuple[Any, NDArray[Any], NDArray[Any] | None]]:
     cells, columns = matrix.shape
     start, density = 0, 1.0
-    while start == 0 or start < cells:  # no cells are one empty block, which tells the number of columns
+    while start == 0 or start < cells:  # a matrix without cells yields one empty block, which has its columns
         step = rows or _rows_within(matrix, start, density * columns)
         part = slice(start, min(start + step, cells))
         block = _slice(matrix, part)
@@ -69,7 +68,7 @@ def _cut(
 
 
 def _rows_within(matrix: Any, start: int, per_row: float) -> int:
-    """How many rows from `start` hold as many values as a block should: a CSR says, of others it is a guess."""
+    """Return how many rows from `start` hold VALUES_A_BLOCK values: exact for CSR, else by the expected `per_row`."""
     if not hasattr(matrix, "tocsr"):
         return max(1, int(VALUES_A_BLOCK / max(1.0, per_row)))
     last = np.searchsorted(matrix.indptr, matrix.indptr[start] + VALUES_A_BLOCK, side="right") - 1
@@ -77,7 +76,7 @@ def _rows_within(matrix: Any, start: int, per_row: float) -> int:
 
 
 def _slice(matrix: Any, part: slice) -> Any:
-    """Rows of the matrix; of a CSR by its arrays, for these may be memmaps, and scipy's own slicing reads slower."""
+    """Return some rows. A CSR is sliced by its arrays: they may be memmaps, which scipy's own slicing reads slower."""
     if not hasattr(matrix, "tocsr"):
         return matrix[part]
     indptr = matrix.indptr[part.start : part.stop + 1]
@@ -87,12 +86,12 @@ def _slice(matrix: Any, part: slice) -> Any:
 
 
 def as_array(given: Any) -> NDArray[Any]:
-    """A tensor, array or list as an array."""
+    """Return a tensor, array or list as an array."""
     return given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
 
 
 def as_vector(name: str, vector: Any, cells: int) -> NDArray[Any]:
-    """A tensor, array or list as an array of shape (cells,)."""
+    """Return a tensor, array or list as an array of shape (cells,), or raise ValueError."""
     array = as_array(vector)
     if array.shape != (cells,):
         raise ValueError(f"{name} must have shape ({cells},), one entry for each cell, got {array.shape}.")
@@ -100,29 +99,29 @@ def as_vector(name: str, vector: Any, cells: int) -> NDArray[Any]:
 
 
 def as_matrix(x: Any, first_row: int = 0) -> Any:
-    """A checked matrix: a numpy array, or a CSR without duplicates and stored zeros.
+    """Check a matrix and return it as a numpy array, or as a CSR without duplicates and stored zeros.
 
     Args:
         x: tensor, numpy array or scipy sparse matrix of shape (rows, columns).
         first_row: the number of its first row, for errors.
 
     Raises:
-        TypeError: something else, or values that are not real numbers.
-        ValueError: a negative, NaN or infinite value.
+        TypeError: x is of another type, or does not hold real numbers.
+        ValueError: a value is negative, NaN or infinite.
     """
     matrix = _as_csr(x) if hasattr(x, "tocsr") else _as_array(x)
-    values = _values(matrix)
+    values = stored(matrix)
     if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
         _refuse(matrix, first_row)
     return matrix
 
 
 def positives(matrix: Any, part: slice) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """The positive values in some rows of a matrix from `as_matrix`: how many a row, their columns, themselves."""
+    """Return the positive values in some rows of a matrix from `as_matrix`: (number per row, columns, values)."""
     if not hasattr(matrix, "tocsr"):
         block = matrix[part]
         inside = block != 0
-        at = np.flatnonzero(inside)  # several times faster than indexing with or by two dimensions
+        at = np.flatnonzero(inside)  # several times faster than indexing in two dimensions
         return inside.sum(1), at % block.shape[1], block.ravel()[at]
     indptr = matrix.indptr[part.start : part.stop + 1]
     within = slice(int(indptr[0]), int(indptr[-1]))
@@ -133,7 +132,7 @@ def _as_csr(x: Any) -> Any:
     matrix = x.tocsr()
     _check_numbers(matrix)
     if not matrix.has_canonical_format:
-        matrix = matrix.copy()  # what came stays as it was
+        matrix = matrix.copy()  # the caller's matrix stays unchanged
         matrix.sum_duplicates()
     if not matrix.data.all():
         matrix = matrix.copy()
@@ -160,18 +159,14 @@ def _check_numbers(x: Any) -> None:
         raise TypeError(f"x must hold real numbers, got dtype {x.dtype}.")
 
 
-def count_values(matrix: Any) -> int:
-    """How many values a matrix from `as_matrix` holds, zeros of a dense one included."""
-    return int(_values(matrix).size)
-
-
-def _values(matrix: Any) -> NDArray[Any]:
+def stored(matrix: Any) -> NDArray[Any]:
+    """Return the values that a matrix from `as_matrix` stores; a dense one stores its zeros too."""
     values: NDArray[Any] = matrix.data if hasattr(matrix, "tocsr") else matrix
     return values
 
 
 def _refuse(matrix: Any, first_row: int) -> None:
-    values = _values(matrix)
+    values = stored(matrix)
     bad = ~((values >= 0) & (values < np.inf))
     at = tuple(int(i) for i in np.argwhere(bad)[0])
     if hasattr(matrix, "tocsr"):

@@ -1,45 +1,48 @@
-"""The lossless reduction of cells to groups.
+"""The lossless reduction of cells to the sufficient statistics of groups.
 
 For fixed parameters the ZILN is an exponential family: cells that share (mu, scale, zi_logits) enter the likelihood
-through five numbers alone. With them, a likelihood costs as much for a million cells as for a thousand.
+through five numbers. The likelihood of these costs as much for a million cells as for a thousand.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_zilognormal.sufficient.distribution import GroupedZeroInflatedLogNormal
-from pyro_zilognormal.sufficient.reduction import merge, reduce_chunks
-from pyro_zilognormal.sufficient.rows import as_array, row_chunks
+from pyro_zilognormal.sufficient.rows import as_array, as_matrix, as_vector, positives, row_chunks, stored
 
-__all__ = ["GroupedZeroInflatedLogNormal", "SufficientStatistics", "row_chunks"]
+Floats = NDArray[np.float64]
+Columns = NDArray[np.intp]
+PIECE = 1 << 17  # values summed at a time, so that they and the sums of one group fit the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class SufficientStatistics:
-    r"""What the cells of each group say about the ZILN of each column, without loss.
+    r"""The sufficient statistics of the ZILN in each group of cells and each column.
 
     With y = log x - offset over the positive values of a group in a column,
 
     .. math::
         \text{mean} = \frac{1}{n_\text{pos}} \sum y, \qquad \text{m2} = \sum (y - \text{mean})^2
 
-    Statistics of disjoint sets of cells add up: ``a + b`` and ``sum(parts)`` are the statistics of all their cells.
+    ``a + b`` and ``sum(parts)`` are the statistics of disjoint sets of cells together.
 
     Args:
-        n_zero: number of zeros, float64 of shape (groups, columns), as all five.
+        n_zero: number of zeros; float64 of shape (groups, columns), as all five.
         n_pos: number of positive values.
         mean: mean of y; 0 where n_pos = 0.
         m2: sum of squared deviations of y from its mean; 0 where n_pos < 2.
         offset_sum: sum of the offsets of the positive values.
 
     Raises:
-        TypeError: a field that is not a float64 tensor.
-        ValueError: fields of different shapes or not of two dimensions.
+        TypeError: a field is not a float64 tensor.
+        ValueError: the fields differ in shape or do not have two dimensions.
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
@@ -55,11 +58,12 @@ class SufficientStatistics:
     offset_sum: Tensor
 
     def __post_init__(self) -> None:
-        for name, field in self._fields().items():
-            if not isinstance(field, Tensor) or field.dtype != torch.float64:
-                came = field.dtype if isinstance(field, Tensor) else type(field).__name__
-                raise TypeError(f"{name} must be a float64 tensor, got {came}.")
-        shapes = {name: tuple(field.shape) for name, field in self._fields().items()}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, tensor in given.items():
+            if not isinstance(tensor, Tensor) or tensor.dtype != torch.float64:
+                got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise TypeError(f"{name} must be a float64 tensor, got {got}.")
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
         if len(set(shapes.values())) > 1 or self.n_zero.dim() != 2:
             raise ValueError(f"fields must all have one shape (groups, columns), got {shapes}.")
 
@@ -67,7 +71,7 @@ class SufficientStatistics:
     def from_cells(
         cls, x: Any, groups: Any = None, n_groups: int | None = None, offset: Any = None
     ) -> "SufficientStatistics":
-        """Reduce cells that are at hand.
+        """Reduce a matrix of cells.
 
         Args:
             x: dense tensor, numpy array or scipy sparse matrix of shape (cells, columns), nonnegative and finite.
@@ -78,9 +82,9 @@ class SufficientStatistics:
             offset: log size factor of each cell, of shape (cells,); None for zeros.
 
         Raises:
-            TypeError: an argument of a wrong type or dtype.
-            ValueError: a negative, NaN or infinite value (the error names row and column), or groups or offset of
-                a wrong shape or with a bad value.
+            TypeError: an argument has a wrong type or dtype.
+            ValueError: a value is negative, NaN or infinite (the error names row and column), or groups or offset
+                have a wrong shape or hold a bad value.
 
         Example:
             >>> SufficientStatistics.from_cells(np.array([[0.0], [1.0], [np.e]])).mean.item()
@@ -92,7 +96,7 @@ class SufficientStatistics:
 
     @classmethod
     def from_chunks(cls, chunks: Iterable[Any], n_groups: int) -> "SufficientStatistics":
-        """Reduce a stream of cells in one pass, holding one chunk at a time.
+        """Reduce a stream of cells in one pass, with one chunk in memory at a time.
 
         Args:
             chunks: iterable of (x, groups) or (x, groups, offset), each as in :meth:`from_cells`. :func:`row_chunks`
@@ -100,9 +104,9 @@ class SufficientStatistics:
             n_groups: number of groups.
 
         Raises:
-            TypeError: an argument of a wrong type or dtype.
-            ValueError: no chunk at all, chunks of different columns, or what :meth:`from_cells` refuses; errors count
-                rows from the first of the first chunk.
+            TypeError: an argument has a wrong type or dtype.
+            ValueError: there is no chunk, the chunks differ in their columns, or :meth:`from_cells` would refuse one;
+                errors count rows from the first row of the first chunk.
 
         Example:
             >>> chunks = [(torch.tensor([[0.0]]), [0]), (torch.tensor([[1.0], [1.0]]), [1, 1])]
@@ -111,15 +115,27 @@ class SufficientStatistics:
         """
         if isinstance(n_groups, bool) or not isinstance(n_groups, int | np.integer) or n_groups < 1:
             raise ValueError(f"n_groups must be a whole number of at least 1, got {n_groups!r}.")
-        return cls(*reduce_chunks(chunks, int(n_groups)))
+        total, cells, row = None, np.zeros((n_groups, 1)), 0
+        for chunk in chunks:
+            x, groups, offset = _check_chunk(chunk, int(n_groups), row)
+            total = np.zeros((5, n_groups, x.shape[1])) if total is None else total
+            if x.shape[1] != total.shape[2]:
+                raise ValueError(f"chunks must have the same columns, got {total.shape[2]}, then {x.shape[1]}.")
+            _add_positives(total, x, groups, offset)
+            cells[:, 0] += np.bincount(groups, minlength=n_groups)
+            row += x.shape[0]
+        if total is None:
+            raise ValueError("chunks is empty; needed at least one (x, groups), to know the number of columns.")
+        total[0] = cells - total[1]
+        return cls(*torch.from_numpy(total))
 
     @classmethod
     def from_value(cls, value: Tensor) -> "SufficientStatistics":
-        """The statistics that `value`, of shape (groups, columns, 5), holds.
+        """Split a tensor of shape (groups, columns, 5), the inverse of :attr:`value`.
 
         Raises:
-            TypeError: something that is not a floating-point tensor.
-            ValueError: another shape, or entries that no cells have, such as a negative count.
+            TypeError: value is not a floating-point tensor.
+            ValueError: value has another shape, or entries outside the support, such as a negative count.
         """
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise TypeError(f"value must be a floating-point tensor, got {type(value).__name__}.")
@@ -138,9 +154,9 @@ class SufficientStatistics:
     def value(self) -> Tensor:
         """All five in the order of the fields, of shape (groups, columns, 5), as `pyro.sample` observes them.
 
-        In memory each of the five is contiguous, which makes log_prob faster.
+        Each of the five is contiguous in memory, which makes log_prob faster.
         """
-        return torch.stack(list(self._fields().values())).movedim(0, -1)
+        return torch.stack(self._fields()).movedim(0, -1)
 
     def __add__(self, other: Any) -> "SufficientStatistics":
         if not isinstance(other, SufficientStatistics):
@@ -150,7 +166,8 @@ class SufficientStatistics:
                 "statistics add up over the same groups and columns only, got shapes "
                 f"{tuple(self.n_zero.shape)} and {tuple(other.n_zero.shape)}."
             )
-        return SufficientStatistics(*merge(*(torch.stack(list(s._fields().values())) for s in (self, other))))
+        merged = merge(self._fields()[1:4], other._fields()[1:4])
+        return SufficientStatistics(self.n_zero + other.n_zero, *merged, self.offset_sum + other.offset_sum)
 
     def __radd__(self, other: Any) -> "SufficientStatistics":
         return self if isinstance(other, int) and other == 0 else NotImplemented  # where sum() starts
@@ -160,10 +177,106 @@ class SufficientStatistics:
         cells = int((self.n_zero + self.n_pos)[:, :1].sum())
         return f"SufficientStatistics({cells} cells in {groups} groups, {columns} columns)"
 
-    def _fields(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def _fields(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+
+def merge(a: Any, b: Any) -> tuple[Any, Any, Any]:
+    """Return the (n_pos, mean, m2) of two disjoint sets of values together; of tensors or numpy arrays.
+
+    References:
+        T. F. Chan, G. H. Golub and R. J. LeVeque (1983), "Algorithms for computing the sample variance", The
+        American Statistician 37.
+    """
+    n_pos, delta = a[0] + b[0], b[1] - a[1]
+    share = b[0] / n_pos.clip(min=1)
+    return n_pos, a[1] + delta * share, a[2] + b[2] + delta * delta * (a[0] * share)
+
+
+def _add_positives(total: Floats, x: Any, groups: NDArray[np.int64], offset: Floats | None) -> None:
+    """Add the positive values of a chunk to the statistics, of shape (5, groups, columns), in place."""
+    columns = total.shape[2]
+    for group, column, y, offsets in _pieces(x, groups, offset):
+        total[1:4, group] = merge(total[1:4, group], _moments(column, y, columns))
+        if offsets is not None:
+            total[4, group] += _sums(column, offsets, columns)
+
+
+def _pieces(x: Any, groups: NDArray[np.int64], offset: Floats | None) -> Iterator[tuple[int, Columns, Floats, Any]]:
+    """Yield (group, columns, log x - offset, offsets) of the positive values, at most about PIECE at a time."""
+    if (groups[1:] < groups[:-1]).any():
+        order = np.argsort(groups, kind="stable")
+        x, groups, offset = x[order], groups[order], None if offset is None else offset[order]
+    rows = max(1, PIECE * len(groups) // max(1, stored(x).size))
+    starts = np.flatnonzero(np.diff(groups, prepend=-1))
+    for first, last in pairwise([*starts, len(groups)]):
+        for start in range(first, last, rows):
+            part = slice(start, min(start + rows, last))
+            per_row, column, value = positives(x, part)
+            y, offsets = np.log(value.astype(np.float64)), None
+            if offset is not None:
+                offsets = np.repeat(offset[part], per_row)
+                y -= offsets
+            yield groups[first], column.astype(np.intp, copy=False), y, offsets
+
+
+def _moments(column: Columns, y: Floats, columns: int) -> tuple[Floats, Floats, Floats]:
+    """Return (n_pos, mean, m2) of the values y in each column, in two passes; y is overwritten.
+
+    One of a column's values is subtracted first, so that equal values have m2 = 0 exactly.
+    """
+    count, shift = np.bincount(column, minlength=columns).astype(np.float64), np.zeros(columns)
+    shift[column] = y
+    y -= shift[column]
+    mean = _sums(column, y, columns) / count.clip(min=1)
+    y -= mean[column]
+    y *= y
+    return count, shift + mean, _sums(column, y, columns)
+
+
+def _sums(column: Columns, y: Floats, columns: int) -> Floats:
+    return np.bincount(column, y, columns).astype(np.float64, copy=False)  # without values numpy returns integers
+
+
+def _check_chunk(chunk: Any, n_groups: int, first_row: int) -> tuple[Any, NDArray[np.int64], Floats | None]:
+    if not isinstance(chunk, tuple | list) or len(chunk) not in (2, 3):
+        raise TypeError(f"a chunk must be (x, groups) or (x, groups, offset), got {type(chunk).__name__}.")
+    x, groups, offset = (*chunk, None) if len(chunk) == 2 else chunk
+    x = as_matrix(x, first_row)
+    groups = _check_groups(groups, x.shape[0], n_groups, first_row)
+    return x, groups, None if offset is None else _check_offset(offset, x.shape[0], first_row)
+
+
+def _check_groups(groups: Any, cells: int, n_groups: int, first_row: int) -> NDArray[np.int64]:
+    if groups is None:
+        return np.zeros(cells, np.int64)
+    groups = as_vector("groups", groups, cells)
+    if groups.dtype.kind not in "iu" and groups.size:
+        raise TypeError(
+            f"groups must hold whole numbers, got dtype {groups.dtype}. For labels, pass "
+            "numpy.unique(labels, return_inverse=True)[1]."
+        )
+    bad = (groups < 0) | (groups >= n_groups)
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(f"groups must be in 0..{n_groups - 1}, got {groups[at]} in row {first_row + at}.")
+    return groups.astype(np.int64)
+
+
+def _check_offset(offset: Any, cells: int, first_row: int) -> Floats:
+    offset = as_vector("offset", offset, cells)
+    if offset.dtype.kind not in "fiu":
+        raise TypeError(f"offset must hold real numbers, got dtype {offset.dtype}.")
+    bad = ~np.isfinite(offset)
+    if bad.any():
+        at = int(bad.argmax())
+        raise ValueError(
+            f"offset must be finite, got {offset[at]} in row {first_row + at}. It is the logarithm of a size factor, "
+            "which must be positive."
+        )
+    return offset.astype(np.float64)
 
 
 def _count_groups(groups: Any) -> int:
     array = as_array(groups)
-    return max(1, int(array.max()) + 1) if array.size and array.dtype.kind in "iu" else 1  # others are refused later
+    return max(1, int(array.max()) + 1) if array.size and array.dtype.kind in "iu" else 1  # from_chunks refuses others

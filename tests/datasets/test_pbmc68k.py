@@ -73,10 +73,7 @@ def test_labels(data: PBMC68k) -> None:
     assert {code.split("-")[1] for code in data.barcodes.tolist()} == set("12345678")
 
 
-MYELOID, T_CELLS = (
-    ("Dendritic", "CD14+ Monocyte"),
-    ("CD4+/CD25 T Reg", "CD8+ Cytotoxic T", "CD4+/CD45RO+ Memory"),
-)
+MYELOID, T_CELLS = (("Dendritic", "CD14+ Monocyte"), ("CD4+/CD25 T Reg", "CD8+ Cytotoxic T", "CD4+/CD45RO+ Memory"))
 MARKERS = [
     *((gene, MYELOID, "CD19+ B") for gene in ("LYZ", "S100A8", "S100A9", "CST3", "FCN1", "TYROBP")),
     *((gene, T_CELLS, "CD14+ Monocyte") for gene in ("CD3D", "CD3E", "IL32")),

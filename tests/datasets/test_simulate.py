@@ -1,4 +1,4 @@
-"""The simulator draws from the law it says, and returns the parameters it drew with."""
+"""The simulator draws from the stated distribution, and returns the parameters it drew with."""
 
 from __future__ import annotations
 
@@ -14,11 +14,7 @@ CASES = [
     {},
     {"zi_logits": -3.0},
     {"mu": 0.0, "scale": 1.0, "zi_logits": 0.0},
-    {
-        "mu": torch.tensor([-4.0, 0.0, 2.0, 9.0]),
-        "scale": torch.tensor([0.1, 0.5, 1.0, 3.0]),
-        "zi_logits": 2.0,
-    },
+    {"mu": torch.tensor([-4.0, 0.0, 2.0, 9.0]), "scale": torch.tensor([0.1, 0.5, 1.0, 3.0]), "zi_logits": 2.0},
 ]
 N = 20_000
 
@@ -28,7 +24,7 @@ def standard_errors(observed: Tensor, expected: Tensor, sd: Tensor, n: Tensor | 
 
 
 @pytest.mark.parametrize("given", CASES)
-def test_moments_are_those_of_the_law(given: dict[str, Tensor | float]) -> None:
+def test_moments_are_those_of_the_distribution(given: dict[str, Tensor | float]) -> None:
     data = simulate_ziln(N, 4, seed=3, dtype=torch.float64, **given)
     pi, positive = data.zi_logits.sigmoid(), data.values > 0
     assert standard_errors((~positive).double().mean(0), pi, (pi * (1 - pi)).sqrt(), N) < 4.5
@@ -39,23 +35,19 @@ def test_moments_are_those_of_the_law(given: dict[str, Tensor | float]) -> None:
         assert standard_errors((z**power).sum(0) / n, expected * one, sd * one, n) < 4.5
 
 
-def test_gate_and_noise_are_independent_between_cells_and_genes() -> None:
+def test_zeros_and_noise_are_independent_between_cells_and_genes() -> None:
     data = simulate_ziln(N, 2, seed=4, mu=0.0, scale=1.0, zi_logits=0.0, dtype=torch.float64)
-    gate = data.values.eq(0).double() - 0.5
-    assert abs((gate[:, 0] * gate[:, 1]).mean().item()) < 4.5 * 0.25 / math.sqrt(N)
-    assert abs((gate[1:] * gate[:-1]).mean().item()) < 4.5 * 0.25 / math.sqrt(2 * N)
+    zero = data.values.eq(0).double() - 0.5
+    assert abs((zero[:, 0] * zero[:, 1]).mean().item()) < 4.5 * 0.25 / math.sqrt(N)
+    assert abs((zero[1:] * zero[:-1]).mean().item()) < 4.5 * 0.25 / math.sqrt(2 * N)
     both = (data.values > 0).all(1)
     logs = data.values[both].log()
     assert abs((logs[:, 0] * logs[:, 1]).mean().item()) < 4.5 / math.sqrt(both.sum().item())
 
 
-def test_drawn_parameters_follow_the_stated_laws() -> None:
+def test_drawn_parameters_follow_the_stated_distributions() -> None:
     data = simulate_ziln(1, N, seed=5, dtype=torch.float64)
-    for drawn, mean, sd in [
-        (data.mu, 1.5, 0.7),
-        (data.scale.log(), math.log(0.6), 0.3),
-        (data.zi_logits, 0.5, 2),
-    ]:
+    for drawn, mean, sd in [(data.mu, 1.5, 0.7), (data.scale.log(), math.log(0.6), 0.3), (data.zi_logits, 0.5, 2)]:
         assert drawn.shape == (1, N)
         assert abs(drawn.mean().item() - mean) < 4.5 * sd / math.sqrt(N)
         assert abs(drawn.std().item() - sd) < 4.5 * sd / math.sqrt(2 * N)
@@ -84,7 +76,7 @@ def test_groups_by_parameters_of_each_cell() -> None:
 
 
 @pytest.mark.parametrize(("zi_logits", "zeros"), [(-math.inf, 0), (math.inf, 500)])
-def test_closed_and_open_gate(zi_logits: float, zeros: int) -> None:
+def test_certain_zeros_and_no_zeros(zi_logits: float, zeros: int) -> None:
     assert simulate_ziln(100, 5, zi_logits=zi_logits).values.eq(0).sum() == zeros
 
 

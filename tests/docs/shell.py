@@ -107,7 +107,7 @@ def _source(file: Path, arguments: list[str]) -> str | None:
     return f"{file.name} has no {unknown}" if unknown else None
 
 
-def _as_in_the_gate(start: str) -> Callable[[list[str]], str | None]:
+def _as_in_ci(start: str) -> Callable[[list[str]], str | None]:
     def check(arguments: list[str]) -> str | None:
         command = f"{start} {shlex.join(arguments)}"
         return None if command in (ROOT / ".ci" / "run").read_text() else "not the command of .ci/run"
@@ -120,7 +120,7 @@ _CHECKS: dict[str, Callable[[list[str]], str | None]] = {
     "pip install": _pip,
     "python -m pip install": _pip,
     "python -m pytest": _pytest,
-    "python -m sphinx": _as_in_the_gate("python -m sphinx"),
+    "python -m sphinx": _as_in_ci("python -m sphinx"),
     "python -m": _module,
     "python": _script,
     "bash": _script,

@@ -1,4 +1,4 @@
-"""The law of a group's statistics is the law of its cells: values, slopes, infinities, shapes, errors."""
+"""The distribution of a group's statistics is that of its cells: values, slopes, infinities, shapes, errors."""
 
 import math
 from collections.abc import Callable
@@ -124,9 +124,9 @@ def test_vmap_over_any_parameter_is_a_loop() -> None:
 
 
 def test_vmap_over_the_value_is_a_loop() -> None:
-    law = GroupedZeroInflatedLogNormal(*(p.detach() for p in parameters()))
+    d = GroupedZeroInflatedLogNormal(*(p.detach() for p in parameters()))
     values = torch.stack([STATS, STATS + STATS[:1] * torch.tensor([1, 0, 0, 0, 0]).double()])
-    torch.testing.assert_close(torch.func.vmap(law.log_prob)(values), law.log_prob(values))
+    torch.testing.assert_close(torch.func.vmap(d.log_prob)(values), d.log_prob(values))
 
 
 # Infinities: (n_zero, n_pos, mean, m2, offset_sum), (mu, scale, logits), and the log_prob and slope in the logits.
@@ -193,8 +193,8 @@ def test_edges_agree_with_cells(name: str) -> None:
     (n_zero, n_pos, mean, m2, _), at, log_prob, _ = EDGES[name]
     y = mean + math.sqrt(m2 / 2) * np.array([-1.0, 1.0, 0.0])[: int(n_pos)] if m2 else np.full(int(n_pos), mean)
     x = torch.from_numpy(np.concatenate([np.zeros(n_zero), np.exp(y)]))
-    law = ZeroInflatedLogNormal(*(torch.tensor(v, dtype=torch.double) for v in at))
-    assert law.log_prob(x).sum().item() == pytest.approx(log_prob, rel=1e-12, abs=0)
+    d = ZeroInflatedLogNormal(*(torch.tensor(v, dtype=torch.double) for v in at))
+    assert d.log_prob(x).sum().item() == pytest.approx(log_prob, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize("position", range(3))
@@ -206,11 +206,11 @@ def test_a_nan_parameter_shows(position: int) -> None:
 
 
 def test_nan_statistics_show_without_validation() -> None:
-    law = GroupedZeroInflatedLogNormal(0.1, 0.5, 0.3, validate_args=False)
+    d = GroupedZeroInflatedLogNormal(0.1, 0.5, 0.3, validate_args=False)
     for i in range(5):
         value = torch.tensor([2.0, 3, 1, 1, 0])
         value[i] = math.nan
-        assert law.log_prob(value).isnan(), i
+        assert d.log_prob(value).isnan(), i
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

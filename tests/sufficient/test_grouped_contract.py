@@ -1,4 +1,4 @@
-"""The law of a group's statistics as a distribution: shapes, wrappers, errors, validation."""
+"""The distribution of a group's statistics in Pyro: shapes, wrappers, errors, validation."""
 
 import copy
 import math
@@ -16,16 +16,16 @@ from tests.sufficient.test_grouped import INF, STATS, grouped, parameters
 
 
 def test_shapes() -> None:
-    law = GroupedZeroInflatedLogNormal(*parameters())
-    assert law.batch_shape == (GROUPS, COLUMNS)
-    assert law.event_shape == (5,)
-    assert law.loc.shape == law.scale.shape == law.zi_logits.shape == law.batch_shape
-    wide = law.expand((3, GROUPS, COLUMNS))
+    d = GroupedZeroInflatedLogNormal(*parameters())
+    assert d.batch_shape == (GROUPS, COLUMNS)
+    assert d.event_shape == (5,)
+    assert d.loc.shape == d.scale.shape == d.zi_logits.shape == d.batch_shape
+    wide = d.expand((3, GROUPS, COLUMNS))
     assert wide.batch_shape == (3, GROUPS, COLUMNS)
     assert wide.loc.shape == wide.batch_shape
-    assert torch.equal(wide.log_prob(STATS), law.log_prob(STATS).expand(3, -1, -1))
-    assert law.expand(law.batch_shape).log_prob(STATS).shape == law.batch_shape
-    assert "batch_shape: (5, 7)" in repr(law)
+    assert torch.equal(wide.log_prob(STATS), d.log_prob(STATS).expand(3, -1, -1))
+    assert d.expand(d.batch_shape).log_prob(STATS).shape == d.batch_shape
+    assert "batch_shape: (5, 7)" in repr(d)
 
 
 def test_log_prob_broadcasts_value_and_parameters_both_ways() -> None:
@@ -38,21 +38,21 @@ def test_log_prob_broadcasts_value_and_parameters_both_ways() -> None:
 
 
 def test_to_event_and_mask() -> None:
-    law, plain = GroupedZeroInflatedLogNormal(*parameters()), grouped(*parameters())
-    event = law.to_event(1)
+    d, plain = GroupedZeroInflatedLogNormal(*parameters()), grouped(*parameters())
+    event = d.to_event(1)
     assert event.batch_shape == (GROUPS,)
     assert event.event_shape == (COLUMNS, 5)
     torch.testing.assert_close(event.log_prob(STATS), plain.sum(-1))
     mask = torch.arange(GROUPS)[:, None] % 2 == 0
-    torch.testing.assert_close(law.mask(mask).log_prob(STATS), plain * mask)
-    assert law.to_event(2).mask(False).log_prob(STATS) == 0
-    torch.testing.assert_close(law.mask(mask).to_event(2).log_prob(STATS), (plain * mask).sum())
+    torch.testing.assert_close(d.mask(mask).log_prob(STATS), plain * mask)
+    assert d.to_event(2).mask(False).log_prob(STATS) == 0
+    torch.testing.assert_close(d.mask(mask).to_event(2).log_prob(STATS), (plain * mask).sum())
 
 
-def test_a_law_can_be_copied_and_stored() -> None:
-    law = GroupedZeroInflatedLogNormal(*(p.detach() for p in parameters()), total_count=9)
-    for again in (copy.deepcopy(law), pickle.loads(pickle.dumps(law)), copy.deepcopy(law.expand((2, GROUPS, COLUMNS)))):
-        assert torch.equal(again.log_prob(STATS), law.log_prob(STATS).expand(again.batch_shape))
+def test_it_can_be_copied_and_stored() -> None:
+    d = GroupedZeroInflatedLogNormal(*(p.detach() for p in parameters()), total_count=9)
+    for again in (copy.deepcopy(d), pickle.loads(pickle.dumps(d)), copy.deepcopy(d.expand((2, GROUPS, COLUMNS)))):
+        assert torch.equal(again.log_prob(STATS), d.log_prob(STATS).expand(again.batch_shape))
         assert again.total_count == 9
 
 
@@ -63,7 +63,7 @@ BAD_VALUES = {
     "negative positives": ([1.0, -2, 0, 1, 0], "counts whole and nonnegative"),
     "a fraction": ([0.5, 2, 0, 1, 0], "counts whole"),
     "negative m2": ([1.0, 2, 0, -1e-9, 0], "m2 nonnegative"),
-    "mean of nothing": ([1.0, 0, 1, 0, 0], "nothing of positive values where there are none"),
+    "mean of nothing": ([1.0, 0, 1, 0, 0], "mean, m2 and offset_sum 0 where n_pos is 0"),
     "spread of one": ([1.0, 1, 1, 1, 0], "at index"),
     "offset of nothing": ([1.0, 0, 0, 0, 1], r"1 of 2 are invalid"),
     "NaN": ([1.0, 2, math.nan, 1, 0], "all finite"),
@@ -75,19 +75,19 @@ BAD_VALUES = {
 def test_bad_values(statistics: list[float], words: str) -> None:
     good = torch.tensor([1.0, 2, 0, 1, 0])
     value = torch.stack([good, torch.tensor(statistics)])
-    law = GroupedZeroInflatedLogNormal(0.0, 1.0, 0.0)
-    for checked in (law, law.expand((2,)), law.expand((2,)).to_event(1), law.mask(torch.tensor(True))):
+    d = GroupedZeroInflatedLogNormal(0.0, 1.0, 0.0)
+    for checked in (d, d.expand((2,)), d.expand((2,)).to_event(1), d.mask(torch.tensor(True))):
         with pytest.raises(ValueError, match=words):
             checked.log_prob(value)
     assert GroupedZeroInflatedLogNormal.support.check(value).tolist() == [True, False]
     GroupedZeroInflatedLogNormal(0.0, 1.0, 0.0, validate_args=False).log_prob(value)
 
 
-Law = GroupedZeroInflatedLogNormal
+Grouped = GroupedZeroInflatedLogNormal
 
 
 def score(value: Any) -> Any:
-    return law_of_one().log_prob(value)
+    return standard().log_prob(value)
 
 
 BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
@@ -97,26 +97,26 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "whole numbers": (lambda: score(torch.zeros(5, dtype=torch.int64)), TypeError, "value must be a floating"),
     "statistics themselves": (lambda: score(SufficientStatistics.from_cells(X)), TypeError, "value must be"),
     "cells": (lambda: score(torch.rand(9, 7)), ValueError, "SufficientStatistics"),
-    "shapes": (lambda: Law(torch.zeros(3), 1.0, 0.0).log_prob(torch.zeros(4, 5)), ValueError, "do not broadcast"),
+    "shapes": (lambda: Grouped(torch.zeros(3), 1.0, 0.0).log_prob(torch.zeros(4, 5)), ValueError, "do not broadcast"),
     "gradient": (lambda: score(torch.zeros(5).requires_grad_()), ValueError, r"value\.detach\(\)"),
-    "scale": (lambda: Law(0.0, 0.0, 0.0), ValueError, "scale .* constraint GreaterThan"),
-    "NaN logits": (lambda: Law(0.0, 1.0, math.nan), ValueError, "zi_logits .* constraint Real"),
-    "infinite mu": (lambda: Law(math.inf, 1.0, 0.0), ValueError, "mu.* and be finite"),
-    "one NaN of many": (lambda: Law(torch.tensor([0.0, math.nan]), 1.0, 0.0), ValueError, r"at index \(1,\)"),
-    "inf and -inf": (lambda: Law(torch.tensor([INF, -INF]), 1.0, 0.0), ValueError, "2 of 2"),
-    "whole mu": (lambda: Law(torch.tensor([1]), 1.0, 0.0), TypeError, "mu must be a floating-point"),
-    "dtypes": (lambda: Law(torch.zeros(1), torch.ones(1).double(), 0.0), TypeError, "share one dtype"),
-    "unlike parameters": (lambda: Law(torch.zeros(2), torch.ones(3), 0.0), ValueError, "do not broadcast"),
-    "negative count": (lambda: Law(0.0, 1.0, 0.0, -1), ValueError, "total_count must hold whole numbers .* got -1"),
-    "half a count": (lambda: Law(0.0, 1.0, 0.0, torch.tensor([1.5])), ValueError, "total_count must hold whole"),
-    "NaN count": (lambda: Law(0.0, 1.0, 0.0, math.nan), ValueError, "total_count must hold whole"),  # type: ignore[arg-type]
-    "count's shape": (lambda: Law(torch.zeros(2), 1.0, 0.0, torch.ones(3)), ValueError, r"total_count \(3,\)"),
-    "no count": (lambda: law_of_one().sample(), ValueError, r"Pass total_count="),
-    "shrink": (lambda: Law(torch.zeros(2), 1.0, 0.0).expand((1,)), ValueError, "cannot expand"),
+    "scale": (lambda: Grouped(0.0, 0.0, 0.0), ValueError, "scale .* constraint GreaterThan"),
+    "NaN logits": (lambda: Grouped(0.0, 1.0, math.nan), ValueError, "zi_logits .* constraint Real"),
+    "infinite mu": (lambda: Grouped(math.inf, 1.0, 0.0), ValueError, "mu.* and be finite"),
+    "one NaN of many": (lambda: Grouped(torch.tensor([0.0, math.nan]), 1.0, 0.0), ValueError, r"at index \(1,\)"),
+    "inf and -inf": (lambda: Grouped(torch.tensor([INF, -INF]), 1.0, 0.0), ValueError, "2 of 2"),
+    "whole mu": (lambda: Grouped(torch.tensor([1]), 1.0, 0.0), TypeError, "mu must be a floating-point"),
+    "dtypes": (lambda: Grouped(torch.zeros(1), torch.ones(1).double(), 0.0), TypeError, "share one dtype"),
+    "unlike parameters": (lambda: Grouped(torch.zeros(2), torch.ones(3), 0.0), ValueError, "do not broadcast"),
+    "negative count": (lambda: Grouped(0.0, 1.0, 0.0, -1), ValueError, "total_count must hold whole numbers .* got -1"),
+    "half a count": (lambda: Grouped(0.0, 1.0, 0.0, torch.tensor([1.5])), ValueError, "total_count must hold whole"),
+    "NaN count": (lambda: Grouped(0.0, 1.0, 0.0, math.nan), ValueError, "total_count must hold whole"),  # type: ignore[arg-type]
+    "count's shape": (lambda: Grouped(torch.zeros(2), 1.0, 0.0, torch.ones(3)), ValueError, r"total_count \(3,\)"),
+    "no count": (lambda: standard().sample(), ValueError, r"Pass total_count="),
+    "shrink": (lambda: Grouped(torch.zeros(2), 1.0, 0.0).expand((1,)), ValueError, "cannot expand"),
 }
 
 
-def law_of_one(**kwargs: Any) -> GroupedZeroInflatedLogNormal:
+def standard(**kwargs: Any) -> GroupedZeroInflatedLogNormal:
     return GroupedZeroInflatedLogNormal(0.0, 1.0, 0.0, **kwargs)
 
 
@@ -128,8 +128,8 @@ def test_bad_calls(call: Callable[[], Any], error: type[Exception], words: str) 
 
 
 def test_infinite_logits_of_both_signs_are_valid() -> None:
-    law = GroupedZeroInflatedLogNormal(0.0, 1.0, torch.tensor([INF, -INF]))
-    assert law.log_prob(torch.tensor([[3.0, 0, 0, 0, 0], [0, 1, 0, 0, 0]])).isfinite().all()
+    d = GroupedZeroInflatedLogNormal(0.0, 1.0, torch.tensor([INF, -INF]))
+    assert d.log_prob(torch.tensor([[3.0, 0, 0, 0, 0], [0, 1, 0, 0, 0]])).isfinite().all()
 
 
 def test_huge_parameters_whose_sum_overflows_are_valid() -> None:
@@ -138,18 +138,18 @@ def test_huge_parameters_whose_sum_overflows_are_valid() -> None:
 
 def test_a_value_is_checked_anew_after_it_was_changed() -> None:
     value = torch.tensor([[1.0, 2, 0, 1, 0]])
-    law_of_one().log_prob(value)
-    law_of_one().log_prob(value)
+    standard().log_prob(value)
+    standard().log_prob(value)
     value[0, 0] = -1
     for _ in range(2):
         with pytest.raises(ValueError, match=r"got \[-1\.0"):
-            law_of_one().log_prob(value)
+            standard().log_prob(value)
     value[0, 0] = 1
-    law_of_one().log_prob(value)
+    standard().log_prob(value)
     with torch.inference_mode():
         frozen = torch.tensor([[-1.0, 2, 0, 1, 0]])
         with pytest.raises(ValueError, match=r"got \[-1\.0"):
-            law_of_one().log_prob(frozen)
+            standard().log_prob(frozen)
 
 
 def test_a_value_is_checked_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +159,7 @@ def test_a_value_is_checked_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(support, "check", lambda self, value: calls.append(1) or check(self, value))
     value = torch.tensor([[1.0, 2, 0, 1, 0]])
     for _ in range(3):
-        law_of_one().log_prob(value)
+        standard().log_prob(value)
     assert len(calls) == 1
     before = len(_versions)
     del value
@@ -167,16 +167,16 @@ def test_a_value_is_checked_once_and_not_kept_alive(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_global_switch_is_followed() -> None:
-    bad, law = torch.tensor([-1.0, 2, 0, 1, 0]), law_of_one()
-    explicit = law_of_one(validate_args=True)
+    bad, d = torch.tensor([-1.0, 2, 0, 1, 0]), standard()
+    explicit = standard(validate_args=True)
     try:
         GroupedZeroInflatedLogNormal.set_default_validate_args(False)
-        law.log_prob(bad)
-        law.expand((2,)).log_prob(bad)
+        d.log_prob(bad)
+        d.expand((2,)).log_prob(bad)
         GroupedZeroInflatedLogNormal(0.0, -1.0, 0.0)
         with pytest.raises(ValueError, match="value must hold"):
             explicit.expand((2,)).log_prob(bad)
     finally:
         GroupedZeroInflatedLogNormal.set_default_validate_args(True)
     with pytest.raises(ValueError, match="value must hold"):
-        law.log_prob(bad)
+        d.log_prob(bad)

@@ -58,9 +58,9 @@ def on_groups() -> None:
 
 def on_cells() -> None:
     mu, scale, logits = latents()
-    law = ZeroInflatedLogNormal(mu[..., GROUP_OF, :] + OFFSETS, scale, logits[..., GROUP_OF, :])
+    d = ZeroInflatedLogNormal(mu[..., GROUP_OF, :] + OFFSETS, scale, logits[..., GROUP_OF, :])
     with pyro.plate("columns again", COLUMNS, dim=-1), pyro.plate("cells", len(X), dim=-2):
-        pyro.sample("x", law, obs=CELLS)
+        pyro.sample("x", d, obs=CELLS)
 
 
 def loss_and_gradient(model: Callable[[], None], loss: Any, guide: type = AutoDelta) -> tuple[float, dict[str, Tensor]]:
@@ -97,8 +97,8 @@ def test_losses_and_gradients_are_those_of_the_cells(loss: Any, guide: type, par
 def test_subsampled_groups_are_scaled_to_the_whole() -> None:
     def model(index: Tensor) -> None:
         with pyro.plate("groups", GROUPS, subsample=index, dim=-2):
-            law = GroupedZeroInflatedLogNormal(torch.zeros(COLUMNS).double(), ONE, ZERO)
-            pyro.sample("x", law.expand((len(index), COLUMNS)), obs=STATS.value[index])
+            d = GroupedZeroInflatedLogNormal(torch.zeros(COLUMNS).double(), ONE, ZERO)
+            pyro.sample("x", d.expand((len(index), COLUMNS)), obs=STATS.value[index])
 
     def total(index: Tensor) -> Tensor:
         return poutine.trace(model).get_trace(index).log_prob_sum()
@@ -115,8 +115,8 @@ def test_a_mixture_of_groups_is_enumerated() -> None:
     def model() -> None:
         with pyro.plate("groups", GROUPS):
             kind = pyro.sample("kind", dist.Categorical(weights))
-            law = GroupedZeroInflatedLogNormal(mus[kind][..., None], ONE, ZERO)
-            pyro.sample("x", law.expand((*kind.shape, COLUMNS)).to_event(1), obs=STATS.value)
+            d = GroupedZeroInflatedLogNormal(mus[kind][..., None], ONE, ZERO)
+            pyro.sample("x", d.expand((*kind.shape, COLUMNS)).to_event(1), obs=STATS.value)
 
     ours = TraceEnum_ELBO(max_plate_nesting=1).loss(model, lambda: None)
     each = [GroupedZeroInflatedLogNormal(mu, ONE, ZERO).log_prob(STATS.value).sum(-1) for mu in mus]

@@ -1,4 +1,4 @@
-"""Draws of group statistics have the law of the statistics of drawn cells."""
+"""Draws of group statistics are distributed as the statistics of drawn cells."""
 
 import math
 
@@ -18,7 +18,7 @@ def seed() -> None:
     torch.manual_seed(7)
 
 
-def law(count: int, logits: float = -0.4, dtype: torch.dtype = torch.double) -> GroupedZeroInflatedLogNormal:
+def group_of(count: int, logits: float = -0.4, dtype: torch.dtype = torch.double) -> GroupedZeroInflatedLogNormal:
     mu, scale, zi_logits = (torch.tensor(v, dtype=dtype) for v in (1.2, 0.7, logits))
     return GroupedZeroInflatedLogNormal(mu, scale, zi_logits, total_count=count)
 
@@ -37,9 +37,9 @@ def assert_uniform(u: Tensor) -> None:
 
 @pytest.mark.parametrize("count", [2, 5, 30, 1000])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_each_part_has_its_law(count: int, dtype: torch.dtype) -> None:
+def test_each_part_has_its_distribution(count: int, dtype: torch.dtype) -> None:
     pi = 1 / (1 + math.exp(0.4))
-    n_zero, n_pos, mean, m2, offset_sum = law(count, dtype=dtype).sample(torch.Size((DRAWS,))).double().unbind(-1)
+    n_zero, n_pos, mean, m2, offset_sum = group_of(count, dtype=dtype).sample(torch.Size((DRAWS,))).double().unbind(-1)
     assert torch.equal(n_zero + n_pos, torch.full_like(n_pos, count))
     assert not offset_sum.any()
     assert_mean(n_pos, count * (1 - pi))
@@ -60,11 +60,11 @@ def test_each_part_has_its_law(count: int, dtype: torch.dtype) -> None:
 def test_draws_are_statistics_of_drawn_cells(count: int) -> None:
     """Averages of functions of the five, log_prob among them, against those of reduced cells."""
     groups = 20_000
-    ours = law(count).sample(torch.Size((groups,)))
+    ours = group_of(count).sample(torch.Size((groups,)))
     cell = ZeroInflatedLogNormal(*(torch.tensor(v).double() for v in (1.2, 0.7, -0.4)))
     x, group = cell.sample(torch.Size((groups * count, 1))), torch.arange(groups).repeat_interleave(count)
     theirs = SufficientStatistics.from_cells(x, group).value[:, 0]
-    score = law(count).log_prob
+    score = group_of(count).log_prob
     for function in (
         lambda s: s[..., 1],
         lambda s: s[..., 1] ** 2,
@@ -82,10 +82,10 @@ def test_draws_are_statistics_of_drawn_cells(count: int) -> None:
 
 
 @pytest.mark.parametrize(("logits", "positive"), [(-math.inf, 6.0), (math.inf, 0.0)])
-def test_sure_gates(logits: float, positive: float) -> None:
-    draws = law(6, logits).sample(torch.Size((50,)))
+def test_certain_zeros_and_no_zeros(logits: float, positive: float) -> None:
+    draws = group_of(6, logits).sample(torch.Size((50,)))
     assert (draws[:, 1] == positive).all()
-    assert law(6, logits).log_prob(draws).isfinite().all()
+    assert group_of(6, logits).log_prob(draws).isfinite().all()
 
 
 def test_shapes_and_dtypes_of_draws() -> None:
@@ -98,10 +98,10 @@ def test_shapes_and_dtypes_of_draws() -> None:
     assert not many.sample()[0].any()  # no cells, no statistics
     assert many.sample().dtype == torch.float32
     for dtype in (torch.float16, torch.bfloat16):
-        draws = law(70_000, dtype=dtype).sample()
+        draws = group_of(70_000, dtype=dtype).sample()
         assert draws.dtype == torch.float32
         assert draws[:2].sum() == 70_000
-    expanded = law(50).expand((1000,)).sample()
+    expanded = group_of(50).expand((1000,)).sample()
     assert len(expanded[:, 2].unique()) == 1000  # each its own draw
 
 

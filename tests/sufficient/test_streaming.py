@@ -120,7 +120,7 @@ def test_a_row_that_fills_a_block_is_one(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_pieces_within_a_chunk_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_zilognormal.sufficient import reduction as _reduction
+    from pyro_zilognormal.sufficient import statistics as _reduction
 
     for piece in (1, 10, 100):
         monkeypatch.setattr(_reduction, "PIECE", piece)

@@ -44,14 +44,10 @@ def test_it_runs(path: pathlib.Path) -> None:
 
 
 @each_notebook
-def test_the_first_cell_says_how_it_is_shortened(path: pathlib.Path) -> None:
-    assert f'short = bool(os.environ.get("{SHORT}"))' in code_cells(read(path))[0].source
-
-
-@each_notebook
-def test_the_last_cell_asserts_an_answer(path: pathlib.Path) -> None:
-    tree = ast.parse(code_cells(read(path))[-1].source)
-    assert any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+def test_it_shortens_itself_and_asserts_an_answer(path: pathlib.Path) -> None:
+    cells = code_cells(read(path))
+    assert f'short = bool(os.environ.get("{SHORT}"))' in cells[0].source
+    assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cells[-1].source)))
 
 
 @each_notebook
@@ -62,17 +58,13 @@ def test_the_outputs_are_of_this_code_run_in_full_and_in_order(path: pathlib.Pat
     assert notebook.metadata.executed == {"mode": "full", "code_sha256": digest(notebook)}, (
         f"run `python tools/run_tutorials.py {path.name}`: the code has changed since"
     )
-
-
-@each_notebook
-def test_no_output_is_an_error_or_a_warning(path: pathlib.Path) -> None:
     found = outputs(path)
     assert found
     assert not [o for o in found if o.output_type == "error" or o.get("name") == "stderr"]
 
 
 @each_notebook
-def test_no_output_tells_of_the_machine(path: pathlib.Path) -> None:
+def test_no_output_shows_a_path_or_an_address(path: pathlib.Path) -> None:
     for output in outputs(path):
         pictures = [value for kind, value in output.get("data", {}).items() if kind == "image/png"]
         texts = [value for kind, value in output.get("data", {}).items() if kind != "image/png"]
@@ -110,12 +102,12 @@ def test_kernels_are_of_this_python_and_this_package() -> None:
     assert notebook.cells[0].outputs[0].text.split() == [sys.executable, pyro_zilognormal.__file__, "True"]
 
 
-@pytest.mark.parametrize("source", ["assert 1 + 1 == 3", "import warnings\nwarnings.warn('hear me')"])
+@pytest.mark.parametrize("source", ["assert 1 + 1 == 3", "import warnings\nwarnings.warn('a warning')"])
 def test_what_fails_or_warns_stops_a_notebook(source: str) -> None:
-    with pytest.raises(CellExecutionError, match=r"AssertionError|hear me"):
+    with pytest.raises(CellExecutionError, match=r"AssertionError|a warning"):
         execute(notebook_of(source), short=True)
 
 
 @pytest.mark.parametrize("text", ["/tmp/a.png", "File '/home/me/x.py'", "<Axes at 0x7f3a>", "lib/site-packages/x.py"])
-def test_what_tells_of_a_machine_is_found(text: str) -> None:
+def test_the_pattern_finds_paths_and_addresses(text: str) -> None:
     assert OF_A_MACHINE.search(text)
