@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from density_cases import PACKAGES, available
-from density_forward import forward_alone
 from density_measures import (
     Row,
     Timer,
@@ -26,6 +25,7 @@ from density_measures import (
     by_size,
     construction,
     csr_against_dense,
+    forward_alone,
     masked,
     memory,
     sampling,
@@ -35,13 +35,12 @@ from results import table
 from timing import machine
 
 
-def bars(pairs: int = 31, patience: float = 4, compile_too: bool = True) -> dict[str, Any]:
-    """Every comparison for which there is a bar, and what could not be compared."""
+def bars(pairs: int = 31, patience: float = 4) -> dict[str, Any]:
+    """Every comparison, and what could not be compared."""
     found, missing = available()
     peers, timer = list(found), Timer(pairs, patience)
-    rows = against_peers(peers, timer, compile_too)
-    rows += masked(timer, peers) + forward_alone(timer, compile_too) + validation(timer) + sampling(timer, peers)
-    rows += [construction(), *memory(peers)]
+    rows = against_peers(peers, timer) + masked(peers, timer) + forward_alone(timer)
+    rows += [*validation(timer), *sampling(peers, timer), construction(), *memory(peers)]
     return {"peers": found, "missing": missing, "rows": [r._asdict() for r in rows]}
 
 
@@ -83,11 +82,10 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=31, help="pairs to take the median of")
     parser.add_argument("--patience", type=float, default=4, help="seconds to wait for a quiet machine, a comparison")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda for the share of the bandwidth")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.device == "cpu":
-        found = bars(options.pairs, options.patience, not options.no_compile)
+        found = bars(options.pairs, options.patience)
     else:
         found = accelerator(options.device, options.pairs)
     about = machine() | {"threads": options.threads, "torch": torch.__version__} | found["peers"]

@@ -11,7 +11,7 @@ from scvi_class import scvi_class
 from torch import Tensor
 
 Step = Callable[[], object]
-Law = Callable[[Tensor, Tensor, Tensor], torch.distributions.Distribution]
+Make = Callable[[Tensor, Tensor, Tensor], torch.distributions.Distribution]
 
 
 class Data(NamedTuple):
@@ -39,12 +39,12 @@ def ours(mu: Tensor, scale: Tensor, logits: Tensor, validate: bool = False) -> t
     return ZeroInflatedLogNormal(mu, scale, logits, validate_args=validate)
 
 
-def scvi_tools() -> Law:
+def scvi_tools() -> Make:
     kind, _ = scvi_class()
     return lambda mu, scale, logits: kind(mu, scale, logits, validate_args=False)
 
 
-def pyro_zero_inflated() -> Law:
+def pyro_zero_inflated() -> Make:
     from pyro.distributions import LogNormal, ZeroInflatedDistribution
 
     return lambda mu, scale, logits: ZeroInflatedDistribution(
@@ -52,11 +52,11 @@ def pyro_zero_inflated() -> Law:
     )
 
 
-def torch_step(law: Law, data: Data, compiled: bool = False, mask: Tensor | None = None) -> Step:
-    """Forward and backward of the sum of log_prob, the law built anew as a training step does."""
+def torch_step(make: Make, data: Data, compiled: bool = False, mask: Tensor | None = None) -> Step:
+    """Forward and backward of the sum of log_prob, the distribution built anew as in a training step."""
 
     def total(x: Tensor, *parameters: Tensor) -> Tensor:
-        found = law(*parameters).log_prob(x)
+        found = make(*parameters).log_prob(x)
         return (found if mask is None else torch.where(mask, found, 0)).sum()
 
     function = torch.compile(total) if compiled else total

@@ -56,7 +56,7 @@ def cells(axes: Axes, curves: dict[str, list[Found]], key: str, unit: float, lab
 
 def bars(axes: Axes, rows: list[Found]) -> None:
     """Ratios of times to each peer's, with the bars they are to stay below."""
-    shown = [r for r in rows if r["what"].endswith((", eager", ", compiled()"))]
+    shown = [r for r in rows if r["what"].endswith((", eager", ", torch.compile of the sum"))]
     for peer in dict.fromkeys(r["against"] for r in shown):
         some = [(i, r) for i, r in enumerate(shown) if r["against"] == peer]
         axes.barh([i for i, _ in some], [r["figure"] for _, r in some], label=peer)

@@ -1,7 +1,6 @@
 """The zero-inflated log-normal distribution for Pyro."""
 
 from pyro_zilognormal._version import __version__
-from pyro_zilognormal.density.compilation import compiled
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal, ZeroInflatedLogNormalReparam
 from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal, SufficientStatistics, row_chunks
 
@@ -11,6 +10,5 @@ __all__ = [
     "ZeroInflatedLogNormal",
     "ZeroInflatedLogNormalReparam",
     "__version__",
-    "compiled",
     "row_chunks",
 ]

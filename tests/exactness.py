@@ -24,7 +24,7 @@ from tests.oracle import Exact, evaluate
 TOLERANCE = 8.0
 TOLERANCE_NEARLY_EQUAL = 300.0
 MARGINS = {"icdf": "icdf_margin", "median": "median_margin", "mode": "mode_margin"}
-Law = ZeroInflatedLogNormal
+ZILN = ZeroInflatedLogNormal
 
 PROPERTIES = ("zi_probs", "prob_positive", "mean", "log_mean", "variance", "stddev", "median", "mode")
 METHODS_OF_NOTHING = ("entropy", "perplexity")
@@ -37,19 +37,19 @@ def compute(name: str, args: Sequence[Tensor], probs: bool = False) -> Tensor:
     """The quantity `name` by the package; with `probs` the third argument is zi_probs."""
     if name in DIVERGENCES:
         return _divergence(name, args)
-    gate = {"zi_probs" if probs else "zi_logits": args[2]}
-    law = Law(args[0], args[1], **gate)
+    zero = {"zi_probs" if probs else "zi_logits": args[2]}
+    d = ZILN(args[0], args[1], **zero)
     if name in PROPERTIES:
-        return getattr(law, name)
-    return getattr(law, name)(*args[3:])
+        return getattr(d, name)
+    return getattr(d, name)(*args[3:])
 
 
 def _divergence(name: str, args: Sequence[Tensor]) -> Tensor:
     if name == "kl":
-        return kl_divergence(Law(*args[:3]), Law(*args[3:]))
+        return kl_divergence(ZILN(*args[:3]), ZILN(*args[3:]))
     if name == "kl_from_lognormal":
-        return kl_divergence(dist.LogNormal(*args[:2]), Law(*args[2:]))
-    return kl_divergence(Law(*args[:3]), dist.LogNormal(*args[3:]))
+        return kl_divergence(dist.LogNormal(*args[:2]), ZILN(*args[2:]))
+    return kl_divergence(ZILN(*args[:3]), dist.LogNormal(*args[3:]))
 
 
 def with_gradients(f: Callable[..., Tensor], points: np.ndarray, dtype: torch.dtype) -> np.ndarray:

@@ -12,7 +12,7 @@ from tests.oracle import FORMULAS
 EXTREME = {
     "mu": (-50.0, -1.0, 0.0, 1e-3, 50.0),
     "scale": (1e-3, 0.3, 1.0, 20.0),
-    "gate": (-np.inf, -200.0, -37.0, -1.0, -1e-3, 0.0, 0.5, 17.0, 40.0, 200.0, np.inf),
+    "zero": (-np.inf, -200.0, -37.0, -1.0, -1e-3, 0.0, 0.5, 17.0, 40.0, 200.0, np.inf),
     "x": (0.0, 1e-300, 1e-30, 0.5, 1.0, 3.0, 1e30, 1e300),
     "q": (0.0, 1e-15, 1e-3, 0.5, 0.75, 1 - 1e-6, 1 - 1e-15, 1.0),
 }
@@ -54,10 +54,10 @@ def random_x(rng: Random, mu: np.ndarray, scale: np.ndarray, dtype: torch.dtype)
     return np.where(rng.random(n) < 0.05, 0.0, x)
 
 
-def random_q(rng: Random, gate: np.ndarray, probs: bool, dtype: torch.dtype) -> np.ndarray:
+def random_q(rng: Random, zero: np.ndarray, probs: bool, dtype: torch.dtype) -> np.ndarray:
     """Uniform, at both ends, above pi by a uniform share of what is left, and close above pi."""
-    n, digits = len(gate), 15 if dtype == torch.float64 else 6
-    pi = gate if probs else 1 / (1 + np.exp(-gate))
+    n, digits = len(zero), 15 if dtype == torch.float64 else 6
+    pi = zero if probs else 1 / (1 + np.exp(-zero))
     edge, share = 10 ** rng.uniform(-digits, -0.3, n), rng.uniform(0, 1, n)
     near = pi + (1 - pi) * 10 ** rng.uniform(-digits / 2, -1, n)
     q = _mix(rng, rng.uniform(0, 1, n), edge, 1 - edge, pi + (1 - pi) * share, near)
@@ -77,12 +77,12 @@ def _random_column(
     rng: Random, arg: str, before: dict[str, np.ndarray], n: int, dtype: torch.dtype, probs: bool
 ) -> np.ndarray:
     kind = arg.split("_")[0]
-    if kind == "gate":
+    if kind == "zero":
         return random_probs(rng, n, dtype) if probs else random_logits(rng, n)
     if kind == "x":
         return random_x(rng, before["mu"], before["scale"], dtype)
     if kind == "q":
-        return random_q(rng, before["gate"], probs, dtype)
+        return random_q(rng, before["zero"], probs, dtype)
     return {"mu": random_mu, "scale": random_scale}[kind](rng, n)
 
 
@@ -110,9 +110,9 @@ def _into_range(grid: np.ndarray, name: str, dtype: torch.dtype) -> np.ndarray:
 
 
 def nearly_equal_points(n: int, dtype: torch.dtype, seed: int) -> np.ndarray:
-    """Pairs of laws whose arguments differ, each by its own relative 0 or 1e-3 to 1e-12 (float32: 1e-6)."""
+    """Pairs of distributions whose arguments differ, each by its own relative 0 or 1e-3 to 1e-12 (float32: 1e-6)."""
     rng = np.random.default_rng(seed)
-    law = np.stack([random_mu(rng, n), random_scale(rng, n), random_logits(rng, n)], -1)
+    d = np.stack([random_mu(rng, n), random_scale(rng, n), random_logits(rng, n)], -1)
     digits = rng.uniform(3, 12 if dtype == torch.float64 else 6, (n, 3))
     shift = rng.choice([-1, 0, 1], (n, 3), p=[0.4, 0.2, 0.4]) * 10**-digits
-    return rounded(np.concatenate([law, law * (1 + shift)], -1), dtype)
+    return rounded(np.concatenate([d, d * (1 + shift)], -1), dtype)

@@ -1,23 +1,19 @@
-"""The log density on CPU, with derivatives by hand that are computed along with it.
+"""The log density on CPU, with derivatives that the kernel finds along with it.
 
-Nearly every density in a model is summed, so that the gradient that comes back is one number for all entries. Then the
-derivatives, found while all that they need is at hand, are but to be multiplied by it; summed over what a parameter is
-shared by, if it is. A gradient that differs between entries, or a second backward pass, takes a pass of its own.
+Most densities in a model are summed, so that the gradient that comes back is one number for all entries, and the
+derivatives only have to be multiplied by it. A gradient that differs between entries takes a pass over the data of its
+own; a second backward pass takes the plain formula.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from pyro_zilognormal.density import blockwise as _kernel
-from pyro_zilognormal.density import one_pass as _one_pass
-from pyro_zilognormal.density import reference as _formula
-from pyro_zilognormal.density.compilation import run_compiled
-from pyro_zilognormal.numerics.tracing import tracing
+from pyro_zilognormal.density import blockwise, reference
+from pyro_zilognormal.numerics.shapes import tracing
 
 Slopes = Sequence[Tensor | None]
 
@@ -44,62 +40,15 @@ def _ordinary(tensor: Tensor) -> bool:
 
 
 def log_density(*arguments: Tensor) -> Tensor:
-    """The log density at values in [0, inf), as a function of value, loc, scale and gate.
+    """The log density at values in [0, inf), as a function of value, loc, scale and zero part.
 
-    The gate is either the logits of P(X = 0); or log P(X = 0) and log P(X > 0), which is better where these are much
-    smaller than the result.
+    The zero part is either the logits of P(X = 0); or log P(X = 0) and log P(X > 0), which is better where these are
+    much smaller than the result.
     """
-    needed = wanted(arguments)
+    wanted = [torch.is_grad_enabled() and a.requires_grad for a in arguments]
     with torch.no_grad():
-        result, slopes = _kernel.evaluate(arguments, needed)
-    return with_slopes(result, slopes, arguments)
-
-
-def wanted(arguments: Sequence[Tensor]) -> list[bool]:
-    """Whether the derivatives in each are."""
-    return [torch.is_grad_enabled() and a.requires_grad for a in arguments]
-
-
-def with_slopes(result: Tensor, slopes: Slopes, arguments: Sequence[Tensor]) -> Tensor:
-    """The log density that was found at the arguments, as a function of them with these derivatives."""
-    return _LogDensity.apply((result, slopes), *arguments) if any(s is not None for s in slopes) else result
-
-
-def evaluate(
-    run: Callable[..., _one_pass.Found | None], arguments: Sequence[Tensor], wanted: Sequence[bool]
-) -> _one_pass.Found | None:
-    """In one pass, if what runs compiled functions does and the arguments are ordinary."""
-    with torch._C._AutoDispatchBelowADInplaceOrView():  # always: torch.compile compiles anew where it changes
-        found = run(_one_pass.evaluate, lambda function: function(_plain(arguments), wanted))
-    return found if found is not None and found.ordinary else None
-
-
-def differentiate(
-    run: Callable[..., _one_pass.FoundSlopes | None],
-    arguments: Sequence[Tensor],
-    wanted: Sequence[bool],
-    weight: Tensor,
-    by_loc: Tensor | None,
-) -> Slopes:
-    """As `_kernel.differentiate`; in one pass if possible."""
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        found = run(
-            _one_pass.differentiate,
-            lambda function: function(_plain(arguments), wanted, *_plain([weight]), by_loc),
-        )
-    if found is not None and found.ordinary:
-        return found.slopes
-    return _kernel.differentiate(arguments, wanted, weight, by_loc)
-
-
-def _plain(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Detached and stored row by row: where layouts differ, torch.compile has made loops that write out of bounds."""
-    return [t.detach() if _by_rows(t) else t.detach().contiguous() for t in tensors]
-
-
-def _by_rows(tensor: Tensor) -> bool:
-    strides = [stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True) if length > 1 and stride]
-    return strides == sorted(strides, reverse=True)
+        result, slopes = blockwise.evaluate(arguments, wanted)
+    return _LogDensity.apply((result, slopes), *arguments) if any(wanted) else result
 
 
 class _LogDensity(torch.autograd.Function):
@@ -112,15 +61,13 @@ class _LogDensity(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients; by the plain formula where they are to be differentiated again, or batched."""
-        arguments, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        arguments, wanted = ctx.saved_tensors, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled() or not suits(grad, *arguments):
-            return None, *gradients_of_formula(grad, arguments, needed)
-        slopes, factor = ctx.slopes, only_value(grad)
+            return None, *_gradients_of_formula(grad, arguments, wanted)
+        slopes, factor = ctx.slopes, _only_value(grad)
         if slopes is None or (factor is None and any(s is not None and s.shape != grad.shape for s in slopes)):
-            by_loc = slopes[1] if slopes is not None and arguments[1].shape == grad.shape else None
-            run = functools.partial(run_compiled, grad.numel())
-            return None, *differentiate(run, arguments, needed, grad, by_loc)
-        ctx.slopes = None  # for they are handed over, and changed in place
+            return None, *blockwise.evaluate(arguments, wanted, grad)[1]
+        ctx.slopes = None  # a second backward pass computes them again: these are changed in place and handed over
         if factor != 1:
             for slope in slopes:
                 if slope is not None:
@@ -128,22 +75,22 @@ class _LogDensity(torch.autograd.Function):
         return None, *slopes
 
 
-def only_value(grad: Tensor) -> float | None:
-    """The one value of all entries, if there is but one."""
+def _only_value(grad: Tensor) -> float | None:
+    """The value that all entries share, or None."""
     if any(grad.stride()):
         lowest, highest = torch.aminmax(grad)
         return lowest.item() if lowest == highest else None
     return grad.as_strided((), ()).item()
 
 
-def gradients_of_formula(
-    grad: Tensor, arguments: Sequence[Tensor], needed: Sequence[bool]
+def _gradients_of_formula(
+    grad: Tensor, arguments: Sequence[Tensor], wanted: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """The gradients, in steps that can be differentiated again."""
     with torch.enable_grad():
         # Of views: if one argument was computed from another, the gradients must not flow through that too.
         views = [a.view_as(a) for a in arguments]
-        result = _formula.log_density(*views)
-    wanted = [v for v, n in zip(views, needed, strict=True) if n]
-    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=torch.is_grad_enabled()))
-    return tuple(next(found) if n else None for n in needed)
+        result = reference.log_density(*views)
+    inputs = [v for v, w in zip(views, wanted, strict=True) if w]
+    found = iter(torch.autograd.grad(result, inputs, grad, create_graph=torch.is_grad_enabled()))
+    return tuple(next(found) if w else None for w in wanted)

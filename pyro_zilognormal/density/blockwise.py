@@ -1,220 +1,192 @@
-"""The log density and its derivatives in blocks, one pass over the data.
+"""The log density and its derivatives on CPU, block by block, in one pass over the data.
 
-A chain of tensor operations spends most of its time on memory: every temporary is as large as the data, and is new,
-so it has to be mapped in page by page. Here temporaries are a block in size and used again, and nothing is as large as
-the data but what is returned.
+A chain of tensor operations spends most of its time on memory: every temporary is as large as the data and newly
+mapped. Here temporaries have the size of a block and are used again, and only what is returned is as large as the data.
 
-Positive values are told from zeros without comparisons and torch.where, which torch does not vectorise on CPU: by
-`threshold` (x where x > 0, else 1), its derivative (y where x > 0, else 0, even if y is infinite), that of `leaky_relu`
-(y where x > 0, else a multiple of y), `sign`, and `lerp` (y where a weight is 0, z where it is 1, if both are finite).
-Products of three are taken two by two: `addcmul` is not vectorised where one of its arguments is a single number.
+torch.where takes twenty times as long as an addition on CPU, because torch does not vectorise it. These operations,
+which it does, tell positive values from zeros instead:
+
+- `threshold(x, 0, 1)`: x where x > 0, else 1;
+- its derivative, here `where_positive`: y where x > 0, else 0, even if y is infinite or NaN;
+- that of leaky_relu, here `signed`: y where x > 0, else -y;
+- `sign(x)`: 1 where x > 0, else 0.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.density.blocks import Block, Gradient, blocks, lift
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 from pyro_zilognormal.numerics.shapes import broadcast
-from pyro_zilognormal.numerics.softplus import exp_, softplus_of_exp_
 
-MUCH = 8  # what is so many times smaller than the data is not computed block by block
-
-where_positive = torch.ops.aten.threshold_backward.grad_input
-where_positive_or_times = torch.ops.aten.leaky_relu_backward.grad_input
+BYTES = 2**20  # of a buffer: few calls, and all buffers stay in the cache
+LINEAR = 40.0  # from here on log(1 + exp(t)) is t to the last digit, and exp(t) does not overflow
 
 
-def evaluate(arguments: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor, list[Tensor | None]]:
-    """The log density and those of its derivatives that are wanted, summed to the shapes of their arguments.
+def evaluate(
+    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor | None = None
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The log density and its derivatives, times a weight, summed to the shapes of their arguments.
 
     Args:
-        arguments: value, loc, scale and gate, which is either logits, or log P(X = 0) and log P(X > 0).
+        arguments: value in [0, inf), loc, scale and zero part: either logits, or log P(X = 0) and log P(X > 0).
         wanted: for each, whether its derivative is.
+        weight: of each entry of the log density, of its shape; 1 by default.
     """
     shape = broadcast(*(a.shape for a in arguments)) or (1,)
     lifted = [lift(a, len(shape)) for a in arguments]
     result = lifted[0].new_empty(shape)
-    fixed = fixed_part(result, *lifted[2:])
-    gradients = _gradients(lifted, shape, wanted if fixed is None else (*wanted[:4], any(wanted[3:])))
-    for block in blocks(shape, result, buffers=4):
-        part = None if fixed is None else block.of(fixed)
-        _evaluate_block(block, gradients, part, *map(block.of, (result, *lifted)))
-    if fixed is not None:
-        gradients[3].count_others(gradients[4], result.numel())
-    found = [g.total(a.shape) if w else None for g, a, w in zip(gradients, arguments, wanted, strict=True)]
-    return result if any(a.dim() for a in arguments) else result[0], found
+    slopes = [_Slope(a, shape) if w else None for a, w in zip(lifted, wanted, strict=True)]
+    for block in _blocks(shape, result, weight):
+        _evaluate_block(block, slopes, *map(block.of, (result, *lifted)))
+    totals = [None if s is None else s.total.view(a.shape) for s, a in zip(slopes, arguments, strict=True)]
+    return result if any(a.dim() for a in arguments) else result[0], totals
 
 
-def differentiate(
-    arguments: Sequence[Tensor], wanted: Sequence[bool], weight: Tensor, by_loc: Tensor | None
-) -> list[Tensor | None]:
-    """The derivatives of a sum of the log densities with weights, of the shape to which the arguments broadcast.
-
-    The derivatives in loc, entry by entry and without weights, save the logarithm of the values, if they are known.
-    """
-    shape = weight.shape or (1,)
-    lifted = [lift(a, len(shape)) for a in arguments]
-    gradients = _gradients(lifted, shape, wanted)
-    for block in blocks(shape, weight, buffers=4):
-        known = None if by_loc is None else block.of(by_loc.view(shape))
-        _differentiate_block(block, gradients, known, *map(block.of, (lift(weight, len(shape)), *lifted)))
-    return [g.total(a.shape) for g, a in zip(gradients, arguments, strict=True)]
+def lift(tensor: Tensor, dims: int) -> Tensor:
+    """The tensor with leading dimensions of length 1 up to a number of dimensions."""
+    return tensor.reshape((1,) * (dims - tensor.dim()) + tensor.shape)
 
 
-def _gradients(lifted: Sequence[Tensor], shape: Sequence[int], wanted: Sequence[bool]) -> list[Gradient]:
-    gradients = [Gradient(a, shape, w) for a, w in zip(lifted, wanted, strict=True)]
-    for gradient in gradients[1:3]:
-        gradient.divided_by(lifted[2])
-    return gradients
+class _Block(NamedTuple):
+    """A part of a broadcast shape, the weights there, and buffers of its own shape to overwrite."""
+
+    spans: tuple[tuple[int, int], ...]  # (first, length) of each of the leading dimensions; the others are whole
+    shape: tuple[int, ...]
+    weight: Tensor | None
+    buffers: list[Tensor]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor of as many dimensions, which broadcasts to the whole, as a view."""
+        return _narrow(tensor, self.spans)
 
 
-def fixed_part(result: Tensor, scale: Tensor, *gate: Tensor) -> Tensor | None:
-    """What does not depend on x in the log density of a positive x; None if it is not small and finite."""
-    shape = broadcast(scale.shape, gate[0].shape)
-    if len(gate) == 1 or MUCH * math.prod(shape) >= result.numel():
-        return None
-    fixed = less_constant(loss_without_x(scale, *gate))
-    return fixed if torch.isfinite(fixed + gate[0]).all() else None
+def _blocks(shape: Sequence[int], like: Tensor, weight: Tensor | None) -> Iterator[_Block]:
+    most = BYTES // like.element_size()
+    memory = like.new_empty(4, min(most, math.prod(shape)))
+    for spans in _spans(shape, most):
+        part = (*(length for _, length in spans), *shape[len(spans) :])
+        buffers = [m[: math.prod(part)].view(part) for m in memory]
+        yield _Block(spans, part, None if weight is None else _narrow(lift(weight, len(shape)), spans), buffers)
 
 
-def loss_without_x(scale: Tensor, *gate: Tensor, spare: Tensor | None = None) -> Tensor:
-    """What does not depend on x in minus the log density of a positive x, but for logits and a constant."""
-    room = None if spare is None else spare.view(-1)[: scale.numel()].view(scale.shape)
-    loss = torch.log(scale, out=room)
-    return loss - gate[1] if len(gate) == 2 else loss
+def _spans(shape: Sequence[int], most: int) -> Iterator[tuple[tuple[int, int], ...]]:
+    row = math.prod(shape[1:])
+    if row > most:
+        for index in range(shape[0]):
+            yield from (((index, 1), *rest) for rest in _spans(shape[1:], most))
+        return
+    step = most // row
+    for first in range(0, shape[0], step):
+        yield ((first, min(step, shape[0] - first)),)
 
 
-def less_constant(loss: Tensor) -> Tensor:
-    """The log density of which this is minus all but the constant, in place."""
-    return torch.sub(loss.new_full((), -HALF_LOG_2PI), loss, out=loss)
+def _narrow(tensor: Tensor, spans: tuple[tuple[int, int], ...]) -> Tensor:
+    for dim, (first, length) in enumerate(spans):
+        if tensor.shape[dim] != 1:
+            tensor = tensor.narrow(dim, first, length)
+    return tensor
 
 
-def join(fixed: Tensor, log_zero: Tensor, log_x: Tensor, z: Tensor, sign: Tensor, out: Tensor) -> None:
-    """log P(X = 0) where the sign of x is 0, the log density where it is 1; log x is overwritten."""
-    positive = torch.sub(fixed, log_x, out=log_x)
-    # The square may be infinite, so it comes last; it is 0 where x = 0.
-    torch.addcmul(torch.lerp(log_zero, positive, sign, out=log_x), z, z, value=-0.5, out=out)
+class _Slope:
+    """The derivative in an argument that broadcasts to a shape, gathered block by block."""
+
+    def __init__(self, argument: Tensor, shape: Sequence[int]) -> None:
+        self._summed = [dim for dim, length in enumerate(argument.shape) if length != shape[dim]]
+        new = argument.new_zeros if self._summed else argument.new_empty
+        self.total = new(argument.shape)
+
+    def room(self, block: _Block) -> Tensor:
+        """Where to write the derivative in a block: its place in the total; if it is to be summed, the last buffer."""
+        return block.buffers[-1] if self._summed else block.of(self.total)
+
+    def add(self, block: _Block, slope: Tensor) -> None:
+        """Add the derivative in a block, in its room or not, times the weights."""
+        room = self.room(block)
+        if block.weight is not None:
+            slope = torch.mul(slope, block.weight, out=room)
+        if self._summed:
+            block.of(self.total).add_(slope.sum(self._summed, keepdim=True))
+        elif slope.data_ptr() != room.data_ptr():
+            room.copy_(slope)
+
+
+Slopes = Sequence[_Slope | None]
 
 
 def _evaluate_block(
-    block: Block,
-    to: list[Gradient],
-    fixed: Tensor | None,
-    result: Tensor,
-    x: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    *gate: Tensor,
+    block: _Block, slopes: Slopes, result: Tensor, x: Tensor, loc: Tensor, scale: Tensor, *zero: Tensor
 ) -> None:
     log_x, z, sign, spare = block.buffers
     x = x.expand(block.shape)
-    _standardise(x, loc, scale, log_x, z)
-    torch.sign(x, out=sign)
-    if fixed is not None:
-        join(fixed, gate[0], log_x, z, sign, out=result)
-        to[4].add(block, sign)
-        _differentiate_positive(block, to, None, spare, z, sign, x, scale)
-        return
-    loss = log_x.addcmul_(z, z, value=0.5).add_(loss_without_x(scale, *gate, spare=spare))
-    _differentiate_positive(block, to, None, spare, z, sign, x, scale)
-    found = less_constant(loss)
-    where_positive(found, sign, 0, grad_input=found)
-    if len(gate) == 1:
-        _evaluate_logits(block, to[3:], found, result, z, spare, x, *gate)
-    else:
-        _evaluate_logs(block, to[3:], result, *gate)
-        result += found
-
-
-def _standardise(x: Tensor, loc: Tensor, scale: Tensor, log_x: Tensor, z: Tensor) -> None:
-    """log x and z = (log x - loc) / scale where x is positive, 0 elsewhere."""
     torch.threshold(x, 0, 1, out=log_x).log_()
     # Standardise before squaring: scale**2 underflows long before scale does.
     torch.sub(log_x, loc, out=z).div_(scale)
-    where_positive(z, x, 0, grad_input=z)
-
-
-def _evaluate_logits(
-    block: Block, to: list[Gradient], found: Tensor, result: Tensor, t: Tensor, spare: Tensor, x: Tensor, logits: Tensor
-) -> None:
-    """Add log sigmoid(-t) = -log(1 + exp(t)), with the logits as t where x > 0 and minus the logits where x = 0."""
-    excess = _differentiate_logits(block, to, None, t, spare, x, logits)
-    torch.sub(found, softplus_of_exp_(t, excess), out=result)
-
-
-def _differentiate_logits(
-    block: Block, to: list[Gradient], weight: Tensor | None, t: Tensor, spare: Tensor, x: Tensor, logits: Tensor
-) -> Tensor | None:
-    """The derivative in the logits, by way of exp(t), which is left in the room for t. What was cut off from t."""
-    where_positive_or_times(logits.expand(block.shape), x, -1, False, grad_input=t)
-    excess = exp_(t)
-    to[0].take(block, spare, weight, _slope_of_logits, t, x)
-    return excess
-
-
-def _slope_of_logits(exp_t: Tensor, x: Tensor, out: Tensor) -> Tensor:
-    """-sigmoid(t) where x > 0, sigmoid(t) where x = 0."""
-    minus_one_plus_exp = torch.sub(exp_t.new_full((), -1), exp_t, out=out)
-    minus_sigmoid = torch.div(exp_t, minus_one_plus_exp, out=out)
-    return where_positive_or_times(minus_sigmoid, x, -1, False, grad_input=out)
-
-
-def _evaluate_logs(block: Block, to: list[Gradient], result: Tensor, log_zero: Tensor, _log_positive: Tensor) -> None:
-    """log P(X = 0) where x = 0; log P(X > 0) is part of the loss."""
-    sign = block.buffers[2]
-    to[1].add(block, sign)
-    where_zero = torch.sub(sign.new_ones(()), sign, out=sign)
-    to[0].add(block, where_zero)
-    where_positive(log_zero.expand(sign.shape), where_zero, 0, grad_input=result)
-
-
-def _differentiate_block(
-    block: Block,
-    to: list[Gradient],
-    by_loc: Tensor | None,
-    weight: Tensor,
-    x: Tensor,
-    loc: Tensor,
-    scale: Tensor,
-    *gate: Tensor,
-) -> None:
-    log_x, z, sign, spare = block.buffers
-    x = x.expand(block.shape)
-    if by_loc is None:
-        _standardise(x, loc, scale, log_x, z)
-    else:
-        torch.mul(by_loc, scale, out=z)
+    where_positive(z, x, z)
     torch.sign(x, out=sign)
-    _differentiate_positive(block, to, weight, spare, z, sign, x, scale)
-    if len(gate) == 1:
-        _differentiate_logits(block, to[3:], weight, log_x, spare, x, *gate)
+    rest = torch.log(scale, out=spare.view(-1)[: scale.numel()].view(scale.shape))
+    loss = log_x.addcmul_(z, z, value=0.5).add_(rest if len(zero) == 1 else rest - zero[1])
+    positive = torch.sub(loss.new_full((), -HALF_LOG_2PI), loss, out=loss)
+    where_positive(positive, x, positive)
+    _differentiate_positive(block, slopes, x, scale, z, sign)
+    if len(zero) == 1:
+        _add_log_sigmoid(block, slopes[3], positive, x, zero[0], z, result)
     else:
-        _differentiate_logs(block, to[3:], weight, spare, sign)
+        _add_log_zero(block, slopes[3:], positive, zero[0], sign, result)
 
 
-def _differentiate_positive(
-    block: Block,
-    to: list[Gradient],
-    weight: Tensor | None,
-    spare: Tensor,
-    z: Tensor,
-    sign: Tensor,
-    x: Tensor,
-    scale: Tensor,
+def _differentiate_positive(block: _Block, slopes: Slopes, x: Tensor, scale: Tensor, z: Tensor, sign: Tensor) -> None:
+    """The derivatives in x, loc and scale: -(z / scale + 1) / x, z / scale and (z^2 - 1) / scale; z is overwritten."""
+    in_x, in_loc, in_scale, *_ = slopes
+    if in_x is not None:
+        slope = torch.div(z, scale, out=in_x.room(block)).add_(sign).div_(torch.threshold(x, 0, 1)).neg_()
+        in_x.add(block, slope)
+    if in_loc is not None:
+        in_loc.add(block, torch.div(z, scale, out=in_loc.room(block)))
+    if in_scale is not None:
+        in_scale.add(block, torch.div(z.mul_(z).sub_(sign), scale, out=in_scale.room(block)))
+
+
+def _add_log_sigmoid(
+    block: _Block, slope: _Slope | None, positive: Tensor, x: Tensor, logits: Tensor, t: Tensor, result: Tensor
 ) -> None:
-    """The derivatives in x, loc and scale, from z, which is overwritten, and the sign of x."""
-    to[1].take_quotient(block, spare, weight, z, scale)
-    if to[0].wanted:
-        slope = torch.div(z, scale, out=spare).add_(sign).div_(torch.threshold(x, 0, 1))
-        to[0].take(block, spare, weight, torch.neg, slope)
-    if to[2].wanted:
-        to[2].take_quotient(block, spare, weight, z.mul_(z).sub_(sign), scale)
+    """log P = -log(1 + exp(t)) with the logits as t where x > 0, minus the logits where x = 0."""
+    signed(logits.expand(block.shape), x, t)
+    if slope is not None:
+        room = slope.room(block)
+        slope.add(block, signed(torch.sigmoid(t, out=room).neg_(), x, room))
+    torch.sub(positive, softplus_(t), out=result)
 
 
-def _differentiate_logs(block: Block, to: list[Gradient], weight: Tensor, spare: Tensor, sign: Tensor) -> None:
-    """The derivatives in log P(X = 0) and log P(X > 0)."""
-    to[1].add(block, torch.mul(weight, sign, out=spare))
-    to[0].add(block, torch.sub(weight, spare, out=spare))
+def _add_log_zero(
+    block: _Block, slopes: Slopes, positive: Tensor, log_zero: Tensor, sign: Tensor, result: Tensor
+) -> None:
+    """log P(X = 0) where x = 0; log P(X > 0) is part of the positive part."""
+    in_log_zero, in_log_positive = slopes
+    if in_log_positive is not None:
+        in_log_positive.add(block, sign)
+    is_zero = torch.sub(sign.new_ones(()), sign, out=sign)
+    if in_log_zero is not None:
+        in_log_zero.add(block, is_zero)
+    where_positive(log_zero.expand(block.shape), is_zero, result).add_(positive)
+
+
+def where_positive(y: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """y where x > 0, else 0."""
+    return torch.ops.aten.threshold_backward.grad_input(y, x, 0, grad_input=out)
+
+
+def signed(y: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """y where x > 0, else -y."""
+    return torch.ops.aten.leaky_relu_backward.grad_input(y, x, -1, False, grad_input=out)
+
+
+def softplus_(t: Tensor) -> Tensor:
+    """log(1 + exp(t)), in place: torch's softplus and logsigmoid are not made of its fastest routines."""
+    if t.amax().item() <= LINEAR:
+        return t.exp_().log1p_()
+    excess = torch.sub(t, LINEAR).clamp_(min=0)
+    return t.clamp_(max=LINEAR).exp_().log1p_().add_(excess)  # NaN passes through

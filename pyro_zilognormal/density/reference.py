@@ -1,4 +1,4 @@
-"""The log density in plain tensor operations: the reference for all that is faster, and what compilers fuse."""
+"""The log density in plain tensor operations: the reference for the kernel, and the form that compilers fuse."""
 
 import math
 
@@ -9,27 +9,27 @@ from torch.nn.functional import logsigmoid
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 
 
-def log_density(value: Tensor, loc: Tensor, scale: Tensor, *gate: Tensor) -> Tensor:
+def log_density(value: Tensor, loc: Tensor, scale: Tensor, *zero: Tensor) -> Tensor:
     """log P(X = 0) at 0, the log density above, -inf at negative and infinite values, NaN at NaN.
 
-    Zeros (and whatever else is not a positive number) are replaced *before* the logarithm: otherwise their gradients
-    are 0 * inf = NaN, and torch.log on a tensor that holds zeros takes a slow path on CPU.
+    Whatever is not a positive number is replaced *before* the logarithm: otherwise its gradient is 0 * inf = NaN, and
+    torch.log on a tensor that holds zeros takes a slow path on CPU.
 
     Args:
         value: of any shape that broadcasts with the others.
         loc: mean of the logarithm.
         scale: its standard deviation.
-        gate: the logits of P(X = 0), best if they are as large as the result; or log P(X = 0) and log P(X > 0).
+        zero: the logits of P(X = 0), best if they are as large as the result; or log P(X = 0) and log P(X > 0).
     """
     inside = (value > 0) & (value < math.inf)
     log_value = torch.where(inside, value, 1).log()
     # Standardise before squaring: scale**2 underflows long before scale does.
     z = (log_value - loc) / scale
     loss = log_value + z * z / 2 + (scale.log() + HALF_LOG_2PI)
-    if len(gate) == 1:
-        result = logsigmoid(torch.where(inside, -gate[0], gate[0])) - torch.where(inside, loss, 0)
+    if len(zero) == 1:
+        result = logsigmoid(torch.where(inside, -zero[0], zero[0])) - torch.where(inside, loss, 0)
     else:
-        result = torch.where(inside, gate[1] - loss, gate[0])
+        result = torch.where(inside, zero[1] - loss, zero[0])
     return torch.where(inside | (value == 0), result, outside(value))
 
 

@@ -1,7 +1,7 @@
 """Closed-form Kullback-Leibler divergences, registered with `torch.distributions.kl_divergence`.
 
-KL(p, q) = KL(Bernoulli_p, Bernoulli_q) + (1 - pi_p) KL(Normal_p, Normal_q), because given the gate the positive part is
-a log-normal and a divergence does not change under x -> log x. A LogNormal is the ZILN with pi = 0.
+KL(p, q) = KL(Bernoulli_p, Bernoulli_q) + (1 - pi_p) KL(Normal_p, Normal_q), because the positive part is a
+log-normal and a divergence does not change under x -> log x. A LogNormal is the ZILN with pi = 0.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.distributions.kl import register_kl
 
 from pyro_zilognormal.distribution.validation import broadcast_shapes
 from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
-from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
+from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
@@ -22,12 +22,12 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 @register_kl(ZeroInflatedLogNormal, ZeroInflatedLogNormal)
 def _kl_ziln_ziln(p: ZeroInflatedLogNormal, q: ZeroInflatedLogNormal) -> Tensor:
     batch_shape = broadcast_shapes(p=p.batch_shape, q=q.batch_shape)
-    p_loc, p_scale, p_gate = p._law()
-    q_loc, q_scale, q_gate = q._law()
-    # At pi_p = 1 the positive parts never meet, however far apart: 0 * inf must be 0.
-    meet = p_gate.positive > 0
-    positive = torch.where(meet, p_gate.positive * kl_normals(p_loc, p_scale, q_loc, q_scale, meet), 0)
-    kl = p._full(kl_gates(p_gate, q_gate) + positive, q.loc.dtype)
+    p_loc, p_scale, p_zero = p._parameters()
+    q_loc, q_scale, q_zero = q._parameters()
+    # At pi_p = 1 the positive parts do not count, however far apart: 0 * inf must be 0.
+    counts = p_zero.positive > 0
+    positive = torch.where(counts, p_zero.positive * kl_normals(p_loc, p_scale, q_loc, q_scale, counts), 0)
+    kl = p._full(kl_zero_parts(p_zero, q_zero) + positive, q.loc.dtype)
     return kl.expand(batch_shape)
 
 
@@ -46,7 +46,10 @@ def _as_ziln(d: LogNormal) -> ZeroInflatedLogNormal:
 
 
 def kl_normals(p_loc: Tensor, p_scale: Tensor, q_loc: Tensor, q_scale: Tensor, wanted: Tensor) -> Tensor:
-    """KL(Normal_p, Normal_q), its shift only where wanted; nearly equal scales through their relative excess."""
+    """KL(Normal_p, Normal_q), its shift only where wanted.
+
+    Nearly equal scales enter through their relative difference, which keeps its digits.
+    """
     excess = (p_scale - q_scale) / q_scale
     near = excess.abs() < 0.5
     log_ratio = torch.where(near, torch.log1p(torch.where(near, excess, 0)), (p_scale / q_scale).log())
@@ -54,15 +57,15 @@ def kl_normals(p_loc: Tensor, p_scale: Tensor, q_loc: Tensor, q_scale: Tensor, w
     return excess + excess.square() / 2 - log_ratio + shift.square() / 2
 
 
-def kl_gates(p: Gate, q: Gate) -> Tensor:
+def kl_zero_parts(p: ZeroPart, q: ZeroPart) -> Tensor:
     """KL(Bernoulli_p, Bernoulli_q)."""
     difference = q.logits - p.logits
     near = difference.abs() < 1
-    far = _surprise(p.log_zero, q.log_zero) + _surprise(p.log_positive, q.log_positive)
-    return torch.where(near, _kl_near_gates(p.logits, torch.where(near, difference, 0), near), far)
+    far = _kl_term(p.log_zero, q.log_zero) + _kl_term(p.log_positive, q.log_positive)
+    return torch.where(near, _kl_near(p.logits, torch.where(near, difference, 0), near), far)
 
 
-def _surprise(log_p: Tensor, log_q: Tensor) -> Tensor:
+def _kl_term(log_p: Tensor, log_q: Tensor) -> Tensor:
     """p (log p - log q): 0 where p = 0, inf where only q = 0."""
     possible = log_p > -math.inf
     expected = possible & (log_q > -math.inf)
@@ -70,7 +73,7 @@ def _surprise(log_p: Tensor, log_q: Tensor) -> Tensor:
     return torch.where(expected, log_p.exp() * (log_p - log_q), torch.where(possible, math.inf, 0))
 
 
-def _kl_near_gates(logits: Tensor, difference: Tensor, near: Tensor) -> Tensor:
+def _kl_near(logits: Tensor, difference: Tensor, near: Tensor) -> Tensor:
     """d^2 times the integral of (1 - u) sigmoid'(l + u d) over u in [0, 1], a sum of positive terms.
 
     This is Taylor's remainder of softplus. Eight Gauss-Legendre nodes integrate it to 1e-17 for |d| < 1, because
@@ -79,6 +82,6 @@ def _kl_near_gates(logits: Tensor, difference: Tensor, near: Tensor) -> Tensor:
     logits = torch.where(near, logits, 0)
     total = torch.zeros_like(difference)
     for node, weight in zip((_NODES + 1) / 2, _WEIGHTS / 2, strict=True):
-        gate = LogitGate(logits + node * difference)
-        total = total + weight * (1 - node) * gate.log_variance().exp()
+        between = ZeroPart(logits + node * difference)
+        total = total + weight * (1 - node) * between.log_variance().exp()
     return difference.square() * total

@@ -1,4 +1,4 @@
-"""A latent zero-inflated log-normal as a Bernoulli gate and a log-normal, for NUTS, AutoGuides and enumeration."""
+"""A latent zero-inflated log-normal as a Bernoulli and a log-normal, for NUTS, AutoGuides and enumeration."""
 
 import math
 from typing import Any
@@ -22,10 +22,11 @@ class ZeroInflatedLogNormalReparam(Reparam):
         x_{positive} \sim \operatorname{LogNormal}(\text{mu}, \text{scale}), \qquad
         x = (1 - x_{gate})\, x_{positive}
 
-    so ``gate = 1`` means x = 0. The gate can be enumerated (NUTS does so by itself; with SVI use `config_enumerate`
-    and `TraceEnum_ELBO`, and hide the gate from an AutoGuide), which leaves a continuous latent that NUTS, HMC and
-    AutoGuides handle. Enumeration needs the gate's dimensions in plates, not in `.to_event()`. Works through
-    `.expand()`, `.to_event()` and `.mask()`, and on observed sites, where the two log densities sum to the one of x.
+    so the site ``x_gate`` is 1 where x = 0. It can be enumerated (NUTS does so by itself; with SVI use
+    `config_enumerate` and `TraceEnum_ELBO`, and hide the site from an AutoGuide), which leaves a continuous latent for
+    NUTS, HMC and AutoGuides. Enumeration needs the site's dimensions in plates, not in `.to_event()`. Sites in
+    `.expand()`, `.to_event()` and `.mask()` are split too, and so are observed sites, where the two log densities sum
+    to that of x.
 
     Example:
         >>> import pyro, torch
@@ -36,7 +37,7 @@ class ZeroInflatedLogNormalReparam(Reparam):
         >>> list(pyro.poutine.trace(split).get_trace().nodes)
         ['_INPUT', 'x_gate', 'x_positive', 'x', '_RETURN']
 
-        With an AutoGuide, hide the gate from the guide and enumerate it in the model:
+        With an AutoGuide, hide the Bernoulli site from the guide and enumerate it in the model:
 
         >>> from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
         >>> from pyro.infer.autoguide import AutoNormal
@@ -47,27 +48,29 @@ class ZeroInflatedLogNormalReparam(Reparam):
 
     def apply(self, msg: ReparamMessage) -> ReparamResult:
         """Replace the site; see :class:`pyro.infer.reparam.reparam.Reparam`."""
-        law, mask = _unwrap(msg["name"], msg["fn"])
-        if isinstance(law, _PositivePart):  # a config that splits every ZILN it meets has met our own
+        d, mask = _unwrap(msg["name"], msg["fn"])
+        if isinstance(d, _PositivePart):  # a config that splits every ZILN also meets the positive parts of this split
             return {"fn": msg["fn"], "value": msg["value"], "is_observed": msg["is_observed"]}
         value, observed, event_dim = msg["value"], msg["is_observed"], msg["fn"].event_dim
-        gate_law = Bernoulli(logits=_bounded(law.zi_logits), validate_args=law._validate_args)
-        positive_law = _positive_law(law, observed)
-        gate = positive = None
-        seen = mask
+        is_zero = positive = None
+        positive_mask = mask
         if value is not None:
-            gate = (value == 0).to(value.dtype)
-            # An observed zero says nothing of the positive part; a latent one only has no initial value for it.
-            seen = mask & (value != 0) if observed else mask
+            is_zero = (value == 0).to(value.dtype)
             positive = torch.where(mask & (value != 0), value, 1)
+            # An observed zero carries no information on the positive part; a latent zero only initialises it at 1.
+            positive_mask = mask & (value != 0) if observed else mask
+        bernoulli = Bernoulli(logits=_bounded(d.zi_logits), validate_args=d._validate_args)
         infer = {"is_observed": observed}
-        gate = pyro.sample(f"{msg['name']}_gate", _wrap(gate_law, mask, event_dim), obs=gate, infer=infer)
+        is_zero = pyro.sample(f"{msg['name']}_gate", _wrap(bernoulli, mask, event_dim), obs=is_zero, infer=infer)
         positive = pyro.sample(
-            f"{msg['name']}_positive", _wrap(positive_law, seen, event_dim), obs=positive, infer=infer
+            f"{msg['name']}_positive",
+            _wrap(_positive_distribution(d, observed), positive_mask, event_dim),
+            obs=positive,
+            infer=infer,
         )
         if value is None:
-            value = torch.where(gate == 1, 0, positive)
-        # As pyro.deterministic does: the site stays in the trace and adds nothing to its density.
+            value = torch.where(is_zero == 1, 0, positive)
+        # As in pyro.deterministic: the site stays in the trace and adds nothing to its density.
         return {"fn": Delta(value, event_dim=event_dim).mask(False), "value": value, "is_observed": True}
 
 
@@ -76,7 +79,7 @@ class _PositivePart(ZeroInflatedLogNormal):
 
 
 def _unwrap(name: str, fn: Any) -> tuple[ZeroInflatedLogNormal, Tensor]:
-    """The law inside Independent, Masked and Expanded wrappers, with its mask over batch and event dimensions."""
+    """The distribution inside Independent, Masked and Expanded wrappers, and its mask over batch and event shape."""
     mask = torch.ones((), dtype=torch.bool)
     while not isinstance(fn, ZeroInflatedLogNormal):
         if isinstance(fn, MaskedDistribution):
@@ -100,14 +103,14 @@ def _wrap(fn: TorchDistribution, mask: Tensor, event_dim: int) -> TorchDistribut
     return (fn if mask.dim() == 0 and bool(mask) else fn.mask(mask)).to_event(event_dim)
 
 
-def _positive_law(law: ZeroInflatedLogNormal, observed: bool) -> TorchDistribution:
-    """LogNormal(mu, scale); if observed as the ZILN without zeros, whose gradients stay finite at NaN behind a mask."""
+def _positive_distribution(d: ZeroInflatedLogNormal, observed: bool) -> TorchDistribution:
+    """LogNormal(mu, scale); if observed, the ZILN without zeros, whose gradients stay finite where NaN is masked."""
     if observed:
-        return _PositivePart(law.loc, law.scale, -math.inf, validate_args=law._validate_args)
-    return LogNormal(law.loc, law.scale, validate_args=law._validate_args)
+        return _PositivePart(d.loc, d.scale, -math.inf, validate_args=d._validate_args)
+    return LogNormal(d.loc, d.scale, validate_args=d._validate_args)
 
 
 def _bounded(logits: Tensor) -> Tensor:
-    """Bernoulli's log_prob is NaN at infinite logits; at these it is 0 or as good as -inf."""
+    """Finite logits, since Bernoulli's log_prob is NaN at infinite ones; so large that it is 0 or nearly -inf."""
     bound = math.sqrt(torch.finfo(logits.dtype).max)
     return logits.clamp(-bound, bound)

@@ -1,4 +1,4 @@
-"""The support of a law with an atom at its edge: [0, inf), with no bijection onto the reals."""
+"""The support of a distribution with an atom at its edge: [0, inf), with no bijection to the real line."""
 
 from typing import NoReturn
 
@@ -10,8 +10,8 @@ from torch.distributions.transforms import ExpTransform, Transform
 class NonnegativeWithAtom(constraints.greater_than_eq):
     """x >= 0, where P(x = 0) > 0.
 
-    A transform to the real line, as NUTS, HMC and AutoGuides use, would treat the atom at 0 as a density and give
-    wrong posteriors without a word, so asking for one, or differentiating `transform_to`'s, is an error.
+    NUTS, HMC and AutoGuides ask for a bijection to the real line. It would treat the atom at 0 as a density, and their
+    posteriors would be wrong without a warning. So asking for one, or differentiating `transform_to`'s, is an error.
     """
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class NonnegativeWithAtom(constraints.greater_than_eq):
 
 
 class _StartOnly(ExpTransform):
-    """exp, for constants only: Pyro's init strategies start a site with it, before a reparameterizer splits the site.
+    """exp for constants only: Pyro's init strategies use it to start a site before a reparameterizer splits the site.
 
-    What would move along it (AutoDelta, say) differentiates, and is refused.
+    An AutoDelta, which would optimise along it, differentiates it and is refused.
     """
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -42,10 +42,10 @@ def _start(constraint: NonnegativeWithAtom) -> Transform:
 def _refuse(constraint: NonnegativeWithAtom) -> NoReturn:
     raise NotImplementedError(
         "A latent ZeroInflatedLogNormal has an atom at 0, so no bijection maps it to the real line, which NUTS, HMC "
-        "and AutoGuides need. Split the site into a Bernoulli gate and a LogNormal:\n"
+        "and AutoGuides need. Split the site into a Bernoulli and a LogNormal:\n"
         "    from pyro_zilognormal import ZeroInflatedLogNormalReparam\n"
         '    model = pyro.poutine.reparam(model, config={"site name": ZeroInflatedLogNormalReparam()})\n'
-        "with the site's dimensions in plates rather than .to_event(), so that the gate can be enumerated. NUTS does "
-        "so by itself; for an AutoGuide hide the gate and use config_enumerate and TraceEnum_ELBO (see its docstring). "
-        "An observed ZeroInflatedLogNormal needs none of this."
+        "with the site's dimensions in plates rather than .to_event(), so that the Bernoulli can be enumerated. NUTS "
+        "does so by itself; for an AutoGuide hide the Bernoulli site and use config_enumerate and TraceEnum_ELBO (see "
+        "its docstring). An observed ZeroInflatedLogNormal needs none of this."
     )

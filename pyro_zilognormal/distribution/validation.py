@@ -4,15 +4,15 @@ import math
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro_zilognormal.numerics.extremes import extremes
-from pyro_zilognormal.numerics.shapes import broadcast
-from pyro_zilognormal.numerics.tracing import tracing
+from pyro_zilognormal.density.sparse import Entries
+from pyro_zilognormal.numerics.shapes import broadcast, tracing
 
-LAW = "ZeroInflatedLogNormal"
+NAME = "ZeroInflatedLogNormal"
 
 
 def check_floating(name: str, argument: Any) -> None:
@@ -20,12 +20,12 @@ def check_floating(name: str, argument: Any) -> None:
     if isinstance(argument, Tensor):
         if not argument.is_floating_point():
             raise TypeError(
-                f"{LAW}: {name} must be a floating-point tensor, got one of dtype {argument.dtype}. "
+                f"{NAME}: {name} must be a floating-point tensor, got one of dtype {argument.dtype}. "
                 f"Convert it first, for example with {name}.to(torch.get_default_dtype())."
             )
     elif isinstance(argument, bool) or not isinstance(argument, Real):
         raise TypeError(
-            f"{LAW}: {name} must be a number or a floating-point torch.Tensor, got {type(argument).__name__}. "
+            f"{NAME}: {name} must be a number or a floating-point torch.Tensor, got {type(argument).__name__}. "
             f"Convert it first, for example with torch.as_tensor({name})."
         )
 
@@ -37,8 +37,6 @@ def as_tensors(**arguments: Any) -> list[Tensor]:
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
     _check_alike("dtype", tensors, TypeError)
     _check_alike("device", tensors, ValueError)
-    if len(tensors) == len(arguments):
-        return list(tensors.values())
     like = next(iter(tensors.values()), torch.empty(()))
     return [a if isinstance(a, Tensor) else like.new_tensor(a) for a in arguments.values()]
 
@@ -46,7 +44,7 @@ def as_tensors(**arguments: Any) -> list[Tensor]:
 def _check_alike(trait: str, tensors: dict[str, Tensor], error: type[Exception]) -> None:
     traits = {name: getattr(tensor, trait) for name, tensor in tensors.items()}
     if len(set(traits.values())) > 1:
-        raise error(f"{LAW}: parameters must share one {trait}, got {traits}. Move them with .to(...) first.")
+        raise error(f"{NAME}: parameters must share one {trait}, got {traits}. Move them with .to(...) first.")
 
 
 def broadcast_shapes(**shapes: torch.Size) -> torch.Size:
@@ -55,13 +53,13 @@ def broadcast_shapes(**shapes: torch.Size) -> torch.Size:
         return broadcast(*shapes.values())
     except (ValueError, RuntimeError) as error:
         named = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
-        raise ValueError(f"{LAW}: shapes do not broadcast: {named}.") from error
+        raise ValueError(f"{NAME}: shapes do not broadcast: {named}.") from error
 
 
 def check_expands(name: str, shape: torch.Size, target: torch.Size) -> None:
     """Raise ValueError unless a tensor of the shape can be expanded to the target."""
     if broadcast_shapes(**{name: shape, "target": target}) != target:
-        raise ValueError(f"{LAW}: cannot expand {name} from {tuple(shape)} to {tuple(target)}: it would shrink.")
+        raise ValueError(f"{NAME}: cannot expand {name} from {tuple(shape)} to {tuple(target)}: it would shrink.")
 
 
 def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Tensor:
@@ -69,23 +67,27 @@ def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Te
     check_floating(name, value)
     if not isinstance(value, Tensor):
         return like.new_tensor(value)
-    if value.device != like.device:
-        raise ValueError(f"{LAW}: {name} is on {value.device}, the parameters on {like.device}. Move it with .to(...).")
+    _check_device(name, value, like.device)
     broadcast_shapes(**{name: value.shape, "batch_shape": batch_shape})
     return value
 
 
+def _check_device(name: str, value: Tensor, device: torch.device) -> None:
+    if value.device != device:
+        raise ValueError(f"{NAME}: {name} is on {value.device}, the parameters on {device}. Move it with .to(...).")
+
+
 def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, finite: bool) -> None:
-    """Raise ValueError unless every entry satisfies the constraint, and is finite where that is asked."""
+    """Raise ValueError unless every entry satisfies the constraint, and is finite where that is required."""
     low, high = getattr(constraint, "lower_bound", -math.inf), getattr(constraint, "upper_bound", math.inf)
-    if surely_between(low, parameter, high, closed=not finite):
+    if _surely_between(low, parameter, high, closed=not finite):
         return
     valid = constraint.check(parameter)
     if finite:
         valid = valid & parameter.isfinite()
     if known_false(valid.all()):
         raise ValueError(
-            f"Expected parameter {name} (Tensor of shape {tuple(parameter.shape)}) of distribution {LAW} to satisfy "
+            f"Expected parameter {name} (Tensor of shape {tuple(parameter.shape)}) of distribution {NAME} to satisfy "
             f"the constraint {constraint!r}{' and be finite' if finite else ''}, but found invalid values: "
             f"{_describe(parameter, ~valid)}"
         )
@@ -93,30 +95,30 @@ def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, fin
 
 def check_values(name: str, value: Tensor, low: float, high: float, needed: str) -> None:
     """Raise ValueError unless every entry is in [low, high]."""
-    if surely_between(low, value, high, closed=True):
+    if _surely_between(low, value, high, closed=True):
         return
     valid = (value >= low) & (value <= high)
     if known_false(valid.all()):
         raise ValueError(
-            f"Expected value argument {name} (Tensor of shape {tuple(value.shape)}) of distribution {LAW} to be "
+            f"Expected value argument {name} (Tensor of shape {tuple(value.shape)}) of distribution {NAME} to be "
             f"{needed}, but found invalid values: {_describe(value, ~valid)} Clean them, hide them with .mask(...), or "
             "pass validate_args=False."
         )
 
 
-def surely_between(low: float, tensor: Tensor, high: float, *, closed: bool) -> bool:
-    """Whether all entries are known to lie in the interval. Their extremes take one pass; NaN is its own extreme."""
+def _surely_between(low: float, tensor: Tensor, high: float, *, closed: bool) -> bool:
+    """Whether all entries are known to be in the interval. One pass finds their extremes, NaN if any entry is."""
     if tracing() or tensor.numel() == 0:
         return False
     try:
-        least, greatest = extremes(tensor) if low >= 0 else (e.item() for e in tensor.detach().aminmax())
-    except RuntimeError:
+        least, greatest = (extreme.item() for extreme in tensor.detach().aminmax())
+    except RuntimeError:  # vmap and meta tensors
         return False
     return low <= least and greatest <= high if closed else low < least and greatest < high
 
 
 def known_false(condition: Tensor) -> bool:
-    """Whether the condition fails, as far as can be told: tracers, vmap and meta tensors hold no data to look at."""
+    """Whether the condition is known to fail: tracers, vmap and meta tensors hold no data."""
     if tracing():
         return False
     try:
@@ -129,3 +131,39 @@ def _describe(value: Tensor, bad: Tensor) -> str:
     index = tuple(bad.nonzero()[0].tolist())
     at = f" at index {index}" if index else ""
     return f"{value[index].item()}{at} ({int(bad.sum())} of {bad.numel()} values are invalid)."
+
+
+def as_entries(value: Any, device: torch.device, batch_shape: torch.Size) -> Entries:
+    """The stored entries of a sparse matrix in CSR format to which batch_shape broadcasts."""
+    if isinstance(value, Tensor) and value.layout == torch.sparse_csr:
+        _check_device("value", value, device)
+        pointers, columns, values = value.crow_indices(), value.col_indices(), value.values()
+    elif getattr(value, "format", None) == "csr":
+        native = (np.require(a, None, ["C", "W"]) for a in (value.indptr, value.indices, value.data))
+        pointers, columns, values = (torch.from_numpy(a).to(device) for a in native)
+    else:
+        kind = f"a tensor of layout {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"{NAME}.log_prob_sum: value must be a scipy CSR matrix or a tensor of layout sparse_csr, got {kind}. "
+            "Convert it with .tocsr() or .to_sparse_csr(); for dense data use log_prob."
+        )
+    if len(value.shape) != 2:
+        raise ValueError(f"{NAME}.log_prob_sum: value must be a matrix, got shape {tuple(value.shape)}.")
+    check_floating("value", values)
+    check_expands("batch_shape", batch_shape, torch.Size(value.shape))
+    entries = Entries(pointers.diff().long(), columns, values, tuple(value.shape))
+    _check_indices(entries)
+    return entries
+
+
+def _check_indices(entries: Entries) -> None:
+    """Raise ValueError for columns outside of the matrix, and for entries that are stored twice."""
+    columns, width = entries.columns, entries.shape[1]
+    if len(columns) and not _surely_between(0, columns, width - 1, closed=True):
+        first, last = (int(extreme) for extreme in columns.aminmax())
+        raise ValueError(f"{NAME}.log_prob_sum: value has entries in columns {first} to {last}, but {width} columns.")
+    ordered = bool((entries.flat.diff() > 0).all())
+    if not ordered and len(entries.flat.unique()) < len(entries.flat):
+        raise ValueError(
+            f"{NAME}.log_prob_sum: value stores some entries more than once. Add them up with .sum_duplicates()."
+        )

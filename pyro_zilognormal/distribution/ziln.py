@@ -1,4 +1,4 @@
-"""The zero-inflated log-normal law."""
+"""The zero-inflated log-normal distribution."""
 
 import math
 from collections.abc import Callable
@@ -10,17 +10,22 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_zilognormal.density.choice import log_density
-from pyro_zilognormal.distribution import validation as _checks
+from pyro_zilognormal import density
+from pyro_zilognormal.density.sparse import log_density_sum
+from pyro_zilognormal.distribution import validation
 from pyro_zilognormal.distribution.sampling import draw
-from pyro_zilognormal.distribution.score import Ledger, PathwiseUnlessTraced, credit, guard
+from pyro_zilognormal.distribution.score import (
+    ForwardsScore,
+    PathwiseUnlessTraced,
+    ScoreCount,
+    provide_score,
+    require_score,
+)
 from pyro_zilognormal.distribution.support import NonnegativeWithAtom
-from pyro_zilognormal.distribution.wrappers import ForwardsScore
-from pyro_zilognormal.numerics import moments as _moments
-from pyro_zilognormal.numerics import quantiles as _quantiles
-from pyro_zilognormal.numerics.logspace import exp_or_inf
+from pyro_zilognormal.numerics import moments, quantiles
+from pyro_zilognormal.numerics.normal import exp_or_inf
 from pyro_zilognormal.numerics.shapes import broadcast
-from pyro_zilognormal.numerics.zero_part import Gate, LogitGate, ProbGate
+from pyro_zilognormal.numerics.zero_part import ProbZeroPart, ZeroPart
 
 
 class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
@@ -31,10 +36,10 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         \log X \mid X > 0 \sim \operatorname{Normal}(\text{mu}, \text{scale})
 
     Densities are with respect to a point mass at 0 plus Lebesgue measure on x > 0. Only ``x == 0`` is a zero: there
-    is no threshold, and 1e-30 is a positive number. Being a two-part (hurdle) law, it needs no enumeration when
-    observed. As a latent in a guide its gradients for mu and scale are pathwise and those for the gate are by the
-    score, which `Trace_ELBO` and `TraceEnum_ELBO` add; as a latent under NUTS, HMC or an AutoGuide it needs
-    :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`.
+    is no threshold, and 1e-30 is a positive number. It is a two-part (hurdle) distribution, so
+    observed sites need no enumeration. A latent in a guide has pathwise gradients for mu and scale, and for the zero
+    inflation those of the score function, which `Trace_ELBO` and `TraceEnum_ELBO` add. A latent under NUTS, HMC or an
+    AutoGuide needs :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`.
 
     Args:
         mu: mean of log X given X > 0, in log units of x. Number or floating-point tensor.
@@ -92,29 +97,30 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
                 "ZeroInflatedLogNormal: give exactly one of zi_logits and zi_probs, got "
                 + ("neither." if zi_logits is None else "both.")
             )
-        kind = LogitGate if zi_probs is None else ProbGate
+        kind = ZeroPart if zi_probs is None else ProbZeroPart
         given = {"mu": mu, "scale": scale, kind.parameter: zi_logits if zi_probs is None else zi_probs}
-        self._loc, self._scale, gate = _checks.as_tensors(**given)
-        self._gate: Gate = kind(gate)
-        shapes = zip(given, (self._loc.shape, self._scale.shape, gate.shape), strict=True)
-        super().__init__(_checks.broadcast_shapes(**dict(shapes)), validate_args=False)
+        self._loc, self._scale, zero = validation.as_tensors(**given)
+        self._zero_part = kind(zero)
+        shapes = zip(given, (self._loc.shape, self._scale.shape, zero.shape), strict=True)
+        super().__init__(validation.broadcast_shapes(**dict(shapes)), validate_args=False)
         self.__dict__.pop("_validate_args")  # torch would check full-size views of what is checked below as given
         if validate_args is not None:
             self._validate_args = validate_args
         if self._validate_args:
             self._check_parameters()
         self._set_normal_mu(normal_mu)
-        self._ledger = Ledger(self._gate.parameter)
+        self._score_count = ScoreCount(self._zero_part.parameter)
 
     def _check_parameters(self) -> None:
-        gate = constraints.real if self._gate.parameter == "zi_logits" else constraints.unit_interval
-        _checks.check_parameter("loc (mu)", self._loc, constraints.real, finite=True)
-        _checks.check_parameter("scale", self._scale, constraints.positive, finite=True)
-        _checks.check_parameter(self._gate.parameter, self._gate.tensor, gate, finite=False)
+        name, zero = self._zero_part.parameter, self._zero_part.tensor
+        allowed = constraints.real if name == "zi_logits" else constraints.unit_interval
+        validation.check_parameter("loc (mu)", self._loc, constraints.real, finite=True)
+        validation.check_parameter("scale", self._scale, constraints.positive, finite=True)
+        validation.check_parameter(name, zero, allowed, finite=False)
 
     def _set_normal_mu(self, normal_mu: float | Tensor | None) -> None:
         if isinstance(normal_mu, Tensor):
-            _checks.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
+            validation.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
         self.normal_mu = normal_mu
 
     @property
@@ -130,21 +136,21 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     @property
     def zi_logits(self) -> Tensor:
         """log pi - log(1 - pi), of shape batch_shape."""
-        return self._full(self._gate.logits)
+        return self._full(self._zero_part.logits)
 
     @property
     def zi_probs(self) -> Tensor:
         """pi = P(X = 0), of shape batch_shape."""
-        return self._full(self._law()[2].zero)
+        return self._full(self._parameters()[2].zero)
 
     @property
     def prob_positive(self) -> Tensor:
         """1 - pi = P(X > 0), accurate also where pi rounds to 1, of shape batch_shape."""
-        return self._full(self._law()[2].positive)
+        return self._full(self._parameters()[2].positive)
 
     @property
     def base_dist(self) -> Normal:
-        """The law of log X given X > 0, Normal(loc, scale)."""
+        """The distribution of log X given X > 0, Normal(loc, scale)."""
         return Normal(self.loc, self.scale, validate_args=False)
 
     def get_normalized(self, key: str) -> float | Tensor | None:
@@ -163,7 +169,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         """Do nothing: no value is ever cached. Here because code written for scvi-tools or Pyro may call it."""
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "ZeroInflatedLogNormal":
-        """The same law with a larger batch_shape; parameters are shared, not copied.
+        """The same distribution with a larger batch_shape; parameters are shared, not copied.
 
         Args:
             batch_shape: shape to which the present batch_shape broadcasts.
@@ -172,11 +178,11 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             ValueError: it does not.
         """
         batch_shape = torch.Size(batch_shape)
-        _checks.check_expands("batch_shape", self.batch_shape, batch_shape)
+        validation.check_expands("batch_shape", self.batch_shape, batch_shape)
         new = self._get_checked_instance(ZeroInflatedLogNormal, _instance)
         new.__dict__.update(self.__dict__)
         new._batch_shape = batch_shape
-        new._ledger = Ledger(self._gate.parameter)
+        new._score_count = ScoreCount(self._zero_part.parameter)
         return new
 
     def log_prob(self, value: Tensor | float) -> Tensor:
@@ -192,21 +198,60 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).log_prob(torch.tensor([0.0, 1e-30, 1.0]))
             tensor([-1.3863e+00, -2.3180e+03, -1.2066e+00])
         """
-        value = _checks.as_value("value", value, self._loc, self.batch_shape)
+        value = validation.as_value("value", value, self._loc, self.batch_shape)
         if self._validate_args:
-            _checks.check_values("value", value, 0, math.inf, "in the support, >= 0")
-        return self._evaluate(log_density, value)
+            validation.check_values("value", value, 0, math.inf, "in the support, >= 0")
+        return self._evaluate(density.log_density, value)
+
+    def log_prob_sum(self, value: Any, dim: int | None = None) -> Tensor:
+        r"""The sum of `log_prob` over sparse data, without making them dense.
+
+        .. math:: \sum_{x > 0} \log p(x) + \sum_{x = 0} \log \pi
+
+        The first sum goes over the stored values. The second multiplies each log pi by how often it counts; where the
+        zero inflation and the result together vary along both dimensions, it is a pass over all entries of the matrix.
+
+        Args:
+            value: x, a scipy CSR matrix or array, or a torch tensor of layout sparse_csr, of shape (rows, columns) to
+                which batch_shape broadcasts.
+            dim: the dimension to sum over: 0 for the sum of each column, 1 for that of each row, None for all.
+
+        Returns:
+            The sums, of shape (columns,), (rows,) or (); differentiable in the parameters.
+
+        Raises:
+            TypeError: another kind of value.
+            ValueError: shapes that do not fit, entries stored twice, another dim, or, with validation, a negative or
+                NaN value.
+
+        Example:
+            >>> from scipy.sparse import csr_array
+            >>> x = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
+            >>> d = ZeroInflatedLogNormal(torch.zeros(3), 1.0, torch.tensor([0.0, 0.0, 2.0]))
+            >>> d.log_prob_sum(csr_array(x.numpy()), dim=0)
+            tensor([-2.3052, -3.2386, -0.2539])
+            >>> d.log_prob(x).sum(0)
+            tensor([-2.3052, -3.2386, -0.2539])
+        """
+        if dim not in (None, 0, 1):
+            raise ValueError(f"ZeroInflatedLogNormal.log_prob_sum: dim must be 0, 1 or None, got {dim!r}.")
+        entries = validation.as_entries(value, self._loc.device, self.batch_shape)
+        if self._validate_args:
+            validation.check_values("value", entries.values, 0, math.inf, "in the support, >= 0")
+        total = log_density_sum(entries, *self._parameters(), dim)
+        return total.to(torch.promote_types(self._loc.dtype, entries.values.dtype))
 
     def score_parts(self, value: Tensor) -> ScoreParts:
-        """What Pyro's estimators need: pathwise gradients for mu and scale, the score of the gate for pi.
+        """The terms of Pyro's estimators: gradients are pathwise for mu and scale, by the score function for pi.
 
         With `has_rsample_(False)` the score is the whole of log_prob.
         """
         parts = super().score_parts(value)
         if not self.has_rsample:
             return parts
-        gate = torch.where(value == 0, self._gate.log_zero, self._gate.log_positive)
-        score = credit(self._full(gate), self._gate.tensor, self._ledger)
+        zero = self._zero_part
+        log_bernoulli = torch.where(value == 0, zero.log_zero, zero.log_positive)
+        score = provide_score(self._full(log_bernoulli), zero.tensor, self._score_count)
         return ScoreParts(parts.log_prob, score, parts.entropy_term)
 
     def sample(self, sample_shape: torch.Size | None = None) -> Tensor:
@@ -217,13 +262,13 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     def rsample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draws of shape sample_shape + batch_shape: 0 where a uniform is below pi, else exp(mu + scale eps).
 
-        They are differentiable in mu and scale. For the gate there is no pathwise gradient: an estimator that
-        differentiates a draw to it without adding its score (see `score_parts`) gets a RuntimeError, not a biased
+        They are differentiable in mu and scale. For the zero inflation there is no pathwise gradient: an estimator that
+        differentiates a draw with respect to it without its score (see `score_parts`) gets a RuntimeError, not a biased
         gradient.
         """
         shape = self._extended_shape(() if sample_shape is None else sample_shape)
-        x = draw(shape, *self._law(), self._loc.dtype).to(self._loc.dtype)
-        return guard(x, self._gate.tensor, self._ledger)
+        x = draw(shape, *self._parameters(), self._loc.dtype).to(self._loc.dtype)
+        return require_score(x, self._zero_part.tensor, self._score_count)
 
     def sample_n(self, n: int) -> Tensor:
         """n draws, of shape (n,) + batch_shape."""
@@ -234,32 +279,32 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
         Raises:
             NotImplementedError: always. An observed site needs no enumeration; for a latent one see
-                :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`, whose gate can be enumerated.
+                :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`, whose Bernoulli site can be enumerated.
         """
         raise NotImplementedError(
             "ZeroInflatedLogNormal has uncountable support, so it cannot be enumerated. Observed sites need no "
-            "enumeration; ZeroInflatedLogNormalReparam splits a latent site into an enumerable gate and a LogNormal."
+            "enumeration; ZeroInflatedLogNormalReparam splits a latent site, so that it can be enumerated."
         )
 
     @property
     def mean(self) -> Tensor:
         """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
-        return self._full(_moments.mean(*self._law()))
+        return self._full(moments.mean(*self._parameters()))
 
     @property
     def log_mean(self) -> Tensor:
         """log E[X] = log(1 - pi) + mu + scale^2 / 2, finite where the mean overflows."""
-        return self._full(_moments.log_mean(*self._law()))
+        return self._full(moments.log_mean(*self._parameters()))
 
     @property
     def variance(self) -> Tensor:
         """Var[X] = E[LN]^2 (1 - pi) (expm1(scale^2) + pi), with E[LN] = exp(mu + scale^2 / 2)."""
-        return self._full(_moments.variance(*self._law()))
+        return self._full(moments.variance(*self._parameters()))
 
     @property
     def stddev(self) -> Tensor:
         """sqrt(Var[X]), finite where the variance overflows."""
-        return self._full(_moments.stddev(*self._law()))
+        return self._full(moments.stddev(*self._parameters()))
 
     @property
     def mode(self) -> Tensor:
@@ -267,20 +312,20 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
         It compares a probability mass with a density, so it depends on the unit of x.
         """
-        return self._full(_moments.mode(*self._law()))
+        return self._full(moments.mode(*self._parameters()))
 
     @property
     def median(self) -> Tensor:
         """icdf(1/2); 0 if pi >= 1/2."""
-        return self._full(_quantiles.median(*self._law()))
+        return self._full(quantiles.median(*self._parameters()))
 
     def entropy(self) -> Tensor:
         """-E[log_prob(X)] in nats: H(Bernoulli(pi)) + (1 - pi) (mu + 1/2 + log(scale sqrt(2 pi)))."""
-        return self._full(_moments.entropy(*self._law()))
+        return self._full(moments.entropy(*self._parameters()))
 
     def perplexity(self) -> Tensor:
         """exp(entropy)."""
-        return self._full(exp_or_inf(_moments.entropy(*self._law())))
+        return self._full(exp_or_inf(moments.entropy(*self._parameters())))
 
     def cdf(self, value: Tensor | float) -> Tensor:
         """P(X <= x): 0 below 0, pi at 0, pi + (1 - pi) Phi((log x - mu) / scale) above.
@@ -292,15 +337,15 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).cdf(torch.tensor([-1.0, 0.0, 1.0]))
             tensor([0.0000, 0.2500, 0.6250])
         """
-        return self._cumulative(_quantiles.cdf, value)
+        return self._cumulative(quantiles.cdf, value)
 
     def log_cdf(self, value: Tensor | float) -> Tensor:
         """log P(X <= x), accurate in both tails."""
-        return self._cumulative(_quantiles.log_cdf, value)
+        return self._cumulative(quantiles.log_cdf, value)
 
     def log_survival_function(self, value: Tensor | float) -> Tensor:
         """log P(X > x), accurate in both tails."""
-        return self._cumulative(_quantiles.log_survival_function, value)
+        return self._cumulative(quantiles.log_survival_function, value)
 
     def icdf(self, value: Tensor | float) -> Tensor:
         """The quantile function: 0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi))).
@@ -315,29 +360,29 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).icdf(torch.tensor([0.1, 0.25, 0.625]))
             tensor([0., 0., 1.])
         """
-        q = _checks.as_value("q", value, self._loc, self.batch_shape)
+        q = validation.as_value("q", value, self._loc, self.batch_shape)
         if self._validate_args:
-            _checks.check_values("q", q, 0, 1, "in [0, 1]")
-        return self._evaluate(_quantiles.icdf, q)
+            validation.check_values("q", q, 0, 1, "in [0, 1]")
+        return self._evaluate(quantiles.icdf, q)
 
     def _cumulative(self, function: Callable[..., Tensor], value: Tensor | float) -> Tensor:
-        value = _checks.as_value("value", value, self._loc, self.batch_shape)
+        value = validation.as_value("value", value, self._loc, self.batch_shape)
         if self._validate_args:
-            _checks.check_values("value", value, -math.inf, math.inf, "a number, not NaN")
+            validation.check_values("value", value, -math.inf, math.inf, "a number, not NaN")
         return self._evaluate(function, value)
 
     def _evaluate(self, function: Callable[..., Tensor], value: Tensor) -> Tensor:
-        """The function of value and law, in the more precise of their dtypes."""
-        loc, scale, gate = self._law()
+        """The function of value and parameters, in the more precise of their dtypes."""
+        loc, scale, zero_part = self._parameters()
         wide = value.to(torch.promote_types(value.dtype, loc.dtype))
-        return self._full(function(wide, loc, scale, gate), value.dtype)
+        return self._full(function(wide, loc, scale, zero_part), value.dtype)
 
-    def _law(self) -> tuple[Tensor, Tensor, Gate]:
+    def _parameters(self) -> tuple[Tensor, Tensor, ZeroPart]:
         """The parameters to compute with, in at least float32: half types lack digits, and some functions."""
         wide = torch.promote_types(self._loc.dtype, torch.float32)
         if wide == self._loc.dtype:
-            return self._loc, self._scale, self._gate
-        return self._loc.to(wide), self._scale.to(wide), self._gate.to(wide)
+            return self._loc, self._scale, self._zero_part
+        return self._loc.to(wide), self._scale.to(wide), self._zero_part.to(wide)
 
     def _full(self, result: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """The result in the dtype of parameters and value, with the dimensions that only batch_shape knows of."""
@@ -345,6 +390,6 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         return result.to(dtype).expand(broadcast(result.shape, self.batch_shape))
 
     def __repr__(self) -> str:
-        shown = {"loc": self._loc, "scale": self._scale, self._gate.parameter: self._gate.tensor}
+        shown = {"loc": self._loc, "scale": self._scale, self._zero_part.parameter: self._zero_part.tensor}
         parts = [f"{k}: {v.item() if v.numel() == 1 else self._full(v).size()}" for k, v in shown.items()]
         return f"ZeroInflatedLogNormal({', '.join(parts)})"

@@ -5,47 +5,46 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.numerics.logspace import exp_or_inf
-from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
-from pyro_zilognormal.numerics.zero_part import Gate
+from pyro_zilognormal.numerics.normal import HALF_LOG_2PI, exp_or_inf
+from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 
-def log_mean(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def log_mean(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """log E[X] = log(1 - pi) + mu + scale^2 / 2."""
-    return gate.log_positive + loc + scale.square() / 2
+    return zero_part.log_positive + loc + scale.square() / 2
 
 
-def mean(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def mean(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
-    return gate.weigh(loc + scale.square() / 2)
+    return zero_part.weigh(loc + scale.square() / 2)
 
 
-def variance(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def variance(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """Var[X] = (1 - pi) (Var[LN] + pi E[LN]^2)."""
-    return gate.weigh(*_log_variances(loc, scale))
+    return zero_part.weigh(*_log_variances(loc, scale))
 
 
-def stddev(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def stddev(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """sqrt(Var[X]); in log space where the variance leaves the range of the dtype."""
-    square = variance(loc, scale, gate)
+    square = variance(loc, scale, zero_part)
     fits = (square > torch.finfo(square.dtype).tiny) & (square < math.inf)
-    log_square = gate.log_weigh(*_log_variances(loc, scale))
+    log_square = zero_part.log_weigh(*_log_variances(loc, scale))
     outside = exp_or_inf(torch.where(fits, 0, log_square / 2))
     return torch.where(fits, torch.where(fits, square, 1).sqrt(), outside)
 
 
-def mode(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def mode(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """0 if log P(X = 0) is at least the log density at its peak, exp(mu - scale^2), else that peak."""
     peak = loc - scale.square()
-    log_density = gate.log_positive - peak - scale.log() - HALF_LOG_2PI - scale.square() / 2
+    log_density = zero_part.log_positive - peak - scale.log() - HALF_LOG_2PI - scale.square() / 2
     x = peak.exp()
     x = x + (x.clamp(min=torch.finfo(x.dtype).tiny) - x).detach()  # a peak that underflows is still no zero
-    return torch.where(gate.log_zero >= log_density, 0, x)
+    return torch.where(zero_part.log_zero >= log_density, 0, x)
 
 
-def entropy(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def entropy(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """H(Bernoulli(pi)) + (1 - pi) (mu + 1/2 + log(scale sqrt(2 pi)))."""
-    return gate.entropy(loc + scale.log() + (0.5 + HALF_LOG_2PI))
+    return zero_part.entropy(loc + scale.log() + (0.5 + HALF_LOG_2PI))
 
 
 def _log_variances(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,60 @@
-"""The standard normal cdf and quantile, with values and derivatives accurate in relative terms in both tails."""
+"""The standard normal cdf and quantile, exp and log-sum-exp, accurate in both tails and so in their derivatives."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.numerics.elementwise import Elementwise
-
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF = math.sqrt(0.5)
+
+
+class WithSlopes(torch.autograd.Function):
+    """A function with derivatives written by hand, themselves differentiable, where torch's own lose digits.
+
+    It works in backward and in forward mode and under vmap.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+        ctx.save_for_forward(*inputs, output)
+
+    @staticmethod
+    def slopes(*inputs_and_output: Tensor) -> Sequence[Tensor]:
+        """The derivative in each input."""
+        raise NotImplementedError
+
+    @classmethod
+    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(grad * slope for slope in cls.slopes(*ctx.saved_tensors))
+
+    @classmethod
+    def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Tensor:
+        slopes = cls.slopes(*ctx.saved_tensors)
+        first, *others = (t * slope for t, slope in zip(tangents, slopes, strict=True) if t is not None)
+        return sum(others, first)
+
+
+def log_max(dtype: torch.dtype) -> float:
+    """The largest logarithm whose exp does not overflow."""
+    return math.log(torch.finfo(dtype).max)
+
+
+def exp_or_inf(log: Tensor) -> Tensor:
+    """exp(log), with derivative 0 where it overflows to inf: torch's own is inf * 0 = NaN once multiplied by 0."""
+    fits = log < log_max(log.dtype)
+    return torch.where(fits, torch.where(fits, log, 0).exp(), math.inf)
+
+
+def logaddexp(a: Tensor, b: Tensor) -> Tensor:
+    """log(exp(a) + exp(b)), where one of the two may be -inf."""
+    high, low = torch.maximum(a, b), torch.minimum(a, b)
+    return high + torch.log1p(torch.exp(low - high))
 
 
 def ndtr(z: Tensor) -> Tensor:
@@ -24,7 +70,7 @@ def log_ndtr(z: Tensor) -> Tensor:
 
 
 def ndtri_exp(log_p: Tensor) -> Tensor:
-    """Phi^-1(p) for p <= 1/2, from log p: its slope there is moderate where dz/dp overflows."""
+    """Phi^-1(p) for p <= 1/2, as a function of log p: its derivative is moderate where dz/dp overflows."""
     return _NdtriExp.apply(log_p)
 
 
@@ -33,21 +79,21 @@ def hazard(z: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) / torch.special.erfcx(-z * _SQRT_HALF)
 
 
-class _LogNdtr(Elementwise):
+class _LogNdtr(WithSlopes):
     @staticmethod
     def forward(z: Tensor) -> Tensor:
         return torch.special.log_ndtr(z)
 
     @staticmethod
-    def slope(z: Tensor, output: Tensor) -> Tensor:
-        return hazard(z)
+    def slopes(z: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
+        return (hazard(z),)
 
 
-class _NdtriExp(Elementwise):
+class _NdtriExp(WithSlopes):
     @staticmethod
     def forward(log_p: Tensor) -> Tensor:
         return torch.special.ndtri(log_p.exp())
 
     @staticmethod
-    def slope(log_p: Tensor, output: Tensor) -> Tensor:
-        return 1 / hazard(output)
+    def slopes(log_p: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
+        return (1 / hazard(output),)

@@ -5,60 +5,59 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.numerics.logspace import exp_or_inf, logaddexp
-from pyro_zilognormal.numerics.normal import log_ndtr, ndtr, ndtri_exp
-from pyro_zilognormal.numerics.zero_part import Gate
+from pyro_zilognormal.numerics.normal import exp_or_inf, log_ndtr, logaddexp, ndtr, ndtri_exp
+from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 
-def cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def cdf(value: Tensor, loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """pi + (1 - pi) Phi(z), as 1 - (1 - pi) Phi(-z) in the right half, where the first loses its derivatives."""
     z = _standardize(value, loc, scale)
-    left = gate.zero + gate.positive * ndtr(z)
-    right = 1 - gate.positive * ndtr(-z)
-    return _piecewise(value, torch.where(z < 0, left, right), zero=gate.zero, below=0, top=1)
+    left = zero_part.zero + zero_part.positive * ndtr(z)
+    right = 1 - zero_part.positive * ndtr(-z)
+    return _piecewise(value, torch.where(z < 0, left, right), zero=zero_part.zero, below=0, top=1)
 
 
-def log_cdf(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def log_cdf(value: Tensor, loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """log1p of minus the survival function where that is small, else log of the cdf, in log space far down."""
     z = _standardize(value, loc, scale)
-    survival = gate.positive * ndtr(-z)
+    survival = zero_part.positive * ndtr(-z)
     upper = survival < 0.5
     phi = ndtr(z)
     plain = z > -4  # further down phi(z) / Phi(z) loses z^2 eps
-    lower = torch.where(plain & ~upper, gate.zero + gate.positive * phi, 1).log()
-    lowest = logaddexp(gate.log_zero, gate.log_positive + log_ndtr(z.clamp(max=0)))
+    lower = torch.where(plain & ~upper, zero_part.zero + zero_part.positive * phi, 1).log()
+    lowest = logaddexp(zero_part.log_zero, zero_part.log_positive + log_ndtr(z.clamp(max=0)))
     inside = torch.where(upper, torch.log1p(-torch.where(upper, survival, 0)), torch.where(plain, lower, lowest))
-    return _piecewise(value, inside, zero=gate.log_zero, below=-math.inf, top=0)
+    return _piecewise(value, inside, zero=zero_part.log_zero, below=-math.inf, top=0)
 
 
-def log_survival_function(value: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def log_survival_function(value: Tensor, loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """log P(X > x) = log(1 - pi) + log Phi(-z)."""
-    inside = gate.log_positive + log_ndtr(-_standardize(value, loc, scale))
-    return _piecewise(value, inside, zero=gate.log_positive, below=0, top=-math.inf)
+    inside = zero_part.log_positive + log_ndtr(-_standardize(value, loc, scale))
+    return _piecewise(value, inside, zero=zero_part.log_positive, below=0, top=-math.inf)
 
 
-def icdf(q: Tensor, loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def icdf(q: Tensor, loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi))), from the smaller of the two tails."""
-    positive = (q > gate.zero) & (q < 1)
-    upper = 1 - q < q - gate.zero
-    tail = torch.where(upper, 1 - q, q - gate.zero)
-    log_tail = torch.where(positive, tail, 0.5).log() - torch.where(positive, gate.log_positive, 0)
+    positive = (q > zero_part.zero) & (q < 1)
+    upper = 1 - q < q - zero_part.zero
+    tail = torch.where(upper, 1 - q, q - zero_part.zero)
+    log_tail = torch.where(positive, tail, 0.5).log() - torch.where(positive, zero_part.log_positive, 0)
     z = ndtri_exp(log_tail)
     inside = exp_or_inf(loc + scale * torch.where(upper, -z, z))
     # At q = 1 the quantile is inf whatever the parameters, with an infinite slope: so is -log1p(-q).
-    top = (q == 1) & (gate.positive > 0)
+    top = (q == 1) & (zero_part.positive > 0)
     edge = torch.where(top, -torch.log1p(-torch.where(top, q, 0)), 0)
     outside = ~((q >= 0) & (q <= 1))
     return torch.where(positive, inside, torch.where(outside, math.nan, edge))
 
 
-def median(loc: Tensor, scale: Tensor, gate: Gate) -> Tensor:
+def median(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """0 for pi >= 1/2, else exp(mu + scale z) with Phi(z) = (1 - pi / (1 - pi)) / 2, through erf^-1 or Phi^-1."""
-    positive = gate.skew < 0
-    odds = torch.where(positive, gate.odds, 0)
+    positive = zero_part.skew < 0
+    odds = torch.where(positive, zero_part.odds, 0)
     small = odds < 0.5
     from_erfinv = -math.sqrt(2) * torch.erfinv(torch.where(small, odds, 0))
-    complement = torch.where(positive & ~small, gate.one_minus_odds, 1)
+    complement = torch.where(positive & ~small, zero_part.one_minus_odds, 1)
     z = torch.where(small, from_erfinv, ndtri_exp(torch.log(complement / 2)))
     return torch.where(positive, exp_or_inf(loc + scale * z), 0)
 

@@ -1,11 +1,14 @@
-"""Broadcasting of shapes."""
+"""Shapes, whose sizes may be symbols while a compiler records."""
 
 from collections.abc import Sequence
 
 import torch
 from pyro.distributions.util import broadcast_shape
 
-from pyro_zilognormal.numerics.tracing import tracing
+
+def tracing() -> bool:
+    """Whether torch.compile or torch.jit.trace records: tensors may hold no data, and sizes may be symbols."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:

@@ -134,7 +134,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
         _checks.as_value("value", value[..., 0], self._cell._loc, self.batch_shape)
         if self._validate_args:
             _check_statistics(value)
-        loc, scale, gate = self._cell._law()
+        loc, scale, gate = self._cell._parameters()
         wide = torch.promote_types(value.dtype, loc.dtype)
         result, _, _ = GroupDensity.apply(value.to(wide), loc.to(wide), scale.to(wide), gate.logits.to(wide))
         dtype = torch.promote_types(value.dtype, self._cell._loc.dtype)
@@ -156,7 +156,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
             )
         shape = self._extended_shape(() if sample_shape is None else sample_shape)[:-1]
         with torch.no_grad():
-            loc, scale, gate = self._cell._law()
+            loc, scale, gate = self._cell._parameters()
             count = self.total_count.to(loc).expand(shape)
             n_pos = torch.binomial(count, gate.positive.expand(shape))
             mean = loc + scale * (torch.randn_like(count) / n_pos.clamp(min=1).sqrt())

@@ -1,4 +1,4 @@
-"""Tables of laws, good and bad, that generic checks run over."""
+"""Tables of good parameters and bad calls that generic checks run over."""
 
 import math
 from collections.abc import Callable
@@ -13,13 +13,13 @@ INF, NAN = math.inf, math.nan
 
 
 class Good(NamedTuple):
-    """Arguments of a law and the batch_shape it must have."""
+    """Arguments of a d and the batch_shape it must have."""
 
     name: str
     arguments: dict[str, Any]
     batch_shape: tuple[int, ...]
 
-    def law(self, **more: Any) -> ZeroInflatedLogNormal:
+    def make(self, **more: Any) -> ZeroInflatedLogNormal:
         return ZeroInflatedLogNormal(**self.arguments, **more)
 
 
@@ -47,7 +47,7 @@ GOOD = [
     Good("empty", {"mu": torch.zeros(0), "scale": 1.0, "zi_logits": 0.0}, (0,)),
     Good("no zeros", {"mu": _t(0.3), "scale": 0.5, "zi_logits": -INF}, (1,)),
     Good("only zeros", {"mu": _t(0.3), "scale": 0.5, "zi_logits": INF}, (1,)),
-    Good("all gates", {"mu": 0.0, "scale": 1.0, "zi_logits": _t(-INF, -200.0, 0.0, 200.0, INF)}, (5,)),
+    Good("all zero parts", {"mu": 0.0, "scale": 1.0, "zi_logits": _t(-INF, -200.0, 0.0, 200.0, INF)}, (5,)),
     Good("probabilities", {"mu": _t(0.0, 1.0), "scale": 0.7, "zi_probs": _t(0.0, 0.25)}, (2,)),
     Good("all probabilities", {"mu": 0.0, "scale": 1.0, "zi_probs": _t(0.0, 1e-30, 0.5, 1.0)}, (4,)),
     Good("normal_mu", {"mu": torch.zeros(2), "scale": 1.0, "zi_logits": 0.0, "normal_mu": torch.ones(2)}, (2,)),
@@ -65,116 +65,131 @@ class Bad(NamedTuple):
     words: str
 
 
-def _law(**arguments: Any) -> ZeroInflatedLogNormal:
+def _ziln(**arguments: Any) -> ZeroInflatedLogNormal:
     defaults: dict[str, Any] = {"mu": 0.0, "scale": 1.0, "zi_logits": 0.0, "validate_args": True}
     return ZeroInflatedLogNormal(**{**defaults, **arguments})
 
 
-def _gated(**gate: Any) -> ZeroInflatedLogNormal:
-    return ZeroInflatedLogNormal(0.0, 1.0, validate_args=True, **gate)
+def _gated(**zero: Any) -> ZeroInflatedLogNormal:
+    return ZeroInflatedLogNormal(0.0, 1.0, validate_args=True, **zero)
 
 
 X = torch.tensor([1.0, 2.0])
 BAD = [
     # constraints
-    Bad("scale zero", lambda: _law(scale=0.0), ValueError, r"parameter scale .*GreaterThan.*invalid values: 0\.0"),
+    Bad("scale zero", lambda: _ziln(scale=0.0), ValueError, r"parameter scale .*GreaterThan.*invalid values: 0\.0"),
     Bad(
         "scale negative",
-        lambda: _law(scale=torch.tensor([1.0, -2.0])),
+        lambda: _ziln(scale=torch.tensor([1.0, -2.0])),
         ValueError,
         r"scale.*-2\.0 at index \(1,\) \(1 of 2",
     ),
-    Bad("scale nan", lambda: _law(scale=NAN), ValueError, "parameter scale .*nan"),
-    Bad("mu nan", lambda: _law(mu=torch.tensor([0.0, NAN])), ValueError, r"parameter loc \(mu\).*nan at index \(1,\)"),
-    Bad("mu infinite", lambda: _law(mu=INF), ValueError, r"loc \(mu\).*be finite.*inf"),
-    Bad("scale infinite", lambda: _law(scale=INF), ValueError, "scale.*be finite.*inf"),
-    Bad("zi_logits nan", lambda: _law(zi_logits=NAN), ValueError, "parameter zi_logits .*Real.*nan"),
+    Bad("scale nan", lambda: _ziln(scale=NAN), ValueError, "parameter scale .*nan"),
+    Bad("mu nan", lambda: _ziln(mu=torch.tensor([0.0, NAN])), ValueError, r"parameter loc \(mu\).*nan at index \(1,\)"),
+    Bad("mu infinite", lambda: _ziln(mu=INF), ValueError, r"loc \(mu\).*be finite.*inf"),
+    Bad("scale infinite", lambda: _ziln(scale=INF), ValueError, "scale.*be finite.*inf"),
+    Bad("zi_logits nan", lambda: _ziln(zi_logits=NAN), ValueError, "parameter zi_logits .*Real.*nan"),
     Bad("zi_probs nan", lambda: _gated(zi_probs=NAN), ValueError, "parameter zi_probs .*nan"),
     Bad("zi_probs negative", lambda: _gated(zi_probs=-0.1), ValueError, "parameter zi_probs .*Interval"),
     Bad("zi_probs above one", lambda: _gated(zi_probs=torch.tensor(1.5)), ValueError, r"parameter zi_probs .*1\.5"),
-    # how many gates
-    Bad("no gate", lambda: _gated(), ValueError, "exactly one of zi_logits and zi_probs, got neither"),
-    Bad("two gates", lambda: _gated(zi_logits=0.0, zi_probs=0.5), ValueError, "exactly one of .*got both"),
+    # how many zero parts
+    Bad("no zero part", lambda: _gated(), ValueError, "exactly one of zi_logits and zi_probs, got neither"),
+    Bad("two zero parts", lambda: _gated(zi_logits=0.0, zi_probs=0.5), ValueError, "exactly one of .*got both"),
     # shapes
     Bad(
-        "mu against scale", lambda: _law(mu=torch.zeros(3), scale=torch.ones(2)), ValueError, r"mu \(3,\), scale \(2,\)"
+        "mu against scale",
+        lambda: _ziln(mu=torch.zeros(3), scale=torch.ones(2)),
+        ValueError,
+        r"mu \(3,\), scale \(2,\)",
     ),
-    Bad("gate against mu", lambda: _law(mu=torch.zeros(3), zi_logits=torch.zeros(4)), ValueError, r"zi_logits \(4,\)"),
+    Bad(
+        "zero part against mu",
+        lambda: _ziln(mu=torch.zeros(3), zi_logits=torch.zeros(4)),
+        ValueError,
+        r"zi_logits \(4,\)",
+    ),
     Bad(
         "probs against mu",
         lambda: ZeroInflatedLogNormal(torch.zeros(3), 1.0, zi_probs=torch.full((4,), 0.5)),
         ValueError,
         r"do not broadcast.*zi_probs \(4,\)",
     ),
-    Bad("normal_mu too large", lambda: _law(normal_mu=torch.ones(3)), ValueError, "cannot expand normal_mu"),
-    Bad("normal_mu shape", lambda: _law(mu=torch.zeros(2), normal_mu=torch.ones(3)), ValueError, "normal_mu"),
-    Bad("expand to fewer", lambda: _law(mu=torch.zeros(3)).expand((2,)), ValueError, r"batch_shape \(3,\)"),
-    Bad("expand away", lambda: _law(mu=torch.zeros(3)).expand(()), ValueError, "cannot expand batch_shape"),
-    Bad("value shape", lambda: _law(mu=torch.zeros(3)).log_prob(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
-    Bad("cdf shape", lambda: _law(mu=torch.zeros(3)).cdf(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
-    Bad("q shape", lambda: _law(mu=torch.zeros(3)).icdf(X / 3), ValueError, r"q \(2,\), batch_shape \(3,\)"),
+    Bad("normal_mu too large", lambda: _ziln(normal_mu=torch.ones(3)), ValueError, "cannot expand normal_mu"),
+    Bad("normal_mu shape", lambda: _ziln(mu=torch.zeros(2), normal_mu=torch.ones(3)), ValueError, "normal_mu"),
+    Bad("expand to fewer", lambda: _ziln(mu=torch.zeros(3)).expand((2,)), ValueError, r"batch_shape \(3,\)"),
+    Bad("expand away", lambda: _ziln(mu=torch.zeros(3)).expand(()), ValueError, "cannot expand batch_shape"),
+    Bad("value shape", lambda: _ziln(mu=torch.zeros(3)).log_prob(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
+    Bad("cdf shape", lambda: _ziln(mu=torch.zeros(3)).cdf(X), ValueError, r"value \(2,\), batch_shape \(3,\)"),
+    Bad("q shape", lambda: _ziln(mu=torch.zeros(3)).icdf(X / 3), ValueError, r"q \(2,\), batch_shape \(3,\)"),
     Bad(
         "divergence shapes",
-        lambda: kl_divergence(_law(mu=torch.zeros(2)), _law(mu=torch.zeros(3))),
+        lambda: kl_divergence(_ziln(mu=torch.zeros(2)), _ziln(mu=torch.zeros(3))),
         ValueError,
         r"p \(2,\), q \(3,\)",
     ),
-    Bad("to_event too many", lambda: _law(mu=torch.zeros(3)).to_event(2), ValueError, r"to_event\(2\)"),
-    Bad("to_event too few", lambda: _law(mu=torch.zeros(3)).to_event(-1), ValueError, r"to_event\(-1\)"),
+    Bad("to_event too many", lambda: _ziln(mu=torch.zeros(3)).to_event(2), ValueError, r"to_event\(2\)"),
+    Bad("to_event too few", lambda: _ziln(mu=torch.zeros(3)).to_event(-1), ValueError, r"to_event\(-1\)"),
     # types
     Bad(
         "mu integers",
-        lambda: _law(mu=torch.zeros(2, dtype=torch.long)),
+        lambda: _ziln(mu=torch.zeros(2, dtype=torch.long)),
         TypeError,
         "mu must be a floating-point.*int64",
     ),
-    Bad("scale integers", lambda: _law(scale=torch.ones(2, dtype=torch.int32)), TypeError, "scale must be .*int32"),
-    Bad("gate integers", lambda: _law(zi_logits=torch.zeros(2, dtype=torch.uint8)), TypeError, "zi_logits must be"),
-    Bad("mu bools", lambda: _law(mu=torch.tensor([True])), TypeError, "mu must be .*bool"),
-    Bad("mu bool", lambda: _law(mu=True), TypeError, "mu must be a number .*got bool"),
-    Bad("mu complex", lambda: _law(mu=torch.zeros(2, dtype=torch.cfloat)), TypeError, "mu must be .*complex64"),
-    Bad("scale complex", lambda: _law(scale=1j), TypeError, "scale must be .*complex"),
-    Bad("mu text", lambda: _law(mu="0"), TypeError, "mu must be .*got str"),
-    Bad("mu list", lambda: _law(mu=[0.0, 1.0]), TypeError, r"mu must be .*got list.*torch\.as_tensor\(mu\)"),
-    Bad("scale missing", lambda: _law(scale=None), TypeError, "scale must be .*NoneType"),
-    Bad("dtypes", lambda: _law(mu=torch.zeros(2), scale=torch.ones(2).double()), TypeError, "share one dtype.*float64"),
+    Bad("scale integers", lambda: _ziln(scale=torch.ones(2, dtype=torch.int32)), TypeError, "scale must be .*int32"),
     Bad(
-        "half and single", lambda: _law(mu=torch.zeros(2), zi_logits=torch.ones(2).half()), TypeError, "share one dtype"
+        "zero part integers", lambda: _ziln(zi_logits=torch.zeros(2, dtype=torch.uint8)), TypeError, "zi_logits must be"
+    ),
+    Bad("mu bools", lambda: _ziln(mu=torch.tensor([True])), TypeError, "mu must be .*bool"),
+    Bad("mu bool", lambda: _ziln(mu=True), TypeError, "mu must be a number .*got bool"),
+    Bad("mu complex", lambda: _ziln(mu=torch.zeros(2, dtype=torch.cfloat)), TypeError, "mu must be .*complex64"),
+    Bad("scale complex", lambda: _ziln(scale=1j), TypeError, "scale must be .*complex"),
+    Bad("mu text", lambda: _ziln(mu="0"), TypeError, "mu must be .*got str"),
+    Bad("mu list", lambda: _ziln(mu=[0.0, 1.0]), TypeError, r"mu must be .*got list.*torch\.as_tensor\(mu\)"),
+    Bad("scale missing", lambda: _ziln(scale=None), TypeError, "scale must be .*NoneType"),
+    Bad(
+        "dtypes", lambda: _ziln(mu=torch.zeros(2), scale=torch.ones(2).double()), TypeError, "share one dtype.*float64"
+    ),
+    Bad(
+        "half and single",
+        lambda: _ziln(mu=torch.zeros(2), zi_logits=torch.ones(2).half()),
+        TypeError,
+        "share one dtype",
     ),
     Bad(
         "devices",
-        lambda: _law(mu=torch.zeros(2), scale=torch.ones(2, device="meta")),
+        lambda: _ziln(mu=torch.zeros(2), scale=torch.ones(2, device="meta")),
         ValueError,
         "share one device.*meta",
     ),
-    Bad("value device", lambda: _law().log_prob(X.to("meta")), ValueError, "value is on meta, the parameters on cpu"),
-    Bad("value integers", lambda: _law().log_prob(torch.tensor([1, 2])), TypeError, "value must be .*int64"),
-    Bad("value complex", lambda: _law().log_prob(X + 0j), TypeError, "value must be .*complex"),
-    Bad("value text", lambda: _law().log_prob("1"), TypeError, "value must be .*str"),
-    Bad("cdf integers", lambda: _law().cdf(torch.tensor(1)), TypeError, "value must be"),
-    Bad("q integers", lambda: _law().icdf(torch.tensor(1)), TypeError, "q must be"),
+    Bad("value device", lambda: _ziln().log_prob(X.to("meta")), ValueError, "value is on meta, the parameters on cpu"),
+    Bad("value integers", lambda: _ziln().log_prob(torch.tensor([1, 2])), TypeError, "value must be .*int64"),
+    Bad("value complex", lambda: _ziln().log_prob(X + 0j), TypeError, "value must be .*complex"),
+    Bad("value text", lambda: _ziln().log_prob("1"), TypeError, "value must be .*str"),
+    Bad("cdf integers", lambda: _ziln().cdf(torch.tensor(1)), TypeError, "value must be"),
+    Bad("q integers", lambda: _ziln().icdf(torch.tensor(1)), TypeError, "q must be"),
     # values
     Bad(
         "value negative",
-        lambda: _law().log_prob(torch.tensor([0.0, -1.0])),
+        lambda: _ziln().log_prob(torch.tensor([0.0, -1.0])),
         ValueError,
         r"support.*-1\.0 at index \(1,\)",
     ),
-    Bad("value minus inf", lambda: _law().log_prob(torch.tensor(-INF)), ValueError, "support.*-inf"),
+    Bad("value minus inf", lambda: _ziln().log_prob(torch.tensor(-INF)), ValueError, "support.*-inf"),
     Bad(
-        "value nan", lambda: _law().log_prob(torch.tensor([[NAN, 0.0]])), ValueError, r"support.*nan at index \(0, 0\)"
+        "value nan", lambda: _ziln().log_prob(torch.tensor([[NAN, 0.0]])), ValueError, r"support.*nan at index \(0, 0\)"
     ),
-    Bad("tiny negative", lambda: _law().log_prob(torch.tensor(-1e-30)), ValueError, "support"),
-    Bad("to_event value", lambda: _law(mu=X).to_event(1).log_prob(-X), ValueError, "support"),
-    Bad("cdf nan", lambda: _law().cdf(torch.tensor(NAN)), ValueError, "not NaN"),
-    Bad("log_cdf nan", lambda: _law().log_cdf(torch.tensor(NAN)), ValueError, "not NaN"),
-    Bad("survival nan", lambda: _law().log_survival_function(torch.tensor(NAN)), ValueError, "not NaN"),
-    Bad("q above", lambda: _law().icdf(torch.tensor([0.5, 1.1])), ValueError, r"q .*\[0, 1\].*1\.1.* at index \(1,\)"),
-    Bad("q below", lambda: _law().icdf(torch.tensor(-0.1)), ValueError, r"in \[0, 1\]"),
-    Bad("q nan", lambda: _law().icdf(torch.tensor(NAN)), ValueError, r"in \[0, 1\]"),
+    Bad("tiny negative", lambda: _ziln().log_prob(torch.tensor(-1e-30)), ValueError, "support"),
+    Bad("to_event value", lambda: _ziln(mu=X).to_event(1).log_prob(-X), ValueError, "support"),
+    Bad("cdf nan", lambda: _ziln().cdf(torch.tensor(NAN)), ValueError, "not NaN"),
+    Bad("log_cdf nan", lambda: _ziln().log_cdf(torch.tensor(NAN)), ValueError, "not NaN"),
+    Bad("survival nan", lambda: _ziln().log_survival_function(torch.tensor(NAN)), ValueError, "not NaN"),
+    Bad("q above", lambda: _ziln().icdf(torch.tensor([0.5, 1.1])), ValueError, r"q .*\[0, 1\].*1\.1.* at index \(1,\)"),
+    Bad("q below", lambda: _ziln().icdf(torch.tensor(-0.1)), ValueError, r"in \[0, 1\]"),
+    Bad("q nan", lambda: _ziln().icdf(torch.tensor(NAN)), ValueError, r"in \[0, 1\]"),
     # the rest
-    Bad("normalized key", lambda: _law().get_normalized("loc"), ValueError, "'mu' .*or 'scale' .*got 'loc'"),
-    Bad("normalized none", lambda: _law().get_normalized(None), ValueError, "got None"),
-    Bad("enumerate", lambda: _law().enumerate_support(), NotImplementedError, "ZeroInflatedLogNormalReparam"),
-    Bad("has_rsample_", lambda: _law().has_rsample_(None), ValueError, "True"),
+    Bad("normalized key", lambda: _ziln().get_normalized("loc"), ValueError, "'mu' .*or 'scale' .*got 'loc'"),
+    Bad("normalized none", lambda: _ziln().get_normalized(None), ValueError, "got None"),
+    Bad("enumerate", lambda: _ziln().enumerate_support(), NotImplementedError, "ZeroInflatedLogNormalReparam"),
+    Bad("has_rsample_", lambda: _ziln().has_rsample_(None), ValueError, "True"),
 ]

@@ -1,54 +1,33 @@
-"""Fixtures of the tests of the fast log density, compiled and not."""
+"""Fixtures of the tests of the blockwise log density."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-
 import pytest
-import torch
 from torch import Tensor
 
-from pyro_zilognormal.density import autograd as _fused
-from pyro_zilognormal.density import blocks as _blocks
-from pyro_zilognormal.density import choice as _density
-from pyro_zilognormal.density import values as _values
+from pyro_zilognormal import density
+from pyro_zilognormal.density import autograd, blockwise
 
 
 @pytest.fixture
-def used_for_few_entries_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_density, "FEW", 0)
+def kernel_for_few_entries_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(density, "FEW", 0)
 
 
 @pytest.fixture
-def used(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of arguments whenever the fast function is used."""
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of arguments whenever the kernel is used: 4 with logits, 5 with logarithms."""
     calls: list[int] = []
 
-    def with_derivatives(*args: Tensor) -> Tensor:
+    def log_density(*args: Tensor) -> Tensor:
         calls.append(len(args))
         return original(*args)
 
-    def alone(args: Sequence[Tensor]) -> Tensor:
-        calls.append(len(args))
-        return evaluate_alone(args)
-
-    original, evaluate_alone = _fused.log_density, _values.evaluate
-    monkeypatch.setattr(_fused, "log_density", with_derivatives)
-    monkeypatch.setattr(_values, "evaluate", alone)
+    original = autograd.log_density
+    monkeypatch.setattr(autograd, "log_density", log_density)
     return calls
 
 
-@pytest.fixture(params=[2**21, 256], ids=["one block", "many blocks"])
+@pytest.fixture(params=[2**20, 64], ids=["one block", "many blocks"])
 def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_blocks, "BYTES", request.param)
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    """torch.compile compiles a function for so many kinds of arguments, and imports deprecated parts of torch.jit."""
-    torch._dynamo.reset()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-    torch._dynamo.reset()
+    monkeypatch.setattr(blockwise, "BYTES", request.param)

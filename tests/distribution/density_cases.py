@@ -1,4 +1,4 @@
-"""Arguments of all shapes for the fast log density, and the plain formula to compare it with."""
+"""Arguments of all shapes for the log density, and the plain formula to compare it with."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.density import choice as _density
-from pyro_zilognormal.density import reference as _formula
-from pyro_zilognormal.numerics.zero_part import Gate, LogitGate, ProbGate
+from pyro_zilognormal import density
+from pyro_zilognormal.density import reference
+from pyro_zilognormal.numerics.zero_part import ProbZeroPart, ZeroPart
 
 
 class Shapes(NamedTuple):
-    """Shapes of value, mu, scale and gate."""
+    """Shapes of value, mu, scale and zero part."""
 
     value: tuple[int, ...]
     mu: tuple[int, ...]
     scale: tuple[int, ...]
-    gate: tuple[int, ...]
+    zero: tuple[int, ...]
 
 
 SHAPES = {
@@ -28,8 +28,8 @@ SHAPES = {
     "all per gene": Shapes((50, 30), (30,), (30,), (30,)),
     "per cell": Shapes((50, 30), (50, 1), (50, 1), (50, 1)),
     "per gene and cell": Shapes((50, 30), (30,), (50, 1), (1, 30)),
-    "full gate": Shapes((50, 30), (30,), (30,), (50, 30)),
-    "gene gate": Shapes((50, 30), (30,), (50, 30), (30,)),
+    "full zero part": Shapes((50, 30), (30,), (30,), (50, 30)),
+    "zero part per gene": Shapes((50, 30), (30,), (50, 30), (30,)),
     "scalars": Shapes((50, 30), (), (), ()),
     "one value": Shapes((), (50, 30), (30,), (50, 30)),
     "values per gene": Shapes((30,), (50, 30), (50, 1), ()),
@@ -39,30 +39,40 @@ SHAPES = {
     "one": Shapes((1,), (), (1, 1), ()),
     "nothing": Shapes((), (), (), ()),
 }
-shapes_of_all = pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
-gates = pytest.mark.parametrize("kind", [LogitGate, ProbGate])
+all_shapes = pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+zero_parts = pytest.mark.parametrize("kind", [ZeroPart, ProbZeroPart])
 
 
-def arguments(shapes: Shapes, kind: type[Gate], dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Value, mu, scale and gate; the values are zero or not, and a few of them odd."""
+def arguments(shapes: Shapes, kind: type[ZeroPart] = ZeroPart, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """Value, mu, scale and the tensor of the zero part; 60 % of the values are zeros."""
     generator = torch.Generator().manual_seed(0)
-    value, mu, scale, gate = (torch.randn(s, generator=generator, dtype=dtype) for s in shapes)
-    zero = torch.rand(shapes.value, generator=generator) < 0.6
-    gate = 3 * gate if kind is LogitGate else torch.sigmoid(gate)
-    return [torch.where(zero, 0, value.exp()), mu, scale.exp(), gate]
+    value, mu, scale, zero = (torch.randn(s, generator=generator, dtype=dtype) for s in shapes)
+    is_zero = torch.rand(shapes.value, generator=generator) < 0.6
+    return [torch.where(is_zero, 0, value.exp()), mu, scale.exp(), 3 * zero if kind is ZeroPart else zero.sigmoid()]
 
 
-def formula(kind: type[Gate], value: Tensor, mu: Tensor, scale: Tensor, tensor: Tensor) -> Tensor:
-    gate = kind(tensor)  # type: ignore[call-arg]
-    return _formula.log_density(value, mu, scale, gate.log_zero, gate.log_positive)
+def log_density(kind: type[ZeroPart], value: Tensor, mu: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return density.log_density(value, mu, scale, kind(zero))
 
 
-def both(kind: type[Gate], args: list[Tensor], weighted: bool) -> tuple[list[Tensor], list[Tensor]]:
+def formula(kind: type[ZeroPart], value: Tensor, mu: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    part = kind(zero)
+    return reference.log_density(value, mu, scale, part.log_zero, part.log_positive)
+
+
+def magnitudes(kind: type[ZeroPart], args: list[Tensor], weighted: bool) -> list[Tensor]:
+    """Sums of the absolute terms of what `both` returns, which bound its rounding errors."""
+    shape = torch.broadcast_shapes(*(a.shape for a in args))
+    _, (value, *gradients) = both(kind, [a.expand(shape) for a in args], weighted)
+    return [value.abs(), *(g.abs().sum_to_size(a.shape) for g, a in zip(gradients, args, strict=True))]
+
+
+def both(kind: type[ZeroPart], args: list[Tensor], weighted: bool) -> tuple[list[Tensor], list[Tensor]]:
     """Values and gradients in all arguments, by log_density and by the formula."""
     found = []
-    for function in (lambda v, m, s, g: _density.log_density(v, m, s, kind(g)), lambda *a: formula(kind, *a)):
+    for function in (log_density, formula):
         leaves = [a.detach().clone().requires_grad_() for a in args]
-        result = function(*leaves)
+        result = function(kind, *leaves)
         weights = torch.linspace(-1, 2, result.numel(), dtype=result.dtype).reshape(result.shape)
         total = (weights * result).sum() if weighted else result.sum()
         found.append([result.detach(), *torch.autograd.grad(total, leaves)])

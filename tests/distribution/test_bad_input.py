@@ -40,8 +40,8 @@ def test_bad_call(bad: Bad) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_without_validation_no_plausible_number(method: str, value: float, expected: float, dtype: torch.dtype) -> None:
     mu = torch.zeros(3, dtype=dtype, requires_grad=True)
-    law = ZeroInflatedLogNormal(mu, 1.0, 0.0, validate_args=False)
-    result = getattr(law, method)(torch.tensor(value, dtype=dtype))
+    d = ZeroInflatedLogNormal(mu, 1.0, 0.0, validate_args=False)
+    result = getattr(d, method)(torch.tensor(value, dtype=dtype))
     torch.testing.assert_close(result, torch.full((3,), expected, dtype=dtype), equal_nan=True)
     (gradient,) = torch.autograd.grad(result.sum(), mu)
     assert torch.equal(gradient, torch.zeros_like(mu))
@@ -50,18 +50,18 @@ def test_without_validation_no_plausible_number(method: str, value: float, expec
 def test_bad_parameters_without_validation_give_a_nan_log_prob() -> None:
     x = torch.tensor([0.5, 2.0])
     for bad in ({"mu": math.nan}, {"scale": -1.0}, {"scale": math.nan}, {"zi_logits": math.nan}):
-        law = ZeroInflatedLogNormal(**{"mu": 0.0, "scale": 1.0, "zi_logits": 0.0, "validate_args": False, **bad})
-        assert law.log_prob(x).isnan().all(), bad
+        d = ZeroInflatedLogNormal(**{"mu": 0.0, "scale": 1.0, "zi_logits": 0.0, "validate_args": False, **bad})
+        assert d.log_prob(x).isnan().all(), bad
 
 
 def test_the_global_switch_is_followed() -> None:
-    law = ZeroInflatedLogNormal(0.0, 1.0, 0.0)
+    d = ZeroInflatedLogNormal(0.0, 1.0, 0.0)
     explicit = ZeroInflatedLogNormal(0.0, 1.0, 0.0, validate_args=True)
     negative = torch.tensor(-1.0)
     try:
         ZeroInflatedLogNormal.set_default_validate_args(False)
-        assert law.log_prob(negative) == -math.inf
-        assert law.expand((2,)).log_prob(negative).tolist() == [-math.inf] * 2
+        assert d.log_prob(negative) == -math.inf
+        assert d.expand((2,)).log_prob(negative).tolist() == [-math.inf] * 2
         assert ZeroInflatedLogNormal(0.0, -1.0, 0.0).scale == -1
         for checked in (explicit, explicit.expand((2,)), explicit.mask(torch.tensor(True))):
             with pytest.raises(ValueError, match="support"):
@@ -69,4 +69,4 @@ def test_the_global_switch_is_followed() -> None:
     finally:
         ZeroInflatedLogNormal.set_default_validate_args(True)
     with pytest.raises(ValueError, match="support"):
-        law.log_prob(negative)
+        d.log_prob(negative)

@@ -26,7 +26,7 @@ from tests.points import EXTREME, extreme_points, nearly_equal_points, random_po
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 ALL = pytest.mark.parametrize("name", [*QUANTITIES, *DIVERGENCES])
-OF_THE_LAW = pytest.mark.parametrize("name", QUANTITIES)
+OF_PARAMETERS = pytest.mark.parametrize("name", QUANTITIES)
 N, N_SLOW = 150, 2500
 
 
@@ -49,13 +49,13 @@ def test_extreme_points(name: str, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-@OF_THE_LAW
+@OF_PARAMETERS
 def test_zi_probs_as_the_parameter(name: str, dtype: torch.dtype) -> None:
     passes(examine(name, random_points(name, N // 2, dtype, seed=3, probs=True), dtype, probs=True))
 
 
 @DTYPES
-def test_kl_of_nearly_equal_laws(dtype: torch.dtype) -> None:
+def test_kl_of_nearly_equal_distributions(dtype: torch.dtype) -> None:
     exam = examine("kl", nearly_equal_points(2 * N, dtype, seed=4), dtype, TOLERANCE_NEARLY_EQUAL)
     passes(exam, TOLERANCE_NEARLY_EQUAL)
 
@@ -70,14 +70,14 @@ def test_many_points(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.slow
 @DTYPES
-@OF_THE_LAW
+@OF_PARAMETERS
 def test_many_points_in_zi_probs(name: str, dtype: torch.dtype) -> None:
     passes(examine(name, random_points(name, N_SLOW, dtype, seed=6, probs=True), dtype, probs=True))
 
 
 @pytest.mark.slow
 @DTYPES
-def test_kl_of_many_nearly_equal_laws(dtype: torch.dtype) -> None:
+def test_kl_of_many_nearly_equal_distributions(dtype: torch.dtype) -> None:
     exam = examine("kl", nearly_equal_points(2 * N_SLOW, dtype, seed=7), dtype, TOLERANCE_NEARLY_EQUAL)
     passes(exam, TOLERANCE_NEARLY_EQUAL)
 
@@ -105,7 +105,7 @@ EDGE_ARGS = {"mu": 0.375, "scale": 0.75, "q": 0.625}
 @pytest.mark.parametrize(("name", "x"), [(n, x) for n in QUANTITIES for x in (1.75, 0.0)[: 1 + (n in METHODS_OF_X)]])
 def test_zi_probs_of_exactly_0_and_1(name: str, p: float, x: float, dtype: torch.dtype) -> None:
     """Finite values and derivatives are the limits; an infinite value is infinite; nothing is ever NaN."""
-    args = tuple({**EDGE_ARGS, "gate": p, "x": x}[a] for a in FORMULAS[name][1])
+    args = tuple({**EDGE_ARGS, "zero": p, "x": x}[a] for a in FORMULAS[name][1])
     actual = with_gradients(lambda a: compute(name, a, probs=True), np.array([args]), dtype)[0]
     limit = np.array(_limit(name, args))
     assert not np.isnan(actual).any(), f"{actual} at {args}, where the limit is {limit}"
@@ -114,18 +114,18 @@ def test_zi_probs_of_exactly_0_and_1(name: str, p: float, x: float, dtype: torch
 
 
 def edge_points(name: str, probs: bool, info: torch.finfo) -> list[tuple[float, ...]]:
-    """Corners of the parameters and every gate, times x or q at the ends of its range."""
-    gates = [0.0, info.tiny, 0.3, 1 - info.eps, 1.0] if probs else [*EXTREME["gate"], -1e4, 1e4]
+    """Corners of the parameters and every zero part, times x or q at the ends of its range."""
+    zeros = [0.0, info.tiny, 0.3, 1 - info.eps, 1.0] if probs else [*EXTREME["zero"], -1e4, 1e4]
     ends = {"x": [0.0, info.tiny * info.eps, info.tiny, 1.0, info.max], "q": [0.0, info.tiny, 0.5, 1.0]}
-    axes = {"mu": [-50.0, 0.0, 50.0], "scale": [1e-3, 1.0, 20.0], "gate": gates, **ends}
+    axes = {"mu": [-50.0, 0.0, 50.0], "scale": [1e-3, 1.0, 20.0], "zero": zeros, **ends}
     return list(product(*(axes[a] for a in FORMULAS[name][1])))
 
 
 @DTYPES
-@OF_THE_LAW
+@OF_PARAMETERS
 @pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
 def test_no_nan_at_the_edges_of_the_support(name: str, probs: bool, dtype: torch.dtype) -> None:
-    """x at 0 and the ends of the floats, q at 0 and 1, every gate: no NaN in the value or any derivative."""
+    """x at 0 and the ends of the floats, q at 0 and 1, every zero part: no NaN in the value or any derivative."""
     points = np.array(edge_points(name, probs, torch.finfo(dtype)))
     actual = with_gradients(lambda a: compute(name, a, probs), points, dtype)
     bad = points[np.isnan(actual).any(-1)]

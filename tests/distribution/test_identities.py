@@ -1,4 +1,4 @@
-"""What must hold between the members of the law: inverses, derivatives, integrals, limits."""
+"""What must hold between the members of the distribution: inverses, derivatives, integrals, limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.points import random_logits, random_probs
 EPS = torch.finfo(torch.float64).eps
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 PARAMETERS = [(0.0, 1.0, 0.0), (1.5, 0.3, -2.0), (-3.0, 2.5, 1.0), (4.0, 0.05, -30.0), (0.3, 1.2, 5.0)]
-LAWS = pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
+ALL = pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
 Parameters = tuple[float, float, float]
 
 
@@ -27,7 +27,7 @@ def tensors(parameters: Parameters, dtype: torch.dtype = torch.float64) -> list[
     return [torch.tensor(a, dtype=dtype) for a in parameters]
 
 
-def law(parameters: Parameters, dtype: torch.dtype = torch.float64) -> ZeroInflatedLogNormal:
+def distribution(parameters: Parameters, dtype: torch.dtype = torch.float64) -> ZeroInflatedLogNormal:
     return ZeroInflatedLogNormal(*tensors(parameters, dtype))
 
 
@@ -37,17 +37,17 @@ def quantile_grid(parameters: Parameters) -> Tensor:
     return torch.exp(mu + scale * torch.linspace(-6, 3, 37, dtype=torch.float64))
 
 
-@LAWS
+@ALL
 def test_the_density_is_the_derivative_of_the_cdf(parameters: Parameters) -> None:
-    d, x = law(parameters), quantile_grid(parameters).requires_grad_()
+    d, x = distribution(parameters), quantile_grid(parameters).requires_grad_()
     (slope,) = torch.autograd.grad(d.cdf(x).sum(), x)
     torch.testing.assert_close(slope, d.log_prob(x).exp(), rtol=1e-13, atol=0)
 
 
-@LAWS
+@ALL
 def test_icdf_undoes_cdf(parameters: Parameters) -> None:
     """icdf(cdf(x)) = x, up to what one rounding of cdf does to x."""
-    d, x = law(parameters), quantile_grid(parameters)
+    d, x = distribution(parameters), quantile_grid(parameters)
     q = d.cdf(x)
     allowed = 16 * EPS * (x * (1 + x.log().abs()) + q / d.log_prob(x).exp())
     error = (d.icdf(q) - x).abs()
@@ -56,9 +56,9 @@ def test_icdf_undoes_cdf(parameters: Parameters) -> None:
     assert (error <= allowed)[told_apart].all(), (error / allowed).max()
 
 
-@LAWS
+@ALL
 def test_cdf_undoes_icdf_above_pi(parameters: Parameters) -> None:
-    d = law(parameters)
+    d = distribution(parameters)
     share = torch.tensor([1e-9, 1e-4, 0.1, 0.5, 0.9, 1 - 1e-4, 1 - 1e-9], dtype=torch.float64)
     q = d.zi_probs + d.prob_positive * share
     x = d.icdf(q)
@@ -71,10 +71,10 @@ def test_cdf_undoes_icdf_above_pi(parameters: Parameters) -> None:
 @pytest.mark.parametrize("parameter", ["zi_logits", "zi_probs"])
 def test_the_cdf_at_0_is_pi_to_the_bit(parameter: str, dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
-    gates = random_logits(rng, 2000) if parameter == "zi_logits" else random_probs(rng, 2000, dtype)
+    zeros = random_logits(rng, 2000) if parameter == "zi_logits" else random_probs(rng, 2000, dtype)
     edges = [-math.inf, math.inf] if parameter == "zi_logits" else [0.0, 1.0]
-    gate = torch.tensor([*gates, *edges]).to(dtype)
-    d = ZeroInflatedLogNormal(torch.ones((), dtype=dtype), torch.ones((), dtype=dtype), **{parameter: gate})
+    zero = torch.tensor([*zeros, *edges]).to(dtype)
+    d = ZeroInflatedLogNormal(torch.ones((), dtype=dtype), torch.ones((), dtype=dtype), **{parameter: zero})
     at_zero = d.cdf(torch.zeros((), dtype=dtype))
     assert torch.equal(at_zero, d.zi_probs)
     # Where a pi below 1 rounds to 1, icdf(1) = inf is right too.
@@ -107,15 +107,15 @@ def test_half_of_zeros_makes_the_median_0(dtype: torch.dtype) -> None:
     assert ZeroInflatedLogNormal(mu, scale, -0.01).median > 0
 
 
-@LAWS
+@ALL
 def test_both_tails_add_up(parameters: Parameters) -> None:
-    d, x = law(parameters), torch.cat([torch.zeros(1, dtype=torch.float64), quantile_grid(parameters)])
+    d, x = distribution(parameters), torch.cat([torch.zeros(1, dtype=torch.float64), quantile_grid(parameters)])
     total = d.log_cdf(x).exp() + d.log_survival_function(x).exp()
     torch.testing.assert_close(total, torch.ones_like(total), rtol=8 * EPS, atol=0)
     torch.testing.assert_close(d.log_cdf(x).exp(), d.cdf(x), rtol=64 * EPS, atol=0)
 
 
-@LAWS
+@ALL
 @pytest.mark.parametrize("x", [-1e-300, -1.0, -math.inf])
 @pytest.mark.parametrize("validate_args", [False, True])
 def test_below_the_support(parameters: Parameters, x: float, validate_args: bool) -> None:
@@ -145,9 +145,9 @@ def expectation(parameters: Parameters, f: Callable[[Tensor], Tensor]) -> float:
     return pi * float(f(torch.zeros((), dtype=torch.float64))) + (1 - pi) * body
 
 
-@LAWS
+@ALL
 def test_moments_are_integrals(parameters: Parameters) -> None:
-    d = law(parameters)
+    d = distribution(parameters)
     mean = float(d.mean)
     assert expectation(parameters, lambda x: x) == pytest.approx(mean, rel=1e-10)
     variance = expectation(parameters, lambda x: (x - mean) ** 2)
@@ -156,27 +156,27 @@ def test_moments_are_integrals(parameters: Parameters) -> None:
     assert float(d.log_mean) == pytest.approx(math.log(mean), rel=1e-12, abs=1e-12)
 
 
-@LAWS
+@ALL
 def test_entropy_is_the_expected_surprise(parameters: Parameters) -> None:
-    d = law(parameters)
+    d = distribution(parameters)
     surprise = expectation(parameters, lambda x: -d.log_prob(x))
     assert float(d.entropy()) == pytest.approx(surprise, rel=1e-10)
     assert float(d.perplexity()) == pytest.approx(math.exp(surprise), rel=1e-9)
 
 
-@LAWS
+@ALL
 @pytest.mark.parametrize("other", PARAMETERS, ids=str)
 def test_divergence_is_the_expected_log_ratio(parameters: Parameters, other: Parameters) -> None:
-    p, q = law(parameters), law(other)
+    p, q = distribution(parameters), distribution(other)
     ratio = expectation(parameters, lambda x: p.log_prob(x) - q.log_prob(x))
     assert float(kl_divergence(p, q)) == pytest.approx(ratio, rel=1e-9, abs=1e-12)
 
 
-@LAWS
-def test_divergence_between_the_law_and_a_lognormal(parameters: Parameters) -> None:
+@ALL
+def test_divergence_between_the_zero_inflated_and_a_lognormal(parameters: Parameters) -> None:
     mu, scale, _ = tensors(parameters)
     lognormal, none = dist.LogNormal(mu, scale), ZeroInflatedLogNormal(mu, scale, -math.inf)
-    q = law(parameters)
+    q = distribution(parameters)
     torch.testing.assert_close(kl_divergence(lognormal, q), -q.prob_positive.log())
     torch.testing.assert_close(kl_divergence(lognormal, q), kl_divergence(none, q))
     assert kl_divergence(q, lognormal) == math.inf
@@ -217,12 +217,12 @@ def test_all_zeros_is_the_point_mass(dtype: torch.dtype) -> None:
     assert not d.sample((1000,)).any()
 
 
-@LAWS
+@ALL
 @pytest.mark.parametrize("factor", [1e-3, 7.0])
 def test_a_change_of_unit_shifts_mu(parameters: Parameters, factor: float) -> None:
-    """c X has location mu + log c and the same scale and gate."""
+    """c X has location mu + log c and the same scale and zero part."""
     mu, scale, logit = parameters
-    d, scaled = law(parameters), law((mu + math.log(factor), scale, logit))
+    d, scaled = distribution(parameters), distribution((mu + math.log(factor), scale, logit))
     x = quantile_grid(parameters)
     torch.testing.assert_close(scaled.log_prob(factor * x), d.log_prob(x) - math.log(factor), rtol=1e-11, atol=0)
     torch.testing.assert_close(scaled.cdf(factor * x), d.cdf(x), rtol=1e-11, atol=0)

@@ -10,15 +10,15 @@ from tests.oracle import FORMULAS, call, evaluate
 ARGS = {
     "mu": 1.25,
     "scale": 0.7,
-    "gate": -0.3,
+    "zero": -0.3,
     "x": 0.8,
     "q": 0.75,
     "mu_p": 1.25,
     "scale_p": 0.7,
-    "gate_p": -0.3,
+    "zero_p": -0.3,
     "mu_q": 0.5,
     "scale_q": 0.6,
-    "gate_q": 1.1,
+    "zero_q": 1.1,
 }
 SMOOTH = [n for n in FORMULAS if n != "kl_to_lognormal"]
 
@@ -28,7 +28,7 @@ SMOOTH = [n for n in FORMULAS if n != "kl_to_lognormal"]
 def test_jets_agree_with_numerical_differentiation(name: str, probs: bool) -> None:
     """Two ways to every first and second derivative, to 40 digits."""
     names = FORMULAS[name][1]
-    args = tuple(abs(ARGS[a]) / 2 if probs and a.startswith("gate") else ARGS[a] for a in names)
+    args = tuple(abs(ARGS[a]) / 2 if probs and a.startswith("zero") else ARGS[a] for a in names)
     exact, n = evaluate(name, args, probs), len(args)
 
     def plain(*point: object) -> object:
@@ -79,23 +79,23 @@ def test_jets_agree_with_numerical_differentiation_far_out(name: str, args: tupl
 def _expectation(f: object, log_x: bool = False) -> object:
     """E f(X) by quadrature over the atom and the positive part."""
     mu, s = mp.mpf(ARGS["mu"]), mp.mpf(ARGS["scale"])
-    pi = 1 / (1 + mp.exp(-mp.mpf(ARGS["gate"])))
+    pi = 1 / (1 + mp.exp(-mp.mpf(ARGS["zero"])))
     body = mp.quad(lambda z: f(mp.exp(mu + s * z)) * mp.npdf(z), [-25, -5, 0, 5, 25])  # type: ignore[operator]
     return pi * f(mp.mpf(0)) + (1 - pi) * body  # type: ignore[operator]
 
 
 def test_moments_and_entropy_agree_with_quadrature() -> None:
-    law = tuple(ARGS[a] for a in ("mu", "scale", "gate"))
-    mean = evaluate("mean", law).value
+    parameters = tuple(ARGS[a] for a in ("mu", "scale", "zero"))
+    mean = evaluate("mean", parameters).value
     assert mp.almosteq(_expectation(lambda x: x), mean, 1e-30)
-    assert mp.almosteq(_expectation(lambda x: (x - mean) ** 2), evaluate("variance", law).value, 1e-30)
-    surprise = _expectation(lambda x: -call("log_prob", (*map(mp.mpf, law), x)))
-    assert mp.almosteq(surprise, evaluate("entropy", law).value, 1e-30)
+    assert mp.almosteq(_expectation(lambda x: (x - mean) ** 2), evaluate("variance", parameters).value, 1e-30)
+    surprise = _expectation(lambda x: -call("log_prob", (*map(mp.mpf, parameters), x)))
+    assert mp.almosteq(surprise, evaluate("entropy", parameters).value, 1e-30)
 
 
 def test_divergence_agrees_with_quadrature() -> None:
-    p = tuple(mp.mpf(ARGS[a]) for a in ("mu_p", "scale_p", "gate_p"))
-    q = tuple(mp.mpf(ARGS[a]) for a in ("mu_q", "scale_q", "gate_q"))
+    p = tuple(mp.mpf(ARGS[a]) for a in ("mu_p", "scale_p", "zero_p"))
+    q = tuple(mp.mpf(ARGS[a]) for a in ("mu_q", "scale_q", "zero_q"))
     ratio = _expectation(lambda x: call("log_prob", (*p, x)) - call("log_prob", (*q, x)))
     assert mp.almosteq(ratio, evaluate("kl", (*p, *q)).value, 1e-30)
 

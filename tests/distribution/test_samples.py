@@ -10,8 +10,6 @@ import torch
 from scipy import stats
 
 from pyro_zilognormal import ZeroInflatedLogNormal
-from pyro_zilognormal.density import blocks as _blocks
-from pyro_zilognormal.distribution import sampling as _draws
 from tests.exactness import QUANTITIES, TOLERANCE, compute, undecided, with_gradients
 from tests.oracle import FORMULAS, evaluate
 from tests.points import rounded
@@ -19,7 +17,7 @@ from tests.points import rounded
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 N = 40_000
 MAX_SIGMA = 4.0
-LAWS = [(0.0, 1.0, 0.0), (-3.0, 0.2, 2.0), (5.0, 2.0, -4.0), (1.0, 0.5, -math.inf)]
+PARAMETERS = [(0.0, 1.0, 0.0), (-3.0, 0.2, 2.0), (5.0, 2.0, -4.0), (1.0, 0.5, -math.inf)]
 
 
 def draw(parameters: tuple[float, float, float], dtype: torch.dtype, method: str = "sample") -> np.ndarray:
@@ -38,8 +36,8 @@ def assert_share_of_zeros(x: np.ndarray, logit: float) -> None:
 
 @DTYPES
 @pytest.mark.parametrize("method", ["sample", "rsample"])
-@pytest.mark.parametrize("parameters", LAWS, ids=str)
-def test_draws_follow_the_law(parameters: tuple[float, float, float], method: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
+def test_draws_follow_the_distribution(parameters: tuple[float, float, float], method: str, dtype: torch.dtype) -> None:
     mu, scale, logit = parameters
     x = draw(parameters, dtype, method)
     assert_share_of_zeros(x, logit)
@@ -64,7 +62,7 @@ def half_points(name: str, dtype: torch.dtype) -> np.ndarray:
     columns = {
         "mu": mu,
         "scale": scale,
-        "gate": logit,
+        "zero": logit,
         "x": x,
         "q": pi + (1 - pi) * rng.uniform(0.2, 0.9, 60),
     }
@@ -95,43 +93,3 @@ def _off(name: str, point: tuple[float, ...], half: np.ndarray, single: np.ndarr
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_draws(dtype: torch.dtype) -> None:
     assert_share_of_zeros(draw((0.5, 1.0, 0.25), dtype), 0.25)
-
-
-SHAPES_OF_DRAWS = [((300, 40),) * 3, ((300, 40), (40,), (40,)), ((40,), (300, 1), (300, 40)), ((), (), (300, 40))]
-
-
-@DTYPES
-@pytest.mark.parametrize("bytes_of_block", [2**22, 256])
-@pytest.mark.parametrize("probs", [False, True])
-@pytest.mark.parametrize("shapes", SHAPES_OF_DRAWS)
-def test_draws_in_blocks_are_those_that_carry_gradients(
-    shapes: tuple, probs: bool, bytes_of_block: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without gradients draws are made in blocks, by other operations on the same random numbers."""
-    monkeypatch.setattr(_blocks, "BYTES", bytes_of_block)
-    torch.manual_seed(1)
-    mu, scale, gate = (torch.randn(s, dtype=dtype) for s in shapes)
-    gate = {"zi_probs": gate.sigmoid()} if probs else {"zi_logits": gate}
-    d = ZeroInflatedLogNormal(mu.requires_grad_(), scale.exp(), **gate)
-    draws = []
-    for method in (d.sample, d.rsample):
-        torch.manual_seed(2)
-        draws.append(method((3,)))
-    assert draws[1].requires_grad
-    torch.testing.assert_close(draws[0], draws[1].detach(), rtol=45 * torch.finfo(dtype).eps, atol=0)
-    assert 0.3 < (draws[0] == 0).double().mean() < 0.7
-
-
-def test_uniform_numbers_are_uniform() -> None:
-    """Each of their 24 bits is, and those of neighbours, which come from one random number, are independent."""
-    torch.manual_seed(3)
-    u = _draws._uniforms(torch.empty(100_001))
-    assert 0 < u.min() < 1e-4
-    assert 1 - 1e-4 < u.max() <= 1
-    k = (u * 2**24).long()
-    assert torch.equal(k.float() * 2**-24, u)
-    bits = ((k[:, None] >> torch.arange(24)) & 1).double()
-    assert (bits.mean(0) - 0.5).abs().max() < MAX_SIGMA * 0.5 / math.sqrt(len(u))
-    agree = (bits[:-1] == bits[1:]).double().mean(0)
-    assert (agree - 0.5).abs().max() < MAX_SIGMA * 0.5 / math.sqrt(len(u))
-    assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-4

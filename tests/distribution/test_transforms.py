@@ -1,4 +1,4 @@
-"""The law under torch's own machinery: compile, func, jit, autograd corners, other devices."""
+"""The distribution under torch's own machinery: compile, func, jit, autograd corners, other devices."""
 
 import math
 import warnings
@@ -9,6 +9,7 @@ import torch
 from torch.func import hessian, jacfwd, jacrev, vmap
 
 from pyro_zilognormal import ZeroInflatedLogNormal
+from tests.distribution.density_cases import SHAPES, Shapes, arguments
 
 ARGUMENTS = tuple(
     torch.tensor(values, dtype=torch.float64)
@@ -47,9 +48,26 @@ def test_compile(validate: bool | None) -> None:
 
 
 @pytest.mark.usefixtures("torch_warnings")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("shapes", [SHAPES["full"], SHAPES["per gene"]], ids=["full", "per gene"])
+def test_compile_a_sum(shapes: Shapes, backend: str) -> None:
+    """As in a training step, of more entries than are left to the formula."""
+    x, *parameters = arguments(shapes)
+    x, parameters = x.repeat(20, 1), [p.repeat(20, 1) if p.dim() > 1 else p for p in parameters]
+    leaves = [x, *(p.requires_grad_() for p in parameters)]
+    function = of("log_prob")
+    compiled = torch.compile(lambda *args: function(*args).sum(), backend=backend, fullgraph=True)
+    for _ in range(2):
+        actual, expected = compiled(*leaves), function(*leaves).sum()
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=0)
+        for got, wanted in zip(*(torch.autograd.grad(f, parameters) for f in (actual, expected)), strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.usefixtures("torch_warnings")
 def test_compile_a_bound_method() -> None:
-    law = ZeroInflatedLogNormal(*ARGUMENTS[1:])
-    torch.testing.assert_close(torch.compile(law.log_prob, fullgraph=True)(ARGUMENTS[0]), law.log_prob(ARGUMENTS[0]))
+    d = ZeroInflatedLogNormal(*ARGUMENTS[1:])
+    torch.testing.assert_close(torch.compile(d.log_prob, fullgraph=True)(ARGUMENTS[0]), d.log_prob(ARGUMENTS[0]))
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch has no batching rule for log_ndtr
@@ -134,24 +152,24 @@ def test_what_is_behind_a_mask_reaches_neither_value_nor_gradient(value: float, 
     parameters = [a.clone().requires_grad_() for a in ARGUMENTS[1:]]
     mask = torch.tensor([True, False, True, True])
     x = torch.where(mask, ARGUMENTS[0], value)
-    law = ZeroInflatedLogNormal(*parameters, validate_args=True)
-    masked = law.mask(mask).to_event(event) if event else law.mask(mask)
+    d = ZeroInflatedLogNormal(*parameters, validate_args=True)
+    masked = d.mask(mask).to_event(event) if event else d.mask(mask)
     total = masked.log_prob(x).sum()
-    clean = torch.where(mask, law.log_prob(ARGUMENTS[0]), 0).sum()
+    clean = torch.where(mask, d.log_prob(ARGUMENTS[0]), 0).sum()
     torch.testing.assert_close(total, clean, rtol=0, atol=0)
     for got, wanted in zip(*(torch.autograd.grad(f, parameters) for f in (total, clean)), strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=0)
-    outer = law.expand((2, 4)).to_event(1).mask(torch.tensor([True, False]))
+    outer = d.expand((2, 4)).to_event(1).mask(torch.tensor([True, False]))
     rows = torch.stack([ARGUMENTS[0], torch.full((4,), value, dtype=torch.float64)])
-    assert torch.equal(outer.log_prob(rows), torch.stack([law.log_prob(ARGUMENTS[0]).sum(), torch.zeros(()).double()]))
+    assert torch.equal(outer.log_prob(rows), torch.stack([d.log_prob(ARGUMENTS[0]).sum(), torch.zeros(()).double()]))
 
 
 @pytest.mark.parametrize("logits", [-math.inf, math.inf])
 @pytest.mark.parametrize("x", [0.0, 1e-300, 1.0, 1e300])
 def test_no_nan_at_infinite_logits(logits: float, x: float) -> None:
     parameters = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in (0.3, 0.7, logits)]
-    law = ZeroInflatedLogNormal(*parameters)
-    value = law.log_prob(torch.tensor(x, dtype=torch.float64))
+    d = ZeroInflatedLogNormal(*parameters)
+    value = d.log_prob(torch.tensor(x, dtype=torch.float64))
     gradient = torch.autograd.grad(value, parameters)
     assert not any(g.isnan() for g in (value, *gradient))
     assert value == -math.inf if (x == 0) == (logits < 0) else value.isfinite()

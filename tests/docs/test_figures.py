@@ -14,7 +14,7 @@ FIGURES = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", TESTING.read_text())
 
 
 def test_there_are_figures() -> None:
-    assert {"exactness.png", "gate_gradient.png", "calibration.png"} == set(FIGURES)
+    assert {"exactness.png", "score.png", "calibration.png"} == set(FIGURES)
 
 
 @pytest.mark.parametrize("figure", FIGURES)

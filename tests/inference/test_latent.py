@@ -12,10 +12,10 @@ from pyro_zilognormal import ZeroInflatedLogNormal as ZILN
 
 REFUSAL = r"atom at 0[\s\S]*pyro\.poutine\.reparam[\s\S]*ZeroInflatedLogNormalReparam"
 WRAPPED = {
-    "plain": lambda law: law,
-    "to_event": lambda law: law.to_event(1),
-    "mask": lambda law: law.mask(torch.tensor([True, False])),
-    "mask.to_event": lambda law: law.mask(torch.tensor([True, False])).to_event(1),
+    "plain": lambda d: d,
+    "to_event": lambda d: d.to_event(1),
+    "mask": lambda d: d.mask(torch.tensor([True, False])),
+    "mask.to_event": lambda d: d.mask(torch.tensor([True, False])).to_event(1),
 }
 CONTINUOUS_GUIDES = [
     "AutoDelta",
@@ -35,12 +35,12 @@ CONTINUOUS_GUIDES = [
 
 def make_model(wrap):
     def model():
-        law = wrap(ZILN(torch.zeros(2), 1.0, 0.0))
-        if law.event_dim:
-            x = pyro.sample("x", law)
+        d = wrap(ZILN(torch.zeros(2), 1.0, 0.0))
+        if d.event_dim:
+            x = pyro.sample("x", d)
         else:
             with pyro.plate("pair", 2):
-                x = pyro.sample("x", law)
+                x = pyro.sample("x", d)
         pyro.sample("y", dist.Normal(x.sum(), 1.0), obs=torch.tensor(0.5))
 
     return model
@@ -75,13 +75,13 @@ def test_autoguides_name_the_reparameterizer(name, wrap):
 @pytest.mark.parametrize("init", [init_to_feasible, init_to_median, init_to_sample, init_to_uniform])
 @pytest.mark.parametrize("name", ["AutoNormal", "AutoDelta"])
 def test_no_initialization_gets_past_it(name, init):
-    model = make_model(lambda law: law)
+    model = make_model(lambda d: d)
     with pytest.raises(NotImplementedError, match=REFUSAL):
         make_and_step(name, model, init_loc_fn=init)
 
 
 def test_svgd_names_the_reparameterizer():
-    svgd = SVGD(make_model(lambda law: law), RBFSteinKernel(), pyro.optim.Adam({"lr": 0.01}), 5, 1)
+    svgd = SVGD(make_model(lambda d: d), RBFSteinKernel(), pyro.optim.Adam({"lr": 0.01}), 5, 1)
     with pytest.raises(NotImplementedError, match=REFUSAL):
         svgd.step()
 

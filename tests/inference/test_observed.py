@@ -233,7 +233,7 @@ def test_jit_equals_eager(name):
 def mixture_with_parameters():
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     logits = pyro.sample("logits", dist.Normal(0.0, 1.0))
-    mixture(DATA, LOCS + mu, GATES + logits)
+    mixture(DATA, LOCS + mu, LOGITS + logits)
 
 
 def scales(values):
@@ -241,7 +241,7 @@ def scales(values):
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_prior_predictive_has_the_moments_of_the_law(parallel):
+def test_prior_predictive_has_the_moments_of_the_distribution(parallel):
     number = 4000 if parallel else 400
 
     def model():
@@ -250,9 +250,9 @@ def test_prior_predictive_has_the_moments_of_the_law(parallel):
 
     x = Predictive(model, num_samples=number, parallel=parallel)()["x"]
     assert x.shape == (number, 10)
-    law, x = ZILN(0.2, 0.5, zi_probs=0.3), x.flatten()
+    d, x = ZILN(0.2, 0.5, zi_probs=0.3), x.flatten()
     mean, error = scales(x)
-    assert abs(mean - law.mean) < 4 * error
+    assert abs(mean - d.mean) < 4 * error
     zero, error = scales(x == 0)
     assert abs(zero - 0.3) < 4 * error
 
@@ -272,11 +272,11 @@ def test_posterior_predictive(parallel):
 
 
 LOCS = torch.tensor([-1.0, 1.5])
-GATES = torch.tensor([0.5, -1.0])
+LOGITS = torch.tensor([0.5, -1.0])
 
 
 @config_enumerate
-def mixture(data, locs=LOCS, gates=GATES, weights=None):
+def mixture(data, locs=LOCS, gates=LOGITS, weights=None):
     weights = torch.tensor([0.4, 0.6]) if weights is None else weights
     with pyro.plate("data", len(data)):
         k = pyro.sample("k", dist.Categorical(weights))
@@ -284,7 +284,7 @@ def mixture(data, locs=LOCS, gates=GATES, weights=None):
 
 
 def joint(data):
-    return torch.tensor([0.4, 0.6]).log() + ZILN(LOCS, 0.5, GATES).log_prob(data.unsqueeze(-1))
+    return torch.tensor([0.4, 0.6]).log() + ZILN(LOCS, 0.5, LOGITS).log_prob(data.unsqueeze(-1))
 
 
 def test_enumerated_mixture_has_the_exact_likelihood():
@@ -305,8 +305,8 @@ def test_posterior_of_a_neighbouring_discrete_site():
 
 def test_mixture_recovers_its_components():
     number = 4000
-    law = MixtureSameFamily(Categorical(torch.tensor([0.4, 0.6])), ZILN(LOCS, 0.5, GATES))
-    data = law.sample((number,))
+    d = MixtureSameFamily(Categorical(torch.tensor([0.4, 0.6])), ZILN(LOCS, 0.5, LOGITS))
+    data = d.sample((number,))
 
     def model(data):
         locs = pyro.param("locs", torch.tensor([-0.5, 0.5]))
@@ -324,12 +324,12 @@ def test_mixture_recovers_its_components():
 
 
 def test_torch_mixture():
-    law = MixtureSameFamily(Categorical(torch.tensor([0.4, 0.6])), ZILN(LOCS, 0.5, GATES))
-    assert torch.allclose(law.log_prob(DATA), joint(DATA).logsumexp(-1))
-    assert torch.allclose(law.cdf(DATA), (torch.tensor([0.4, 0.6]) * ZILN(LOCS, 0.5, GATES).cdf(DATA[:, None])).sum(-1))
-    assert torch.allclose(law.mean, (torch.tensor([0.4, 0.6]) * ZILN(LOCS, 0.5, GATES).mean).sum())
-    mean, error = scales(law.sample((20000,)))
-    assert abs(mean - law.mean) < 4 * error
+    d = MixtureSameFamily(Categorical(torch.tensor([0.4, 0.6])), ZILN(LOCS, 0.5, LOGITS))
+    assert torch.allclose(d.log_prob(DATA), joint(DATA).logsumexp(-1))
+    assert torch.allclose(d.cdf(DATA), (torch.tensor([0.4, 0.6]) * ZILN(LOCS, 0.5, LOGITS).cdf(DATA[:, None])).sum(-1))
+    assert torch.allclose(d.mean, (torch.tensor([0.4, 0.6]) * ZILN(LOCS, 0.5, LOGITS).mean).sum())
+    mean, error = scales(d.sample((20000,)))
+    assert abs(mean - d.mean) < 4 * error
 
 
 def test_no_enumeration_is_needed_or_done():

@@ -1,4 +1,4 @@
-"""The reparameterizer: the same law in two sites, and with it the right posterior of a spike-and-slab latent."""
+"""The reparameterizer: the same density in two sites, and the right posterior of a spike-and-slab latent."""
 
 import math
 
@@ -64,12 +64,12 @@ def run_nuts(num_samples, warmup=100):
     mcmc = MCMC(NUTS(split(spike_and_slab)), num_samples, warmup, disable_progbar=True)
     mcmc.run()
     samples = mcmc.get_samples()
-    assert set(samples) == {"x_positive"}  # the gate is enumerated
+    assert set(samples) == {"x_positive"}  # the Bernoulli site is enumerated
     return samples["x_positive"]
 
 
-def draw_gates(positive):
-    """x given the continuous latents: the gates sampled from their posterior."""
+def draw_zeros(positive):
+    """x given the continuous latents: the zeros sampled from their posterior."""
 
     def model():
         with pyro.plate("draws", len(positive), dim=-2):
@@ -82,7 +82,7 @@ def draw_gates(positive):
 @pytest.mark.parametrize("number", [300, pytest.param(5000, marks=pytest.mark.slow)])
 def test_nuts_gives_the_right_posterior(number):
     positive = run_nuts(number)
-    x = draw_gates(positive)
+    x = draw_zeros(positive)
     assert x.shape == (number, 3)
     check_posterior(x, effective_sample_size(positive.unsqueeze(0)).clamp(max=number))
 
@@ -134,7 +134,7 @@ def test_autoguides_give_the_right_posterior(name):
     assert abs(losses[-30:].mean() + LOG_EVIDENCE) < (0.1 if name == "AutoIAFNormal" else 0.02)
 
 
-def test_gate_posterior_of_an_autoguide():
+def test_bernoulli_posterior_of_an_autoguide():
     model = config_enumerate(split(tell_zero))
     guide = make_guide("AutoNormal", poutine.block(model, hide=["x_gate"]))
     train(model, guide, steps=3)
@@ -145,7 +145,7 @@ def test_gate_posterior_of_an_autoguide():
     assert torch.allclose(gate.probs, zero / (zero + positive))
 
 
-# A hand-written guide that enumerates the gate. With normal noise on log x (log 1 for a zero) it can be exact.
+# A hand-written guide that enumerates the Bernoulli. With normal noise on log x (log 1 for a zero) it can be exact.
 
 
 def log_noise(y=0.9):
@@ -199,17 +199,17 @@ ROWS = [
 ]
 MASK = torch.tensor([True, False, True])
 WRAPPED = {
-    "plain": lambda law: law,
-    "expand": lambda law: law.expand([4, 3]),
-    "to_event": lambda law: law.to_event(1),
-    "mask": lambda law: law.mask(MASK),
-    "mask.to_event": lambda law: law.mask(MASK).to_event(1),
-    "to_event.mask": lambda law: law.to_event(1).mask(True),
-    "expand.to_event.mask": lambda law: law.expand([4, 3]).to_event(1).mask(torch.tensor([True, False, True, True])),
-    "to_event.expand": lambda law: law.to_event(1).expand([4]),
-    "stock Independent": lambda law: dist.Independent(law, 1),
-    "stock expand": lambda law: dist.torch_distribution.ExpandedDistribution(law, torch.Size([4, 3])),
-    "mask False": lambda law: law.mask(False),
+    "plain": lambda d: d,
+    "expand": lambda d: d.expand([4, 3]),
+    "to_event": lambda d: d.to_event(1),
+    "mask": lambda d: d.mask(MASK),
+    "mask.to_event": lambda d: d.mask(MASK).to_event(1),
+    "to_event.mask": lambda d: d.to_event(1).mask(True),
+    "expand.to_event.mask": lambda d: d.expand([4, 3]).to_event(1).mask(torch.tensor([True, False, True, True])),
+    "to_event.expand": lambda d: d.to_event(1).expand([4]),
+    "stock Independent": lambda d: dist.Independent(d, 1),
+    "stock expand": lambda d: dist.torch_distribution.ExpandedDistribution(d, torch.Size([4, 3])),
+    "mask False": lambda d: d.mask(False),
 }
 
 
@@ -266,71 +266,71 @@ def test_values_behind_poutine_mask_do_not_matter(hidden):
     value = torch.tensor([0.0, hidden, 2.0], dtype=torch.double)
     with pyro.validation_enabled(False):
         handler = lambda: poutine.mask(mask=MASK)  # noqa: E731
-        check_same(lambda law: law, value, make_parameters(0.1, [0.3, -2.0, 1.0]), handler)
+        check_same(lambda d: d, value, make_parameters(0.1, [0.3, -2.0, 1.0]), handler)
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_bad_observed_values_are_refused_as_ever(value):
     with pytest.raises(ValueError, match="Expected value argument"):
-        observed_log_prob(lambda law: law, torch.tensor([value]), [torch.zeros(1), 1.0, 0.0], True)
+        observed_log_prob(lambda d: d, torch.tensor([value]), [torch.zeros(1), 1.0, 0.0], True)
 
 
 def test_nan_that_nothing_masks_stays_nan():
     with pyro.validation_enabled(False):
-        total = observed_log_prob(lambda law: law, torch.tensor([math.nan]), [torch.zeros(1), 1.0, 0.0], True)
+        total = observed_log_prob(lambda d: d, torch.tensor([math.nan]), [torch.zeros(1), 1.0, 0.0], True)
     assert total.isnan()
 
 
 @pytest.mark.parametrize("probs", [False, True])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_infinite_logits(sign, probs):
-    gate = {"zi_probs": torch.tensor(0.5 + 0.5 * sign)} if probs else {"zi_logits": torch.tensor(sign * math.inf)}
-    model = split(lambda value: pyro.sample("x", ZILN(0.0, 1.0, validate_args=False, **gate), obs=value))
+    zero_part = {"zi_probs": torch.tensor(0.5 + 0.5 * sign)} if probs else {"zi_logits": torch.tensor(sign * math.inf)}
+    model = split(lambda value: pyro.sample("x", ZILN(0.0, 1.0, validate_args=False, **zero_part), obs=value))
     possible, impossible = (0.0, 1.0) if sign > 0 else (1.0, 0.0)
     total = poutine.trace(model).get_trace(torch.tensor(possible)).log_prob_sum()
-    assert torch.allclose(total, ZILN(0.0, 1.0, validate_args=False, **gate).log_prob(possible))
+    assert torch.allclose(total, ZILN(0.0, 1.0, validate_args=False, **zero_part).log_prob(possible))
     assert poutine.trace(model).get_trace(torch.tensor(impossible)).log_prob_sum() < -1e18
-    drawn = split(lambda: pyro.sample("x", ZILN(0.0, 1.0, validate_args=False, **gate).expand([200])))()
+    drawn = split(lambda: pyro.sample("x", ZILN(0.0, 1.0, validate_args=False, **zero_part).expand([200])))()
     assert (drawn == 0).all() if sign > 0 else (drawn > 0).all()
 
 
 # Draws, initial values, errors.
 
 
-@pytest.mark.parametrize("gate", [{"zi_logits": -0.4}, {"zi_probs": 0.7}])
-def test_predictive_recovers_the_law(gate):
-    law = ZILN(MU, SCALE, **gate)
+@pytest.mark.parametrize("zero_part", [{"zi_logits": -0.4}, {"zi_probs": 0.7}])
+def test_predictive_recovers_the_distribution(zero_part):
+    d = ZILN(MU, SCALE, **zero_part)
     n = 20000
-    x = Predictive(split(lambda: pyro.sample("x", law)), num_samples=n, parallel=True)()["x"].flatten().double()
+    x = Predictive(split(lambda: pyro.sample("x", d)), num_samples=n, parallel=True)()["x"].flatten().double()
     assert x.shape == (n,)
-    pi = law.zi_probs.item()
+    pi = d.zi_probs.item()
     assert abs((x == 0).double().mean() - pi) < 4 * math.sqrt(pi * (1 - pi) / n)
     logs = x[x > 0].log()
     assert abs(logs.mean() - MU) < 4 * SCALE / len(logs) ** 0.5
     assert abs(logs.std() - SCALE) < 4 * SCALE / (2 * len(logs)) ** 0.5
-    assert abs(x.mean() - law.mean) < 4 * x.std() / n**0.5
+    assert abs(x.mean() - d.mean) < 4 * x.std() / n**0.5
 
 
 @pytest.mark.parametrize("wrap", [WRAPPED[k] for k in ("expand", "to_event", "mask.to_event", "expand.to_event.mask")])
 def test_latent_draws_keep_their_shape_and_parts(wrap):
-    law = wrap(ZILN(torch.zeros(3), 1.0, 0.0))
-    trace = poutine.trace(split(lambda: pyro.sample("x", law))).get_trace()
-    x, gate, positive = (trace.nodes[name]["value"] for name in ("x", "x_gate", "x_positive"))
-    assert x.shape == gate.shape == positive.shape == law.shape()
-    assert torch.equal(x, torch.where(gate == 1, 0, positive))
-    assert (gate == 1).any() or (gate == 0).any()
-    # The joint density of the two sites, masked as the law is.
-    unmasked = dist.Bernoulli(logits=torch.tensor(0.0)).log_prob(gate) + dist.LogNormal(0.0, 1.0).log_prob(positive)
+    d = wrap(ZILN(torch.zeros(3), 1.0, 0.0))
+    trace = poutine.trace(split(lambda: pyro.sample("x", d))).get_trace()
+    x, is_zero, positive = (trace.nodes[name]["value"] for name in ("x", "x_gate", "x_positive"))
+    assert x.shape == is_zero.shape == positive.shape == d.shape()
+    assert torch.equal(x, torch.where(is_zero == 1, 0, positive))
+    assert (is_zero == 1).any() or (is_zero == 0).any()
+    # The joint density of the two sites, masked as the distribution is.
+    unmasked = dist.Bernoulli(logits=torch.tensor(0.0)).log_prob(is_zero) + dist.LogNormal(0.0, 1.0).log_prob(positive)
     mask = observed_mask(wrap)
     assert torch.allclose(trace.log_prob_sum(), torch.where(mask, unmasked, 0).sum())
 
 
 def observed_mask(wrap):
-    """Which elements count, read off the gradients of the law's own log_prob."""
+    """Which elements count, read off the gradients of the distribution's own log_prob."""
     loc = torch.zeros(4, 3, requires_grad=True)
-    law = ZILN(loc, 1.0, 0.0)
+    d = ZILN(loc, 1.0, 0.0)
     shape = wrap(ZILN(torch.zeros(3), 1.0, 0.0)).shape()
-    wrapped = wrap(law) if len(shape) == 2 else wrap(ZILN(loc[0], 1.0, 0.0))
+    wrapped = wrap(d) if len(shape) == 2 else wrap(ZILN(loc[0], 1.0, 0.0))
     (grad,) = torch.autograd.grad(wrapped.log_prob(torch.full(shape, 2.0)).sum(), loc)
     return (grad != 0) if len(shape) == 2 else (grad[0] != 0)
 
@@ -362,12 +362,12 @@ def test_init_strategies_start_autoguides_and_nuts(init):
 
 
 @pytest.mark.parametrize("fn", [dist.LogNormal(0.0, 1.0), dist.Normal(torch.zeros(2), 1.0).to_event(1)])
-def test_other_laws_are_refused(fn):
+def test_other_distributions_are_refused(fn):
     with pytest.raises(TypeError, match=r"site 'x' is a (Log)?Normal, and only a ZeroInflatedLogNormal"):
         split(lambda: pyro.sample("x", fn))()
 
 
-def test_a_config_that_splits_every_law_does_not_split_its_own_parts() -> None:
+def test_a_config_that_splits_every_ziln_does_not_split_its_own_parts() -> None:
     def config(msg: dict) -> ZeroInflatedLogNormalReparam | None:
         return ZeroInflatedLogNormalReparam() if isinstance(msg["fn"], ZILN) else None
 

@@ -6,7 +6,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from gate_cases import Case, exact_gradient, gradients, z_scores
 from pyro.contrib.gp.kernels import RBF
 from pyro.distributions.score_parts import ScoreParts
 from pyro.infer import (
@@ -24,9 +23,10 @@ from pyro.infer import (
     TraceMeanField_ELBO,
     TraceTailAdaptive_ELBO,
 )
+from score_cases import Case, exact_gradient, gradients, z_scores
 
-import pyro_zilognormal.distribution as module
 from pyro_zilognormal import ZeroInflatedLogNormal as ZILN
+from pyro_zilognormal.distribution import ziln
 
 HALF = (True, False)
 CASES = {
@@ -96,7 +96,7 @@ def test_unbiased_with_many_draws(case, loss_type):
 
 
 class NoScore(ZILN):
-    """What the law would be if its gate were taken for reparameterized."""
+    """What the distribution would be if its zero part were taken for reparameterized."""
 
     def score_parts(self, value):
         log_prob = self.log_prob(value)
@@ -106,30 +106,30 @@ class NoScore(ZILN):
 @pytest.mark.parametrize("loss_type", [Trace_ELBO, TraceEnum_ELBO])
 @pytest.mark.parametrize("name", ["plate", "probs", "to_event", "mask.to_event", "subsample, scale", "feeding"])
 def test_these_draws_have_the_power_to_show_a_missing_score(name, loss_type, monkeypatch):
-    monkeypatch.setattr(module, "guard", lambda draw, gate, ledger: draw)
+    monkeypatch.setattr(ziln, "require_score", lambda draw, zero, count: draw)
     case = CASES[name]
     # expand() would make a plain ZILN of it; the plates do not call it where batch shapes agree.
     monkeypatch.setattr(NoScore, "expand", lambda self, shape, _instance=None: NoScore(**parameters(self, shape)))
-    z = z_scores(*estimate(loss_type, case, guide=case.guide(law=NoScore), **VECTORIZED))
+    z = z_scores(*estimate(loss_type, case, guide=case.guide(distribution=NoScore), **VECTORIZED))
     assert z[4:].abs().max() > 15, z
     if case.wrap != "feeding":
         assert z[:4].abs().max() < 4, z
 
 
-def parameters(law, shape):
-    gate = {f"zi_{'probs' if law._gate.parameter == 'zi_probs' else 'logits'}": law._gate.tensor.expand(shape)}
-    return {"mu": law.loc.expand(shape), "scale": law.scale.expand(shape), **gate}
+def parameters(d, shape):
+    zero = d._zero_part
+    return {"mu": d.loc.expand(shape), "scale": d.scale.expand(shape), zero.parameter: zero.tensor.expand(shape)}
 
 
 # Losses that do not add the score.
 
-REFUSAL = r"gate of a ZeroInflatedLogNormal draw has no pathwise gradient[\s\S]*has_rsample_\(False\)"
+REFUSAL = r"zero inflation of a ZeroInflatedLogNormal draw has no pathwise gradient[\s\S]*has_rsample_\(False\)"
 
 
-def latent_guide(wrap=lambda law: law, shape=(2,)):
+def latent_guide(wrap=lambda d: d, shape=(2,)):
     def guide():
-        gate = pyro.param("gate", torch.zeros(shape))
-        pyro.sample("x", wrap(ZILN(pyro.param("mu", torch.zeros(shape)), 1.0, gate)).to_event())
+        zero = pyro.param("zero", torch.zeros(shape))
+        pyro.sample("x", wrap(ZILN(pyro.param("mu", torch.zeros(shape)), 1.0, zero)).to_event())
 
     return guide
 
@@ -167,7 +167,7 @@ def energy_step(loss):
 def test_energy_distance_stops_at_an_observed_site_too():
     def model():
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
-        pyro.sample("y", ZILN(loc, 1.0, pyro.param("gate", torch.tensor(0.0))), obs=torch.tensor(0.5))
+        pyro.sample("y", ZILN(loc, 1.0, pyro.param("zero", torch.tensor(0.0))), obs=torch.tensor(0.5))
 
     def guide():
         pyro.sample("loc", dist.Normal(pyro.param("mu", torch.tensor(0.0)), 1.0))
@@ -195,11 +195,11 @@ def test_reweighted_wake_sleep_needs_no_path():
 
 
 STOCK = {
-    "Independent": (lambda law: dist.Independent(law, 1)),
-    "MaskedDistribution": (lambda law: dist.MaskedDistribution(law, torch.tensor([True, False]))),
-    "ExpandedDistribution": (lambda law: dist.torch_distribution.ExpandedDistribution(law, torch.Size([3, 2]))),
-    "TorchDistribution.expand": (lambda law: dist.TorchDistribution.expand(law, torch.Size([3, 2]))),
-    "Independent of mask": (lambda law: dist.Independent(law.mask(torch.tensor([True, False])), 1)),
+    "Independent": (lambda d: dist.Independent(d, 1)),
+    "MaskedDistribution": (lambda d: dist.MaskedDistribution(d, torch.tensor([True, False]))),
+    "ExpandedDistribution": (lambda d: dist.torch_distribution.ExpandedDistribution(d, torch.Size([3, 2]))),
+    "TorchDistribution.expand": (lambda d: dist.TorchDistribution.expand(d, torch.Size([3, 2]))),
+    "Independent of mask": (lambda d: dist.Independent(d.mask(torch.tensor([True, False])), 1)),
 }
 KEEP_THE_SCORE = {"MaskedDistribution", "ExpandedDistribution", "TorchDistribution.expand"}
 
@@ -220,18 +220,18 @@ def test_stock_wrappers_never_lose_the_score_silently(name, loss_type):
     assert name not in KEEP_THE_SCORE
 
     def guide():
-        law = ZILN(torch.zeros(2), 1.0, pyro.param("gate", torch.zeros(2)))
-        pyro.sample("x", STOCK[name](law))
+        d = ZILN(torch.zeros(2), 1.0, pyro.param("zero", torch.zeros(2)))
+        pyro.sample("x", STOCK[name](d))
 
     with pytest.raises(RuntimeError, match=REFUSAL):
         step(loss_type(), guide=guide)
 
 
-def test_one_credited_draw_does_not_pay_for_another():
+def test_the_score_of_one_draw_does_not_serve_another():
     def guide():
-        law = ZILN(torch.zeros(2), 1.0, pyro.param("gate", torch.zeros(2)))
-        pyro.sample("x", law.to_event(1))
-        pyro.sample("z", dist.Independent(law, 1))
+        d = ZILN(torch.zeros(2), 1.0, pyro.param("zero", torch.zeros(2)))
+        pyro.sample("x", d.to_event(1))
+        pyro.sample("z", dist.Independent(d, 1))
 
     def model():
         latent_model()
@@ -248,7 +248,7 @@ def draw():
     return ZILN(mu, 1.0, weight * 2).expand([100]).rsample(), mu, weight
 
 
-def test_hand_written_loss_stops_for_the_gate_alone(draw):
+def test_hand_written_loss_stops_for_the_zero_part_alone(draw):
     x, mu, weight = draw
     (path,) = torch.autograd.grad(x.sum(), mu, retain_graph=True)
     assert torch.allclose(path, x.sum())  # d exp(mu + s eps) / d mu
@@ -279,40 +279,40 @@ def test_function_transforms_stop_too(mode):
 
 @pytest.mark.filterwarnings(FORWARD_MODE_LOADS_JIT)
 def test_a_path_for_mu_in_forward_mode():
-    gate = torch.tensor(0.3, requires_grad=True)
-    x, tangent = torch.func.jvp(lambda mu: ZILN(mu, 1.0, gate).rsample(), (torch.tensor(0.1),), (torch.tensor(1.0),))
+    zero = torch.tensor(0.3, requires_grad=True)
+    x, tangent = torch.func.jvp(lambda mu: ZILN(mu, 1.0, zero).rsample(), (torch.tensor(0.1),), (torch.tensor(1.0),))
     assert torch.equal(x, tangent)
 
 
 SAFE = {
-    "constant gate": lambda mu, gate: ZILN(mu, 1.0, 0.3),
-    "detached gate": lambda mu, gate: ZILN(mu, 1.0, gate.detach()),
-    "detached probs": lambda mu, gate: ZILN(mu, 1.0, zi_probs=gate.sigmoid().detach()).expand([4]).to_event(1),
+    "constant zero part": lambda mu, zero: ZILN(mu, 1.0, 0.3),
+    "detached zero part": lambda mu, zero: ZILN(mu, 1.0, zero.detach()),
+    "detached probs": lambda mu, zero: ZILN(mu, 1.0, zi_probs=zero.sigmoid().detach()).expand([4]).to_event(1),
 }
 
 
 @pytest.mark.parametrize("make", SAFE.values(), ids=SAFE)
-def test_never_stops_where_the_gate_needs_no_gradient(make):
-    mu, gate = torch.tensor(0.1, requires_grad=True), torch.tensor(0.0, requires_grad=True)
-    for draw in (make(mu, gate).rsample((50,)), make(mu, gate)((50,))):
+def test_never_stops_where_the_zero_part_needs_no_gradient(make):
+    mu, zero = torch.tensor(0.1, requires_grad=True), torch.tensor(0.0, requires_grad=True)
+    for draw in (make(mu, zero).rsample((50,)), make(mu, zero)((50,))):
         (grad,) = torch.autograd.grad(draw.sum(), mu)
         assert torch.allclose(grad, draw.sum())
 
 
 def test_sample_has_no_gradient(draw):
-    law = ZILN(torch.tensor(0.1, requires_grad=True), 1.0, torch.tensor(0.0, requires_grad=True))
-    assert not law.sample((3,)).requires_grad
-    assert not law.has_rsample_(False)((3,)).requires_grad
+    d = ZILN(torch.tensor(0.1, requires_grad=True), 1.0, torch.tensor(0.0, requires_grad=True))
+    assert not d.sample((3,)).requires_grad
+    assert not d.has_rsample_(False)((3,)).requires_grad
 
 
 WRAPPED = {
-    "plain": lambda law: law,
-    "expand": lambda law: law.expand([5, 2]),
-    "to_event": lambda law: law.to_event(1),
-    "mask": lambda law: law.mask(torch.tensor([True, False])),
-    "mask.to_event": lambda law: law.mask(torch.tensor([True, False])).to_event(1),
-    "to_event.mask": lambda law: law.to_event(1).mask(True),
-    "expand.mask.to_event.expand": lambda law: law.expand([4, 2]).mask(torch.tensor(True)).to_event(1).expand([3, 4]),
+    "plain": lambda d: d,
+    "expand": lambda d: d.expand([5, 2]),
+    "to_event": lambda d: d.to_event(1),
+    "mask": lambda d: d.mask(torch.tensor([True, False])),
+    "mask.to_event": lambda d: d.mask(torch.tensor([True, False])).to_event(1),
+    "to_event.mask": lambda d: d.to_event(1).mask(True),
+    "expand.mask.to_event.expand": lambda d: d.expand([4, 2]).mask(torch.tensor(True)).to_event(1).expand([3, 4]),
 }
 
 
@@ -320,8 +320,8 @@ WRAPPED = {
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_has_rsample_off_gives_the_full_score(wrap, before):
     logits = torch.zeros(2, requires_grad=True)
-    law = ZILN(torch.zeros(2, requires_grad=True), 1.0, logits)
-    wrapped = wrap(law.has_rsample_(False)) if before else wrap(law).has_rsample_(False)
+    d = ZILN(torch.zeros(2, requires_grad=True), 1.0, logits)
+    wrapped = wrap(d.has_rsample_(False)) if before else wrap(d).has_rsample_(False)
     assert wrapped.has_rsample is False
     x = wrapped()
     assert not x.requires_grad
@@ -336,8 +336,8 @@ def test_has_rsample_off_gives_the_full_score(wrap, before):
 
 
 def test_has_rsample_can_be_switched_back():
-    law = ZILN(0.0, 1.0, 0.0).to_event(0)
-    assert law.has_rsample is True
-    assert law.has_rsample_(False).has_rsample is False
-    assert law.has_rsample_(True).has_rsample is True
+    d = ZILN(0.0, 1.0, 0.0).to_event(0)
+    assert d.has_rsample is True
+    assert d.has_rsample_(False).has_rsample is False
+    assert d.has_rsample_(True).has_rsample is True
     assert ZILN(0.0, 1.0, 0.0).has_rsample is True

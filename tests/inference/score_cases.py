@@ -1,7 +1,7 @@
 """Guides with latent ZILNs in every wrapping, and their exact ELBO by quadrature, written without the package.
 
-A model has `COPIES` independent copies of two latents x_1, x_2. Each case gives x_1 and x_2 their laws in another way
-(plates, expand, to_event, masks, scales); its exact ELBO is a sum over the atom and Gauss-Hermite nodes of log x,
+A model has `COPIES` independent copies of two latents x_1, x_2. Each case lays them out in another way (plates, expand,
+to_event, masks, scales); its exact ELBO is a sum over the atom and Gauss-Hermite nodes of log x,
 which autograd differentiates. The likelihood is bounded in x, so all estimators have finite variance.
 """
 
@@ -21,7 +21,7 @@ COPIES = 20
 START = {
     "mu": torch.tensor([0.3, -0.4], dtype=torch.double),
     "log_scale": torch.tensor([-0.5, 0.1], dtype=torch.double),
-    "gate": torch.tensor([0.2, -0.7], dtype=torch.double),
+    "zero": torch.tensor([0.2, -0.7], dtype=torch.double),
 }
 PROBS = torch.tensor([0.55, 0.3], dtype=torch.double)
 PRIOR = {
@@ -49,13 +49,13 @@ class Case:
     enumerated: bool = False
 
     def start(self):
-        return {**START, "gate": PROBS} if self.probs else START
+        return {**START, "zero": PROBS} if self.probs else START
 
-    def guide(self, copies=COPIES, has_rsample=True, law=ZILN):
+    def guide(self, copies=COPIES, has_rsample=True, distribution=ZILN):
         def guide():
             p = {name: pyro.param(name, value.clone()) for name, value in self.start().items()}
             with self._plates(copies) as index:
-                self._latents(self._maker(p, law, has_rsample), index, copies)
+                self._latents(self._maker(p, distribution, has_rsample), index, copies)
 
         return guide
 
@@ -67,20 +67,22 @@ class Case:
             with self._plates(copies) as index:
                 x = self._latents(lambda k, shift=None: prior(k), index, copies)
                 mean = squash(x) + (self._shift() if self.wrap == "plate" else self._shift().unsqueeze(-1))
-                law = dist.Normal(mean, NOISE)
+                d = dist.Normal(mean, NOISE)
                 obs = DATA[index].expand(copies, -1)
-                pyro.sample("y", law if self.wrap == "plate" else law.to_event(1), obs=obs)
+                pyro.sample("y", d if self.wrap == "plate" else d.to_event(1), obs=obs)
 
         return model
 
-    def _maker(self, p, law, has_rsample):
-        """k, shift -> the guide's law of x_k, where `shift` is what another site feeds."""
+    def _maker(self, p, distribution, has_rsample):
+        """k, shift -> the guide's distribution of x_k, where `shift` is what another site feeds."""
 
         def make(k, shift=None):
-            loc, scale, gate = p["mu"][k], p["log_scale"][k].exp(), p["gate"][k]
+            loc, scale, zero = p["mu"][k], p["log_scale"][k].exp(), p["zero"][k]
             if shift is not None:
-                loc, gate = loc + 0.5 * shift, gate + feed(shift, self.probs)
-            return law(loc, scale, **{"zi_probs" if self.probs else "zi_logits": gate}).has_rsample_(has_rsample)
+                loc, zero = loc + 0.5 * shift, zero + feed(shift, self.probs)
+            return distribution(loc, scale, **{"zi_probs" if self.probs else "zi_logits": zero}).has_rsample_(
+                has_rsample
+            )
 
         return make
 
@@ -98,23 +100,23 @@ class Case:
         mask = torch.tensor(self.mask)
         if self.wrap == "plate":
             with poutine.mask(mask=mask[index]) if self.poutine_mask else contextlib.nullcontext():
-                law = make(index)
-                return pyro.sample("x", law if self.poutine_mask or all(self.mask) else law.mask(mask[index]))
+                d = make(index)
+                return pyro.sample("x", d if self.poutine_mask or all(self.mask) else d.mask(mask[index]))
         if self.wrap == "event":
             return pyro.sample("x", self._event(make(index), mask))
         first = pyro.sample("x0", self._row(make(0), mask[0], copies))
         second = make(1, squash(first)) if self.wrap == "feeding" else make(1)
         return torch.stack([first, pyro.sample("x1", self._row(second, mask[1], copies))], -1)
 
-    def _row(self, law, mask, copies):
-        law = law.expand([copies]) if self.wrap == "expand" else law
-        return law if all(self.mask) else law.mask(mask)
+    def _row(self, d, mask, copies):
+        d = d.expand([copies]) if self.wrap == "expand" else d
+        return d if all(self.mask) else d.mask(mask)
 
-    def _event(self, law, mask):
+    def _event(self, d, mask):
         if self.mask_outside_event is None:
-            return law.to_event(1)
+            return d.to_event(1)
         # A mask outside the event is for the event as a whole.
-        return law.to_event(1).mask(mask[0]) if self.mask_outside_event else law.mask(mask).to_event(1)
+        return d.to_event(1).mask(mask[0]) if self.mask_outside_event else d.mask(mask).to_event(1)
 
     def _shift(self):
         if not self.enumerated:
@@ -124,15 +126,15 @@ class Case:
 
     def exact(self, params):
         """The ELBO of one copy."""
-        logits = params["gate"].logit() if self.probs else params["gate"]
+        logits = params["zero"].logit() if self.probs else params["zero"]
         scale = params["log_scale"].exp()
         x0, w0, q0 = nodes(params["mu"][0], scale[0], logits[0])
         if self.wrap == "feeding":
             shift = squash(x0)
-            gate1 = (
-                (params["gate"][1] + feed(shift, self.probs)).logit() if self.probs else logits[1] + feed(shift, False)
+            zero1 = (
+                (params["zero"][1] + feed(shift, self.probs)).logit() if self.probs else logits[1] + feed(shift, False)
             )
-            x1, w1, q1 = nodes(params["mu"][1] + 0.5 * shift, scale[1].expand_as(shift), gate1)
+            x1, w1, q1 = nodes(params["mu"][1] + 0.5 * shift, scale[1].expand_as(shift), zero1)
         else:
             x1, w1, q1 = (part.unsqueeze(0) for part in nodes(params["mu"][1], scale[1], logits[1]))
         x0, w0, q0 = (part.unsqueeze(1) for part in (x0, w0, q0))

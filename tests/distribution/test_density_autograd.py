@@ -14,24 +14,32 @@ from torch.func import grad, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from pyro_zilognormal import ZeroInflatedLogNormal as Law
-from pyro_zilognormal.density import choice as _density
-from pyro_zilognormal.numerics.zero_part import Gate, LogitGate
-from tests.distribution.density_cases import SHAPES, Shapes, arguments, assert_close, formula, gates, shapes_of_all
+from pyro_zilognormal import ZeroInflatedLogNormal as ZILN
+from pyro_zilognormal.numerics.zero_part import ZeroPart
+from tests.distribution.density_cases import (
+    SHAPES,
+    Shapes,
+    all_shapes,
+    arguments,
+    assert_close,
+    formula,
+    log_density,
+    zero_parts,
+)
 
-pytestmark = pytest.mark.usefixtures("used_for_few_entries_too")
+pytestmark = pytest.mark.usefixtures("kernel_for_few_entries_too")
 
 
 @pytest.mark.usefixtures("block_size")
-@shapes_of_all
-@gates
-def test_second_derivatives(shapes: Shapes, kind: type[Gate]) -> None:
+@all_shapes
+@zero_parts
+def test_second_derivatives(shapes: Shapes, kind: type[ZeroPart]) -> None:
     small = Shapes(*(tuple(min(n, 3) for n in s) for s in shapes))
     args = [a.requires_grad_() for a in arguments(small, kind)]
     args[0] = args[0].detach()
 
     def function(*parameters: Tensor) -> Tensor:
-        return _density.log_density(args[0], *parameters[:2], kind(parameters[2]))
+        return log_density(kind, args[0], *parameters)
 
     assert gradcheck(function, args[1:])
     assert gradgradcheck(function, args[1:])
@@ -43,7 +51,7 @@ def test_arguments_that_depend_on_each_other() -> None:
 
     def function(t: Tensor) -> Tensor:
         mu = t.sin()
-        return Law(mu, (mu + 2).exp(), mu * t).log_prob(x)
+        return ZILN(mu, (mu + 2).exp(), mu * t).log_prob(x)
 
     t = torch.tensor([0.3, -0.5, 1.1], dtype=torch.float64, requires_grad=True)
     assert gradcheck(function, t)
@@ -51,8 +59,8 @@ def test_arguments_that_depend_on_each_other() -> None:
 
 
 def test_backward_twice_and_after_a_change() -> None:
-    args = [a.requires_grad_() for a in arguments(SHAPES["per gene"], LogitGate)]
-    total = Law(*args[1:]).log_prob(args[0]).sum()
+    args = [a.requires_grad_() for a in arguments(SHAPES["per gene"])]
+    total = ZILN(*args[1:]).log_prob(args[0]).sum()
     first = torch.autograd.grad(total, args, retain_graph=True)
     assert all(map(torch.equal, first, torch.autograd.grad(total, args, retain_graph=True)))
     with torch.no_grad():
@@ -64,15 +72,15 @@ def test_backward_twice_and_after_a_change() -> None:
 @pytest.mark.parametrize("shapes", [SHAPES["full"], SHAPES["per gene"], SHAPES["all per gene"]])
 def test_backward_passes_in_any_order(shapes: Shapes) -> None:
     """What the first takes over from the forward pass is neither missed by the next nor shared with the caller."""
-    args = [a.requires_grad_() for a in arguments(shapes, LogitGate)]
+    args = [a.requires_grad_() for a in arguments(shapes)]
     weights = {"ones": torch.ones(()), "mean": torch.full((), 1 / 1500), "rows": torch.arange(50.0)[:, None]}
     grads = {name: w.double().expand(50, 30) for name, w in weights.items()} | {
         "copied": torch.full((50, 30), -2.0).double()
     }
-    plain = formula(LogitGate, *args)
+    plain = formula(ZeroPart, *args)
     expected = {name: torch.autograd.grad(plain, args, g, retain_graph=True) for name, g in grads.items()}
     for order in itertools.permutations(grads):
-        result = Law(*args[1:]).log_prob(args[0])
+        result = ZILN(*args[1:]).log_prob(args[0])
         for name in order:
             found = torch.autograd.grad(result, args, grads[name], retain_graph=True)
             for f, e in zip(found, expected[name], strict=True):
@@ -81,8 +89,8 @@ def test_backward_passes_in_any_order(shapes: Shapes) -> None:
 
 
 def test_batched_gradients() -> None:
-    args = [a.requires_grad_() for a in arguments(Shapes((4,), (4,), (), (4,)), LogitGate)]
-    result = Law(*args[1:]).log_prob(args[0])
+    args = [a.requires_grad_() for a in arguments(Shapes((4,), (4,), (), (4,)))]
+    result = ZILN(*args[1:]).log_prob(args[0])
     rows = torch.eye(4, dtype=torch.float64)
     one_by_one = [torch.autograd.grad(result, args, row, retain_graph=True) for row in rows]
     batched = torch.autograd.grad(result, args, rows, is_grads_batched=True)
@@ -90,10 +98,10 @@ def test_batched_gradients() -> None:
 
 
 def test_checkpointing_gives_the_same() -> None:
-    args = [a.requires_grad_() for a in arguments(SHAPES["full"], LogitGate)]
+    args = [a.requires_grad_() for a in arguments(SHAPES["full"])]
 
     def function(*a: Tensor) -> Tensor:
-        return Law(*a[1:]).log_prob(a[0]).sum()
+        return ZILN(*a[1:]).log_prob(a[0]).sum()
 
     expected = torch.autograd.grad(function(*args), args)
     actual = torch.autograd.grad(checkpoint(function, *args, use_reentrant=False), args)
@@ -135,12 +143,12 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_transforms_see_the_formula(name: str, used: list[int]) -> None:
-    args = arguments(Shapes((20,), (20,), (20,), (20,)), LogitGate)
-    expected = formula(LogitGate, *args)
+def test_transforms_see_the_formula(name: str, kernel_calls: list[int]) -> None:
+    args = arguments(Shapes((20,), (20,), (20,), (20,)))
+    expected = formula(ZeroPart, *args)
     plain_calls = {"func.grad": 1, "jacrev": 1}.get(name, 0)  # what is outside the transform
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        actual = ELSEWHERE[name](lambda x, *p: Law(*p).log_prob(x), *args)
+        actual = ELSEWHERE[name](lambda x, *p: ZILN(*p).log_prob(x), *args)
     torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-14)
-    assert len(used) == plain_calls
+    assert len(kernel_calls) == plain_calls

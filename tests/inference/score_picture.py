@@ -1,6 +1,6 @@
-"""Draw how far the gradients of `test_gate_gradient` are from quadrature, in standard errors.
+"""Draw how far the gradients of `test_score` are from quadrature, in standard errors.
 
-    python tests/inference/gate_picture.py --out docs/gate_gradient.png
+    python tests/inference/gate_picture.py --out docs/score.png
 
 It prints the largest of each layout, as a table in markdown.
 """
@@ -14,14 +14,14 @@ from unittest import mock
 import matplotlib
 import pyro
 import torch
-from gate_cases import z_scores
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from test_gate_gradient import CASES, VECTORIZED, NoScore, estimate, module, parameters
+from score_cases import z_scores
+from test_score import CASES, VECTORIZED, NoScore, estimate, parameters, ziln
 from torch import Tensor
 
 LOSSES = (Trace_ELBO, TraceEnum_ELBO)
 POWER = ("plate", "probs", "to_event", "subsample, scale", "feeding")
-GATE = slice(4, 6)  # of the six parameters, after two of mu and two of log scale
+ZERO = slice(4, 6)  # of the six parameters, after two of mu and two of log scale
 
 
 def with_score(name: str, loss: type) -> Tensor:
@@ -31,14 +31,14 @@ def with_score(name: str, loss: type) -> Tensor:
 
 
 def without_score(name: str, loss: type) -> Tensor:
-    """The same for a law that takes its gate for reparameterized, as in the test of the tests' power."""
+    """The same for a distribution that takes its zero part for reparameterized, as in the test of the tests' power."""
     pyro.set_rng_seed(20)
     with (
-        mock.patch.object(module, "guard", lambda draw, gate, ledger: draw),
+        mock.patch.object(ziln, "require_score", lambda draw, zero, count: draw),
         mock.patch.object(NoScore, "expand", lambda self, shape, _=None: NoScore(**parameters(self, shape))),
     ):
         case = CASES[name]
-        return z_scores(*estimate(loss, case, guide=case.guide(law=NoScore), **VECTORIZED)).detach()
+        return z_scores(*estimate(loss, case, guide=case.guide(distribution=NoScore), **VECTORIZED)).detach()
 
 
 def collect() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -49,10 +49,13 @@ def collect() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def table(right: dict[str, Tensor], wrong: dict[str, Tensor]) -> list[str]:
-    lines = ["| layout | gate | mu and scale | gate without its score |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| layout | zero inflation | mu and scale | zero inflation without its score |",
+        "| --- | --- | --- | --- |",
+    ]
     for name, z in right.items():
-        worst = f"{wrong[name][:, GATE].abs().max():.0f}" if name in wrong else ""
-        lines.append(f"| {name} | {z[:, GATE].abs().max():.1f} | {z[:, :4].abs().max():.1f} | {worst} |")
+        worst = f"{wrong[name][:, ZERO].abs().max():.0f}" if name in wrong else ""
+        lines.append(f"| {name} | {z[:, ZERO].abs().max():.1f} | {z[:, :4].abs().max():.1f} | {worst} |")
     return lines
 
 
@@ -65,9 +68,9 @@ def draw(right: dict[str, Tensor], wrong: dict[str, Tensor], path: Path) -> None
     names = list(right)[::-1]
     for row, name in enumerate(names):
         _scatter(left, right[name][:, :4], row, color="0.6", marker="|", label="mu, scale")
-        _scatter(left, right[name][:, GATE], row, color="tab:red", marker="o", s=18, label="gate")
+        _scatter(left, right[name][:, ZERO], row, color="tab:red", marker="o", s=18, label="zero inflation")
         if name in wrong:
-            _scatter(other, wrong[name][:, GATE].abs(), row, color="tab:red", marker="o", s=18, label="gate")
+            _scatter(other, wrong[name][:, ZERO].abs(), row, color="tab:red", marker="o", s=18, label="zero inflation")
     left.axvline(0, color="0.4", linewidth=0.8, zorder=0)
     left.set(
         yticks=range(len(names)),
@@ -77,7 +80,9 @@ def draw(right: dict[str, Tensor], wrong: dict[str, Tensor], path: Path) -> None
         xlabel="standard errors from the exact gradient",
     )
     other.axvline(4, color="0.7", linewidth=0.8)
-    other.set(xscale="log", xlim=(1, None), title="without the score of the gate", xlabel="the same, absolute")
+    other.set(
+        xscale="log", xlim=(1, None), title="without the score of the zero inflation", xlabel="the same, absolute"
+    )
     handles, labels = left.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     left.legend(unique.values(), unique.keys(), fontsize="small", loc="lower left", framealpha=1)
