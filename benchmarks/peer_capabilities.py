@@ -1,4 +1,4 @@
-"""What each system can do, found by asking it and comparing with the exact law."""
+"""What each system can do, found by asking it and comparing with the exact distribution."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
-from peer_law import Law
+from peer_exact import Exact
 
-LAW, OTHER = Law(0.5, 0.8, -0.3), Law(0.7, 1.1, 0.4)
-SMALL = Law(-36.0, 2.0, -0.3)  # values near the machine epsilon
-NEVER_ZERO, ALWAYS_ZERO = Law(0.5, 0.8, -math.inf), Law(0.5, 0.8, math.inf)
+EXAMPLE, OTHER = Exact(0.5, 0.8, -0.3), Exact(0.7, 1.1, 0.4)
+SMALL = Exact(-36.0, 2.0, -0.3)  # values near the machine epsilon
+NEVER_ZERO, ALWAYS_ZERO = Exact(0.5, 0.8, -math.inf), Exact(0.5, 0.8, math.inf)
 N = 20_000
 
 
@@ -23,12 +23,12 @@ class System(Protocol):
     version: str
     gate_is: str
 
-    def number(self, law: Law, member: str, *arguments: float, validate: bool = False) -> float: ...
-    def kl(self, p: Law, q: Law) -> float: ...
-    def value_and_slopes(self, law: Law, x: float) -> list[float]: ...
-    def draws(self, law: Law, member: str, n: int) -> np.ndarray: ...
-    def expanded_shape(self, law: Law) -> tuple[int, ...]: ...
-    def in_pyro(self, law: Law, observed: float | None) -> float: ...
+    def number(self, exact: Exact, member: str, *arguments: float, validate: bool = False) -> float: ...
+    def kl(self, p: Exact, q: Exact) -> float: ...
+    def value_and_slopes(self, exact: Exact, x: float) -> list[float]: ...
+    def draws(self, exact: Exact, member: str, n: int) -> np.ndarray: ...
+    def expanded_shape(self, exact: Exact) -> tuple[int, ...]: ...
+    def in_pyro(self, exact: Exact, observed: float | None) -> float: ...
 
 
 Probe = Callable[[System], str]
@@ -68,24 +68,24 @@ def differing(observed: float, true: float) -> str:
     return long if f"{observed:.4g}" == f"{true:.4g}" else short
 
 
-def numbers(member: str, *points: float, law: Law = LAW) -> Probe:
+def numbers(member: str, *points: float, exact: Exact = EXAMPLE) -> Probe:
     """Ask for a member at points, or for its one value."""
     grid: list[tuple[float, ...]] = [(x,) for x in points] or [()]
-    true = [getattr(law, member)(*x) for x in grid]
-    return lambda system: verdict(asked(lambda: [system.number(law, member, *x) for x in grid]), *true)
+    true = [getattr(exact, member)(*x) for x in grid]
+    return lambda system: verdict(asked(lambda: [system.number(exact, member, *x) for x in grid]), *true)
 
 
 def moments(system: System) -> str:
-    observed = asked(lambda: [system.number(LAW, m) for m in ("mean", "variance")])
-    return verdict(observed, LAW.mean(), LAW.variance())
+    observed = asked(lambda: [system.number(EXAMPLE, m) for m in ("mean", "variance")])
+    return verdict(observed, EXAMPLE.mean(), EXAMPLE.variance())
 
 
 def out_of_support(x: float) -> Probe:
     """What comes without validation and with it; a finite number, which would pass unnoticed, in bold."""
 
     def probe(system: System) -> str:
-        off = asked(lambda: system.number(LAW, "log_prob", x))
-        on = asked(lambda: system.number(LAW, "log_prob", x, validate=True))
+        off = asked(lambda: system.number(EXAMPLE, "log_prob", x))
+        on = asked(lambda: system.number(EXAMPLE, "log_prob", x, validate=True))
         return f"{shown(off)}; validated: {shown(on)}"
 
     return probe
@@ -98,28 +98,30 @@ def shown(answer: float | str) -> str:
 
 
 def zero_in_support(system: System) -> str:
-    return verdict(asked(lambda: [system.number(LAW, "log_prob", 0.0, validate=True)]), LAW.log_prob(0.0))
+    return verdict(asked(lambda: [system.number(EXAMPLE, "log_prob", 0.0, validate=True)]), EXAMPLE.log_prob(0.0))
 
 
 def divergence(system: System) -> str:
-    return verdict(asked(lambda: [system.kl(LAW, OTHER)]), LAW.kl(OTHER))
+    return verdict(asked(lambda: [system.kl(EXAMPLE, OTHER)]), EXAMPLE.kl(OTHER))
 
 
 def zeros_drawn(member: str) -> Probe:
     """The share of zeros among the draws, within 5 standard errors."""
 
     def probe(system: System) -> str:
-        drawn = asked(lambda: system.draws(LAW, member, N))
+        drawn = asked(lambda: system.draws(EXAMPLE, member, N))
         if isinstance(drawn, str):
             return drawn
-        share, error = float((drawn == 0).mean()), math.sqrt(LAW.gate * (1 - LAW.gate) / N)
-        return "right" if abs(share - LAW.gate) < 5 * error else f"**wrong**: {share:.3f} zeros for {LAW.gate:.3f}"
+        share, error = float((drawn == 0).mean()), math.sqrt(EXAMPLE.gate * (1 - EXAMPLE.gate) / N)
+        return (
+            "right" if abs(share - EXAMPLE.gate) < 5 * error else f"**wrong**: {share:.3f} zeros for {EXAMPLE.gate:.3f}"
+        )
 
     return probe
 
 
 def expand(system: System) -> str:
-    shape = asked(lambda: system.expanded_shape(LAW))
+    shape = asked(lambda: system.expanded_shape(EXAMPLE))
     return "right" if shape == (3,) else str(shape)
 
 
@@ -127,33 +129,33 @@ def in_pyro(observed: float | None) -> Probe:
     """A Pyro model of cells in a plate: drawn, its log density must be finite; observed, exact."""
 
     def probe(system: System) -> str:
-        density = asked(lambda: system.in_pyro(LAW, observed))
+        density = asked(lambda: system.in_pyro(EXAMPLE, observed))
         if observed is not None or isinstance(density, str):
-            return verdict(density if isinstance(density, str) else [density], LAW.log_prob(0.0))
+            return verdict(density if isinstance(density, str) else [density], EXAMPLE.log_prob(0.0))
         return "right" if math.isfinite(density) else f"**wrong**: {density}"
 
     return probe
 
 
-def value_and_slopes(law: Law, x: float) -> Probe:
+def value_and_slopes(exact: Exact, x: float) -> Probe:
     """log_prob and its gradient in mu, scale and the gate's own parameter, derived by hand."""
-    z = (math.log(x) - law.mu) / law.scale if x > 0 else 0.0
-    positive = [z / law.scale, (z * z - 1) / law.scale] if x > 0 else [0.0, 0.0]
+    z = (math.log(x) - exact.mu) / exact.scale if x > 0 else 0.0
+    positive = [z / exact.scale, (z * z - 1) / exact.scale] if x > 0 else [0.0, 0.0]
 
     def probe(system: System) -> str:
         if system.gate_is == "gate":
-            gate = 1 / law.gate if x == 0 else -1 / (1 - law.gate)
+            gate = 1 / exact.gate if x == 0 else -1 / (1 - exact.gate)
         else:
-            gate = 1 - law.gate if x == 0 else -law.gate
-        observed = asked(lambda: system.value_and_slopes(law, x))
-        return verdict(observed, law.log_prob(x), *positive, gate)
+            gate = 1 - exact.gate if x == 0 else -exact.gate
+        observed = asked(lambda: system.value_and_slopes(exact, x))
+        return verdict(observed, exact.log_prob(x), *positive, gate)
 
     return probe
 
 
 CAPABILITIES: dict[str, Probe] = {
     "`log_prob` at 0": numbers("log_prob", 0.0),
-    "`log_prob` at 0 with mu = -36, scale = 2": numbers("log_prob", 0.0, law=SMALL),
+    "`log_prob` at 0 with mu = -36, scale = 2": numbers("log_prob", 0.0, exact=SMALL),
     "`log_prob` at 1e-30, 1e-9, 1e-8: positive numbers": numbers("log_prob", 1e-30, 1e-9, 1e-8),
     "`log_prob` at 0.2, 1.7, 30": numbers("log_prob", 0.2, 1.7, 30.0),
     "`log_prob` at -1": out_of_support(-1.0),
@@ -170,8 +172,8 @@ CAPABILITIES: dict[str, Probe] = {
     "`expand`": expand,
     "`pyro.sample`, drawn in a plate": in_pyro(None),
     "`pyro.sample`, observed at 0": in_pyro(0.0),
-    "`log_prob`, gradients at x = 0": value_and_slopes(LAW, 0.0),
-    "`log_prob`, gradients at x = 1.7": value_and_slopes(LAW, 1.7),
+    "`log_prob`, gradients at x = 0": value_and_slopes(EXAMPLE, 0.0),
+    "`log_prob`, gradients at x = 1.7": value_and_slopes(EXAMPLE, 1.7),
     "`log_prob`, gradients at x = 1 where P(X = 0) = 0": value_and_slopes(NEVER_ZERO, 1.0),
     "`log_prob`, gradients at x = 0 where P(X = 0) = 1": value_and_slopes(ALWAYS_ZERO, 0.0),
 }

@@ -18,8 +18,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from peer_capabilities import CAPABILITIES, LAW, NEVER_ZERO, OTHER, System, asked, same, verdict
-from peer_law import Law
+from peer_capabilities import CAPABILITIES, EXAMPLE, NEVER_ZERO, OTHER, System, asked, same, verdict
+from peer_exact import Exact
 from peer_systems import (
     NumPyroSystem,
     TFPProbsSystem,
@@ -30,7 +30,7 @@ from peer_systems import (
     xgboostlss_system,
 )
 
-LOG_GATE = math.log(LAW.gate)
+LOG_GATE = math.log(EXAMPLE.gate)
 
 
 class Claim(NamedTuple):
@@ -57,9 +57,9 @@ def accepted(text: str, question: Callable[[], Any]) -> Claim:
 def lacks(system: System, *members: str) -> list[Claim]:
     """The claims that a system has no such member, no reparameterized draw and no KL."""
     arguments = {"cdf": (2.0,), "icdf": (0.9,)}
-    answers = {m: asked(partial(system.number, LAW, m, *arguments.get(m, ()))) for m in members}
-    answers["rsample"] = asked(lambda: system.draws(LAW, "rsample", 1))
-    answers["KL"] = asked(lambda: system.kl(LAW, OTHER))
+    answers = {m: asked(partial(system.number, EXAMPLE, m, *arguments.get(m, ()))) for m in members}
+    answers["rsample"] = asked(lambda: system.draws(EXAMPLE, "rsample", 1))
+    answers["KL"] = asked(lambda: system.kl(EXAMPLE, OTHER))
     return [gives(f"has no {name}", answer, "absent") for name, answer in answers.items()]
 
 
@@ -76,49 +76,49 @@ def scvi_inherited(member: str, *arguments: float) -> Claim:
     from scvi.distributions import ZeroInflatedLogNormal
 
     inherited = getattr(ZeroInflatedLogNormal, member) is getattr(torch.distributions.LogNormal, member)
-    answer = verdict([scvi_system().number(LAW, member, *arguments)], getattr(LAW, member)(*arguments))
+    answer = verdict([scvi_system().number(EXAMPLE, member, *arguments)], getattr(EXAMPLE, member)(*arguments))
     return Claim(f"{member} is the log-normal's, wrong here", answer, inherited and answer != "right")
 
 
 def scvi_claims() -> list[Claim]:
     system = scvi_system()
-    drawn = system.make(LAW)[0].sample((3,))
+    drawn = system.make(EXAMPLE)[0].sample((3,))
     weight = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    never, nan = asked(lambda: system.number(NEVER_ZERO, "log_prob", 1.7)), Law(0.5, 0.8, math.nan)
-    log_prob = {x: asked(partial(system.number, LAW, "log_prob", x)) for x in (1e-9, 1e-8, -1.0, math.nan)}
-    validated = asked(lambda: system.number(LAW, "log_prob", -1.0, validate=True))
-    mixed = float(system.make(LAW)[0].log_prob(torch.zeros(3, dtype=torch.float64))[0])
+    never, nan = asked(lambda: system.number(NEVER_ZERO, "log_prob", 1.7)), Exact(0.5, 0.8, math.nan)
+    log_prob = {x: asked(partial(system.number, EXAMPLE, "log_prob", x)) for x in (1e-9, 1e-8, -1.0, math.nan)}
+    validated = asked(lambda: system.number(EXAMPLE, "log_prob", -1.0, validate=True))
+    mixed = float(system.make(EXAMPLE)[0].log_prob(torch.zeros(3, dtype=torch.float64))[0])
     rounded = float(torch.tensor(LOG_GATE, dtype=torch.float32))
-    zeros = int((system.draws(LAW, "rsample", 20_000) == 0).sum())
+    zeros = int((system.draws(EXAMPLE, "rsample", 20_000) == 0).sum())
     return [
         gives("rsample draws no zeros: of 20,000", zeros, 0),
         scvi_inherited("cdf", 2.0),
         scvi_inherited("icdf", 0.9),
         *(scvi_inherited(member) for member in ("entropy", "mode", "perplexity")),
-        gives("KL is that of the log-normals", system.kl(LAW, OTHER), LAW.log_normal_kl(OTHER)),
+        gives("KL is that of the log-normals", system.kl(EXAMPLE, OTHER), EXAMPLE.log_normal_kl(OTHER)),
         gives("log_prob(1e-9) is log pi", log_prob[1e-9], LOG_GATE),
         gives("log_prob(1e-8) is 0", log_prob[1e-8], 0.0),
         gives("log_prob(nan) is 0", log_prob[math.nan], 0.0),
         gives("log_prob(-1) is log pi", log_prob[-1.0], LOG_GATE),
         gives("log_prob(-1) is log pi also under validate_args=True", validated, LOG_GATE),
         gives("zi_logits = -inf gives NaN at x = 1.7", never, math.nan),
-        gives("expand is not implemented", asked(lambda: system.expanded_shape(LAW)), "absent"),
+        gives("expand is not implemented", asked(lambda: system.expanded_shape(EXAMPLE)), "absent"),
         Claim("samples are inference tensors", str(drawn.is_inference()), drawn.is_inference()),
         gives("they break autograd", asked(lambda: (weight * drawn).sum()), "raises RuntimeError"),
         accepted("zi_logits = nan passes validation", lambda: system.make(nan, validate=True)),
-        gives("pyro.sample cannot draw from it", asked(lambda: system.in_pyro(LAW, None)), "raises TypeError"),
-        accepted("pyro.sample can observe it", lambda: system.in_pyro(LAW, 0.0)),
+        gives("pyro.sample cannot draw from it", asked(lambda: system.in_pyro(EXAMPLE, None)), "raises TypeError"),
+        accepted("pyro.sample can observe it", lambda: system.in_pyro(EXAMPLE, 0.0)),
         gives("float64 parameters that are scalars lose digits at x = [0., 0., 0.]", mixed, rounded),
     ]
 
 
 def pyro_claims() -> list[Claim]:
     system = pyro_system()
-    validated = asked(lambda: system.number(LAW, "log_prob", 0.0, validate=True))
-    slopes = system.value_and_slopes(LAW, 0.0)[1:]
+    validated = asked(lambda: system.number(EXAMPLE, "log_prob", 0.0, validate=True))
+    slopes = system.value_and_slopes(EXAMPLE, 0.0)[1:]
     return [
         gives("refuses 0 under validation", validated, "raises ValueError"),
-        gives("without it log_prob(0) is NaN", system.number(LAW, "log_prob", 0.0), math.nan),
+        gives("without it log_prob(0) is NaN", system.number(EXAMPLE, "log_prob", 0.0), math.nan),
         Claim("and so are its gradients", str(slopes), all(math.isnan(slope) for slope in slopes)),
         *lacks(system, "cdf", "icdf", "entropy", "mode"),
     ]
@@ -128,9 +128,9 @@ def numpyro_claims() -> list[Claim]:
     from numpyro.distributions import HurdleLogits, HurdleLogNormal, LogNormal
 
     system, points = NumPyroSystem(), (0.0, 1e-30, 1e-9, 0.2, 1.7, 30.0)
-    density = verdict([system.number(LAW, "log_prob", x) for x in points], *map(LAW.log_prob, points))
-    no_logits = asked(lambda: HurdleLogNormal(gate_logits=LAW.zi_logits))
-    generic = HurdleLogits(LogNormal(LAW.mu, LAW.scale), LAW.zi_logits, validate_args=True)
+    density = verdict([system.number(EXAMPLE, "log_prob", x) for x in points], *map(EXAMPLE.log_prob, points))
+    no_logits = asked(lambda: HurdleLogNormal(gate_logits=EXAMPLE.zi_logits))
+    generic = HurdleLogits(LogNormal(EXAMPLE.mu, EXAMPLE.scale), EXAMPLE.zi_logits, validate_args=True)
     at_zero = asked(lambda: float(generic.log_prob(0.0)))
     return [
         Claim("the density is right", density, density == "right"),
@@ -146,7 +146,7 @@ def xgboostlss_claims() -> list[Claim]:
 
     parameters = (torch.tensor(value, dtype=torch.float32) for value in (-10.0, 2.0, 0.3))
     single = ZeroAdjustedLogNormal(*parameters, validate_args=False).log_prob(torch.zeros(())).item()
-    tiny = verdict([xgboostlss_system().number(LAW, "log_prob", 1e-30)], LAW.log_prob(1e-30))
+    tiny = verdict([xgboostlss_system().number(EXAMPLE, "log_prob", 1e-30)], EXAMPLE.log_prob(1e-30))
     at_zero = "in float32 log_prob(0) is 9.56 at gate 0.3, loc -10, scale 2 (true: -1.204)"
     return [
         Claim(at_zero, f"{single:.4f}", abs(single - 9.56) < 0.005),
@@ -168,11 +168,11 @@ def validation_after_zaln() -> str:
 
 
 def tfp_claims() -> list[Claim]:
-    doubled = Law(LAW.mu, LAW.scale, 2 * LAW.zi_logits)
+    doubled = Exact(EXAMPLE.mu, EXAMPLE.scale, 2 * EXAMPLE.zi_logits)
     by_logits, by_probs = TFPSystem(), TFPProbsSystem()
     return [
-        gives("logits l give log pi of 2 l", by_logits.number(LAW, "log_prob", 0.0), doubled.log_prob(0.0)),
-        gives("probabilities are taken as they are", by_probs.number(LAW, "log_prob", 0.0), LOG_GATE),
+        gives("logits l give log pi of 2 l", by_logits.number(EXAMPLE, "log_prob", 0.0), doubled.log_prob(0.0)),
+        gives("probabilities are taken as they are", by_probs.number(EXAMPLE, "log_prob", 0.0), LOG_GATE),
         *lacks(by_probs, "icdf", "entropy", "mode"),
     ]
 
@@ -218,7 +218,7 @@ def main() -> int:
         tables.append(claim_table(title, found))
         failed |= not all(claim.holds for claim in found)
     versions = ", ".join(f"{system.name} {system.version}" for system in systems)
-    print(HEAD.format(versions=versions, torch=torch.__version__, python=platform.python_version(), law=LAW))
+    print(HEAD.format(versions=versions, torch=torch.__version__, python=platform.python_version(), exact=EXAMPLE))
     print(capability_table(systems), "", "## Claims", "", "\n\n".join(tables), sep="\n")
     return int(failed)
 
@@ -232,7 +232,7 @@ Versions: {versions}; torch {torch}, Python {python}.
 
 ## Capabilities
 
-In float64, of the law mu = {law.mu}, scale = {law.scale}, zi_logits = {law.zi_logits} if not said otherwise.
+In float64, with mu = {exact.mu}, scale = {exact.scale}, zi_logits = {exact.zi_logits} if not said otherwise.
 `right` is within 1e-8 of the exact value; `absent` means that the call does not exist or says that it is not
 implemented. At -1 and NaN the cell says what came; a finite number there is in bold. NumPyro, XGBoostLSS and
 TFP are given the gate as a probability, and differentiated in it; the others take logits.

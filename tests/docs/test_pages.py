@@ -24,7 +24,6 @@ def _readme(names: dict[str, Any]) -> None:
 
 
 def _speed(names: dict[str, Any]) -> None:
-    assert len(names["result"].losses) == 100
     assert names["by_cell"].shape == (700,)
 
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 
 
 @dataclass(frozen=True)
-class Law:
+class Exact:
     """P(X = 0) = sigmoid(zi_logits); else log X ~ Normal(mu, scale)."""
 
     mu: float
@@ -56,11 +56,11 @@ class Law:
     def perplexity(self) -> float:
         return math.exp(self.entropy())
 
-    def log_normal_kl(self, other: Law) -> float:
+    def log_normal_kl(self, other: Exact) -> float:
         ratio, shift = (self.scale / other.scale) ** 2, (self.mu - other.mu) / other.scale
         return (ratio - 1 - math.log(ratio) + shift**2) / 2
 
-    def kl(self, other: Law) -> float:
+    def kl(self, other: Exact) -> float:
         p, q = self.gate, other.gate
         positive = math.log((1 - p) / (1 - q)) + self.log_normal_kl(other)
         return p * math.log(p / q) + (1 - p) * positive
