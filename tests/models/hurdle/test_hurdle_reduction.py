@@ -1,0 +1,109 @@
+"""Groups of cells and the cells themselves are one likelihood; so are minibatches, on average over an epoch."""
+
+import numpy as np
+import pytest
+import scipy.sparse
+import torch
+from hurdle_cases import hurdle, latents, log_joint, offsets, table
+
+from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, HurdlePriors, draw_coefficients, fit_hurdle
+from pyro_zilognormal.sufficient import SufficientStatistics
+
+KINDS = {
+    "intercept": {"effects": 0},
+    "effects": {"effects": 2},
+    "donors": {"donors": 3},
+    "offset": {"offset": offsets()},
+    "zero": {"zero_design": torch.ones(60, 1)},
+    "sparse": {"priors": HurdlePriors()},
+    "donors, offset, zero design": {
+        "donors": 2,
+        "offset": offsets(),
+        "zero_design": torch.arange(120).reshape(60, 2) % 3 + 0.0,
+    },
+}
+KINDS["donors, offset, zero design"]["zero_design"][:, 0] = 1
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def both(kind):
+    return hurdle(**kind, reduce=True), hurdle(**kind, reduce=False)
+
+
+@kinds
+def test_one_density_and_one_gradient(kind):
+    (groups, guide, grouped), (cells, _, kept) = both(kind)
+    assert grouped.reduced
+    assert not kept.reduced
+    assert len(grouped.design) < len(kept.design) == 60
+    values = latents(guide, grouped)
+    found = []
+    for model, data in [(groups, grouped), (cells, kept)]:
+        leaves = {k: v.clone().requires_grad_() for k, v in values.items()}
+        density = log_joint(model, data, leaves)
+        found.append((density, torch.autograd.grad(density, list(leaves.values()))))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=0)
+    for first, second in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
+@kinds
+def test_one_start(kind):
+    """But for the zero part, which is pretrained where rows are groups."""
+    (_, groups, _), (_, cells, _) = both(kind)
+    trained = {f"zero.{name}" for name, _ in cells.zero.named_parameters()}
+    for name, value in cells.state_dict().items():
+        if name in trained:
+            continue
+        torch.testing.assert_close(groups.state_dict()[name], value, rtol=1e-7, atol=1e-7)
+
+
+def as_kind(x, kind):
+    return {"numpy": lambda: x.numpy(), "csr": lambda: scipy.sparse.csr_array(x.numpy())}.get(kind, lambda: x)()
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+@pytest.mark.parametrize("kind", ["tensor", "float32", "integers", "numpy", "csr"])
+def test_cells_of_any_kind_are_fitted(kind, reduce):
+    cells = table(cells=40, genes=3)
+    x = cells["x"].ceil()
+    x = {"float32": x.float(), "integers": x.long(), "tensor": x}.get(kind, as_kind(x, kind))
+    data = HurdleData.from_cells(**cells | {"x": x}, reduce=reduce)
+    model = HurdleModel(data)
+    result = fit_hurdle(model, HurdleGuide(model, data), data, steps=10, batch_size=16)
+    assert np.isfinite(result.losses).all()
+    draws = draw_coefficients(result, data, draws=3)
+    assert draws["effects"].shape == (3, 3, 1)
+    assert all(v.isfinite().all() for v in draws.values())
+    same = HurdleData.from_cells(**cells | {"x": cells["x"].ceil()}, reduce=reduce)
+    torch.testing.assert_close(data.as_groups().value, same.as_groups().value)
+
+
+def test_groups_are_made_where_they_halve_the_rows():
+    assert hurdle()[-1].reduced
+    assert not hurdle(continuous=True)[-1].reduced
+    assert len(hurdle(donors=4, cells=16)[-1].design) > 4  # at most 8 groups of 16 cells
+
+
+def test_groups_that_were_reduced_before():
+    cells = table(donors=2)
+    once = HurdleData.from_cells(**cells, offset=offsets())
+    keys, group = torch.unique(torch.cat([cells["design"], cells["donor"][:, None]], 1), dim=0, return_inverse=True)
+    stats = SufficientStatistics.from_cells(cells["x"], group, len(keys), offsets())
+    again = HurdleData.from_groups(stats, keys[:, :2], donor=keys[:, 2])
+    for first, second in zip(once.arguments, again.arguments, strict=True):
+        torch.testing.assert_close(first, second)
+    assert again.donors == once.donors == 2
+    assert HurdleData.from_groups(stats, keys[:, :2], donor=keys[:, 2], donors=5).donors == 5
+
+
+@pytest.mark.parametrize("kind", ["tensor", "numpy", "csr"])
+def test_of_many_cells_a_subset_makes_the_start(kind):
+    cells = {"x": torch.rand(4003, 2).double(), "design": torch.cat([torch.ones(4003, 1), torch.rand(4003, 1)], 1)}
+    offset = torch.rand(4003).double()
+    found = HurdleData.from_cells(as_kind(cells["x"], kind), cells["design"], offset=offset).as_groups()
+    every = torch.arange(0, 4003, 3)
+    same = HurdleData.from_cells(cells["x"][every], cells["design"][every], offset=offset[every]).as_groups()
+    assert found.reduced
+    for first, second in zip(found.arguments, same.arguments, strict=True):
+        torch.testing.assert_close(first, second)
