@@ -1,24 +1,28 @@
-"""Reference models on the zero-inflated log-normal, with guides whose posterior can be trusted."""
+"""Reference models on the zero-inflated log-normal, with guides whose posteriors are calibrated."""
 
-from pyro_zilognormal.models.data import HurdleData
-from pyro_zilognormal.models.fitting import fit_hurdle
-from pyro_zilognormal.models.fold_change import (
+from pyro_zilognormal.models.hurdle import (
     Condition,
     FoldChange,
+    HurdleData,
+    HurdleGuide,
+    HurdleModel,
+    HurdlePriors,
+    draw_coefficients,
     expected_fdr,
+    fit_hurdle,
     linear_predictor,
     local_false_sign_rate,
     log_fold_change,
 )
-from pyro_zilognormal.models.hurdle import HurdleRegression
-from pyro_zilognormal.models.priors import HurdlePriors
 
 __all__ = [
     "Condition",
     "FoldChange",
     "HurdleData",
+    "HurdleGuide",
+    "HurdleModel",
     "HurdlePriors",
-    "HurdleRegression",
+    "draw_coefficients",
     "expected_fdr",
     "fit_hurdle",
     "linear_predictor",

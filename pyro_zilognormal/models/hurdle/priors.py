@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.models.data import HurdleData
+from pyro_zilognormal.models.hurdle.data import HurdleData
 
 Pair = tuple[float | Tensor, float | Tensor]
 
@@ -20,8 +20,8 @@ class HurdlePriors:
 
     A field that ends in ``_mean`` is (mean, sd) of a Normal, for the mean of a coefficient across genes. One that ends
     in ``_sd`` is (median, spread) of a LogNormal(log median, spread), for a standard deviation across genes; it keeps
-    away from 0, where variational and sampled posteriors break down. Numbers or tensors; those of effects may have
-    one element for each column of the design but the first.
+    away from 0, where variational and sampled posteriors break down. Each is a number or a tensor; those of effects
+    may have one element for each column of the design but the first.
 
     Attributes:
         intercept_mean: of log x where it is positive, at the reference, in log units of x.
@@ -30,17 +30,22 @@ class HurdlePriors:
         donors_sd: of the donors' effects on the positive part.
         log_sigma_mean: of log sigma.
         log_sigma_sd: likewise.
-        gate_intercept_mean: of the log odds of a zero at the reference.
-        gate_intercept_sd: likewise.
-        gate_effects_sd: of the gate's coefficients, log odds ratios per unit of the column.
-        gate_donors_sd: of the donors' effects on the gate.
-        effects_share: for sparse effects, (median, spread) of a logit-Normal for the share of genes that a column of
-            the design affects, so that many genes without effects do not hide a few large ones; None for effects
-            in all genes.
-        spike_sd: the sd of sparse effects in the other genes: a difference of no interest.
+        zero_intercept_mean: of the log odds of a zero at the reference.
+        zero_intercept_sd: likewise.
+        zero_effects_sd: of the zero part's coefficients, log odds ratios per unit of the column.
+        zero_donors_sd: of the donors' effects on the zero part.
+        effects_share: (median, spread) of a logit-Normal for the share of genes that a column of the design affects:
+            effects are spike and slab, so that genes without effects do not pass for genes with small ones; None for a
+            Normal prior of the effects of all genes.
+        spike_sd: sd of the effects in unaffected genes, a difference of no interest: a natural log fold change or log
+            odds ratio, per unit of a column that holds -1, 0 and 1 alone, per standard deviation of any other.
+
+    Raises:
+        TypeError: a field that is not a pair.
+        ValueError: numbers out of range.
 
     Example:
-        >>> HurdlePriors(effects_sd=(0.2, 0.5), effects_share=(0.1, 1.5)).effects_share
+        >>> HurdlePriors(effects_sd=(0.2, 0.5)).effects_share
         (0.1, 1.5)
     """
 
@@ -50,11 +55,11 @@ class HurdlePriors:
     donors_sd: Pair = (0.2, 1.0)
     log_sigma_mean: Pair = (-0.5, 1.0)
     log_sigma_sd: Pair = (0.3, 1.0)
-    gate_intercept_mean: Pair = (0.0, 3.0)
-    gate_intercept_sd: Pair = (1.5, 1.0)
-    gate_effects_sd: Pair = (0.5, 1.0)
-    gate_donors_sd: Pair = (0.3, 1.0)
-    effects_share: Pair | None = None
+    zero_intercept_mean: Pair = (0.0, 3.0)
+    zero_intercept_sd: Pair = (1.5, 1.0)
+    zero_effects_sd: Pair = (0.5, 1.0)
+    zero_donors_sd: Pair = (0.3, 1.0)
+    effects_share: Pair | None = (0.1, 1.5)
     spike_sd: float = 0.01
 
     def __post_init__(self) -> None:
@@ -74,8 +79,8 @@ class HurdlePriors:
         stands; the effect of any other is taken per standard deviation of the column.
 
         Args:
-            data: what is fitted.
-            changed: fields that are given.
+            data: the data to fit.
+            changed: fields that replace the defaults.
 
         Returns:
             The priors.
@@ -85,18 +90,18 @@ class HurdlePriors:
             >>> HurdlePriors.for_data(data, effects_sd=(0.2, 0.5)).intercept_mean
             (4.605170185988092, 2.5)
         """
-        count, mean, squares = (v.reshape(-1) for v in data.statistics().unbind(-1)[1:4])
+        count, mean, squares = (v.reshape(-1) for v in data.as_groups().value.unbind(-1)[1:4])
         total = count.sum().clamp(min=1)
         centre = (count * mean).sum() / total
         sd = ((squares.sum() + (count * (mean - centre).square()).sum()) / total).sqrt()
         scaled: dict[str, Any] = {"intercept_mean": (float(centre), max(2.5, 2.5 * float(sd)))}
-        for name, design in [("effects_sd", data.design), ("gate_effects_sd", data.gate_design)]:
+        for name, design in [("effects_sd", data.design), ("zero_effects_sd", data.zero_design)]:
             median, spread = getattr(cls, name)
-            scaled[name] = (median / _units(design), spread)
+            scaled[name] = (median / column_units(design), spread)
         return cls(**scaled | changed)
 
 
-def _units(design: Tensor) -> Tensor:
+def column_units(design: Tensor) -> Tensor:
     """Return the size of a step of each column but the first: 1 for codes, else its standard deviation."""
     effects = design[:, 1:]
     coded = (effects.abs().eq(1) | effects.eq(0)).all(0)

@@ -1,0 +1,200 @@
+"""The guide of the hurdle regression: for each gene and part, the prior times a learned Gaussian site."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor
+
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
+from pyro_zilognormal.models.hurdle.components import Normal, log_scale
+from pyro_zilognormal.models.hurdle.data import HurdleData
+from pyro_zilognormal.models.hurdle.initialize import Mode, find_start, pretrain_zero
+from pyro_zilognormal.models.hurdle.model import HurdleModel, zero_log_bayes_factor
+from pyro_zilognormal.models.hurdle.sinh_arcsinh import PathDerivative, SinhArcsinhNormal
+
+# The precision of a site without information at the start, in units of the prior's.
+NO_INFORMATION = 1e-4
+
+
+class HurdleGuide(PyroModule):
+    """The approximate posterior of a :class:`HurdleModel`.
+
+    Given the hyperparameters, the two parts of a gene are independent in the posterior (where effects are not sparse),
+    and so they are in the guide. Each is a full-covariance Normal, the product of the prior and a learned Gaussian
+    site, so that genes follow the hyperparameters as in the exact posterior; the positive part is one given sigma,
+    which is what it is in the exact posterior. Sparse effects make a mixture of two of it. Its white noise is
+    transformed by sinh-arcsinh and coupled where the posterior is skewed or curved, as that of a gene's zero part
+    without a positive value. The hyperparameters have a full-covariance Normal.
+
+    The guide starts at the posterior mode, found by Newton's method and EM; where rows are groups, the zero part of
+    each gene is then pretrained by itself. Parameters are in units of posterior standard deviations at the start.
+
+    Args:
+        model: the model.
+        data: the data that the model was made from.
+
+    Raises:
+        TypeError: a model that is not a :class:`HurdleModel`, or data that are not :class:`HurdleData`.
+        ValueError: data of other sizes than the model's.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> data = HurdleData.from_cells(torch.rand(50, 3).round(decimals=1), torch.ones(50, 1))
+        >>> model = HurdleModel(data)
+        >>> elbo = Trace_ELBO()(model, HurdleGuide(model, data))
+        >>> optimizer = torch.optim.Adam(elbo.parameters(), lr=0.01)
+        >>> elbo(*data.arguments).backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(self, model: HurdleModel, data: HurdleData) -> None:
+        super().__init__()
+        if not isinstance(model, HurdleModel):
+            raise TypeError(f"model is a {type(model).__name__}; needed HurdleModel(data)")
+        model.check_sizes(data)
+        self.genes, self.blocks = data.genes, model.blocks
+        groups = data.as_groups()
+        start = find_start(groups, model.blocks)
+        values = {name: mean for name, (mean, _) in start.hyper.items()}
+        self.hyper = HyperparameterNormal({k: v for block in model.blocks.values() for k, v in start.of(block).items()})
+        for name, block in model.blocks.items():
+            setattr(self, name, GaussianSite(start.modes[name], *block.moments(values)))
+        if data.reduced:
+            pretrain_zero(self.zero, groups, model.blocks["zero"].moments(values))
+        self.register_buffer("log_scale_start", log_scale(start.modes["log_sigma"].theta))
+
+    def forward(
+        self,
+        design: Tensor,
+        zero_design: Tensor,
+        donor: Tensor,
+        offset: Tensor,
+        cells: Tensor | None = None,
+        value: Tensor | None = None,
+    ) -> None:
+        """Draw all coefficients; the arguments are those of the model, and none is used."""
+        vector = pyro.sample("hyperparameters", self.hyper.distribution(), infer={"is_auxiliary": True})
+        values = self.hyper.split(vector)
+        for name, found in values.items():
+            pyro.sample(name, dist.Delta(found, event_dim=1))
+        with pyro.plate("genes", self.genes, dim=-1):
+            values |= self._draw("log_sigma", self.distribution("log_sigma", values))
+            positive, zero = self.distribution("positive", values), self.distribution("zero", values)
+            values |= self._draw("positive", self._positive_with_prior(positive, zero, values))
+            values |= zero_log_bayes_factor(self.blocks["positive"], self.blocks["zero"], values)
+            sparse = self.blocks["zero"].spike_and_slab(values)
+            self._draw("zero", zero if sparse is None else zero.with_prior(sparse, sparse))
+
+    def distribution(self, name: str, values: dict[str, Tensor]) -> PathDerivative:
+        """Return the distribution of a block given what has been drawn, the effects in the slab."""
+        scale = self.log_scale_start.new_ones(1)
+        if name == "positive":  # given sigma a linear regression, whose posterior is Normal
+            scale = (2 * (self.log_scale_start - log_scale(values["log_sigma"]))).exp()
+        return getattr(self, name).distribution(*self.blocks[name].moments(values), scale)
+
+    def _draw(self, name: str, distribution: PathDerivative) -> dict[str, Tensor]:
+        """Draw the components of a block."""
+        theta = pyro.sample(f"{name}_block", distribution, infer={"is_auxiliary": True})
+        sites = self.blocks[name].split(theta)
+        for site, found in sites.items():
+            pyro.sample(site, dist.Delta(found, event_dim=1))
+        return sites
+
+    def _positive_with_prior(
+        self, positive: PathDerivative, zero: PathDerivative, values: dict[str, Tensor]
+    ) -> PathDerivative:
+        """Return the positive part under its spike-and-slab prior, updated by the zero part's log Bayes factor."""
+        blocks = self.blocks
+        own, other = (blocks[name].spike_and_slab(values) for name in ("positive", "zero"))
+        if own is None:
+            return positive
+        if other is None or blocks["positive"][-1].share != blocks["zero"][-1].share:
+            return positive.with_prior(own, own)
+        return positive.with_prior(*(own.updated(d.log_bayes_factor(other)) for d in (zero.live, zero.frozen)))
+
+
+class HyperparameterNormal(PyroModule):
+    """A full-covariance Normal of all hyperparameters, in units of the standard deviations at the start.
+
+    Args:
+        start: mean and standard deviation of each at the start, by name, each of shape (k,).
+    """
+
+    start: Tensor
+    unit: Tensor
+
+    def __init__(self, start: dict[str, Normal]) -> None:
+        super().__init__()
+        self.widths = {name: len(mean) for name, (mean, _) in start.items()}
+        self.register_buffer("start", torch.cat([mean for mean, _ in start.values()]))
+        self.register_buffer("unit", torch.cat([sd for _, sd in start.values()]))
+        self.shift = PyroParam(torch.zeros_like(self.start))
+        self.tril = PyroParam(torch.eye(len(self.start)).to(self.start))
+
+    def distribution(self) -> PathDerivative:
+        """Return the distribution of the vector of all hyperparameters."""
+        live = self.shift, self.tril
+        return PathDerivative(self._normal(*live), self._normal(*(p.detach() for p in live)))
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return the hyperparameters by name."""
+        return dict(zip(self.widths, vector.split(list(self.widths.values()), -1), strict=True))
+
+    def _normal(self, shift: Tensor, tril: Tensor) -> dist.MultivariateNormal:
+        scale_tril = self.unit.unsqueeze(-1) * tril.tril()
+        return dist.MultivariateNormal(self.start + self.unit * shift, scale_tril=scale_tril, validate_args=False)
+
+
+class GaussianSite(PyroModule):
+    """q(theta | mean, sd), proportional to Normal(theta; mean, sd) exp(scale (b' theta - theta' A theta / 2)).
+
+    The exact posterior has this form where the likelihood of theta is Gaussian: then A and b are its own, theta
+    follows the hyperparameters as it should, and scale is the residual precision relative to the start. Parameters
+    are in units of the posterior's standard deviations at the start, L^-1 with L L' = A + 1/sd^2, so that a step of the
+    optimiser has the same size for all genes.
+
+    Args:
+        mode: where to start.
+        mean: of the prior at the start, of shape (donors + core,) or (genes, donors + core).
+        prior_precision: 1/sd^2 at the start, likewise.
+    """
+
+    centre: Tensor
+
+    def __init__(self, mode: Mode, mean: Tensor, prior_precision: Tensor) -> None:
+        super().__init__()
+        unit = mode.information.add_diagonal(prior_precision).cholesky()
+        # A is singular where there are no cells; its factor needs a little more than no information. That little is
+        # centred at the prior's mean, so that where data are silent the posterior is centred as the prior.
+        site = mode.information.add_diagonal(NO_INFORMATION * prior_precision).cholesky()
+        linear = unit.times(unit.transpose_times(mode.theta)) - (1 - NO_INFORMATION) * prior_precision * mean
+        self.register_buffer("centre", site.transpose_solve(site.solve(linear)))
+        for name, buffer in vars(unit).items():
+            self.register_buffer(f"unit_{name}", buffer)
+        for name, start in vars(unit.solve_factor(site)).items():
+            setattr(self, f"site_{name}", PyroParam(start))
+        for name in ("shift", "skewness", "log_tails"):
+            setattr(self, name, PyroParam(torch.zeros_like(mode.theta)))
+        self.coupling = PyroParam(torch.zeros_like(unit.core))
+
+    def distribution(self, mean: Tensor, prior_precision: Tensor, scale: Tensor) -> PathDerivative:
+        """Return the distribution of theta under that prior, all slab, with the site's precision scaled."""
+        unit = self.unit()
+        factor = unit @ Arrowhead(self.site_block, self.site_border, self.site_core.tril())
+        # The site's mean is learned, not b: with many cells, 1 % more of A would move A^-1 b by many sds.
+        linear = factor.times(factor.transpose_times(self.centre + unit.transpose_solve(self.shift)))
+        gram = factor.gram()
+        live = (gram.block, gram.border, gram.core, linear, self.skewness, self.log_tails, self.coupling)
+
+        def given(block: Tensor, border: Tensor, core: Tensor, linear: Tensor, *transform: Tensor) -> SinhArcsinhNormal:
+            precision = Arrowhead(block, border, core).scale(scale).add_diagonal(prior_precision)
+            return SinhArcsinhNormal(precision.cholesky(), linear * scale + prior_precision * mean, *transform)
+
+        return PathDerivative(given(*live), given(*(p.detach() for p in live)))
+
+    def unit(self) -> Arrowhead:
+        """Return L, the factor of the posterior precision at the start."""
+        return Arrowhead(self.unit_block, self.unit_border, self.unit_core)
