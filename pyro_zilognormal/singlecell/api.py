@@ -129,7 +129,7 @@ class HurdleDE:
     @property
     def genes(self) -> list[str]:
         """Names of the genes, in the order of the matrix."""
-        return self.cells.expression.genes
+        return self.cells.names
 
     @property
     def versions(self) -> dict[str, str]:
@@ -255,7 +255,7 @@ class HurdleDE:
                 self.draws,
                 one,
                 arms,
-                lack_of_fit_columns(*checks, len(self.genes)),
+                lack_of_fit_columns(checks[0], checks[1], len(self.genes)),
                 delta=delta,
                 fdr=fdr,
                 credible=credible,

@@ -70,7 +70,7 @@ def gene_fits(
     cells: Cells, draws: Mapping[str, Tensor], genes: Sequence[str], contrast: Contrast, credible: float
 ) -> list[GeneFit]:
     """Return observations and fits of some genes; see :meth:`HurdleDE.gene_fits`."""
-    names = cells.expression.genes
+    names = cells.names
     for gene in genes:
         if gene not in names:
             raise unknown("gene", gene, "genes", names)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import HurdleData
@@ -182,23 +183,21 @@ class Cells:
     """An experiment, read and checked. Its rows are strata of cells alike in all variables and donor, or single cells.
 
     Attributes:
-        expression: the matrix.
-        clean: how its values are brought to the linear scale.
+        clean: the matrix, and how its values are brought to the linear scale.
         design: the design of the formula.
         donors: the donors of the cells, or None.
-        offset: the log size factor of each cell, or None.
+        factor: the size factor of each cell.
         data: the data of the fit, row by row.
         example: one cell of each row.
         count: the number of cells in each row.
-        size: means of the size factors exp(offset) and of their squares in each row, of shape (rows, 2).
+        size: means of the size factors and of their squares in each row, of shape (rows, 2).
         totals: sums of linear values, of shape (rows, genes); None where rows are cells.
     """
 
-    expression: Expression
     clean: Cleaner
     design: Design
     donors: Donors | None
-    offset: NDArray[np.float64] | None
+    factor: NDArray[np.float64]
     data: HurdleData
     example: NDArray[np.int64]
     count: NDArray[np.int64]
@@ -233,7 +232,12 @@ class Cells:
             linear = values.toarray() if hasattr(values, "toarray") else values.numpy(force=True)
         else:
             linear = read_genes(self.clean, columns)
-        return linear if self.offset is None else linear / np.exp(self.offset)[:, None]
+        return linear / self.factor[:, None]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the genes, in the order of the matrix."""
+        return self.clean.expression.genes
 
 
 def read(obs: Any, formula: str, donor: str | None, offset: Any, clean: Cleaner) -> Cells:
@@ -244,7 +248,7 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, clean: Cleaner)
     """
     design = Design(formula, obs)
     donors = None if donor is None else Donors.of(obs, donor, design)
-    shift = None if offset is None else _offset(obs, offset)
+    shift = np.zeros(len(obs)) if offset is None else _offset(obs, offset)
     columns = [v.values for v in design.variables.values()] + ([] if donors is None else [donors.values])
     of_cell, example = strata(columns, len(obs))
     if donors is not None:
@@ -252,17 +256,17 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, clean: Cleaner)
     keep = 2 * len(example) > len(obs)
     if keep:
         of_cell = example = np.arange(len(obs))
-    who, n_donors = (None, 0) if donors is None else (donors.code[example], len(donors.names))
-    if keep:
-        totals = None
-        data = HurdleData.from_cells(read_cells(clean), design.matrix, None, who, shift, reduce=False)
+        value, totals = read_cells(clean), None
     else:
-        statistics, totals = read_statistics(clean, of_cell, len(example), shift)
-        data = HurdleData.from_groups(statistics, design.matrix[example], None, who, n_donors or None)
-    count = np.bincount(of_cell)
-    factor = np.ones(len(obs)) if shift is None else np.exp(shift)
+        statistics, totals = read_statistics(clean, of_cell, len(example), None if offset is None else shift)
+        value = statistics.value
+    rows = torch.from_numpy(design.matrix[example])
+    who = torch.from_numpy(np.zeros_like(example) if donors is None else donors.code[example])
+    left = torch.from_numpy(shift if keep else np.zeros(len(example)))  # statistics have the offset taken out
+    data = HurdleData(value, rows, rows, who, left, 0 if donors is None else len(donors.names))
+    count, factor = np.bincount(of_cell), np.exp(shift)
     size = np.stack([np.bincount(of_cell, factor**power) / count for power in (1, 2)], 1)
-    return Cells(clean.expression, clean, design, donors, shift, data, example, count, size, totals)
+    return Cells(clean, design, donors, factor, data, example, count, size, totals)
 
 
 def _offset(obs: Any, offset: Any) -> NDArray[np.float64]:

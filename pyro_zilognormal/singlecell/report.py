@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import warnings
@@ -105,10 +106,11 @@ def metrics(results: Results) -> dict[str, Any]:
 def fingerprint(de: HurdleDE) -> str:
     """Return a digest of the data of the fit: values, designs, donors, offsets and names of genes."""
     digest = hashlib.blake2b("\n".join(de.genes).encode(), digest_size=16)
-    for value in de.cells.data.arguments:
-        parts = (value.indptr, value.indices, value.data) if hasattr(value, "tocsr") else (np.asarray(value),)
-        for part in parts:
-            digest.update(f"{part.dtype} {part.shape}".encode() + np.ascontiguousarray(part).tobytes())
+    arrays: list[Any] = [value for value in de.cells.data.arguments if value is not None]
+    if hasattr(arrays[-1], "tocsr"):
+        arrays[-1:] = [arrays[-1].indptr, arrays[-1].indices, arrays[-1].data]
+    for array in map(np.ascontiguousarray, arrays):
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
     return digest.hexdigest()
 
 
@@ -299,10 +301,13 @@ def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes]]:
         "predictive": _png((13.0, 4.6), predictive),
     }
     genes = {
-        f"{fit.gene}, {fit.contrast}": _png((6.4, 3.6), lambda figure, fit=fit: plots.gene(fit, figure.subplots()))
-        for fit in results.genes
+        f"{fit.gene}, {fit.contrast}": _png((6.4, 3.6), functools.partial(_draw_gene, fit)) for fit in results.genes
     }
     return pictures, genes
+
+
+def _draw_gene(fit: GeneFit, figure: Any) -> None:
+    plots.gene(fit, figure.subplots())
 
 
 def _png(size: tuple[float, float], paint: Callable[[Any], Any]) -> bytes:
