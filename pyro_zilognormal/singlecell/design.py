@@ -191,9 +191,9 @@ class Design:
                 f"write C({column}) in the formula to compare levels, or give two conditions, cond({column}=...)"
             )
         levels = [variable.level(given) for given in (test, reference)]
-        for level in levels:
+        for level, given in zip(levels, (test, reference), strict=True):
             if level not in variable.levels:
-                raise unknown("contrast", level, f"values of obs[{column!r}]", variable.levels)
+                raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
         # The conditions need not be estimable, as long as their difference is.
         above, below = (self._row_of({column: level}) for level in levels)
         return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", above, below, column))

@@ -82,7 +82,7 @@ def _on_disk_class() -> Any:
             for name in ("layers", "obsm", "varm", "obsp", "varp"):
                 if name in root:
                     parts[name] = {key: _element(root[name][key]) for key in root[name]}
-            if "raw" in root:
+            if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
                 parts["raw"] = {"X": _element(root["raw/X"]), "var": _table(root, "raw/var")}
             super().__init__(**parts)
             self._root = root
