@@ -26,7 +26,16 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyro_zilognormal import GroupedZeroInflatedLogNormal
-from pyro_zilognormal.models import Condition, HurdleData, HurdleRegression, fit_hurdle, log_fold_change
+from pyro_zilognormal.models import (
+    Condition,
+    HurdleData,
+    HurdleGuide,
+    HurdleModel,
+    HurdlePriors,
+    draw_coefficients,
+    fit_hurdle,
+    log_fold_change,
+)
 from pyro_zilognormal.svi import Minibatches, fit, posterior_draws
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,7 +44,7 @@ from tests.calibration.nuts_reference import posterior
 
 
 def simulate(cells: int, genes: int, donors: int, seed: int = 0) -> HurdleData:
-    """Return statistics of groups, one for each donor and condition, drawn from their exact law."""
+    """Return statistics of groups, one for each donor and condition, drawn from their exact distribution."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         donor, condition = torch.arange(donors).repeat(2), torch.arange(2).repeat_interleave(donors)
@@ -52,15 +61,26 @@ def simulate(cells: int, genes: int, donors: int, seed: int = 0) -> HurdleData:
     return HurdleData(value, rows, rows, donor, torch.zeros(2 * donors).double(), donors)
 
 
+def dense(data: HurdleData) -> HurdlePriors:
+    """Return the priors without spike and slab, as the model in NumPyro has them."""
+    return HurdlePriors.for_data(data, effects_share=None)
+
+
+def pair(data: HurdleData) -> tuple[HurdleModel, HurdleGuide]:
+    """Return model and guide."""
+    model = HurdleModel(data, dense(data))
+    return model, HurdleGuide(model, data)
+
+
 def step_seconds(data: HurdleData) -> functools.partial[float]:
     """Return a function that times one step on the data."""
-    regression, loss = HurdleRegression(data), Trace_ELBO()
-    optimizer = torch.optim.Adam(regression.parameters(), lr=1e-4)
+    elbo = Trace_ELBO()(*pair(data))
+    optimizer = torch.optim.Adam(elbo.parameters(), lr=1e-4)
 
     def step() -> float:
         start = time.perf_counter()
         optimizer.zero_grad()
-        loss.differentiable_loss(regression.model, regression.guide, *data.arguments).backward()
+        elbo(*data.arguments).backward()
         optimizer.step()
         return time.perf_counter() - start
 
@@ -81,9 +101,9 @@ def large() -> dict[str, float | bool]:
     """Fit 1,000,000 cells x 2,000 genes x 20 donors from their statistics to convergence."""
     data = simulate(1_000_000, 2_000, donors=20)
     start = time.perf_counter()
-    regression = HurdleRegression(data)
+    model, guide = pair(data)
     started = time.perf_counter()
-    result = fit_hurdle(regression, data)
+    result = fit_hurdle(model, guide, data)
     end = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
@@ -128,8 +148,8 @@ def fits(data: HurdleData) -> dict[str, tuple[Tensor, float]]:
 def reduction(data: HurdleData) -> tuple[Tensor, float]:
     """Return draws of fold changes from the statistics of the groups by our guide, and its seconds."""
     start = time.perf_counter()
-    result = fit_hurdle(HurdleRegression(data), data)
-    return fold_changes(result, data), time.perf_counter() - start
+    result = fit_hurdle(*pair(data), data)
+    return change(draw_coefficients(result, data, draws=2000)), time.perf_counter() - start
 
 
 def nuts(data: HurdleData, draws: int) -> tuple[Tensor, float]:
@@ -143,13 +163,13 @@ def nuts(data: HurdleData, draws: int) -> tuple[Tensor, float]:
 def minibatches(data: HurdleData, steps: int) -> tuple[Tensor, float]:
     """Return draws of fold changes from a plain fit to cells with the statistics of the groups, and its seconds."""
     cells = as_cells(data)
-    regression = HurdleRegression(cells)
-    guide = AutoNormal(regression.model)
+    model = HurdleModel(cells, dense(cells))
+    guide = AutoNormal(model)
     batches = Minibatches(*cells.arguments, batch_size=256, plate="rows")
     start = time.perf_counter()
     adam = functools.partial(torch.optim.Adam, lr=0.02)
-    result = fit(regression.model, guide, batches, steps=steps, optimizer=adam)
-    return fold_changes(result, data), time.perf_counter() - start
+    result = fit(model, guide, batches, steps=steps, optimizer=adam)
+    return change(posterior_draws(result, *data.arguments, draws=2000)), time.perf_counter() - start
 
 
 def as_cells(data: HurdleData) -> HurdleData:
@@ -165,12 +185,7 @@ def as_cells(data: HurdleData) -> HurdleData:
         rows += [group] * total
     at = torch.tensor(rows)
     offset = torch.zeros(len(at)).double()
-    return HurdleData(torch.cat(blocks), data.design[at], data.gate_design[at], data.donor[at], offset, data.donors)
-
-
-def fold_changes(result: object, data: HurdleData) -> Tensor:
-    """Return draws of fold changes from a fit."""
-    return change(posterior_draws(result, *data.arguments, draws=2000))
+    return HurdleData(torch.cat(blocks), data.design[at], data.zero_design[at], data.donor[at], offset, data.donors)
 
 
 def change(draws: dict[str, Tensor]) -> Tensor:

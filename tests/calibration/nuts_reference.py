@@ -3,8 +3,8 @@
     pip install -c constraints.txt ".[benchmarks]"
     python -m tests.calibration.nuts_reference
 
-writes means and standard deviations of all sites to nuts_reference.json, which the guide is compared with. Nothing of
-our model, density or priors' code is used but the numbers in ``HurdlePriors``.
+writes means and standard deviations of all sites to nuts_reference.json, which the guide is compared with. Of
+our code only the numbers in ``HurdlePriors`` are used. Effects are dense.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def hurdle(value: Any, design: Any, donor: Any, donors: int, priors: HurdlePrior
 
     zeros, positives, mean, squares = (jnp.asarray(value[..., k]) for k in range(4))
     mu = predictor("", design, donor, donors, value.shape[1], priors)
-    gate = predictor("gate_", design, donor, donors, value.shape[1], priors)
+    zero = predictor("zero_", design, donor, donors, value.shape[1], priors)
     log_sigma = hierarchical("log_sigma", priors.log_sigma_sd, value.shape[1], 1, priors.log_sigma_mean)[:, 0]
     variance = jnp.exp(2 * log_sigma) + 0.001**2
-    numpyro.factor("gate", (zeros * log_sigmoid(gate) + positives * log_sigmoid(-gate)).sum())
+    numpyro.factor("zero", (zeros * log_sigmoid(zero) + positives * log_sigmoid(-zero)).sum())
     residual = squares + positives * (mean - mu) ** 2
     numpyro.factor("positive", (-positives * jnp.log(variance) / 2 - residual / (2 * variance)).sum())
 
@@ -63,8 +63,8 @@ def hierarchical(name: str, sd: Any, genes: int, width: int, mean: Any = None, s
     median, spread = (jnp.broadcast_to(jnp.asarray(v), (1 if shared else width,)) for v in sd)
     log_sd = numpyro.sample(f"{name}_log_sd", dist.Normal(jnp.log(median), spread).to_event(1))
     centre = 0.0 if mean is None else numpyro.sample(f"{name}_mean", dist.Normal(*mean))
-    law = dist.Normal(centre, jnp.exp(log_sd)).expand([genes, width])
-    return numpyro.sample(name, law.to_event(2))
+    normal = dist.Normal(centre, jnp.exp(log_sd)).expand([genes, width])
+    return numpyro.sample(name, normal.to_event(2))
 
 
 def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dict[str, np.ndarray]:
@@ -74,13 +74,13 @@ def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dic
     from numpyro.infer import MCMC, NUTS
 
     numpyro.enable_x64()
-    priors = HurdlePriors.for_data(data)
+    priors = HurdlePriors.for_data(data, effects_share=None)
     numbers = {
         k: tuple(np.asarray(v) for v in getattr(priors, k)) for k in vars(priors) if isinstance(vars(priors)[k], tuple)
     }
     mcmc = MCMC(NUTS(hurdle, target_accept_prob=0.9), num_warmup=warmup, num_samples=draws, progress_bar=False)
     given = data.value.numpy(), data.design.numpy(), data.donor.numpy(), data.donors
-    mcmc.run(jax.random.PRNGKey(0), *given, HurdlePriors(**numbers))
+    mcmc.run(jax.random.PRNGKey(0), *given, HurdlePriors(**numbers, effects_share=None))
     return {name: np.asarray(values) for name, values in mcmc.get_samples().items()}
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pyro_zilognormal.models import HurdleRegression, fit_hurdle, log_fold_change
+from pyro_zilognormal.models import log_fold_change
 from pyro_zilognormal.svi import posterior_draws
-from tests.calibration.simulations import PRIORS, REFERENCE, TEST, draw_from_prior
+from tests.calibration.simulations import PRIORS, REFERENCE, TEST, draw_from_prior, fit
 
 DRAWS = 199
 BARS = 10
@@ -27,7 +27,7 @@ LEVELS = (0.5, 0.9, 0.95)
 def replicate(seed: int, genes: int = 10, donors: int = 6, cells: int = 40) -> dict[str, np.ndarray]:
     """Return the ranks, from 0 to DRAWS, of all elements of each site, and of the log fold changes ("log_fc")."""
     data, truth = draw_from_prior(seed, genes, donors, cells)
-    result = fit_hurdle(HurdleRegression(data, PRIORS), data, seed=seed)
+    result = fit(data, PRIORS, seed)
     drawn = posterior_draws(result, *data.arguments, draws=DRAWS, seed=seed)
     drawn["log_fc"] = log_fold_change(drawn, TEST, REFERENCE).total
     truth["log_fc"] = log_fold_change({k: v[None] for k, v in truth.items()}, TEST, REFERENCE).total[0]

@@ -14,12 +14,14 @@ from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.models import (
     Condition,
     HurdleData,
+    HurdleGuide,
+    HurdleModel,
     HurdlePriors,
-    HurdleRegression,
+    draw_coefficients,
     fit_hurdle,
     log_fold_change,
 )
-from pyro_zilognormal.svi import posterior_draws
+from pyro_zilognormal.svi import FitResult
 
 TEST, REFERENCE = Condition([1.0, 1.0]), Condition([1.0, 0.0])
 
@@ -31,10 +33,11 @@ PRIORS = HurdlePriors(
     donors_sd=(0.25, 0.4),
     log_sigma_mean=(-0.5, 0.3),
     log_sigma_sd=(0.25, 0.3),
-    gate_intercept_mean=(0.0, 0.5),
-    gate_intercept_sd=(1.0, 0.3),
-    gate_effects_sd=(0.7, 0.4),
-    gate_donors_sd=(0.3, 0.4),
+    zero_intercept_mean=(0.0, 0.5),
+    zero_intercept_sd=(1.0, 0.3),
+    zero_effects_sd=(0.7, 0.4),
+    zero_donors_sd=(0.3, 0.4),
+    effects_share=None,
 )
 
 
@@ -47,14 +50,12 @@ def design(donors: int) -> tuple[Tensor, Tensor]:
 def draw_from_prior(seed: int, genes: int, donors: int, cells: int) -> tuple[HurdleData, dict[str, Tensor]]:
     """Return data of ``cells`` cells a donor, and the values of all latent sites that made them."""
     rows, donor = design(donors)
-    empty = torch.zeros(donors, genes, 5, dtype=torch.float64)
-    # The model reads the numbers of cells from the statistics; any data of that size serve to build it.
-    empty[..., 0], empty[..., 1] = cells - 1.0, 1.0
-    blank = HurdleData(empty, rows, rows, donor, torch.zeros(donors).double(), donors)
-    regression = HurdleRegression(blank, PRIORS)
+    silent = torch.zeros(donors, genes, 5, dtype=torch.float64)
+    silent[..., 0] = cells
+    blank = HurdleData(silent, rows, rows, donor, torch.zeros(donors).double(), donors)
     with torch.random.fork_rng(devices=[]):
         pyro.set_rng_seed(seed)
-        trace = poutine.trace(poutine.uncondition(regression.model)).get_trace(*blank.arguments)
+        trace = poutine.trace(HurdleModel(blank, PRIORS)).get_trace(*blank.arguments[:-1])
     truth = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name not in ("x", "genes", "rows")}
     return HurdleData(trace.nodes["x"]["value"], rows, rows, donor, blank.offset, donors), truth
 
@@ -87,22 +88,26 @@ def experiment(seed: int, genes: int, share: float, donors: int = 10, cells: int
     condition = (donor % 2).double()
     affected = (torch.rand(genes, generator=noise, dtype=torch.float64) < share).double()
     mean, odds = 1.5 + 0.7 * normal(genes), 0.5 + 1.5 * normal(genes)
-    effect, gate_effect = 0.8 * normal(genes) * affected, 1.2 * normal(genes) * affected
-    of_donor, gate_of_donor = 0.25 * normal(donors, genes), 0.4 * normal(donors, genes)
+    effect, zero_effect = 0.8 * normal(genes) * affected, 1.2 * normal(genes) * affected
+    of_donor, zero_of_donor = 0.25 * normal(donors, genes), 0.4 * normal(donors, genes)
     mu = mean + condition[:, None] * effect + of_donor[donor]
-    logits = odds + condition[:, None] * gate_effect + gate_of_donor[donor]
+    logits = odds + condition[:, None] * zero_effect + zero_of_donor[donor]
     sigma = (-0.5 + 0.3 * normal(genes)).exp()
     positive = torch.rand(len(donor), genes, generator=noise, dtype=torch.float64) > logits.sigmoid()
     x = (mu + sigma * normal(len(donor), genes)).exp() * positive
-    log_fc = (effect + logsigmoid(-odds - gate_effect) - logsigmoid(-odds)) / torch.log(torch.tensor(2.0))
+    log_fc = (effect + logsigmoid(-odds - zero_effect) - logsigmoid(-odds)) / torch.log(torch.tensor(2.0))
     return Experiment(x, condition, donor, log_fc)
 
 
-def fitted_log_fc(data: HurdleData, priors: HurdlePriors, seed: int, draws: int = 2000) -> Tensor:
+def fit(data: HurdleData, priors: HurdlePriors | None, seed: int) -> FitResult:
+    """Fit model and guide; None stands for the default priors."""
+    model = HurdleModel(data, priors)
+    return fit_hurdle(model, HurdleGuide(model, data), data, seed=seed)
+
+
+def fitted_log_fc(data: HurdleData, priors: HurdlePriors | None, seed: int, draws: int = 2000) -> Tensor:
     """Return draws of log2 fold changes of the mean, of shape (draws, genes)."""
-    regression = HurdleRegression(data, priors)
-    result = fit_hurdle(regression, data, seed=seed)
-    drawn = posterior_draws(result, *data.arguments, draws=draws, seed=seed)
+    drawn = draw_coefficients(fit(data, priors, seed), data, draws, seed)
     return log_fold_change(drawn, TEST, REFERENCE).total
 
 

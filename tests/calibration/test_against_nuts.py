@@ -5,15 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from pyro_zilognormal.models import HurdleRegression, fit_hurdle
-from pyro_zilognormal.svi import posterior_draws
+from pyro_zilognormal.models import HurdlePriors, draw_coefficients
 from tests.calibration.nuts_reference import PATH
-from tests.calibration.simulations import NUTS_DATA
+from tests.calibration.simulations import NUTS_DATA, fit
 
 pytestmark = pytest.mark.slow
 
 DRAWS = 8000
-COEFFICIENTS = ("intercept", "effects", "log_sigma", "gate_intercept", "gate_effects", "donors", "gate_donors")
+COEFFICIENTS = ("intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "donors", "zero_donors")
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -22,8 +21,8 @@ def test_every_coefficient(name, seed):
     """Means within 0.1 posterior sd and sds within 10 %, but for two standard errors of both samplers."""
     data, reference = NUTS_DATA[name](), json.loads(PATH.read_text())[name]
     assert float(data.value.sum()) == pytest.approx(reference["statistics"], rel=1e-12), "made for other data"
-    result = fit_hurdle(HurdleRegression(data), data, seed=seed)
-    drawn = posterior_draws(result, *data.arguments, draws=DRAWS, seed=seed)
+    result = fit(data, HurdlePriors.for_data(data, effects_share=None), seed)
+    drawn = draw_coefficients(result, data, DRAWS, seed, donors=True)
     compared = [site for site in COEFFICIENTS if site in reference["sites"]]
     for site in compared:
         exact = {k: np.array(v) for k, v in reference["sites"][site].items()}

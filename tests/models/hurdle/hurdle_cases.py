@@ -1,20 +1,22 @@
 """Small data, models of them, and densities that the tests of the hurdle regression share."""
 
+import copy
+
 import pyro
 import torch
 from pyro import poutine
 
-from pyro_zilognormal.models import HurdleData, HurdlePriors, HurdleRegression
-from pyro_zilognormal.models._rows import Rows
-from pyro_zilognormal.models._start import find_start
+from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, HurdlePriors
+from pyro_zilognormal.models.hurdle.initialize import find_start
 
-# Priors so wide that they say nothing, and do not move.
+# Priors so wide that they are flat, with fixed hyperparameters.
 FLAT = HurdlePriors(
     intercept_mean=(0.0, 1e3),
-    gate_intercept_mean=(0.0, 1e3),
+    zero_intercept_mean=(0.0, 1e3),
     log_sigma_mean=(0.0, 1e3),
     **dict.fromkeys(("intercept_sd", "effects_sd", "donors_sd", "log_sigma_sd"), (1000.0, 0.001)),
-    **dict.fromkeys(("gate_intercept_sd", "gate_effects_sd", "gate_donors_sd"), (1000.0, 0.001)),
+    effects_share=None,
+    **dict.fromkeys(("zero_intercept_sd", "zero_effects_sd", "zero_donors_sd"), (1000.0, 0.001)),
 )
 
 
@@ -40,26 +42,38 @@ def offsets(cells=60):
     return torch.linspace(-0.5, 0.8, cells, dtype=torch.float64)
 
 
-def hurdle(reduce=None, offset=None, gate_design=None, priors=None, **kinds):
-    """A regression and its data."""
-    data = HurdleData.from_cells(**table(**kinds), reduce=reduce, offset=offset, gate_design=gate_design)
-    return HurdleRegression(data, priors), data
+def hurdle(reduce=None, offset=None, zero_design=None, priors=None, **kinds):
+    """A model, its guide and their data; effects are dense unless priors say otherwise."""
+    asked = repr((reduce, offset, zero_design, priors, kinds))
+    if asked not in _MADE:
+        _MADE[asked] = _make(reduce, offset, zero_design, priors, kinds)
+    model, guide, data = _MADE[asked]
+    return *copy.deepcopy((model, guide)), data
 
 
-def start(regression, data):
-    rows = [Rows(d, data.donor, data.donors) for d in (data.gate_design, data.design)]
-    return find_start(data.statistics(), *rows, regression.blocks)
+# The start of a guide takes a second: it is found once.
+_MADE = {}
 
 
-def latents(regression, data, seed=0):
+def _make(reduce, offset, zero_design, priors, kinds):
+    data = HurdleData.from_cells(**table(**kinds), reduce=reduce, offset=offset, zero_design=zero_design)
+    model = HurdleModel(data, HurdlePriors.for_data(data, effects_share=None) if priors is None else priors)
+    return model, HurdleGuide(model, data), data
+
+
+def start(model, data):
+    return find_start(data.as_groups(), model.blocks)
+
+
+def latents(guide, data, seed=0):
     """One draw of all latent sites from the guide, without those that are only its own."""
     pyro.set_rng_seed(seed)
-    nodes = poutine.trace(regression.guide).get_trace(*data.arguments).nodes
+    nodes = poutine.trace(guide).get_trace(*data.arguments).nodes
     sites = {k: v for k, v in nodes.items() if v["type"] == "sample" and not v["infer"].get("is_auxiliary")}
     return {k: v["value"].detach() for k, v in sites.items() if k not in ("genes", "rows")}
 
 
-def log_joint(regression, data, values):
+def log_joint(model, data, values):
     """The model's log density of latent values and data."""
-    trace = poutine.trace(poutine.condition(regression.model, data=values)).get_trace(*data.arguments)
+    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*data.arguments)
     return trace.log_prob_sum()

@@ -1,4 +1,4 @@
-"""The settled gate's law against quadrature, for genes that are silent in a condition, or nearly."""
+"""The pretrained zero part against quadrature, for genes without a positive value in a condition, or with few."""
 
 import copy
 
@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from pyro_zilognormal.models import HurdleData, HurdleRegression
-from pyro_zilognormal.models._rows import Rows
-from pyro_zilognormal.models._settle import settle_gate
+from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, HurdlePriors
+from pyro_zilognormal.models.hurdle.arrowhead import DonorDesign
+from pyro_zilognormal.models.hurdle.initialize import pretrain_zero
 
 # Zeros and positives in each of two conditions, gene by gene.
 ZEROS = torch.tensor([[149.0, 127], [126, 128], [144, 8], [130, 100], [60, 0], [149, 129]]).double()
@@ -39,34 +39,37 @@ def moments_by_quadrature(mean, precision, rows):
 @pytest.fixture(scope="module")
 def fitted():
     data = grouped()
-    regression = HurdleRegression(data)
-    values = regression.hyper.split(regression.hyper.start)
-    prior = regression.blocks["gate"].moments(values)
-    return regression, data, prior
+    model, guide = pair(data)
+    return guide, data, model.blocks["zero"].moments(guide.hyper.split(guide.hyper.start))
+
+
+def pair(data):
+    model = HurdleModel(data, HurdlePriors.for_data(data, effects_share=None))
+    return model, HurdleGuide(model, data)
 
 
 def test_means_and_sds_are_those_of_quadrature(fitted):
-    regression, data, (mean, precision) = fitted
-    exact_mean, exact_sd = moments_by_quadrature(mean, precision, Rows(data.design, data.donor, 0))
+    guide, data, (mean, precision) = fitted
+    exact_mean, exact_sd = moments_by_quadrature(mean, precision, DonorDesign(data.design, data.donor, 0))
     torch.manual_seed(0)
-    draws = regression.laws["gate"](mean, precision).rsample((DRAWS,)).detach()
+    draws = guide.zero.distribution(mean, precision, mean.new_ones(1)).rsample((DRAWS,)).detach()
     noise = 3 / DRAWS**0.5
     assert ((draws.mean(0) - exact_mean).abs() / exact_sd < 0.03 + noise).all()
     assert ((draws.std(0) / exact_sd).log().abs() < 0.05 + noise).all()
 
 
-def test_a_regression_is_the_same_where_gradients_are_off(fitted):
+def test_a_guide_is_the_same_where_gradients_are_off(fitted):
     with torch.no_grad():
-        again = HurdleRegression(grouped())
+        _, again = pair(grouped())
     for name, value in fitted[0].state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_it_touches_no_global_generator_and_leaves_no_gradient(fitted):
-    regression, data, prior = fitted
-    law = copy.deepcopy(regression.laws["gate"])
+    guide, data, prior = fitted
+    site = copy.deepcopy(guide.zero)
     state = torch.get_rng_state()
-    settle_gate(law, data.value, Rows(data.design, data.donor, 0), prior, steps=3)
+    pretrain_zero(site, data, prior, steps=3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(p.grad is None for p in law.parameters())
-    assert not torch.equal(law.shift, regression.laws["gate"].shift)
+    assert all(p.grad is None for p in site.parameters())
+    assert not torch.equal(site.shift, guide.zero.shift)

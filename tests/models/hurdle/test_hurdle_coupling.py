@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_zilognormal.models._couple import couple, uncouple
+from pyro_zilognormal.models.hurdle.sinh_arcsinh import couple, uncouple
 
 
 def noise_and_coupling(others, core, seed=0):

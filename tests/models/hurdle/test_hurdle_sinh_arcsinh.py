@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from pyro_zilognormal.models._bend import bend, bent_log_density, straighten
+from pyro_zilognormal.models.hurdle.sinh_arcsinh import sinh_arcsinh, sinh_arcsinh_inverse, sinh_arcsinh_log_density
 
 SHAPES = [(0.0, 0.0), (0.7, 0.0), (-1.5, 0.3), (0.2, -0.5), (0.0, 0.8)]
 shapes = pytest.mark.parametrize(("skewness", "log_tails"), SHAPES, ids=str)
@@ -19,8 +19,8 @@ def tensors(*values):
 def test_straighten_inverts_bend(skewness, log_tails):
     shape = tensors(skewness, log_tails)
     noise = torch.linspace(-6, 6, 121, dtype=torch.float64)
-    torch.testing.assert_close(straighten(bend(noise, *shape), *shape), noise, rtol=1e-10, atol=1e-12)
-    assert (bend(noise, *shape).diff() > 0).all()
+    torch.testing.assert_close(sinh_arcsinh_inverse(sinh_arcsinh(noise, *shape), *shape), noise, rtol=1e-10, atol=1e-12)
+    assert (sinh_arcsinh(noise, *shape).diff() > 0).all()
 
 
 @shapes
@@ -28,7 +28,7 @@ def test_the_density_integrates_to_1(skewness, log_tails):
     shape = tensors(skewness, log_tails)
     # On the scale of arsinh, where even heavy tails are short.
     grid = torch.linspace(-25, 25, 20001, dtype=torch.float64)
-    density = bent_log_density(grid.sinh(), *shape).exp() * grid.cosh()
+    density = sinh_arcsinh_log_density(grid.sinh(), *shape).exp() * grid.cosh()
     assert integrate.simpson(density.numpy(), x=grid.numpy()) == pytest.approx(1, abs=1e-10)
 
 
@@ -37,28 +37,28 @@ def test_the_density_is_that_of_the_bent_quantiles(skewness, log_tails):
     shape = tensors(skewness, log_tails)
     levels = np.linspace(0.001, 0.999, 41)
     noise = torch.tensor(stats.norm.ppf(levels), requires_grad=True)
-    bent = bend(noise, *shape)
-    (slope,) = torch.autograd.grad(bent.sum(), noise)
+    transformed = sinh_arcsinh(noise, *shape)
+    (slope,) = torch.autograd.grad(transformed.sum(), noise)
     expected = torch.tensor(stats.norm.logpdf(noise.detach())) - slope.log()
-    torch.testing.assert_close(bent_log_density(bent.detach(), *shape), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(sinh_arcsinh_log_density(transformed.detach(), *shape), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_unbent_it_is_normal():
+def test_untransformed_it_is_normal():
     x, zero = torch.linspace(-30, 30, 61, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    torch.testing.assert_close(bent_log_density(x, zero, zero), torch.tensor(stats.norm.logpdf(x)))
-    torch.testing.assert_close(bend(x, zero, zero), x)
+    torch.testing.assert_close(sinh_arcsinh_log_density(x, zero, zero), torch.tensor(stats.norm.logpdf(x)))
+    torch.testing.assert_close(sinh_arcsinh(x, zero, zero), x)
 
 
 def test_skewness_and_tails_do_what_they_say():
     noise = torch.linspace(-3, 3, 601, dtype=torch.float64)
     half, zero = tensors(0.5, 0.0)
-    right = bend(noise, half, zero)
+    right = sinh_arcsinh(noise, half, zero)
     assert right[-1] - right[300] > right[300] - right[0]
-    assert bend(noise, zero, -half)[-1] > 3 > bend(noise, zero, half)[-1]
+    assert sinh_arcsinh(noise, zero, -half)[-1] > 3 > sinh_arcsinh(noise, zero, half)[-1]
 
 
 @shapes
 def test_gradients(skewness, log_tails):
     inputs = [t.requires_grad_() for t in tensors([-3.0, -0.2, 0.0, 1.4], skewness, log_tails)]
-    for of in (bend, straighten, bent_log_density):
+    for of in (sinh_arcsinh, sinh_arcsinh_inverse, sinh_arcsinh_log_density):
         assert torch.autograd.gradcheck(of, inputs)

@@ -8,8 +8,9 @@ import torch
 from pyro_zilognormal.models import (
     Condition,
     HurdleData,
+    HurdleGuide,
+    HurdleModel,
     HurdlePriors,
-    HurdleRegression,
     expected_fdr,
     fit_hurdle,
     linear_predictor,
@@ -23,7 +24,9 @@ TWO = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
 NAN, INF = float("nan"), float("inf")
 STATS = SufficientStatistics.from_cells(X, [0, 0, 1, 1])
 DATA = HurdleData.from_cells(X, TWO)
-DRAWS = {k: torch.zeros(3, 2, 1) for k in ("intercept", "effects", "gate_intercept", "gate_effects")}
+MODEL = HurdleModel(DATA)
+GUIDE = HurdleGuide(MODEL, DATA)
+DRAWS = {k: torch.zeros(3, 2, 1) for k in ("intercept", "effects", "zero_intercept", "zero_effects")}
 cells, groups = HurdleData.from_cells, HurdleData.from_groups
 
 
@@ -34,14 +37,14 @@ def at(row, column, value):
 
 
 def other(**changed):
-    """A fit of data that are not like those the regression was made from."""
-    fit_hurdle(HurdleRegression(DATA), cells(**{"x": X, "design": TWO} | changed), steps=10)
+    """A fit of data of other sizes than those the model was made from."""
+    fit_hurdle(MODEL, GUIDE, cells(**{"x": X, "design": TWO} | changed), steps=10)
 
 
 BAD = {
     "x, a list": (lambda: cells([[0.0]], [[1.0]]), ValueError, "x: a list; needed a tensor, numpy array or CSR"),
     "x, a vector": (lambda: cells(X[0], ONE[:2]), ValueError, r"x: shape \(2,\); needed .* of cells x genes"),
-    "x, empty": (lambda: cells(X[:0], ONE[:0]), ValueError, r"x: shape \(0, 2\); .* with a cell at least"),
+    "x, empty": (lambda: cells(X[:0], ONE[:0]), ValueError, r"x: shape \(0, 2\); .* with at least one cell"),
     "x < 0": (lambda: cells(at(1, 0, -1), ONE), ValueError, r"got -1.0 in row 1, column 0"),
     "x < 0, kept": (lambda: cells(at(1, 0, -1), ONE, reduce=False), ValueError, r"got -1.0 in row 1, column 0"),
     "x NaN, kept": (lambda: cells(at(3, 1, NAN), ONE, reduce=False), ValueError, r"got nan in row 3, column 1"),
@@ -55,10 +58,10 @@ BAD = {
         ValueError,
         "design: row 0 is not finite; leave out",
     ),
-    "design, words": (lambda: cells(X, [["a"]] * 4), TypeError, "design: a list with other things than numbers"),
+    "design, words": (lambda: cells(X, [["a"]] * 4), TypeError, "design: a list with values that are not numbers"),
     "design, None": (lambda: cells(X, None), ValueError, r"design: shape \(\); needed 4 x columns"),
-    "gate design": (lambda: cells(X, ONE, TWO[:, 1:]), ValueError, "gate_design: the first column is not all 1"),
-    "gate design, rows": (lambda: cells(X, ONE, TWO[:2]), ValueError, r"gate_design: shape \(2, 2\); needed 4 x"),
+    "zero design": (lambda: cells(X, ONE, TWO[:, 1:]), ValueError, "zero_design: the first column is not all 1"),
+    "zero design, rows": (lambda: cells(X, ONE, TWO[:2]), ValueError, r"zero_design: shape \(2, 2\); needed 4 x"),
     "donor, rows": (lambda: cells(X, ONE, donor=[0, 1]), ValueError, r"donor: shape \(2,\); needed 4"),
     "donor < 0": (lambda: cells(X, ONE, donor=[0, 1, -1, 0]), ValueError, "donor: got -1; needed whole numbers from 0"),
     "donor, half": (lambda: cells(X, ONE, donor=[0, 1, 0.5, 0]), ValueError, "donor: got 0.5; needed whole numbers"),
@@ -82,50 +85,67 @@ BAD = {
         r"log_sigma_mean is \(0, 1, 2\); needed",
     ),
     "median": (lambda: HurdlePriors(donors_sd=(0, 1)), ValueError, "donors_sd is .*, with median and spread > 0"),
-    "spread": (lambda: HurdlePriors(gate_donors_sd=(1, 0)), ValueError, "gate_donors_sd is .* median and spread > 0"),
+    "spread": (lambda: HurdlePriors(zero_donors_sd=(1, 0)), ValueError, "zero_donors_sd is .* median and spread > 0"),
     "sd": (lambda: HurdlePriors(intercept_mean=(-1, 0)), ValueError, r"intercept_mean is \(-1, 0\); .*, with sd > 0"),
-    "infinite": (lambda: HurdlePriors(gate_intercept_mean=(0, INF)), ValueError, "gate_intercept_mean is .* finite"),
+    "infinite": (lambda: HurdlePriors(zero_intercept_mean=(0, INF)), ValueError, "zero_intercept_mean is .* finite"),
     "tensor": (lambda: HurdlePriors(effects_sd=(torch.tensor([1.0, NAN]), 1)), ValueError, "effects_sd is .* finite"),
     "share": (lambda: HurdlePriors(effects_share=(1, 1)), ValueError, "effects_share is .*, and a median < 1"),
     "spike": (lambda: HurdlePriors(spike_sd=0), ValueError, "spike_sd is 0; needed a finite number > 0"),
     "spike, bool": (lambda: HurdlePriors(spike_sd=True), ValueError, "spike_sd is True; needed a finite number"),
     "spike, inf": (lambda: HurdlePriors(spike_sd=INF), ValueError, "spike_sd is inf; needed a finite number"),
     "no prior": (lambda: HurdlePriors.for_data(DATA, effect_sd=(1, 1)), TypeError, "unexpected .* 'effect_sd'"),
-    "data": (lambda: HurdleRegression(X), TypeError, "data is a Tensor; needed HurdleData.from_cells"),
-    "priors": (lambda: HurdleRegression(DATA, {}), TypeError, r"priors is a dict; needed HurdlePriors\(...\), or None"),
+    "data": (lambda: HurdleModel(X), TypeError, "data is a Tensor; needed HurdleData.from_cells"),
+    "priors": (lambda: HurdleModel(DATA, {}), TypeError, r"priors is a dict; needed HurdlePriors\(...\), or None"),
     "wide": (
-        lambda: HurdleRegression(DATA, HurdlePriors(effects_sd=(torch.ones(3), 1))),
+        lambda: HurdleModel(DATA, HurdlePriors(effects_sd=(torch.ones(3), 1))),
         ValueError,
         r"a prior of HurdlePriors is \(tensor.*; needed numbers, or 1 elements",
     ),
     "fewer steps": (
-        lambda: fit_hurdle(HurdleRegression(DATA), DATA, steps=9),
+        lambda: fit_hurdle(MODEL, GUIDE, DATA, steps=9),
         ValueError,
         "steps is 9; needed at least 10",
     ),
-    "genes": (lambda: other(x=X[:, :1]), ValueError, "data has {'genes': 1, .* the regression {'genes': 2"),
-    "donors": (lambda: other(donor=[0, 1, 0, 1]), ValueError, "data has .*'donors': 2.* regression .*'donors': 0"),
-    "columns": (lambda: other(design=ONE), ValueError, "data has .*'columns': 1.* regression .*'columns': 2"),
-    "gate columns": (lambda: other(gate_design=ONE), ValueError, "data has .*'gate columns': 1.* needed one made from"),
+    "genes": (lambda: other(x=X[:, :1]), ValueError, "data has {.*'genes': 1, .* the model {.*'genes': 2"),
+    "donors": (lambda: other(donor=[0, 1, 0, 1]), ValueError, "data has .*'donors': 2.* model .*'donors': 0"),
+    "columns": (lambda: other(design=ONE), ValueError, "data has .*'columns': 1.* model .*'columns': 2"),
+    "zero columns": (
+        lambda: other(zero_design=ONE),
+        ValueError,
+        "data has .*'zero columns': 1.* needed a model",
+    ),
     "condition": (
         lambda: log_fold_change(DRAWS, Condition([1]), Condition([1, 0])),
         ValueError,
-        r"condition: a row of shape \(1,\) for the gate's 2 coefficients; needed one number for each column",
+        r"condition: a row of shape \(1,\) for the 2 coefficients of the zero part; needed one number for each column",
     ),
-    "gate condition": (
+    "condition, zero part": (
         lambda: log_fold_change(DRAWS, Condition([1, 1], [1, 0, 0]), Condition([1, 0])),
         ValueError,
-        r"a row of shape \(3,\) for the gate's 2 coefficients",
+        r"a row of shape \(3,\) for the 2 coefficients of the zero part",
     ),
-    "positive condition": (
+    "condition, positive part": (
         lambda: linear_predictor(DRAWS, Condition([1, 1, 1])),
         ValueError,
-        r"a row of shape \(3,\) for the positive part's 2 coefficients",
+        r"a row of shape \(3,\) for the 2 coefficients of the positive part",
     ),
+    "part": (
+        lambda: linear_predictor(DRAWS, Condition([1, 1]), "gate"),
+        ValueError,
+        "part is 'gate'; needed 'positive'",
+    ),
+    "guide, no model": (
+        lambda: HurdleGuide(DATA, DATA),
+        TypeError,
+        r"model is a HurdleData; needed HurdleModel\(data\)",
+    ),
+    "guide, no data": (lambda: HurdleGuide(MODEL, X), TypeError, "data is a Tensor; needed HurdleData.from_cells"),
+    "guide, other data": (lambda: HurdleGuide(MODEL, cells(X[:, :1], TWO)), ValueError, "data has .*'genes': 1"),
+    "rows": (lambda: fit_hurdle(MODEL, GUIDE, cells(X, TWO, reduce=False)), ValueError, "data has {'rows': 4"),
     "draws": (
         lambda: log_fold_change({"intercept": DRAWS["intercept"]}, Condition([1]), Condition([1])),
         ValueError,
-        r"draws: no gate_intercept among \['intercept'\]; needed those of all sites",
+        r"draws: no zero_intercept among \['intercept'\]; needed those of all sites",
     ),
     "error > 1": (lambda: expected_fdr(torch.tensor([0.1, 2.0])), ValueError, "error .* needed one probability"),
     "error NaN": (lambda: expected_fdr(torch.tensor([0.1, NAN])), ValueError, "error .* needed one probability"),
@@ -146,7 +166,7 @@ def test_good_input_that_is_near():
     assert groups(STATS, ONE[:2], donors=0).donors == 0
     assert groups(STATS, ONE[:2], donor=[0, 1], donors=2).donors == 2
     assert HurdlePriors(effects_sd=(torch.ones(2), 1), effects_share=(0.5, 1)).effects_share == (0.5, 1)
-    HurdleRegression(DATA, HurdlePriors(effects_sd=(torch.ones(1), 1)))
+    HurdleModel(DATA, HurdlePriors(effects_sd=(torch.ones(1), 1)))
 
 
 def test_tables_of_pandas():

@@ -1,31 +1,28 @@
 """Groups of cells and the cells themselves are one likelihood; so are minibatches, on average over an epoch."""
 
 import numpy as np
-import pyro
 import pytest
 import scipy.sparse
 import torch
 from hurdle_cases import hurdle, latents, log_joint, offsets, table
-from pyro.infer import Trace_ELBO
 
-from pyro_zilognormal.models import HurdleData, HurdlePriors, HurdleRegression, fit_hurdle
+from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, HurdlePriors, draw_coefficients, fit_hurdle
 from pyro_zilognormal.sufficient import SufficientStatistics
-from pyro_zilognormal.svi import Minibatches, Objective, posterior_draws
 
 KINDS = {
     "intercept": {"effects": 0},
     "effects": {"effects": 2},
     "donors": {"donors": 3},
     "offset": {"offset": offsets()},
-    "gate": {"gate_design": torch.ones(60, 1)},
-    "sparse": {"priors": HurdlePriors(effects_share=(0.2, 1.0))},
-    "donors, offset, gate": {
+    "zero": {"zero_design": torch.ones(60, 1)},
+    "sparse": {"priors": HurdlePriors()},
+    "donors, offset, zero design": {
         "donors": 2,
         "offset": offsets(),
-        "gate_design": torch.arange(120).reshape(60, 2) % 3 + 0.0,
+        "zero_design": torch.arange(120).reshape(60, 2) % 3 + 0.0,
     },
 }
-KINDS["donors, offset, gate"]["gate_design"][:, 0] = 1
+KINDS["donors, offset, zero design"]["zero_design"][:, 0] = 1
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
@@ -35,15 +32,15 @@ def both(kind):
 
 @kinds
 def test_one_density_and_one_gradient(kind):
-    (groups, grouped), (cells, kept) = both(kind)
+    (groups, guide, grouped), (cells, _, kept) = both(kind)
     assert grouped.reduced
     assert not kept.reduced
     assert len(grouped.design) < len(kept.design) == 60
-    values = latents(groups, grouped)
+    values = latents(guide, grouped)
     found = []
-    for regression, data in [(groups, grouped), (cells, kept)]:
+    for model, data in [(groups, grouped), (cells, kept)]:
         leaves = {k: v.clone().requires_grad_() for k, v in values.items()}
-        density = log_joint(regression, data, leaves)
+        density = log_joint(model, data, leaves)
         found.append((density, torch.autograd.grad(density, list(leaves.values()))))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-9, atol=0)
     for first, second in zip(found[0][1], found[1][1], strict=True):
@@ -52,31 +49,13 @@ def test_one_density_and_one_gradient(kind):
 
 @kinds
 def test_one_start(kind):
-    """But for the gate's law, which is trained by itself where rows are groups."""
-    (groups, _), (cells, _) = both(kind)
-    trained = {f"laws.gate.{name}" for name, _ in cells.laws["gate"].named_parameters()}
+    """But for the zero part, which is pretrained where rows are groups."""
+    (_, groups, _), (_, cells, _) = both(kind)
+    trained = {f"zero.{name}" for name, _ in cells.zero.named_parameters()}
     for name, value in cells.state_dict().items():
         if name in trained:
             continue
         torch.testing.assert_close(groups.state_dict()[name], value, rtol=1e-7, atol=1e-7)
-
-
-@pytest.mark.parametrize("kind", ["cells", "numpy", "csr", "groups"])
-def test_minibatches_average_to_the_whole(kind):
-    """One seed gives every batch the same draw, for no latent site has rows."""
-    regression, data = hurdle(donors=2, offset=offsets(), reduce=kind == "groups")
-    args = [as_kind(data.value, kind), *data.arguments[1:]]
-    objective = Objective(regression.model, regression.guide, Trace_ELBO(), plate="rows", rows=len(data.design))
-
-    def loss(batch):
-        pyro.set_rng_seed(3)
-        return objective(*batch.args, indices=batch.indices) * batch.weight
-
-    whole = loss(Minibatches(*args, batch_size=10_000, plate="rows").batch(torch.arange(len(data.design))))
-    size = 3 if kind == "groups" else 17
-    losses = [loss(b) for b in Minibatches(*args, batch_size=size, plate="rows").epoch(0, seed=1)]
-    assert len(losses) > 1
-    torch.testing.assert_close(torch.stack(losses).mean(), whole, rtol=1e-10, atol=0)
 
 
 def as_kind(x, kind):
@@ -90,19 +69,20 @@ def test_cells_of_any_kind_are_fitted(kind, reduce):
     x = cells["x"].ceil()
     x = {"float32": x.float(), "integers": x.long(), "tensor": x}.get(kind, as_kind(x, kind))
     data = HurdleData.from_cells(**cells | {"x": x}, reduce=reduce)
-    result = fit_hurdle(HurdleRegression(data), data, steps=10, batch_size=16)
+    model = HurdleModel(data)
+    result = fit_hurdle(model, HurdleGuide(model, data), data, steps=10, batch_size=16)
     assert np.isfinite(result.losses).all()
-    draws = posterior_draws(result, *data.arguments, draws=3)
+    draws = draw_coefficients(result, data, draws=3)
     assert draws["effects"].shape == (3, 3, 1)
     assert all(v.isfinite().all() for v in draws.values())
     same = HurdleData.from_cells(**cells | {"x": cells["x"].ceil()}, reduce=reduce)
-    torch.testing.assert_close(data.statistics(), same.statistics())
+    torch.testing.assert_close(data.as_groups().value, same.as_groups().value)
 
 
 def test_groups_are_made_where_they_halve_the_rows():
-    assert hurdle()[1].reduced
-    assert not hurdle(continuous=True)[1].reduced
-    assert len(hurdle(donors=4, cells=16)[1].design) > 4  # at most 8 groups of 16 cells
+    assert hurdle()[-1].reduced
+    assert not hurdle(continuous=True)[-1].reduced
+    assert len(hurdle(donors=4, cells=16)[-1].design) > 4  # at most 8 groups of 16 cells
 
 
 def test_groups_that_were_reduced_before():
@@ -117,9 +97,13 @@ def test_groups_that_were_reduced_before():
     assert HurdleData.from_groups(stats, keys[:, :2], donor=keys[:, 2], donors=5).donors == 5
 
 
-def test_a_subset_of_many_cells_tells_of_the_start():
-    _, data = hurdle(continuous=True, cells=90, reduce=False)
-    rows = data.some_rows(40)
-    assert rows.tolist() == list(range(0, 90, 3))
-    assert data.statistics(40).shape == (30, 5, 5)
-    torch.testing.assert_close(data.statistics(40), data.statistics()[rows])
+@pytest.mark.parametrize("kind", ["tensor", "numpy", "csr"])
+def test_of_many_cells_a_subset_makes_the_start(kind):
+    cells = {"x": torch.rand(4003, 2).double(), "design": torch.cat([torch.ones(4003, 1), torch.rand(4003, 1)], 1)}
+    offset = torch.rand(4003).double()
+    found = HurdleData.from_cells(as_kind(cells["x"], kind), cells["design"], offset=offset).as_groups()
+    every = torch.arange(0, 4003, 3)
+    same = HurdleData.from_cells(cells["x"][every], cells["design"][every], offset=offset[every]).as_groups()
+    assert found.reduced
+    for first, second in zip(found.arguments, same.arguments, strict=True):
+        torch.testing.assert_close(first, second)

@@ -1,4 +1,4 @@
-"""Fold changes against the law's own means, and what is said of their sign."""
+"""Fold changes against the distribution's own means, and the error rates of their signs."""
 
 import math
 
@@ -19,21 +19,21 @@ DRAWS, GENES = 40, 6
 PAIRS = {
     "effect": (Condition([1, 1, 0]), Condition([1, 0, 0])),
     "interaction": (Condition([1, 0.3, -2]), Condition([1, -1, 0.5])),
-    "own gate": (Condition([1, 1, 0], [1, 2]), Condition([1, 0, 0], [1, -1])),
+    "own zero design": (Condition([1, 1, 0], [1, 2]), Condition([1, 0, 0], [1, -1])),
 }
 pairs = pytest.mark.parametrize("pair", PAIRS)
 
 
-def draws(gate_effects=2, spread=1.0):
+def draws(zero_effects=2, spread=1.0):
     generator = torch.Generator().manual_seed(3)
-    widths = {"intercept": 1, "effects": 2, "gate_intercept": 1, "gate_effects": gate_effects, "log_sigma": 1}
+    widths = {"intercept": 1, "effects": 2, "zero_intercept": 1, "zero_effects": zero_effects, "log_sigma": 1}
     return {
         k: spread * torch.randn(DRAWS, GENES, w, dtype=torch.float64, generator=generator) for k, w in widths.items()
     }
 
 
 def case(pair, **other):
-    return draws(1 if pair == "own gate" else 2, **other), *PAIRS[pair]
+    return draws(1 if pair == "own zero design" else 2, **other), *PAIRS[pair]
 
 
 @pairs
@@ -41,7 +41,7 @@ def test_it_is_the_ratio_of_the_means(pair):
     found, test, reference = case(pair)
     means = [
         ZeroInflatedLogNormal(
-            linear_predictor(found, c), found["log_sigma"][..., 0].exp(), linear_predictor(found, c, "gate_")
+            linear_predictor(found, c), found["log_sigma"][..., 0].exp(), linear_predictor(found, c, "zero")
         )
         for c in (test, reference)
     ]
@@ -61,19 +61,19 @@ def test_the_other_way_round_it_changes_sign(pair):
 
 
 def test_the_predictor_is_the_models():
-    """A gene's row by hand, and the gate falls back on the positive part's row."""
+    """A gene's row by hand, and the zero part falls back on the positive part's row."""
     found = draws()
     mu = linear_predictor(found, Condition([1, 2, -1]))
     expected = found["intercept"][3, 4, 0] + 2 * found["effects"][3, 4, 0] - found["effects"][3, 4, 1]
     torch.testing.assert_close(mu[3, 4], expected)
-    same = linear_predictor(found, Condition([1, 2, -1], [1, 2, -1]), "gate_")
-    torch.testing.assert_close(linear_predictor(found, Condition([1, 2, -1]), "gate_"), same)
+    same = linear_predictor(found, Condition([1, 2, -1], [1, 2, -1]), "zero")
+    torch.testing.assert_close(linear_predictor(found, Condition([1, 2, -1]), "zero"), same)
 
 
 @pytest.mark.parametrize("effects", [0, 1])
-def test_draws_of_the_regression_go_in(effects):
-    regression, data = hurdle(effects=effects)
-    found = {k: v.unsqueeze(0) for k, v in latents(regression, data).items()}
+def test_draws_of_the_guide_go_in(effects):
+    _, guide, data = hurdle(effects=effects)
+    found = {k: v.unsqueeze(0) for k, v in latents(guide, data).items()}
     rows = [Condition([1.0] + [float(v)] * effects) for v in (1, 0)]
     assert log_fold_change(found, *rows).total.shape == (1, data.genes)
 
@@ -81,10 +81,10 @@ def test_draws_of_the_regression_go_in(effects):
 @pytest.mark.parametrize("odds", [-800.0, -40.0, 40.0, 800.0])
 def test_silent_genes_have_a_finite_change(odds):
     """Far beyond where 1 - pi rounds to 0 the ratio of detection is that of the odds."""
-    found = draws() | {"gate_intercept": torch.full((DRAWS, GENES, 1), odds, dtype=torch.float64)}
+    found = draws() | {"zero_intercept": torch.full((DRAWS, GENES, 1), odds, dtype=torch.float64)}
     change = log_fold_change(found, *PAIRS["effect"])
     assert change.total.isfinite().all()
-    expected = -found["gate_effects"][..., 0] / math.log(2) if odds > 0 else torch.zeros(DRAWS, GENES).double()
+    expected = -found["zero_effects"][..., 0] / math.log(2) if odds > 0 else torch.zeros(DRAWS, GENES).double()
     torch.testing.assert_close(change.detection, expected, rtol=1e-9, atol=1e-9)
 
 

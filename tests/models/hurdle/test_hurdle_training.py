@@ -1,0 +1,217 @@
+"""One model and guide trained by plain Pyro, by torch through ELBOModule, by Lightning and by svi.fit, all alike."""
+
+import copy
+import warnings
+
+import numpy as np
+import pyro
+import pytest
+import scipy.sparse
+import torch
+from hurdle_cases import hurdle, offsets
+from pyro.infer import SVI, Predictive, Trace_ELBO
+
+from pyro_zilognormal.models import HurdleGuide, HurdleModel, HurdlePriors
+from pyro_zilognormal.svi import Minibatches, fit
+
+STEPS = 12
+KINDS = {
+    "groups": {"donors": 2, "priors": HurdlePriors()},
+    "cells": {"continuous": True, "offset": offsets()},
+}
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+
+
+def adam(parameters):
+    """Start the stream of draws where training starts, whatever an engine drew before."""
+    pyro.set_rng_seed(0)
+    return torch.optim.Adam(parameters, lr=0.01)
+
+
+def by_svi(model, guide, arguments):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    pyro.set_rng_seed(0)
+    return [svi.step(*arguments) for _ in range(STEPS)]
+
+
+def by_torch(model, guide, arguments):
+    elbo = Trace_ELBO()(model, guide)
+    optimizer, losses = adam(elbo.parameters()), []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss = elbo(*arguments)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def by_lightning(model, guide, arguments):
+    import lightning  # which takes seconds
+
+    class Training(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.elbo, self.losses = Trace_ELBO()(model, guide), []
+
+        def training_step(self, batch, _):
+            if not self.losses:  # the data loader has drawn a seed of its own
+                pyro.set_rng_seed(0)
+            loss = self.elbo(*batch)
+            self.losses.append(loss.item())
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    module = Training()
+    batches = torch.utils.data.DataLoader([arguments] * STEPS, batch_size=None)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with warnings.catch_warnings():  # of the speed of data loaders
+        warnings.simplefilter("ignore")
+        lightning.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, batches)
+    return module.losses
+
+
+def by_fit(model, guide, arguments):
+    return fit(model, guide, *arguments, steps=STEPS, optimizer=adam).losses
+
+
+@pytest.mark.parametrize("train", [by_torch, by_lightning, by_fit])
+@kinds
+def test_it_trains_as_by_plain_pyro(train, kind):
+    model, guide, data = hurdle(**kind)
+    twin, start = copy.deepcopy(guide), copy.deepcopy(guide.state_dict())
+    expected = by_svi(model, guide, data.arguments)
+    pyro.clear_param_store()  # or the twin would go on with the parameters of the first
+    np.testing.assert_allclose(train(model, twin, data.arguments), expected, rtol=1e-6)
+    for name, value in guide.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-6, atol=1e-6)
+    moved = {k for k, v in guide.named_parameters() if not torch.equal(v, start[k])}
+    # Empty parameters (no donors), and the upper triangles of the coupling of log sigma, cannot move.
+    fixed = {k for k, v in guide.named_parameters() if v.numel() == 0} | {"log_sigma.coupling_unconstrained"}
+    assert moved == {k for k, _ in guide.named_parameters()} - fixed
+
+
+def test_the_parameters_are_those_of_the_guide():
+    model, guide, data = hurdle()
+    by_svi(model, guide, data.arguments)
+    store = dict(pyro.get_param_store().named_parameters())
+    assert {f"{k}_unconstrained" for k in store} == {k for k, _ in guide.named_parameters()}
+    assert all(store[k.removesuffix("_unconstrained")] is v for k, v in guide.named_parameters())
+    assert not list(model.parameters())
+
+
+def test_a_second_guide_trains_too():
+    """As an AutoGuide's, its parameters are those of the store, unless that is cleared."""
+    model, guide, data = hurdle()
+    first = by_svi(model, guide, data.arguments)
+    again = HurdleGuide(model, data)
+    by_svi(model, again, data.arguments)
+    assert torch.equal(again.zero.shift, guide.zero.shift)
+    pyro.clear_param_store()
+    np.testing.assert_array_equal(by_svi(model, HurdleGuide(model, data), data.arguments), first)
+
+
+@kinds
+def test_state_dict_and_deepcopy(kind):
+    model, guide, data = hurdle(**kind)
+    by_svi(model, guide, data.arguments)
+    pyro.clear_param_store()
+    fresh = HurdleGuide(model, data)
+    fresh.load_state_dict(guide.state_dict())
+    losses = []
+    for each in (guide, fresh, copy.deepcopy(guide)):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(7)
+        losses.append(Trace_ELBO()(model, each)(*data.arguments).item())
+    assert losses[0] == losses[1] == losses[2]
+
+
+def as_kind(x, kind):
+    return {"numpy": lambda: x.numpy(), "csr": lambda: scipy.sparse.csr_array(x.numpy())}.get(kind, lambda: x)()
+
+
+def batches(data, size):
+    """Rows of all arguments, every one once, in an order without meaning."""
+    for rows in torch.randperm(len(data.design), generator=torch.Generator().manual_seed(1)).split(size):
+        yield [None if a is None else a[rows] for a in data.arguments], len(rows) / len(data.design)
+
+
+@pytest.mark.parametrize("reduce", [True, False])
+def test_minibatches_under_plain_pyro_average_to_the_whole(reduce):
+    """One seed gives every batch the same draw, for no latent site has rows."""
+    model, guide, data = hurdle(donors=2, offset=offsets(), reduce=reduce)
+    elbo = Trace_ELBO()(model, guide)
+
+    def loss_and_gradient(arguments):
+        pyro.set_rng_seed(3)
+        loss = elbo(*arguments)
+        return loss.detach(), [g.nan_to_num() for g in torch.autograd.grad(loss, list(elbo.parameters()))]
+
+    whole, gradient = loss_and_gradient(data.arguments)
+    found = [(*loss_and_gradient(a), weight) for a, weight in batches(data, 3 if reduce else 17)]
+    assert len(found) > 1
+    torch.testing.assert_close(sum(loss * weight for loss, _, weight in found), whole, rtol=1e-10, atol=0)
+    for k, expected in enumerate(gradient):
+        mean = sum(g[k] * weight for _, g, weight in found)
+        torch.testing.assert_close(mean, expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["cells", "numpy", "csr", "groups"])
+def test_minibatches_under_fit_are_scaled_once(kind):
+    model, guide, data = hurdle(donors=2, offset=offsets(), reduce=kind == "groups")
+    size = 3 if kind == "groups" else 17
+    arrays = *data.arguments[:-1], as_kind(data.value, kind)
+    data_plate = Minibatches(*arrays, batch_size=size, plate="rows")
+    count = -(-len(data.design) // size)
+
+    def loss(*program):
+        pyro.set_rng_seed(3)
+        return Trace_ELBO().differentiable_loss(*program)
+
+    whole = fit(model, copy.deepcopy(guide), *data.arguments, steps=1, loss=loss).losses[0]
+    still = fit(model, guide, data_plate, steps=count, loss=loss, optimizer=lambda p: torch.optim.SGD(p, lr=0.0)).losses
+    # The last batch is short, and its loss an estimate with a weight of its own.
+    weights = [size] * (count - 1) + [len(data.design) - size * (count - 1)]
+    assert np.average(still, weights=weights) == pytest.approx(whole, rel=1e-10)
+
+
+@kinds
+def test_values_left_out_are_predicted(kind):
+    model, guide, data = hurdle(**kind)
+    x = Predictive(model, guide=guide, num_samples=100)(*data.arguments[:-1])["x"]
+    assert x.shape == (100, *data.value.shape)
+    counted = x[..., :2].sum(-1) if data.reduced else torch.ones_like(x)
+    assert (counted == (data.cells if data.reduced else 1)).all()
+    zeros = x[..., 0] / counted if data.reduced else (x == 0).double()
+    observed = data.value[..., 0] / data.cells if data.reduced else (data.value == 0).double()
+    assert (zeros.mean((0, 1)) - observed.mean(0)).abs().max() < 0.1
+
+
+def test_cells_are_predicted_from_a_fit_to_groups():
+    (model, guide, _), cells = hurdle(), hurdle(reduce=False)[-1]
+    x = Predictive(model, guide=guide, num_samples=5)(*cells.arguments[:-1])["x"]
+    assert x.shape == (5, 60, 5)
+    assert (x >= 0).all()
+
+
+def test_effects_are_sparse_by_default():
+    _, _, data = hurdle()
+    assert "effects_logit_share" in HurdleModel(data).blocks["positive"].hyperpriors()
+    dense = HurdleModel(data, HurdlePriors.for_data(data, effects_share=None))
+    assert "effects_logit_share" not in dense.blocks["positive"].hyperpriors()
+
+
+def test_the_sparse_prior_follows_the_unit_of_a_covariate():
+    """A covariate in other units has coefficients in other units, and the same loss."""
+    data = hurdle(continuous=True)[-1]
+    design = data.design * torch.tensor([1.0, 1000.0])
+    other = type(data)(data.value, design, design, data.donor, data.offset, data.donors)
+    losses = []
+    for each in (data, other):
+        model = HurdleModel(each)
+        pyro.clear_param_store()
+        pyro.set_rng_seed(0)
+        losses.append(Trace_ELBO()(model, HurdleGuide(model, each))(*each.arguments).item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
