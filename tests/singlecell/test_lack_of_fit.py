@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
-from pyro_zilognormal.singlecell import api
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, api
 from pyro_zilognormal.singlecell.predictive_check import CREDIBLE
 from pyro_zilognormal.singlecell.results import biased, log_fc_bias
 from tests.singlecell.cell_cases import GENES, STEPS, STIM, experiment, frame, values

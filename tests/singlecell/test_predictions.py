@@ -11,8 +11,8 @@ import scipy.stats
 import torch
 
 from pyro_zilognormal import ZeroInflatedLogNormal
-from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
 from pyro_zilognormal.models import draw_coefficients
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
 from pyro_zilognormal.singlecell.predictive_check import sum_of_log_normals
 from tests.singlecell.cell_cases import GENES, STEPS, experiment, fitted, frame, values
 

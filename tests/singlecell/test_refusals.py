@@ -215,7 +215,10 @@ def test_bad_calls(case: str) -> None:
             lambda: call(experiment(), contrast=("condition", "stim")),
             "needed \\(column, test level, reference level\\)",
         ),
-        (lambda: HurdleDE(experiment(), "~ condition").fit(steps=10).predict(), "needed one or more conditions, from cond"),
+        (
+            lambda: HurdleDE(experiment(), "~ condition").fit(steps=10).predict(),
+            "needed one or more conditions, from cond",
+        ),
     ],
 )
 def test_arguments_of_another_kind(make: Callable[[], Any], says: str) -> None:
