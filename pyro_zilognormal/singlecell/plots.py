@@ -17,8 +17,6 @@ from pyro_zilognormal.singlecell.predictive_check import inside
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["gene", "label_points", "predictive", "volcano"]
-
 _UP, _DOWN, _NEITHER = "tab:red", "tab:blue", "0.7"
 _CONDITIONS = ("tab:orange", "tab:blue")
 _STATISTICS = {

@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 cli._SECONDS_A_SAVE = 0.01
 sys.exit(cli.main(sys.argv[1:]))
 """
-STEPS = 40
+STEPS = 20
 ASKED_LONG = (*ASKED[:-1], STEPS, "--quiet")
 
 
@@ -62,7 +62,7 @@ def test_a_killed_run_is_resumed(how: signal.Signals, whole: tuple[Path, Path], 
 def test_a_run_killed_at_random_moments_ends_in_the_same_table(whole: tuple[Path, Path], tmp_path: Path) -> None:
     moment, out = random.Random(0), tmp_path / "out"
     asked = ["de", whole[0], *ASKED_LONG[:-1], "--out", out]
-    for _ in range(3):
+    for _ in range(2):
         child = _start(*asked, "--resume", stdout=subprocess.PIPE)
         assert child.stdout is not None
         child.stdout.readline()  # printed once the cells are read: from here on it fits, summarises, draws and writes
@@ -82,10 +82,3 @@ def test_a_finished_run_can_be_resumed(whole: tuple[Path, Path], tmp_path: Path)
     (out / "de.csv").unlink()
     assert run("de", whole[0], *ASKED_LONG, "--out", out, "--resume").code == 0
     assert _same(out, whole[1])
-
-
-def test_without_resume_it_starts_again_and_replaces_the_results(whole: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    shutil.copytree(whole[1], out)
-    assert run("de", whole[0], *ASKED_LONG, "--seed", "1", "--out", out).code == 0
-    assert not _same(out, whole[1])

@@ -83,8 +83,8 @@ def test_the_most_certain_gene_is_first() -> None:
     by_sign = fitted().test(STIM, delta=0)
     assert by_sign["lfsr"].is_monotonic_increasing
     assert by_sign["expected_fdr"].is_monotonic_increasing
-    sure = by_sign[by_sign["lfsr"] == 0]
-    assert (sure.log_fc.abs() / sure.log_fc_sd).is_monotonic_decreasing
+    certain = by_sign[by_sign["lfsr"] == 0]
+    assert (certain.log_fc.abs() / certain.log_fc_sd).is_monotonic_decreasing
 
 
 def test_a_contrast_turned_round() -> None:
