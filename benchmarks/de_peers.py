@@ -52,8 +52,8 @@ def donors(seed: int, genes: int = 200, each: int = 50) -> anndata.AnnData:
     rng = np.random.default_rng(seed)
     donor = np.repeat(np.arange(8), each)
     mu = rng.normal(1.5, 0.7, genes) + rng.normal(0, 0.3, (8, genes))[donor]
-    gate = rng.normal(0.5, 1, genes) + rng.normal(0, 0.4, (8, genes))[donor]
-    positive = rng.random(mu.shape) > 1 / (1 + np.exp(-gate))
+    log_odds = rng.normal(0.5, 1, genes) + rng.normal(0, 0.4, (8, genes))[donor]
+    positive = rng.random(mu.shape) > 1 / (1 + np.exp(-log_odds))
     x = positive * np.exp(mu + 0.6 * rng.standard_normal(mu.shape))
     condition = np.where(donor < 4, "ref", "test")
     obs = pd.DataFrame({"condition": condition, "donor": [f"d{d}" for d in donor]}, index=np.arange(len(x)).astype(str))
@@ -61,7 +61,7 @@ def donors(seed: int, genes: int = 200, each: int = 50) -> anndata.AnnData:
 
 
 def ours(adata: anndata.AnnData, donor: str | None = None) -> pd.DataFrame:
-    """Score, effect and error rate of each gene: sureness in posterior sds, log2 fold change, expected FDR."""
+    """Score, effect and error rate of each gene: absolute change in posterior sds, log2 fold change, expected FDR."""
     de = HurdleDE(adata, "~ condition", donor=donor).fit()
     table = de.test(("condition", "test", "ref"), delta=0).set_index("variable").loc[adata.var_names]
     score = table["log_fc"].abs() / table["log_fc_sd"]

@@ -1,24 +1,27 @@
 """Differential expression of an AnnData. Needs the extra: ``pip install "pyro-zilognormal[singlecell]"``."""
 
-from pyro_zilognormal.singlecell.api import differential_expression, result_parameters
-from pyro_zilognormal.singlecell.contrasts import CellCondition, Contrast
-from pyro_zilognormal.singlecell.de import HurdleDE
+from pyro_zilognormal.models import Condition
+from pyro_zilognormal.singlecell import plots as pl
+from pyro_zilognormal.singlecell.api import HurdleDE, differential_expression, result_parameters
+from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError, UnknownNameError
-from pyro_zilognormal.singlecell.file import CellFile, open_cells
-from pyro_zilognormal.singlecell.table import COLUMNS
-from pyro_zilognormal.singlecell.writing import to_scanpy, write_results
+from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
+from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.results import COLUMNS, to_scanpy, write_results
 
 __all__ = [
     "COLUMNS",
-    "CellCondition",
-    "CellFile",
+    "Condition",
     "Contrast",
+    "GeneCondition",
+    "GeneFit",
     "HurdleDE",
     "ScaleWarning",
     "SingleCellError",
     "UnknownNameError",
     "differential_expression",
     "open_cells",
+    "pl",
     "result_parameters",
     "to_scanpy",
     "write_results",

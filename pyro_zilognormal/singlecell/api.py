@@ -1,20 +1,345 @@
-"""Differential expression in one call."""
+"""Differential expression of an AnnData: :class:`HurdleDE`, and one call that does it all."""
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import importlib.metadata
+import math
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from pyro_zilognormal.models import HurdlePriors
-from pyro_zilognormal.singlecell.contrasts import Contrast, parse_contrasts
-from pyro_zilognormal.singlecell.de import HurdleDE
-from pyro_zilognormal.singlecell.errors import require
-from pyro_zilognormal.singlecell.groups import Question, check_one_way, questions
-from pyro_zilognormal.singlecell.provenance import check_fractions
-from pyro_zilognormal.singlecell.writing import check_key, write_results
-from pyro_zilognormal.svi import Run
+import torch
+from torch import Tensor
+
+from pyro_zilognormal import __version__
+from pyro_zilognormal.models import (
+    Condition,
+    HurdleData,
+    HurdleGuide,
+    HurdleModel,
+    HurdlePriors,
+    draw_coefficients,
+    fit_hurdle,
+)
+from pyro_zilognormal.singlecell.design import Contrast, Variable, column
+from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
+from pyro_zilognormal.singlecell.io import find_expression, read
+from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, concat, lack_of_fit_columns
+from pyro_zilognormal.singlecell.results import check_key, contrast_table, prediction_table, write_results
+from pyro_zilognormal.singlecell.scale import Cleaner
+from pyro_zilognormal.svi import Checkpoint, FitResult, Run
+
+_REPORTED = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
+# Draws that keep the donors' effects, for replicated cells and pictures of genes: enough for 99 % intervals.
+_DONOR_DRAWS = 200
+
+
+class HurdleDE:
+    r"""Differential expression between conditions by a Bayesian hurdle regression of all genes at once.
+
+    A value of a gene is 0 or log-normal; a formula explains the log odds of a zero and the mean of log x where x > 0.
+    Genes share hyperparameters, effects are sparse, and donors may have random effects
+    (:class:`~pyro_zilognormal.models.HurdleModel`). The matrix is read once, a block at a time.
+
+    Args:
+        adata: an AnnData, in memory, backed, or from :func:`open_cells`.
+        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``.
+        donor: the column of obs that names the donors, for random effects; None takes cells as independent, and
+            conclusions are about these cells, not about other donors.
+        layer: the layer to use; None for X.
+        use_raw: whether to use ``adata.raw``.
+        scale: the stored scale: "linear", "log1p" for log(1 + x), or "log2p1" for log2(1 + x).
+        offset: the log size factor of each cell, or the column of obs that holds it, added to the mean of log x; None
+            for normalised values.
+        detection_threshold: linear values of at most this are taken as zeros.
+        priors: hyperpriors, or a dict of those that differ from :meth:`~pyro_zilognormal.models.HurdlePriors.for_data`.
+        draws: number of posterior draws that summaries are made of.
+        device: the torch device.
+
+    Attributes:
+        cells: the design, the donors and the observations.
+        data: the data of the fit.
+        priors: the hyperpriors.
+        result: the result of the fit, or None.
+        settings: all arguments, and those of :meth:`fit`, as plain values.
+
+    Raises:
+        SingleCellError: data or arguments that cannot be used; the message says why and how to fix it.
+        ModuleNotFoundError: a package of the extra is missing.
+
+    Example:
+        >>> import anndata, pandas
+        >>> from pyro_zilognormal.datasets import pbmc68k_reduced
+        >>> data = pbmc68k_reduced()
+        >>> obs = pandas.DataFrame({"cell_type": data.cell_type}, index=data.barcodes)
+        >>> adata = anndata.AnnData(data.values.numpy(), obs, pandas.DataFrame(index=data.genes))
+        >>> de = HurdleDE(adata[:, ["CD3D", "FTL", "LYZ"]], "~ cell_type").fit(steps=50)
+        >>> table = de.test(("cell_type", "CD14+ Monocyte", "CD19+ B"))
+        >>> table.variable[table.is_de].tolist()
+        ['FTL', 'LYZ']
+    """
+
+    def __init__(
+        self,
+        adata: Any,
+        formula: str,
+        *,
+        donor: str | None = None,
+        layer: str | None = None,
+        use_raw: bool = False,
+        scale: str = "linear",
+        offset: Any = None,
+        detection_threshold: float = 0.0,
+        priors: HurdlePriors | Mapping[str, Any] | None = None,
+        draws: int = 1000,
+        device: str = "cpu",
+    ) -> None:
+        for module in ("anndata", "pandas", "formulaic", "scipy"):
+            require(module)
+        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 100:
+            raise SingleCellError(f"draws is {draws!r}; needed a whole number of at least 100")
+        device = _check_device(device)
+        expression = find_expression(adata, layer, use_raw)
+        self.cells = read(adata.obs, formula, donor, offset, Cleaner(expression, scale, detection_threshold))
+        self.data = _on_device(self.cells.data, device)
+        self.priors = _priors(priors, self.data)
+        self.result: FitResult | None = None
+        self.settings: dict[str, Any] = {
+            "formula": formula,
+            "donor": donor,
+            "layer": layer,
+            "use_raw": bool(use_raw),
+            "scale": scale,
+            "offset": offset if isinstance(offset, str | None) else "array",
+            "detection_threshold": detection_threshold,
+            "draws": draws,
+            "device": device,
+            "n_cells": expression.shape[0],
+            "n_genes": expression.shape[1],
+            "n_rows": len(self.data.design),
+            "n_donors": self.data.donors,
+        }
+        self._draws: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self._checks: dict[Any, dict[str, Any]] = {}
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the genes, in the order of the matrix."""
+        return self.cells.names
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the software."""
+        found = {name: importlib.metadata.version(name) for name in _REPORTED}
+        return {"pyro-zilognormal": __version__, "python": platform.python_version()} | found
+
+    def fit(
+        self,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        batch_size: int = 512,
+        callbacks: Sequence[Callable[[Run], Any]] = (),
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    ) -> HurdleDE:
+        """Fit all genes.
+
+        Args:
+            seed: the random seed of the fit and of the draws.
+            steps: number of steps; by default 200, or ten epochs where single cells are fitted in minibatches.
+            batch_size: cells in a minibatch, where single cells are fitted.
+            callbacks: callbacks of ``svi.fit``.
+            checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
+                ``svi.Checkpoint``.
+
+        Returns:
+            Itself.
+        """
+        epochs = 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size)
+        if checkpoint is not None:
+            callbacks = [*callbacks, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)]
+        model = HurdleModel(self.data, self.priors)
+        self.result = fit_hurdle(
+            model,
+            HurdleGuide(model, self.data),
+            self.data,
+            steps=max(200, epochs) if steps is None else steps,
+            batch_size=batch_size,
+            seed=seed,
+            callbacks=callbacks,
+        )
+        self._draws, self._checks = None, {}
+        self.settings |= {"seed": seed, "steps": self.result.steps}
+        return self
+
+    @property
+    def draws(self) -> dict[str, Tensor]:
+        """Posterior draws of the coefficients of all genes, each of shape (draws, genes, width), without donors."""
+        return self._drawn()[0]
+
+    def _drawn(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return all draws without donors, and the first ones with donors, which take much memory."""
+        if self.result is None:
+            raise SingleCellError("the genes have not been fitted; call fit() first")
+        if self._draws is None:
+            number, seed = self.settings["draws"], self.settings["seed"]
+            some = min(number, _DONOR_DRAWS)
+            first = draw_coefficients(self.result, self.data, some, seed=seed, donors=True)
+            draws = {name: value for name, value in first.items() if "donors" not in name}
+            if number > some:
+                rest = draw_coefficients(self.result, self.data, number - some, seed=seed + 1)
+                draws = {name: torch.cat([value, rest[name]]) for name, value in draws.items()}
+            self._draws = draws, first
+        return self._draws
+
+    def cond(self, **levels: Any) -> Condition:
+        """Return a condition: a row of the design.
+
+        Args:
+            levels: levels of the formula's variables. Others have their first level, or the mean of a number.
+
+        Returns:
+            The condition; the difference of two, ``cond(...) - cond(...)``, is a pair for :meth:`test`.
+
+        Raises:
+            UnknownNameError: no such variable or level.
+            SingleCellError: a combination that the cells do not determine.
+        """
+        return self.cells.design.condition(levels)
+
+    def contrast(self, column: str, *, baseline: Any, group_to_compare: Any, name: str | None = None) -> Contrast:
+        """Return the comparison of two levels of a column, with the arguments of pertpy's method of this name.
+
+        Args:
+            column: a variable of the formula.
+            baseline: the reference level, any level.
+            group_to_compare: the test level.
+            name: its name in tables; "column: test vs reference" if None.
+
+        Returns:
+            The contrast.
+
+        Raises:
+            UnknownNameError: no such variable or level.
+            SingleCellError: levels that the design cannot compare, or that interact with another variable.
+        """
+        return self.cells.design.contrast(column, group_to_compare, baseline, name)
+
+    def test(self, contrast: Any, *, delta: float = 0.25, fdr: float = 0.05, credible: float = 0.95) -> Any:
+        """Return the changes between conditions, gene by gene.
+
+        Args:
+            contrast: (column, test level, reference level), a pair of conditions, or a :class:`Contrast`; a list of
+                such; or a dict of such by name.
+            delta: changes of at most this many log2 units are of no interest; 0 tests the sign alone.
+            fdr: the expected false discovery rate of the calls.
+            credible: probability of the interval.
+
+        Returns:
+            A DataFrame with the columns of :data:`COLUMNS`, contrast by contrast, the most certain gene first.
+        """
+        check_fractions(delta, fdr, credible)
+        chosen = self.cells.design.contrasts(contrast)
+        tables = []
+        for one in chosen:
+            ends = one.test.levels, one.reference.levels
+            arms = self.cells.arm(ends[0]), self.cells.arm(ends[1]), self.cells.arm({})
+            # A condition without cells, such as a value of a number, cannot be checked.
+            checks = [self._check(end, CREDIBLE) if arm.cells else None for end, arm in zip(ends, arms, strict=False)]
+            table = contrast_table(
+                self.genes,
+                self.draws,
+                one,
+                arms,
+                lack_of_fit_columns(checks[0], checks[1], len(self.genes)),
+                delta=delta,
+                fdr=fdr,
+                credible=credible,
+                negligible=_negligible(self.priors),
+            )
+            tables.append(table)
+        return require("pandas").concat(tables, ignore_index=True)
+
+    def predict(self, *conditions: Condition, quantiles: Sequence[float] = (), credible: float = 0.95) -> Any:
+        """Return predictions for a cell of a condition, for a donor without effects and an offset of 0.
+
+        Args:
+            conditions: from :meth:`cond`.
+            quantiles: quantiles of the values of a cell, zeros included, from 0 to below 1.
+            credible: probability of the intervals.
+
+        Returns:
+            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, and the posterior medians
+            of ``mean``, ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9), each with
+            the ends ``_low`` and ``_high`` of its credible interval.
+
+        Raises:
+            TypeError: something else than conditions.
+            SingleCellError: a quantile or probability out of range.
+        """
+        check_fractions(0.0, 0.05, credible)
+        return prediction_table(self.genes, self.draws, conditions, quantiles, credible)
+
+    def predictive_check(self, *conditions: Condition, credible: float = 0.95) -> Any:
+        """Return the posterior predictive check: statistics of observed cells and of replicated ones.
+
+        Where single cells are fitted, 250 evenly spaced cells of each condition are compared. Means are replicated by
+        the approximation of Fenton and Wilkinson: a sum of log-normals as one of the same mean and variance.
+
+        Args:
+            conditions: from :meth:`cond`; the cells of each are checked. All cells together if none is given.
+            credible: probability of the intervals.
+
+        Returns:
+            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, the observed
+            ``zero_fraction``, ``mean`` and ``sd_log``, and for each, with ``_predicted``, ``_low`` and ``_high``, the
+            median and interval of as many cells replicated for the same donors. ``sd_log`` is the standard deviation
+            of log x where x > 0 among cells alike in all variables, ``sd_log_freedom`` its degrees of freedom.
+
+        Raises:
+            TypeError: something else than conditions.
+            SingleCellError: a condition without cells.
+        """
+        check_fractions(0.0, 0.05, credible)
+        if not all(isinstance(c, Condition) for c in conditions):
+            raise TypeError(f"conditions: got {conditions!r}; needed conditions, from cond(...)")
+        levels = {c.name: c.levels for c in conditions} or {"all cells": {}}
+        for name, chosen in levels.items():
+            if not len(self.cells.rows(chosen)):
+                raise SingleCellError(f"condition: no cell has {name}; needed a condition with cells")
+        return concat(self.genes, {name: self._check(chosen, credible) for name, chosen in levels.items()})
+
+    def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = 0.95) -> list[GeneFit]:
+        """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.
+
+        The distribution is that of the cells of a condition, averaged over their donors and other variables. The
+        matrix is read once more, so that its file must still be open.
+
+        Args:
+            genes: names.
+            contrast: one contrast, as :meth:`test` takes it.
+            credible: probability of the intervals.
+
+        Returns:
+            A fit for each gene.
+
+        Raises:
+            UnknownNameError: no such gene.
+            SingleCellError: a condition without cells.
+        """
+        (one,) = self.cells.design.contrasts(contrast)
+        return gene_fits(self.cells, self._drawn()[1], genes, one, credible)
+
+    def _check(self, levels: Mapping[str, Any], credible: float) -> dict[str, Any]:
+        """Return the check of a condition, which tables and reports share."""
+        key = (tuple(levels.items()), credible)
+        if key not in self._checks:
+            self._checks[key] = check_condition(self.cells, levels, self._drawn()[1], credible, self.settings["seed"])
+        return self._checks[key]
 
 
 def differential_expression(
@@ -44,55 +369,43 @@ def differential_expression(
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Any:
-    """Compare conditions, gene by gene, and write the results to the AnnData.
+    """Test which genes differ between conditions, and write the results to the AnnData.
 
-    It is :class:`HurdleDE`, ``fit``, ``test`` and :func:`write_results` in one. Either ``formula`` and ``contrast`` say
-    what is compared, or ``groupby``, ``groups`` and ``reference`` do, as in ``scanpy.tl.rank_genes_groups``.
+    This is :class:`HurdleDE`, ``fit``, ``test`` and :func:`write_results` in one call. The comparison is given by
+    ``formula`` and ``contrast``, or by ``groupby``, ``groups`` and ``reference`` as in ``scanpy.tl.rank_genes_groups``.
 
     Args:
-        adata: an AnnData, in memory or backed, with cells in rows.
-        formula: what explains the cells, columns of ``adata.obs`` as formulaic reads them: ``"~ condition + batch"``.
-        contrast: (column, test level, reference level); a list of such; or a dict of such with names.
-        donor: the column of obs that names who a cell is from, for random effects.
-        groupby: the column of obs whose groups are compared, without a formula.
-        groups: which groups; "all" for all but the reference.
-        reference: the group that the others are compared with; "rest" compares each with all other cells, in a fit
-            of its own.
-        layer: the matrix to take; None for X.
-        use_raw: take ``adata.raw``.
-        scale: what is stored: "linear", "log1p" for log(1 + x), or "log2p1" for log2(1 + x).
-        offset: the log size factor of each cell, or the column of obs that has it; None for normalised values.
+        adata: an AnnData with cells in rows, in memory or on disk.
+        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``.
+        contrast: (column, test level, reference level); a list of such; or a dict of such by name.
+        donor: the column of obs that names the donors, for random effects.
+        groupby: the column of obs whose groups are compared, instead of a formula.
+        groups: the groups to compare; "all" for all but the reference.
+        reference: the group to compare with; "rest" compares each group with all other cells, in a fit of its own.
+        layer: the layer to use; None for X.
+        use_raw: whether to use ``adata.raw``.
+        scale: the stored scale: "linear", "log1p" for log(1 + x), or "log2p1" for log2(1 + x).
+        offset: the log size factor of each cell, or the column of obs that holds it; None for normalised values.
         detection_threshold: linear values of at most this are taken as zeros.
-        delta: changes of at most so many log2 units are of no interest; 0 asks for the sign alone.
-        fdr: call genes up to this expected false discovery rate.
+        delta: changes of at most this many log2 units are of no interest; 0 tests the sign alone.
+        fdr: the expected false discovery rate of the calls.
         credible: probability of the interval of ``log_fc``.
-        key_added: where results go: ``uns[key_added]``, and varm.
-        copy: leave ``adata`` as it is, and only return the table.
-        seed: of everything random.
-        steps: of the fit; see :meth:`~pyro_zilognormal.singlecell.HurdleDE.fit`.
-        draws: how many draws from the posterior summaries are made of.
+        key_added: the key of ``uns`` and the start of the keys of ``varm`` to write to.
+        copy: whether to leave ``adata`` as it is and only return the table.
+        seed: the random seed.
+        steps: number of steps of the fit; see :meth:`HurdleDE.fit`.
+        draws: number of posterior draws that summaries are made of.
         priors: hyperpriors that differ from the defaults.
-        callbacks: as those of ``svi.fit``.
-        checkpoint: a file to save the fit to now and then, and to go on from if it exists; those of further fits get
-            a number.
-        device: where torch computes.
+        callbacks: callbacks of ``svi.fit``.
+        checkpoint: a file to save the fit to now and then, and to resume from if it exists; further fits add a number.
+        device: the torch device.
 
     Returns:
-        A DataFrame with a row for each contrast and gene, contrast by contrast, the surest gene first, with
-        ``variable``, ``contrast``; ``log_fc``, the posterior mean of log2 of the ratio of means, with interval
-        ``log_fc_low`` to ``log_fc_high`` and ``log_fc_sd``, and its parts ``log_fc_detection`` and
-        ``log_fc_abundance``, which add up to it; ``log_fc_bias``, what it is probably too high by where the values of
-        a gene spread less in the test condition than in the reference, or the other way round, which the model takes
-        to be alike; ``prob_up``, P(log_fc > 0); ``lfsr``, the local false sign rate; ``prob_de``, P(abs(log_fc) >
-        delta); ``expected_fdr``, the expected share of genes whose change has the other sign or is of at most delta
-        among all genes at least as sure, and ``is_de`` where that is at most ``fdr``; what was observed:
-        ``detection_test``, ``detection_ref``, ``mean_test``, ``mean_ref``, ``n_test``, ``n_ref``; ``status``: "ok",
-        "all_zero", "all_positive" or "too_few_positive" (fewer than 3) in both conditions together; and
-        ``predictive_check``: "ok", or what cells drawn anew from the fit do not reproduce in one of the conditions.
-        Probabilities are shares of the draws, so 0 means less than 1 / draws.
+        A DataFrame with a row for each contrast and gene, the most certain gene first; :data:`COLUMNS` describes its
+        columns. Probabilities are shares of the draws, so that 0 means less than 1 / draws.
 
     Raises:
-        SingleCellError: data or arguments that cannot be used; a message says why and what to do.
+        SingleCellError: data or arguments that cannot be used; the message says why and how to fix it.
         ModuleNotFoundError: a package of the extra is missing.
 
     Example:
@@ -106,51 +419,61 @@ def differential_expression(
         >>> table.variable[0], round(table.log_fc[0])
         ('up', 3)
     """
-    check_one_way(formula, contrast, groupby, groups, reference)
+    _check_one_way(formula, contrast, groupby, groups, reference)
     check_fractions(delta, fdr, credible)
     check_key(key_added)
-    read = functools.partial(
-        HurdleDE,
-        donor=donor,
-        layer=layer,
-        use_raw=use_raw,
-        scale=scale,
-        offset=offset,
-        detection_threshold=detection_threshold,
-        priors=priors,
-        draws=draws,
-        device=device,
-    )
-    single = Question(adata, formula or "", contrast)
-    asked = [single] if groupby is None else questions(adata, groupby, groups, reference)
-    answers = []
-    for question, path in zip(asked, _paths(checkpoint, len(asked)), strict=True):
-        de = read(question.adata, question.formula)
-        found = parse_contrasts(de.cells.design, question.contrasts)
+    given = [(adata, formula or "", contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
+    fits: list[tuple[HurdleDE, list[Contrast]]] = []
+    tables = []
+    for number, (cells, own_formula, own_contrast) in enumerate(given, start=1):
+        de = HurdleDE(
+            cells,
+            own_formula,
+            donor=donor,
+            layer=layer,
+            use_raw=use_raw,
+            scale=scale,
+            offset=offset,
+            detection_threshold=detection_threshold,
+            priors=priors,
+            draws=draws,
+            device=device,
+        )
+        contrasts = de.cells.design.contrasts(own_contrast)
+        path = None if checkpoint is None else os.fspath(checkpoint) + (f".{number}" if number > 1 else "")
         de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=path)
-        answers.append((de, found, de.test(found, delta=delta, fdr=fdr, credible=credible)))
-    table = require("pandas").concat([table for _, _, table in answers], ignore_index=True)
+        tables.append(de.test(contrasts, delta=delta, fdr=fdr, credible=credible))
+        fits.append((de, contrasts))
+    table = require("pandas").concat(tables, ignore_index=True)
     if not copy:
         settings = {"delta": delta, "fdr": fdr, "credible": credible}
-        write_results(adata, table, _parameters(answers, groupby) | settings, key_added)
+        write_results(adata, table, _merged_parameters(fits, groupby) | settings, key_added)
     return table
 
 
 def result_parameters(de: HurdleDE, contrasts: Sequence[Contrast]) -> dict[str, Any]:
-    """Return settings, convergence and contrasts in plain values, as :func:`write_results` takes them."""
-    ends = {
-        "test_levels": [c.test.levels.get(c.column or "", c.test.name) for c in contrasts],
-        "reference_levels": [c.reference.levels.get(c.column or "", c.reference.name) for c in contrasts],
+    """Return settings, convergence and contrasts as plain values, for :func:`write_results`.
+
+    Args:
+        de: a fitted model.
+        contrasts: the contrasts that were tested.
+
+    Returns:
+        Text, numbers, booleans and lists of text.
+    """
+    levels = [[end.levels.get(c.column or "", end.name) for end in (c.test, c.reference)] for c in contrasts]
+    plain = {
+        "test_levels": [str(test) for test, _ in levels],
+        "reference_levels": [str(reference) for _, reference in levels],
         "columns": [c.column or "" for c in contrasts],
     }
-    plain = {name: [str(v) for v in values] for name, values in ends.items()}
     fit = {"converged": bool(de.result.converged), "stop_reason": de.result.stop_reason} if de.result else {}
     return de.settings | fit | plain
 
 
-def _parameters(answers: Sequence[tuple[HurdleDE, Sequence[Contrast], Any]], groupby: str | None) -> dict[str, Any]:
-    """Return the parameters of all fits, which differ in their contrasts and convergence alone."""
-    each = [result_parameters(de, found) for de, found, _ in answers]
+def _merged_parameters(fits: Sequence[tuple[HurdleDE, Sequence[Contrast]]], groupby: str | None) -> dict[str, Any]:
+    """Return the parameters of all fits, which differ in contrasts and convergence alone."""
+    each = [result_parameters(de, contrasts) for de, contrasts in fits]
     merged = each[0] | {"converged": all(p["converged"] for p in each)}
     for name in ("test_levels", "reference_levels", "columns"):
         merged[name] = [v for p in each for v in p[name]]
@@ -159,8 +482,91 @@ def _parameters(answers: Sequence[tuple[HurdleDE, Sequence[Contrast], Any]], gro
     return merged
 
 
-def _paths(checkpoint: str | os.PathLike[str] | None, fits: int) -> list[str | None]:
-    if checkpoint is None:
-        return [None] * fits
-    path = os.fspath(checkpoint)
-    return [path, *(f"{path}.{number}" for number in range(2, fits + 1))]
+_REST = "rest"
+# The column of groups in a copy of obs.
+_MEMBERS = "group_of_cells"
+
+
+def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[tuple[Any, str, Any]]:
+    """Return cells, formula and contrasts of each fit that compares groups with a reference group, or with the rest."""
+    values = column(adata.obs, groupby, "groupby")
+    factor = Variable.of(values, coded=True)
+    against = reference if reference == _REST and _REST not in map(str, factor.levels) else factor.level(reference)
+    if isinstance(groups, str) and groups == "all":
+        chosen = [level for level in factor.levels if level != against]
+    else:
+        chosen = [factor.level(g) for g in ([groups] if isinstance(groups, str) else groups)]
+    if not chosen or against in chosen or len(set(chosen)) < len(chosen):
+        raise SingleCellError(
+            f"groups is {groups!r}, reference {reference!r}; needed groups other than the reference, each once"
+        )
+
+    def with_members(members: Any) -> Any:
+        """Return the parts of the AnnData that are read, with another obs; nothing is copied."""
+        parts = {name: getattr(adata, name) for name in ("X", "layers", "raw", "uns", "obs_names", "var_names")}
+        return SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: members}), **parts)
+
+    if against != _REST:
+        contrasts = {f"{group} vs {against}": (_MEMBERS, group, against) for group in chosen}
+        return [(with_members(values), f"~ C({_MEMBERS})", contrasts)]
+    fits = []
+    for group in chosen:
+        order = require("pandas").CategoricalDtype([_REST, str(group)])
+        members = (values == group).map({True: str(group), False: _REST}).astype(order)
+        contrast = {f"{group} vs {_REST}": (_MEMBERS, str(group), _REST)}
+        fits.append((with_members(members), f"~ {_MEMBERS}", contrast))
+    return fits
+
+
+def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[Any] | str, reference: Any) -> None:
+    """Raise unless the comparison is given in one way."""
+    if groupby is None and (formula is None or contrast is None):
+        raise SingleCellError(
+            f"formula is {formula!r}, contrast {contrast!r}; needed both, such as '~ condition' and ('condition', "
+            "'stim', 'ctrl'), or groupby, a column of adata.obs whose groups are compared"
+        )
+    if groupby is not None and (formula is not None or contrast is not None):
+        raise SingleCellError(
+            "groupby is given with a formula or a contrast; needed either: groupby makes both of groups and reference"
+        )
+    if groupby is None and (groups != "all" or reference != _REST):
+        raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")
+
+
+def check_fractions(delta: Any, fdr: Any, credible: Any) -> None:
+    """Raise for settings of a table that are out of range."""
+    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 <= delta < math.inf:
+        raise SingleCellError(f"delta is {delta!r}; needed a number >= 0, in log2 units")
+    for name, value in (("fdr", fdr), ("credible", credible)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise SingleCellError(f"{name} is {value!r}; needed a number between 0 and 1")
+
+
+def _check_device(device: Any) -> str:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise SingleCellError(f"device is {device!r}, which cannot be used here ({said}); pass 'cpu'") from error
+    return str(device)
+
+
+def _on_device(data: HurdleData, device: str) -> HurdleData:
+    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
+    moved: dict[str, Any] = {k: v.to(device) for k, v in fields.items() if isinstance(v, Tensor)}
+    return dataclasses.replace(data, **moved)
+
+
+def _priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData) -> HurdlePriors:
+    if isinstance(given, HurdlePriors):
+        return given
+    known = HurdlePriors.__dataclass_fields__
+    for name in given or {}:
+        if name not in known:
+            raise unknown("priors", name, "fields of HurdlePriors", known)
+    return HurdlePriors.for_data(data, **dict(given or {}))
+
+
+def _negligible(priors: HurdlePriors) -> float:
+    """Return the log2 fold change below which genes without effects may lie: 5 sds of two spikes."""
+    return 0.0 if priors.effects_share is None else 5 * math.sqrt(2) * priors.spike_sd / math.log(2)

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
+import shutil
 import sys
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 
-from pyro_zilognormal._version import __version__
-from pyro_zilognormal.singlecell import demo
-from pyro_zilognormal.singlecell.console import summary
-from pyro_zilognormal.singlecell.errors import SingleCellError
-from pyro_zilognormal.singlecell.figures import gene_png, loss_png, predictive_png, volcano_png
-from pyro_zilognormal.singlecell.file import open_cells
-from pyro_zilognormal.singlecell.job import Answer, Job, answer, ask
-from pyro_zilognormal.singlecell.metrics import metrics
-from pyro_zilognormal.singlecell.outputs import OutputFolder, check_folder
-from pyro_zilognormal.singlecell.report import report
+from pyro_zilognormal import __version__
+from pyro_zilognormal.datasets import pbmc68k_reduced
+from pyro_zilognormal.singlecell.api import HurdleDE, check_fractions
+from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.predictive_check import CREDIBLE
+from pyro_zilognormal.singlecell.report import Results, draw, html, metrics, summary
 from pyro_zilognormal.singlecell.scale import SCALES
-from pyro_zilognormal.svi import CheckpointError, DivergenceError
+from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, Progress
 
 _FAILED, _BAD_INPUT, _NOT_CONVERGED, _INTERRUPTED = 1, 2, 3, 130
+_SECONDS_A_SAVE = 10.0
+_GENES_DRAWN = 6
+_CHECKPOINT, _PARTIAL = "fit.ckpt", ".writing"
+_MODEL = ("donor", "layer", "use_raw", "scale", "offset", "detection_threshold", "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        arguments: those of the command line; None for the process's.
+        arguments: those of the command line; None for the process's own.
 
     Returns:
-        The exit code, which is 0; 1 if the work failed, such as for lack of disk space; 2 for input that cannot be
-        used, told in one line on standard error; 3 if the fit has not converged and ``--strict`` was given; 130 on
-        Ctrl-C.
+        The exit code: 0; 1 if the run failed, such as for lack of disk space; 2 for input that cannot be used, with one
+        line on standard error that says why; 3 with ``--strict`` if the fit has not converged; 130 on Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
@@ -46,82 +50,132 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except (SingleCellError, CheckpointError, ModuleNotFoundError) as error:
-        return _say(_BAD_INPUT, error)
+        return _fail(_BAD_INPUT, error)
     except (DivergenceError, OSError) as error:
-        return _say(_FAILED, error)
+        return _fail(_FAILED, error)
     except KeyboardInterrupt:
-        return _say(_INTERRUPTED, "interrupted; run it again with --resume to go on")
+        return _fail(_INTERRUPTED, "interrupted; run it again with --resume to go on")
 
 
-def _say(code: int, problem: object) -> int:
+def _fail(code: int, problem: object) -> int:
     print(f"pyro-zilognormal: {' '.join(str(problem).split())}", file=sys.stderr)
     return code
 
 
 def _run(options: argparse.Namespace) -> int:
-    check_folder(options.out)
-    with _threads(options), _cells(options) as cells:
-        question = ask(_job(options), cells)
-        size = question.de.settings
-        _tell(options, f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}")
-        folder = OutputFolder(options.out)
-        found = answer(question, folder)
-    numbers = metrics(found)
-    written = _write(found, numbers, folder)
-    for said in found.warnings:
-        print(f"warning: {said}", file=sys.stderr)
-    _tell(options, summary(found, numbers))
-    _tell(options, f"\nwrote {', '.join(written)} to {options.out}; open {options.out / 'report.html'} first")
-    return _converged(found, options)
-
-
-def _converged(found: Answer, options: argparse.Namespace) -> int:
-    if found.result.converged:
+    _check_out(options.out)
+    with _threads(options), _cells(options) as adata:
+        results = _compute(options, adata)
+    numbers = metrics(results)
+    written = _write(results, numbers, options.out)
+    for text in results.warnings:
+        print(f"warning: {text}", file=sys.stderr)
+    _say(options, summary(results, numbers))
+    _say(options, f"\nwrote {', '.join(written)} to {options.out}; open {options.out / 'report.html'} first")
+    if results.fit.converged:
         return 0
-    print(
-        f"warning: the fit has not converged in {found.result.steps} steps; do not rely on it, give more --steps",
-        file=sys.stderr,
-    )
+    steps = results.fit.steps
+    print(f"warning: the fit has not converged in {steps} steps; use more --steps", file=sys.stderr)
     return _NOT_CONVERGED if options.strict else 0
 
 
-def _write(found: Answer, numbers: dict[str, Any], folder: OutputFolder) -> list[str]:
-    """Write all files, and return their names."""
-    pictures = {"loss": loss_png(found), "volcano": volcano_png(found), "predictive": predictive_png(found)}
-    genes = {f"{fit.gene}, {fit.contrast}": gene_png(fit) for fit in found.genes}
-    with folder.writing() as partial:
-        found.table.to_csv(partial / "de.csv", index=False)
+def _cells(options: argparse.Namespace) -> AbstractContextManager[Any]:
+    return nullcontext(demo_cells()) if options.verb == "demo" else cast(Any, open_cells(options.source))
+
+
+def _compute(options: argparse.Namespace, adata: Any) -> Results:
+    """Read, fit and summarise; nothing is written before the specification is known to fit the cells."""
+    seconds: dict[str, float] = {}
+    with _record_warnings() as recorded:
+        with _timed(seconds, "read"):
+            check_fractions(options.delta, options.fdr, CREDIBLE)
+            settings = {name: getattr(options, name) for name in _MODEL if hasattr(options, name)}
+            de = HurdleDE(adata, options.formula, **settings)
+            contrasts = de.cells.design.contrasts([tuple(contrast) for contrast in options.contrast])
+        size = de.settings
+        _say(options, f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}")
+        checkpoint = Checkpoint(_prepare_out(options.out), seconds=_SECONDS_A_SAVE, resume=options.resume)
+        with _timed(seconds, "fit"):
+            progress = Progress(False if options.quiet else None)
+            de.fit(seed=options.seed, steps=options.steps, callbacks=[progress], checkpoint=checkpoint)
+        with _timed(seconds, "summarise"):
+            table = de.test(contrasts, delta=options.delta, fdr=options.fdr)
+            ends = {end.name: end for contrast in contrasts for end in (contrast.test, contrast.reference)}
+            check = de.predictive_check(*ends.values(), credible=CREDIBLE)
+            genes = []
+            for contrast in contrasts:
+                some = table[(table["contrast"] == contrast.name) & (table["status"] != "all_zero")]["variable"]
+                genes += de.gene_fits(some.head(max(2, _GENES_DRAWN // len(contrasts))).tolist(), contrast)
+    specification = {name: getattr(options, name) for name in ("source", "delta", "fdr", "resume", "command")}
+    return Results(specification, de, contrasts, table, check, genes, recorded, seconds)
+
+
+def demo_cells() -> Any:
+    """Return the monocytes and T cells of :func:`~pyro_zilognormal.datasets.pbmc68k_reduced` as an AnnData.
+
+    Example:
+        >>> demo_cells().obs["cell_type"].value_counts().to_dict()
+        {'T cell': 192, 'monocyte': 129}
+    """
+    data, pandas = pbmc68k_reduced(), require("pandas")
+    labels = pandas.Series([str(label) for label in data.cell_type], index=[str(code) for code in data.barcodes])
+    kind = labels.where(~labels.str.startswith(("CD4+", "CD8+")), "T cell").replace("CD14+ Monocyte", "monocyte")
+    chosen = kind.isin(["monocyte", "T cell"]).to_numpy()
+    obs = pandas.DataFrame({"cell_type": kind})[chosen]
+    var = pandas.DataFrame(index=[str(gene) for gene in data.genes])
+    return require("anndata").AnnData(data.values.numpy()[chosen], obs, var)
+
+
+def _check_out(path: Path) -> None:
+    """Raise if a folder can neither be written to nor made, as far as that is known without doing so."""
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() or p.is_symlink())
+    if not nearest.is_dir():
+        raise SingleCellError(f"out: {str(nearest)!r} is a file; needed a folder to write to")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
+
+
+def _prepare_out(path: Path) -> Path:
+    """Make the folder, see that it can be written to, and return the path of its checkpoint."""
+    partial = path / _PARTIAL
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial)
+    except OSError as error:
+        raise SingleCellError(
+            f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+    return path / _CHECKPOINT
+
+
+def _write(results: Results, numbers: dict[str, Any], out: Path) -> list[str]:
+    """Write all files to a folder of their own first, so that each is whole, and return their names."""
+    pictures, genes = draw(results)
+    partial = out / _PARTIAL
+    partial.mkdir()
+    try:
+        results.table.to_csv(partial / "de.csv", index=False)
         for name, png in pictures.items():
             (partial / f"{name}.png").write_bytes(png)
         (partial / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (partial / "report.html").write_text(report(found, numbers, pictures, genes), encoding="utf-8")
+        (partial / "report.html").write_text(html(results, numbers, pictures, genes), encoding="utf-8")
         names = sorted(file.name for file in partial.iterdir())
-    folder.forget_previous()
-    return [*names, folder.checkpoint.name]
+        for name in names:
+            os.replace(partial / name, out / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    (out / f"{_CHECKPOINT}.previous").unlink(missing_ok=True)
+    return [*names, _CHECKPOINT]
 
 
-def _tell(options: argparse.Namespace, text: str) -> None:
+def _say(options: argparse.Namespace, text: str) -> None:
     if not options.quiet:
         print(text, flush=True)
 
 
-def _job(options: argparse.Namespace) -> Job:
-    settings = ("donor", "layer", "use_raw", "scale", "offset", "detection_threshold", "device")
-    return Job(
-        source=options.source,
-        formula=options.formula,
-        contrasts=[tuple(contrast) for contrast in options.contrast],
-        out=options.out,
-        model={name: getattr(options, name) for name in settings if hasattr(options, name)},
-        progress=False if options.quiet else None,
-        command=options.command,
-        **{name: getattr(options, name) for name in ("delta", "fdr", "seed", "steps", "resume")},
-    )
-
-
 @contextmanager
 def _threads(options: argparse.Namespace) -> Iterator[None]:
-    """Use one thread for the demo, whose tensors are too small to gain by more, and lose where cores are busy."""
+    """Use one thread for the demo: its tensors are too small to gain by more, and lose where cores are busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if options.verb == "demo" else before)
     try:
@@ -130,12 +184,27 @@ def _threads(options: argparse.Namespace) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _cells(options: argparse.Namespace) -> AbstractContextManager[Any]:
-    return nullcontext(demo.demo_cells()) if options.verb == "demo" else open_cells(options.source)
+@contextmanager
+def _timed(seconds: dict[str, float], part: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[part] = time.perf_counter() - start
+
+
+@contextmanager
+def _record_warnings() -> Iterator[list[str]]:
+    """Record warnings for users, each once; those for programmers are left out."""
+    recorded: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield recorded
+    recorded.extend(dict.fromkeys(" ".join(str(w.message).split()) for w in caught))
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser whose errors are one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -145,51 +214,49 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="pyro-zilognormal", description="Bayesian differential expression of single cells.")
     parser.add_argument("--version", action="version", version=f"pyro-zilognormal {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
-    _add_de(verbs.add_parser("de", help="compare conditions in an h5ad file", description=_DE))
-    shown = verbs.add_parser(
-        "demo", help="compare monocytes with T cells, in data that come with it", description=_DEMO
-    )
-    _add_common(shown)
-    shown.set_defaults(source="pbmc68k_reduced", formula=demo.FORMULA, contrast=[demo.CONTRAST])
+    _add_de(verbs.add_parser("de", help="compare conditions in an h5ad or zarr file", description=_DE))
+    demo = verbs.add_parser("demo", help="compare monocytes with T cells in embedded data", description=_DEMO)
+    _add_common(demo)
+    demo.set_defaults(source="pbmc68k_reduced", formula="~ cell_type", contrast=[("cell_type", "monocyte", "T cell")])
     return parser
 
 
-_DE = "Compare the mean expression of each gene between conditions: a table, pictures and a report in a folder."
-_DEMO = "Compare monocytes with T cells among 700 blood cells that come with the package; nothing is downloaded."
+_DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
+_DEMO = "Compare monocytes with T cells in 700 blood cells that come with the package; nothing is downloaded."
 
 
 def _add_de(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="INPUT", help="an h5ad or zarr file, as anndata writes them")
-    add("--formula", required=True, help='what explains the cells, columns of obs: "~ condition + batch"')
+    add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
+    add("--formula", required=True, help='model formula of columns of obs, such as "~ condition + batch"')
     add(
         "--contrast",
         required=True,
         nargs=3,
         action="append",
         metavar=("COLUMN", "TEST", "REFERENCE"),
-        help="the column and its two levels to compare; may be given several times",
+        help="the column and the two levels to compare; can be repeated",
     )
-    add("--donor", help="the column of obs that names who a cell is from, for random effects")
-    add("--layer", help="the matrix to take, instead of X")
-    add("--use-raw", action="store_true", help="take raw, instead of X")
-    add("--scale", choices=SCALES, default="linear", help="what is stored: values, log(1 + x) or log2(1 + x)")
-    add("--offset", help="the column of obs that holds the log size factor of each cell, where values are counts")
-    add("--detection-threshold", type=float, default=0.0, metavar="X", help="linear values of at most X are zeros")
+    add("--donor", metavar="COLUMN", help="column of obs that names the donors, for random effects")
+    add("--layer", help="use this layer instead of X")
+    add("--use-raw", action="store_true", help="use raw instead of X")
+    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x) or log2(1 + x) (linear)")
+    add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
+    add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
     _add_common(parser)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="the folder for the results, made if need be")
-    add("--delta", type=float, default=0.25, help="changes up to so many log2 units are of no interest (0.25)")
-    add("--fdr", type=float, default=0.05, help="call genes up to this expected false discovery rate (0.05)")
-    add("--seed", type=_whole(0), default=0, help="of everything random (0)")
-    add("--steps", type=_whole(10), default=None, help="of the fit; more, if it has not converged")
-    add("--device", default="cpu", help="where torch computes: cpu, cuda")
-    add("--resume", action="store_true", help="go on from the checkpoint in DIR, if there is one")
-    add("--strict", action="store_true", help="exit with 3 if the fit has not converged")
-    add("--quiet", action="store_true", help="print nothing but warnings and errors")
+    add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
+    add("--delta", type=float, default=0.25, help="smallest change of interest, in log2 units (0.25)")
+    add("--fdr", type=float, default=0.05, help="expected false discovery rate of the calls (0.05)")
+    add("--seed", type=_whole(0), default=0, help="random seed (0)")
+    add("--steps", type=_whole(10), default=None, help="number of steps of the fit; increase if it has not converged")
+    add("--device", default="cpu", help="torch device, such as cpu or cuda (cpu)")
+    add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
+    add("--strict", action="store_true", help="exit with code 3 if the fit has not converged")
+    add("--quiet", action="store_true", help="print only warnings and errors")
 
 
 def _whole(least: int) -> Any:
@@ -199,3 +266,7 @@ def _whole(least: int) -> Any:
         return int(text)
 
     return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

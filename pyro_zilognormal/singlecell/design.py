@@ -1,37 +1,145 @@
-"""The design that a formula makes of the cells, and what it can tell."""
+"""The design matrix of a formula, conditions and contrasts, and whether the cells determine them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
-from pyro_zilognormal.singlecell.variables import column, variable
+from pyro_zilognormal.models import Condition
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, unknown
 
-# Of a unit vector: what rounding makes of one in the space of the rows.
+# Relative to a vector: the part outside the row space that rounding leaves of one inside it.
 _OUTSIDE = 1e-8
 
 
+@dataclass(frozen=True, eq=False)
+class Contrast:
+    """A comparison of two conditions.
+
+    Attributes:
+        name: its name in tables.
+        test: the condition in the numerator of the fold change.
+        reference: the condition in the denominator.
+        column: the one variable in which they differ, if there is one.
+    """
+
+    name: str
+    test: Condition
+    reference: Condition
+    column: str | None = None
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The two conditions in a word each: levels alone where the conditions differ in one variable."""
+        ends = self.test, self.reference
+        if self.column is not None and all(list(end.levels) == [self.column] for end in ends):
+            return str(self.test.levels[self.column]), str(self.reference.levels[self.column])
+        return self.test.name, self.reference.name
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """A column of obs that a formula uses.
+
+    Attributes:
+        name: the column.
+        values: a pandas Series over cells, without missing values and unused categories.
+        levels: the levels in their order; of a number only if it has two values, else none.
+        default: the first level of a category, the mean of a number.
+        categorical: whether the formula codes it as a category.
+    """
+
+    name: str
+    values: Any
+    levels: tuple[Any, ...]
+    default: Any
+    categorical: bool
+
+    @classmethod
+    def of(cls, values: Any, coded: bool) -> Variable:
+        """Return the variable of a column; ``coded`` says that the formula takes its numbers as categories."""
+        category = hasattr(values, "cat")
+        levels = tuple(values.cat.categories if category else np.sort(values.unique()).tolist())
+        if len(levels) < 2:
+            raise SingleCellError(
+                f"formula: obs[{values.name!r}] has one value only, {levels[0]!r}; needed two levels or more to compare"
+            )
+        if not category and values.dtype.kind in "fiu" and not coded:
+            return cls(values.name, values, levels if len(levels) == 2 else (), float(values.mean()), False)
+        return cls(values.name, values, levels, levels[0], True)
+
+    def level(self, given: Any) -> Any:
+        """Return the level that is meant; a number may be given as text."""
+        if not self.categorical:
+            return self._number(given)
+        found = [level for level in self.levels if level == given] or [v for v in self.levels if str(v) == str(given)]
+        if len(found) != 1:
+            raise unknown(self.name, given, f"levels of obs[{self.name!r}]", self.levels)
+        return found[0]
+
+    def _number(self, given: Any) -> float:
+        try:
+            number = float(given)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise SingleCellError(f"{self.name}: got {given!r}; needed a finite number, as obs[{self.name!r}] holds")
+        return number
+
+
+def column(obs: Any, name: str, argument: str) -> Any:
+    """Return a column of adata.obs without unused categories."""
+    if name not in obs.columns:
+        raise unknown(argument, name, "columns of adata.obs", obs.columns)
+    values = obs[name]
+    if values.ndim != 1:
+        raise SingleCellError(f"{argument}: adata.obs has several columns {name!r}; needed one: rename them")
+    if values.isna().any():
+        missing = np.flatnonzero(values.isna())
+        raise SingleCellError(
+            f"{argument}: obs[{name!r}] is missing in {len(missing)} of {len(values)} cells, the first "
+            f"{obs.index[missing[0]]!r}; fill it, or keep adata[adata.obs[{name!r}].notna()]"
+        )
+    if hasattr(values, "cat"):
+        return values.cat.remove_unused_categories()
+    if str(values.dtype) in ("string", "str"):  # formulaic does not code them as categories with every pandas
+        return values.astype(object)
+    if hasattr(values.dtype, "numpy_dtype"):  # pandas' nullable numbers
+        values = values.astype(values.dtype.numpy_dtype)
+    if values.dtype == object:
+        return _of_one_type(values, argument)
+    if values.dtype.kind in "fc" and not np.isfinite(values.to_numpy()).all():
+        raise SingleCellError(f"{argument}: obs[{name!r}] holds infinite values; needed finite ones")
+    if values.dtype.kind in "Mm":
+        raise SingleCellError(f"{argument}: obs[{name!r}] holds times; needed numbers or categories: convert it")
+    return values
+
+
+def _of_one_type(values: Any, argument: str) -> Any:
+    """Return a column of Python objects as text or booleans."""
+    for kind in (str, bool | np.bool_):
+        if all(isinstance(value, kind) for value in values):
+            return values.map(str) if kind is str else values.astype(bool)
+    kinds = sorted({type(value).__name__ for value in values})
+    raise SingleCellError(
+        f"{argument}: obs[{values.name!r}] holds objects of type {listed(kinds)}; needed one of text, categories or "
+        f"numbers: adata.obs[{values.name!r}].astype(str)"
+    )
+
+
 class Design:
-    """A formula and the matrix it makes of adata.obs.
+    """A formula, the matrix it makes of adata.obs, and the conditions and contrasts that the cells determine.
 
     Attributes:
         formula: as given.
-        matrix: float64, of shape (cells, columns); the first is 1.
+        matrix: float64, of shape (cells, columns); the first column is 1.
         columns: names of the columns.
         variables: the columns of obs that the formula uses, by name.
-
-    Args:
-        formula: one side, as formulaic reads it: ``"~ condition + batch"``, ``"~ C(cluster)"``,
-            ``"~ condition * center(age)"``.
-        obs: the table of the cells.
-
-    Raises:
-        UnknownNameError: a variable that is no column of obs.
-        SingleCellError: a formula that cannot be read, has no intercept, or whose variables cannot be used.
     """
 
     def __init__(self, formula: str, obs: Any) -> None:
@@ -41,51 +149,133 @@ class Design:
             column(obs, name, "formula")
         frame = _frame(formula, obs)
         model_matrix = _materialise(formula, parsed, frame)
-        self._spec = model_matrix.model_spec
-        self._frame = frame.iloc[:1]
+        self._spec = spec = model_matrix.model_spec
+        self._dtypes = frame.dtypes
         self.columns = [str(name) for name in model_matrix.columns]
-        self.variables = {name: variable(frame[name], name in _coded(self._spec)) for name in self._names()}
+        coded = {str(name) for factor in spec.factor_contrasts for name in spec.factor_variables[factor]}
+        used = sorted({str(name) for name in spec.variables_by_source.get("data", ())} & set(frame.columns))
+        self.variables = {name: Variable.of(frame[name], name in coded) for name in used}
         self.matrix = np.asarray(model_matrix, dtype=np.float64)
-        self._check()
-        self._scale = column_lengths(self.matrix)
-        self._basis = row_space(self.matrix / self._scale)
+        self._check_matrix()
+        self._lengths = _column_lengths(self.matrix)
+        self._basis = _row_space(self.matrix / self._lengths)
 
     @property
     def rank(self) -> int:
-        """How many columns are independent."""
+        """The number of independent columns."""
         return len(self._basis)
 
-    def rows(self, conditions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-        """Return the rows of the design for values of the variables; those left out have their defaults."""
-        pandas = require("pandas")
-        defaults = {name: v.default for name, v in self.variables.items()}
-        frame = pandas.DataFrame([defaults | dict(c) for c in conditions])
-        for name, like in self._frame[list(self.variables)].dtypes.items():
-            frame[name] = frame[name].astype(like if self.variables[name].categorical else float)
-        made = self._spec.get_model_matrix(frame) if self.variables else np.ones((len(conditions), 1))
-        return np.asarray(made, dtype=np.float64)
-
-    def level(self, name: str, came: Any) -> Any:
-        """Return the value of a variable that is meant.
-
-        Raises:
-            UnknownNameError: no such variable or level.
-        """
-        if name not in self.variables:
-            raise unknown("condition", name, f"variables of the formula {self.formula!r}", self.variables)
-        return self.variables[name].level(came)
-
-    def tells(self, row: NDArray[np.float64]) -> bool:
-        """Return whether the cells determine a combination of the coefficients: it lies in the space of their rows."""
-        scaled = row / self._scale
+    def estimable(self, row: NDArray[np.float64]) -> bool:
+        """Return whether the cells determine a combination of the coefficients: it lies in the matrix's row space."""
+        scaled = row / self._lengths
         outside = scaled - scaled @ self._basis.T @ self._basis
         return bool(np.linalg.norm(outside) <= _OUTSIDE * np.linalg.norm(scaled))
 
-    def _names(self) -> list[str]:
-        sources = self._spec.variables_by_source.get("data", ())
-        return sorted({str(name) for name in sources} & set(self._frame.columns))
+    def condition(self, levels: Mapping[str, Any]) -> Condition:
+        """Return the row of the design for some levels; other variables have their defaults."""
+        found = {name: self._variable(name).level(given) for name, given in levels.items()}
+        condition = self._row_of(found)
+        if not self.estimable(condition.design):
+            raise SingleCellError(
+                f"condition: {_words(found)} is not estimable: no cells determine it in {self.formula!r}; needed a "
+                "combination that cells have, or a formula without that interaction"
+            )
+        return condition
 
-    def _check(self) -> None:
+    def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
+        """Return the contrast of two levels of a variable."""
+        variable = self._variable(column)
+        if not variable.levels:
+            raise SingleCellError(
+                f"contrast: obs[{column!r}] holds numbers, so {self.formula!r} has one slope for it and no levels; "
+                f"write C({column}) in the formula to compare levels, or give two conditions, cond({column}=...)"
+            )
+        levels = [variable.level(given) for given in (test, reference)]
+        for level, given in zip(levels, (test, reference), strict=True):
+            if level not in variable.levels:
+                raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
+        # The conditions need not be estimable, as long as their difference is.
+        above, below = (self._row_of({column: level}) for level in levels)
+        return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", above, below, column))
+
+    def pair(self, test: Condition, reference: Condition, name: str | None = None) -> Contrast:
+        """Return the contrast of two conditions; see :meth:`contrast`."""
+        names = {*test.levels, *reference.levels}
+        differing = [k for k in sorted(names) if test.levels.get(k) != reference.levels.get(k)]
+        only = differing[0] if len(differing) == 1 else None
+        return self._checked(Contrast(name or f"{test.name} vs {reference.name}", test, reference, only))
+
+    def contrasts(self, given: Any) -> list[Contrast]:
+        """Return the contrasts that an argument names."""
+        if isinstance(given, Mapping):
+            found = [self._one(c, str(name)) for name, c in given.items()]
+        else:
+            found = [self._one(c) for c in (given if isinstance(given, list) else [given])]
+        names = [c.name for c in found]
+        if not found or len(set(names)) < len(names):
+            raise SingleCellError(f"contrast: got {listed(names)}; needed at least one, and each once")
+        return found
+
+    def _one(self, given: Any, name: str | None = None) -> Contrast:
+        if isinstance(given, Contrast):
+            return given if name is None else Contrast(name, given.test, given.reference, given.column)
+        parts = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
+        if len(parts) == 2 and all(isinstance(part, Condition) for part in parts):
+            return self.pair(*parts, name)
+        if len(parts) == 3 and isinstance(parts[0], str):
+            return self.contrast(*parts, name)
+        raise TypeError(
+            f"contrast is {given!r}; needed (column, test level, reference level), such as ('condition', 'stim', "
+            "'ctrl'), or a pair of conditions, such as (de.cond(...), de.cond(...)); several go in a list"
+        )
+
+    def _variable(self, name: str) -> Variable:
+        if name not in self.variables:
+            raise unknown("condition", name, f"variables of the formula {self.formula!r}", self.variables)
+        return self.variables[name]
+
+    def _row_of(self, levels: Mapping[str, Any]) -> Condition:
+        return Condition(self._rows([levels])[0], levels=dict(levels))
+
+    def _rows(self, conditions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        """Return the rows of the design for values of the variables; missing ones have their defaults."""
+        if not self.variables:
+            return np.ones((len(conditions), 1))
+        defaults = {name: v.default for name, v in self.variables.items()}
+        frame = require("pandas").DataFrame([defaults | dict(c) for c in conditions])
+        for name, variable in self.variables.items():
+            frame[name] = frame[name].astype(self._dtypes[name] if variable.categorical else float)
+        return np.asarray(self._spec.get_model_matrix(frame), dtype=np.float64)
+
+    def _checked(self, contrast: Contrast) -> Contrast:
+        difference = contrast.test.design - contrast.reference.design
+        if not difference.any():
+            raise SingleCellError(
+                f"contrast: {contrast.name!r} compares a condition with itself; needed two that differ"
+            )
+        if not self.estimable(difference):
+            raise SingleCellError(
+                f"contrast: {contrast.name!r} is not estimable from {self.formula!r}: its columns are not independent "
+                f"(rank {self.rank} of {len(self.columns)}); leave out a variable that another one determines"
+            )
+        self._check_interactions(contrast, difference)
+        return contrast
+
+    def _check_interactions(self, contrast: Contrast, difference: NDArray[np.float64]) -> None:
+        """Raise if the contrast depends on a variable that neither condition gives."""
+        ends = contrast.test.levels, contrast.reference.levels
+        for name, variable in self.variables.items():
+            if any(name in levels for levels in ends):
+                continue
+            others = variable.levels if variable.categorical else (variable.default + 1.0,)
+            above, below = (self._rows([dict(levels) | {name: v} for v in others]) for levels in ends)
+            if np.abs(above - below - difference).max() > 1e-9 * np.abs(difference).max():
+                raise SingleCellError(
+                    f"contrast: {contrast.name!r} depends on {name}, with which it interacts in {self.formula!r}; "
+                    f"needed the value of {name}: a pair of conditions, cond({_words(ends[0])}, {name}=...)"
+                )
+
+    def _check_matrix(self) -> None:
         if not (self.matrix[:, :1] == 1).all() or self.matrix.shape[1] == 0:
             raise SingleCellError(
                 f"formula: {self.formula!r} has no intercept; needed one, without '0 +' and '- 1': contrasts compare "
@@ -96,6 +286,10 @@ class Design:
             raise SingleCellError(
                 f"formula: {at!r} is not finite in all cells; needed finite values: check its argument"
             )
+
+
+def _words(levels: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v!r}" for k, v in levels.items()) or "the reference"
 
 
 def _parse(formula: Any) -> Any:
@@ -112,22 +306,21 @@ def _parse(formula: Any) -> Any:
 
 
 def _frame(formula: str, obs: Any) -> Any:
-    """Return the columns that the formula may use: those whose names stand in it somewhere."""
-    names = [name for name in dict.fromkeys(obs.columns) if isinstance(name, str) and name in formula]
-    return obs[[]].assign(**{name: _if_usable(obs, name) for name in names})
-
-
-def _if_usable(obs: Any, name: str) -> Any:
-    try:
-        return column(obs, name, "formula")
-    except SingleCellError:
-        return obs[name]  # it may be the part of another name; if it is used, it is looked at again
+    """Return the columns whose names occur in the formula; a name inside another one need not be usable."""
+    frame = obs[[]].copy()
+    for name in dict.fromkeys(obs.columns):
+        if isinstance(name, str) and name in formula and obs[name].ndim == 1:
+            try:
+                frame[name] = column(obs, name, "formula")
+            except SingleCellError:
+                frame[name] = obs[name]
+    return frame
 
 
 def _materialise(formula: str, parsed: Any, frame: Any) -> Any:
     formulaic = require("formulaic")
     try:
-        with np.errstate(all="ignore"):  # what is not finite is refused by name
+        with np.errstate(all="ignore"):  # columns that are not finite are refused by name
             matrix = parsed.get_model_matrix(frame, na_action="ignore")
     except (formulaic.errors.FormulaicError, ValueError, TypeError) as error:
         raise SingleCellError(f"formula: {formula!r} does not fit adata.obs: {_first_line(error)}") from error
@@ -140,20 +333,61 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
 
 
-def _coded(spec: Any) -> set[str]:
-    """Return the variables that the formula takes as categories."""
-    return {str(name) for factor in spec.factor_contrasts for name in spec.factor_variables[factor]}
-
-
-def column_lengths(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the lengths of the columns, 1 for those of zeros: what makes columns of all units comparable."""
+def _column_lengths(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the lengths of the columns, which make columns of all units comparable; 1 for those of zeros."""
     lengths = np.linalg.norm(matrix, axis=0)
     return np.where(lengths > 0, lengths, 1.0)
 
 
-def row_space(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def _row_space(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return an orthonormal basis of the space that the rows span, as rows."""
-    triangle = np.linalg.qr(matrix, mode="r")
-    _, sizes, basis = np.linalg.svd(triangle)
-    most = sizes.max() * max(matrix.shape) * np.finfo(np.float64).eps
-    return basis[: int((sizes > most).sum())]
+    _, sizes, basis = np.linalg.svd(np.linalg.qr(matrix, mode="r"))
+    tolerance = sizes.max() * max(matrix.shape) * np.finfo(np.float64).eps
+    return basis[: int((sizes > tolerance).sum())]
+
+
+def strata(columns: Sequence[Any], cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number the combinations of values that cells have."""
+    codes = [require("pandas").factorize(c, sort=True)[0] for c in columns]
+    table = np.stack([*codes, np.zeros(cells, np.int64)], 1)
+    _, first, which = np.unique(table, axis=0, return_index=True, return_inverse=True)
+    return which.reshape(-1).astype(np.int64), first
+
+
+@dataclass(frozen=True, eq=False)
+class Donors:
+    """The donor of each cell.
+
+    Attributes:
+        name: the column of obs.
+        values: the column's values.
+        code: the donor of each cell, from 0.
+        names: names of the donors, in the order of the codes.
+    """
+
+    name: str
+    values: Any
+    code: NDArray[np.int64]
+    names: list[str]
+
+    @classmethod
+    def of(cls, obs: Any, name: str, design: Design) -> Donors:
+        """Return the donors of the cells."""
+        values = column(obs, name, "donor")
+        code, names = require("pandas").factorize(values, sort=True)
+        if len(names) < 2:
+            raise SingleCellError(f"donor: obs[{name!r}] names one donor only, {names[0]!r}; pass donor=None")
+        if name in design.variables:
+            raise SingleCellError(f"donor: {name!r} is in the formula {design.formula!r} too; needed it in one of them")
+        return cls(name, values, code.astype(np.int64), [str(n) for n in names])
+
+    def check_confounding(self, design: Design, examples: NDArray[np.int64]) -> None:
+        """Raise unless donors differ in a way that the design does not explain."""
+        both = np.column_stack([design.matrix[examples], np.eye(len(self.names))[self.code[examples]]])
+        if len(_row_space(both / _column_lengths(both))) > design.rank:
+            return
+        raise SingleCellError(
+            f"donor: the {len(self.names)} donors of obs[{self.name!r}] are confounded with "
+            f"{', '.join(design.variables)}: no two donors share a condition and none has several, so their effects "
+            "cannot be separated; needed more donors a condition, or donor=None for conclusions about these cells alone"
+        )

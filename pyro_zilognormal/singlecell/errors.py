@@ -1,4 +1,4 @@
-"""What is wrong with a file or a call, said in one line."""
+"""Errors that name the argument, what came, what was needed and the fix, in one line."""
 
 from __future__ import annotations
 
@@ -11,40 +11,33 @@ _MOST_LISTED = 12
 
 
 class SingleCellError(ValueError):
-    """Data or arguments that differential expression cannot work with; the message names both and a way out."""
+    """Data or arguments that differential expression cannot use; the message names both and the fix."""
 
 
 class UnknownNameError(SingleCellError, KeyError):
-    """A column, level, layer or key that is not there."""
+    """A column, level, layer or key that does not exist."""
 
     def __str__(self) -> str:
-        return ValueError.__str__(self) if len(self.args) != 1 else str(self.args[0])
+        return str(self.args[0])  # a KeyError would put it in quotes
 
 
 class ScaleWarning(UserWarning):
-    """Values that look as if they were on another scale than the one given."""
+    """Values that look as if they were on another scale than the given one."""
 
 
 def unknown(argument: str, came: object, what: str, known: Iterable[Any]) -> UnknownNameError:
-    """Return the error for a name that is not among the known ones, with the nearest of them.
-
-    Args:
-        argument: which argument it came in.
-        came: the name.
-        what: what it should have been one of, such as "columns of adata.obs".
-        known: these.
-    """
+    """Return the error for an unknown name, with the known names and the nearest of them."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(came), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"{argument}: {came!r} is not one of the {what}: {listed(names)}{hint}")
 
 
-def listed(names: Iterable[Any]) -> str:
-    """Return names in one line, the first dozen of them."""
+def listed(names: Iterable[Any], most: int = _MOST_LISTED) -> str:
+    """Return names in one line: the first ``most`` of them, and the number of the others."""
     names = [str(name) for name in names]
-    more = f" and {len(names) - _MOST_LISTED} more" if len(names) > _MOST_LISTED else ""
-    return (", ".join(names[:_MOST_LISTED]) or "none") + more
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
 
 
 def require(module: str) -> Any:

@@ -1,40 +1,53 @@
-"""Pictures of differential expression. Matplotlib is imported when the first is drawn."""
+"""Plots of differential expression, as ``singlecell.pl``. Matplotlib is imported when the first one is drawn.
+
+Each function draws on the axes it is given, or on those of a new figure, and returns them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_zilognormal.singlecell.check import inside
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
-from pyro_zilognormal.singlecell.labels import label_points
+from pyro_zilognormal.singlecell.predictive_check import inside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _UP, _DOWN, _NEITHER = "tab:red", "tab:blue", "0.7"
 _CONDITIONS = ("tab:orange", "tab:blue")
-_QUANTITIES = {
+_STATISTICS = {
     "zero_fraction": "share of zeros",
     "mean": "mean, zeros included",
-    "sd_log": "sd of log x, where positive",
+    "sd_log": "sd of log x where x > 0",
 }
+# Offsets of a name from its point, in points of 1/72 inch, and its alignment.
+_PLACES = (
+    (4, 0, "left", "center"),
+    (-4, 0, "right", "center"),
+    (3, 5, "left", "bottom"),
+    (-3, 5, "right", "bottom"),
+    (3, -5, "left", "top"),
+    (-3, -5, "right", "top"),
+    (0, 10, "center", "bottom"),
+)
 
 
 def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
-    """Draw the change of each gene against how sure it is: the change in units of its posterior sd.
+    """Plot each gene's log2 fold change against its absolute value in posterior standard deviations.
 
-    Probabilities from draws cannot be told apart below 1 / draws, where a volcano would have a flat top.
+    (Probabilities from draws are flat below 1 / draws, so that a volcano of them would have a flat top.)
 
     Args:
-        table: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.test` returns for one contrast.
-        ax: where to draw; a new figure if None.
-        labels: how many genes to name, the surest called ones, as far as there is room.
+        table: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.test` for one contrast.
+        ax: the axes; a new figure if None.
+        labels: how many called genes to name, the most certain first, where there is room.
 
     Returns:
-        The axes drawn on.
+        The axes.
 
     Raises:
         SingleCellError: a table of several contrasts or without rows.
@@ -56,66 +69,63 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     ax.margins(0.1)
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize="small")
-    # As many on either side, and on neither by the other's leave.
+    # Half of the labels for each side, so that neither crowds out the other.
     shown = np.sort(np.concatenate([np.flatnonzero(called & (sign * x > 0))[: labels // 2] for sign in (1, -1)]))
     genes = table["variable"].to_numpy()
     label_points(ax, [(x[i], y[i], str(genes[i])) for i in shown], np.column_stack([x, y]))
     return ax
 
 
-def predictive(check: Any, quantity: str = "zero_fraction", ax: Axes | None = None, *, credible: float = 0.95) -> Axes:
-    """Draw what cells drawn anew from the fit show against what the cells show, a point with its interval for a gene.
-
-    A check of several conditions has a point for each gene and condition.
+def predictive(check: Any, statistic: str = "zero_fraction", ax: Axes | None = None, *, credible: float = 0.95) -> Axes:
+    """Plot replicated against observed statistics, a point with its interval for each gene and condition.
 
     Args:
-        check: what :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check` returns.
-        quantity: "zero_fraction", "mean" or "sd_log"; genes whose mean is 0, or that have no sd, are left out of the
-            latter two; the axes of the mean are logarithmic.
-        ax: where to draw; a new figure if None.
-        credible: the probability that the check was made with, for the legend.
+        check: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check`.
+        statistic: "zero_fraction"; "mean", on logarithmic axes; or "sd_log". The latter two leave out genes for which
+            they are 0 or undefined.
+        ax: the axes; a new figure if None.
+        credible: the probability of the check's intervals, for the legend.
 
     Returns:
-        The axes drawn on.
+        The axes.
 
     Raises:
-        SingleCellError: another quantity.
+        SingleCellError: another statistic.
     """
-    if quantity not in _QUANTITIES:
-        raise SingleCellError(f"quantity is {quantity!r}; needed one of {', '.join(map(repr, _QUANTITIES))}")
+    if statistic not in _STATISTICS:
+        raise SingleCellError(f"statistic is {statistic!r}; needed one of {', '.join(map(repr, _STATISTICS))}")
     ax = _axes(ax)
-    if quantity != "zero_fraction":
-        check = check[check[quantity] > 0]
-    if quantity == "mean":
+    if statistic != "zero_fraction":
+        check = check[check[statistic] > 0]
+    if statistic == "mean":
         ax.set(xscale="log", yscale="log")
-    within, seen = inside(check, quantity), check[quantity].to_numpy()
-    middle, low, high = (check[f"{quantity}_{end}"].to_numpy() for end in ("predicted", "low", "high"))
+    within, observed = inside(check, statistic), check[statistic].to_numpy()
+    middle, low, high = (check[f"{statistic}_{end}"].to_numpy() for end in ("predicted", "low", "high"))
     for chosen, colour, what in ((within, "tab:blue", "inside"), (~within, "tab:red", "outside")):
         if chosen.any():
             bars = [(middle - low)[chosen], (high - middle)[chosen]]
             label = f"{what} the {100 * credible:g} % interval ({chosen.sum()})"
             ax.errorbar(
-                seen[chosen], middle[chosen], bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=label
+                observed[chosen], middle[chosen], bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=label
             )
-    ends = [min(seen.min(initial=1), middle.min(initial=1)), max(seen.max(initial=0), middle.max(initial=0))]
+    ends = [min(observed.min(initial=1), middle.min(initial=1)), max(observed.max(initial=0), middle.max(initial=0))]
     ax.plot(ends, ends, color="0.3", linewidth=0.8, zorder=0, label="observed = predicted")
-    what = _QUANTITIES[quantity]
-    ax.set(xlabel=f"observed {what}", ylabel=f"predicted {what}", title=what.split(",")[0])
+    what = _STATISTICS[statistic]
+    ax.set(xlabel=f"observed {what}", ylabel=f"predicted {what}", title=what)
     ax.legend(frameon=False, fontsize="small", loc="upper left")
-    if (~within).any():
-        names = check["variable"].to_numpy()
-        label_points(ax, [(seen[i], middle[i], str(names[i])) for i in np.flatnonzero(~within)[:10]])
+    names = check["variable"].to_numpy()
+    label_points(ax, [(observed[i], middle[i], str(names[i])) for i in np.flatnonzero(~within)[:10]])
     return ax
 
 
 def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
-    """Draw one gene in both conditions: the share of zeros on the left, the positive values and their law.
+    """Plot one gene in two conditions: the share of zeros on the left, the positive values on the right.
 
-    Bars are the cells, lines the fitted law with its credible band.
+    Bars are observed cells, points and lines the fitted distribution with its credible interval.
 
     Args:
-        fit: from :func:`~pyro_zilognormal.singlecell.genes.gene_fits`.
-        ax: where to draw; a new figure if None. It becomes the frame of two axes.
+        fit: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.gene_fits`.
+        ax: the axes, which become the frame of two others; a new figure if None.
 
     Returns:
         The frame; its ``child_axes`` are those of the zeros and of the positive values.
@@ -125,20 +135,49 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     zeros, amount = ax.inset_axes((0.0, 0.0, 0.2, 1.0)), ax.inset_axes((0.34, 0.0, 0.66, 1.0))
     bins = _bins(np.concatenate([c.positive for c in fit.conditions]))
     for at, (condition, colour) in enumerate(zip(fit.conditions, _CONDITIONS, strict=True)):
-        _draw_zeros(zeros, at, condition, colour)
+        zeros.bar(at, condition.zero_fraction, color=colour, alpha=0.4, width=0.8)
+        middle, low, high = condition.zero_fitted
+        bars = [[middle - low], [high - middle]]
+        zeros.errorbar([at], [middle], bars, fmt="o", color=colour, markersize=4, capsize=3)
         _draw_positive(amount, condition, colour, bins)
     zeros.set(ylim=(0, 1), xticks=[], xlim=(-0.6, 1.6), xlabel="zeros", ylabel="share of cells")
-    amount.set(xscale="log", xlabel="positive values (linear scale)", ylabel="density of log10 x, given x > 0")
+    amount.set(xscale="log", xlabel="positive values (linear scale)", ylabel="density of log10 x where x > 0")
     amount.set_ylim(0, 1.4 * amount.get_ylim()[1])  # room for the legend
     amount.legend(frameon=False, fontsize="small", loc="upper left")
     ax.set_title(fit.gene)
     return ax
 
 
-def _draw_zeros(ax: Axes, at: int, condition: GeneCondition, colour: str) -> None:
-    ax.bar(at, condition.zero_fraction, color=colour, alpha=0.4, width=0.8)
-    middle, low, high = condition.zero_fitted
-    ax.errorbar([at], [middle], [[middle - low], [high - middle]], fmt="o", color=colour, markersize=4, capsize=3)
+def label_points(ax: Axes, points: Iterable[tuple[float, float, str]], others: Any = ()) -> list[str]:
+    """Write names beside points, none on top of another; a name without room is left out."""
+    figure: Any = ax.figure
+    figure.draw_without_rendering()  # lays the axes out, so that places in pixels are known
+    covered = ax.transData.transform(np.asarray(others, dtype=float).reshape(-1, 2))
+    legend = ax.get_legend()
+    taken = [] if legend is None else [legend.get_window_extent()]
+    written = []
+    for x, y, name in points:
+        box = _write(ax, (x, y, name), taken, covered)
+        if box is not None:
+            taken.append(box)
+            written.append(name)
+    return written
+
+
+def _write(ax: Axes, point: tuple[float, float, str], taken: list[Any], covered: np.ndarray) -> Any:
+    """Write one name where there is room, and return its box, or None."""
+    x, y, name = point
+    frame = ax.get_window_extent()
+    for dx, dy, horizontal, vertical in _PLACES:
+        text = ax.annotate(
+            name, (x, y), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize="small"
+        )
+        box = text.get_window_extent()
+        within = frame.contains(*box.min) and frame.contains(*box.max)
+        if within and not any(box.overlaps(other) for other in taken) and not box.count_contains(covered):
+            return box
+        text.remove()
+    return None
 
 
 def _draw_positive(ax: Axes, condition: GeneCondition, colour: str, bins: np.ndarray) -> None:

@@ -1,101 +1,321 @@
-"""The report of a run: one HTML file that needs nothing else."""
+"""The outputs of a run: metrics, diagnostics, pictures, the HTML report, and the summary on the terminal."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import functools
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from pyro_zilognormal.singlecell.contrasts import CellCondition, Contrast
-from pyro_zilognormal.singlecell.errors import require
-from pyro_zilognormal.singlecell.findings import Finding, findings
-from pyro_zilognormal.singlecell.glossary import GLOSSARY
-from pyro_zilognormal.singlecell.job import Answer
+import numpy as np
 
-# Genes shown, and named in a sentence.
-_TOP, _NAMED = 12, 5
+from pyro_zilognormal.singlecell import plots
+from pyro_zilognormal.singlecell.api import HurdleDE
+from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.errors import listed, require
+from pyro_zilognormal.singlecell.genes import GeneFit
+from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, STATISTICS, inside
+from pyro_zilognormal.singlecell.results import COLUMNS, biased
+from pyro_zilognormal.svi import FitResult, plot_loss
+
+# Genes in a table of the report, in a sentence, and on the terminal.
+_TOP, _NAMED, _PRINTED = 12, 5, 12
+_MOST_LISTED = 6
+# A hundredth of the genes is expected outside of 99 % intervals by chance.
+_MOST_OUTSIDE = 0.05
+_FEW_DONORS = 6
+_DPI = 110
 _STATUS = {
-    "all_zero": "never seen in these cells, so nothing is known of them",
-    "all_positive": "seen in each of these cells",
-    "too_few_positive": "seen in fewer than three of these cells, so that little can be said",
+    "all_zero": "no positive value in these cells, so that nothing is known about their change",
+    "all_positive": "no zero in these cells",
+    "too_few_positive": "fewer than three positive values in these cells, so that little is known about their change",
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the report shows of a contrast.
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The results of a run of the command line.
 
     Attributes:
-        test: the condition above, in a word.
-        reference: the condition below.
-        up: the surest called genes that are higher in the test condition, as rows of the table.
-        down: those that are lower.
-        status: what kinds of genes say little: how many, and in words what they are.
+        specification: source, formula, delta, fdr, resume and command, as plain values.
+        de: the fitted model.
+        contrasts: the contrasts that were tested.
+        table: the result of :meth:`HurdleDE.test`.
+        check: the result of :meth:`HurdleDE.predictive_check` for all conditions of the contrasts.
+        genes: fits of the most certain genes of each contrast.
+        warnings: warnings of the run.
+        seconds: duration of each part.
     """
 
-    test: str
-    reference: str
-    up: list[dict[str, Any]]
-    down: list[dict[str, Any]]
-    status: list[tuple[int, str]]
+    specification: dict[str, Any]
+    de: HurdleDE
+    contrasts: list[Contrast]
+    table: Any
+    check: Any
+    genes: list[GeneFit]
+    warnings: list[str]
+    seconds: dict[str, float]
+
+    @property
+    def fit(self) -> FitResult:
+        """The result of the fit."""
+        assert self.de.result is not None
+        return self.de.result
+
+    def of(self, contrast: str) -> Any:
+        """Return the rows of a contrast."""
+        return self.table[self.table["contrast"] == contrast]
 
 
-def report(
-    answer: Answer, numbers: Mapping[str, Any], pictures: Mapping[str, bytes], genes: Mapping[str, bytes]
+def metrics(results: Results) -> dict[str, Any]:
+    """Return versions, input, settings, calls, convergence, predictive check, timing and warnings as plain values."""
+    specification = dict(results.specification)
+    source = specification.pop("source")
+    fit, check = results.fit, results.check
+    checks: dict[str, Any] = {"credible": CREDIBLE, "genes": check["variable"].nunique()}
+    checks["conditions"] = list(dict.fromkeys(check["condition"]))
+    names = check["variable"].astype(str) + " in " + check["condition"].astype(str)
+    for statistic in STATISTICS:
+        within = inside(check, statistic)
+        checks |= {f"{statistic}_inside": float(within.mean()), f"{statistic}_outside": names[~within].tolist()}
+    return {
+        "versions": results.de.versions,
+        "input": {"source": source, "fingerprint": fingerprint(results.de)},
+        "settings": results.de.settings | specification,
+        "contrasts": [_calls(c.name, results.of(c.name), specification["delta"]) for c in results.contrasts],
+        "convergence": {
+            "converged": bool(fit.converged),
+            "stop_reason": fit.stop_reason,
+            "steps": fit.steps,
+            "best_step": fit.best_step,
+            "skipped_steps": len(fit.skipped),
+            "loss_last_tenth": float(np.nanmean(fit.losses[-max(1, len(fit.losses) // 10) :])),
+            "fit_seconds": round(fit.seconds, 3),
+        },
+        "predictive_check": checks,
+        "seconds": {part: round(seconds, 3) for part, seconds in results.seconds.items()},
+        "warnings": results.warnings,
+    }
+
+
+def fingerprint(de: HurdleDE) -> str:
+    """Return a digest of the data of the fit: values, designs, donors, offsets and names of genes."""
+    digest = hashlib.blake2b("\n".join(de.genes).encode(), digest_size=16)
+    arrays: list[Any] = [value for value in de.cells.data.arguments if value is not None]
+    if hasattr(arrays[-1], "tocsr"):
+        arrays[-1:] = [arrays[-1].indptr, arrays[-1].indices, arrays[-1].data]
+    for array in map(np.ascontiguousarray, arrays):
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _calls(name: str, table: Any, delta: float) -> dict[str, Any]:
+    called = table[table["is_de"]]
+    return {
+        "contrast": name,
+        "n_test": int(table["n_test"].iloc[0]),
+        "n_ref": int(table["n_ref"].iloc[0]),
+        "up": int((called["log_fc"] > 0).sum()),
+        "down": int((called["log_fc"] < 0).sum()),
+        "biased": table["variable"][biased(table, delta)].astype(str).tolist(),
+        "status": {str(status): int(number) for status, number in table["status"].value_counts().items()},
+    }
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One check of the run.
+
+    Attributes:
+        passed: whether all is well.
+        text: the finding in words.
+    """
+
+    passed: bool
+    text: str
+
+
+def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic]:
+    """Return convergence, lack of fit, bias, donors and warnings, and whether each is fine."""
+    fit, check, delta = numbers["convergence"], numbers["predictive_check"], results.specification["delta"]
+    steps = fit["steps"]
+    converged = f"The fit converged: its loss no longer fell in the last fifth of {steps} steps."
+    failed = f"The fit did not converge in {steps} steps ({fit['stop_reason']}). Do not use these results; run again "
+    failed += "with more --steps."
+    return [
+        Diagnostic(fit["converged"], converged if fit["converged"] else failed),
+        _fit_of(check, "zero_fraction", "share of zeros", "the model predicts too many or too few zeros"),
+        _fit_of(check, "mean", "mean", "their positive values are not log-normal, and log_fc may be biased"),
+        _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread differs between conditions"),
+        *(_bias(results.of(contrast.name), delta, contrast.name) for contrast in results.contrasts),
+        _donors(results.de),
+        *(Diagnostic(False, f"Warning: {text}") for text in results.warnings),
+    ]
+
+
+def _fit_of(check: Mapping[str, Any], statistic: str, what: str, meaning: str) -> Diagnostic:
+    share, outside = check[f"{statistic}_inside"], check[f"{statistic}_outside"]
+    text = f"Posterior predictive check of the {what}: {share:.1%} of genes and conditions lie inside the "
+    text += f"{check['credible']:.0%} interval"
+    if not outside:
+        return Diagnostic(True, f"{text}.")
+    return Diagnostic(1 - share <= _MOST_OUTSIDE, f"{text}. Outside: {listed(outside, _MOST_LISTED)}; {meaning}.")
+
+
+def _bias(table: Any, delta: float, contrast: str) -> Diagnostic:
+    found = table[biased(table, delta)]
+    if found.empty:
+        text = "the spread of log x does not differ so much between the conditions that log_fc is biased beyond its "
+        return Diagnostic(True, f"{contrast}: {text}interval.")
+    worst = found.loc[found["log_fc_bias"].abs().sort_values(ascending=False).index]
+    corrected = worst["log_fc"] - worst["log_fc_bias"]
+    values = zip(worst["variable"], worst["log_fc"], corrected, strict=True)
+    genes = [f"{gene} ({given:+.2f}, corrected {better:+.2f})" for gene, given, better in values]
+    text = f"{contrast}: in {len(found)} of {len(table)} genes the spread of log x differs so much between the "
+    text += f"conditions that log_fc is biased beyond its interval: {listed(genes, _MOST_LISTED)}. "
+    return Diagnostic(False, text + "The corrected value is log_fc - log_fc_bias.")
+
+
+def _donors(de: HurdleDE) -> Diagnostic:
+    donors = de.cells.donors
+    if donors is None:
+        return Diagnostic(
+            False,
+            "Cells were taken as independent: intervals and calls hold for these cells, not for other donors. If the "
+            "cells come from several donors, name their column with --donor.",
+        )
+    number = len(donors.names)
+    text = f"The model has random effects of the {number} donors ({donors.name})"
+    few = number < _FEW_DONORS
+    return Diagnostic(not few, f"{text}; so few donors say little about others." if few else f"{text}.")
+
+
+def verdict(found: Sequence[Diagnostic], converged: bool) -> str:
+    """Return in a sentence whether the results can be used."""
+    if not converged:
+        return "No: the fit did not converge. Run it again with more --steps before using the results."
+    cautions = sum(not one.passed for one in found)
+    if not cautions:
+        return "Yes: all diagnostics are fine."
+    points = "one diagnostic below limits" if cautions == 1 else f"{cautions} diagnostics below limit"
+    return f"Yes, with caution: {points} what can be concluded (marked ⚠)."
+
+
+def html(
+    results: Results, numbers: Mapping[str, Any], pictures: Mapping[str, bytes], genes: Mapping[str, bytes]
 ) -> str:
-    """Return the report as HTML.
-
-    Args:
-        answer: what was found.
-        numbers: from :func:`metrics`.
-        pictures: "loss", "volcano" and "predictive", as PNG.
-        genes: pictures of single genes by name.
-    """
+    """Return the report as HTML that loads nothing else."""
     template = resources.files("pyro_zilognormal.singlecell") / "report.html.jinja"
     environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    found = findings(answer, numbers)
+    found = diagnostics(results, numbers)
+    calls = {c["contrast"]: c for c in numbers["contrasts"]}
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        job=answer.job,
-        settings=answer.de.settings,
+        run=results.specification,
+        settings=results.de.settings,
         numbers=numbers,
-        findings=found,
-        verdict=verdict(found, numbers["convergence"]),
-        shown={c.name: shown(answer, c) for c in answer.contrasts},
+        diagnostics=found,
+        verdict=verdict(found, numbers["convergence"]["converged"]),
+        contrasts=[calls[c.name] | _shown(results, c) for c in results.contrasts],
         named=_NAMED,
         pictures={name: _inline(png) for name, png in pictures.items()},
         genes={name: _inline(png) for name, png in genes.items()},
-        glossary=GLOSSARY,
+        columns=COLUMNS,
     )
 
 
-def shown(answer: Answer, contrast: Contrast) -> Shown:
-    """Return what the report shows of a contrast."""
-    table = answer.of(contrast.name)
+def _shown(results: Results, contrast: Contrast) -> dict[str, Any]:
+    """Return what the report shows of a contrast: names of the conditions, called genes, and unusual genes."""
+    table = results.of(contrast.name)
     called = table[table["is_de"]]
-    up, down = (called[sign * called["log_fc"] > 0].head(_TOP).to_dict("records") for sign in (1, -1))
+    higher, lower = (called[sign * called["log_fc"] > 0].head(_TOP).to_dict("records") for sign in (1, -1))
     counts = {str(status): int(number) for status, number in table["status"].value_counts().items()}
-    status = [(counts[name], said) for name, said in _STATUS.items() if name in counts]
-    return Shown(_word(contrast, contrast.test), _word(contrast, contrast.reference), up, down, status)
-
-
-def _word(contrast: Contrast, condition: CellCondition) -> str:
-    """Return the level alone, where the two conditions differ in one variable."""
-    only = len(condition.levels) == 1 and contrast.column in condition.levels
-    return str(condition.levels[contrast.column]) if only and contrast.column is not None else condition.name
-
-
-def verdict(found: Sequence[Finding], fit: Mapping[str, Any]) -> str:
-    """Return in a sentence whether the fit can be trusted."""
-    if not fit["converged"]:
-        return "No: the fit did not converge. Run it again with more --steps before anything is made of it."
-    cares = sum(not finding.good for finding in found)
-    if not cares:
-        return "Yes: all that was looked at is as it should be."
-    points = "one point below, marked ⚠, limits" if cares == 1 else f"{cares} points below, marked ⚠, limit"
-    return f"Yes, with care: {points} what can be said."
+    unusual = [(counts[name], text) for name, text in _STATUS.items() if name in counts]
+    test, reference = contrast.labels
+    return {"test": test, "reference": reference, "higher": higher, "lower": lower, "unusual": unusual}
 
 
 def _inline(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def summary(results: Results, numbers: Mapping[str, Any]) -> str:
+    """Return the results in a few lines for the terminal, with a table of the most certain genes."""
+    delta, fdr = results.specification["delta"], results.specification["fdr"]
+    parts, genes = [f"{results.fit}"], len(results.de.genes)
+    for calls in numbers["contrasts"]:
+        up, down = calls["up"], calls["down"]
+        parts += [
+            "",
+            f"{calls['contrast']}: {up + down} of {genes} genes change by more than {delta:g} log2 units",
+            f"({up} up, {down} down, at an expected false discovery rate of {100 * fdr:g} %); the most certain:",
+            _printed(results.of(calls["contrast"]).head(_PRINTED)),
+        ]
+        if calls["biased"]:
+            parts += [
+                "caution: the spread of log x differs so much between the conditions that log_fc is biased beyond its",
+                f"interval in {len(calls['biased'])} genes (see log_fc_bias): {listed(calls['biased'], 8)}",
+            ]
+    check = numbers["predictive_check"]
+    words = {"zero_fraction": "shares of zeros", "mean": "means", "sd_log": "spreads of log x"}
+    shares = ", ".join(f"{check[f'{name}_inside']:.1%} of {what}" for name, what in words.items())
+    parts += ["", f"posterior predictive check, inside the {check['credible']:.0%} interval: {shares}"]
+    return "\n".join(parts)
+
+
+def _printed(rows: Any) -> str:
+    width = max(4, *(len(str(name)) for name in rows["variable"]))
+    lines = [f"  {'gene':<{width}}  log2 change   95 % interval    detected: test    ref   P(changed)"]
+    for row in rows.to_dict("records"):
+        interval = f"{row['log_fc_low']:+.2f} to {row['log_fc_high']:+.2f}"
+        detected = f"{row['detection_test']:>14.0%}   {row['detection_ref']:>4.0%}"
+        name = f"{row['variable']:<{width}}"
+        lines.append(f"  {name}  {row['log_fc']:+11.2f}   {interval:<14}   {detected}   {row['prob_de']:>10.3f}")
+    return "\n".join(lines)
+
+
+def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """Return the pictures of a run by name, and those of single genes, as PNG."""
+    names = [contrast.name for contrast in results.contrasts]
+
+    def loss(figure: Any) -> None:
+        ax = plot_loss(results.fit, figure.subplots(), window=max(1, results.fit.steps // 10))
+        ax.set(ylabel=f"loss per {'group of cells' if results.de.data.reduced else 'cell'} (nats)")
+        ax.legend(fontsize="small", loc="upper center", framealpha=0.9)
+
+    def volcano(figure: Any) -> None:
+        for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            plots.volcano(results.of(name).reset_index(drop=True), ax)
+
+    def predictive(figure: Any) -> None:
+        for ax, statistic in zip(figure.subplots(1, 3), STATISTICS, strict=True):
+            plots.predictive(results.check, statistic, ax, credible=CREDIBLE)
+
+    pictures = {
+        "loss": _png((7.0, 3.6), loss),
+        "volcano": _png((7.0 if len(names) == 1 else 5.5 * len(names), 5.0), volcano),
+        "predictive": _png((13.0, 4.6), predictive),
+    }
+    genes = {
+        f"{fit.gene}, {fit.contrast}": _png((6.4, 3.6), functools.partial(_draw_gene, fit)) for fit in results.genes
+    }
+    return pictures, genes
+
+
+def _draw_gene(fit: GeneFit, figure: Any) -> None:
+    plots.gene(fit, figure.subplots())
+
+
+def _png(size: tuple[float, float], paint: Callable[[Any], Any]) -> bytes:
+    from matplotlib.figure import Figure
+
+    figure, buffer = Figure(figsize=size, layout="constrained"), io.BytesIO()  # pyplot would keep it in a global list
+    paint(figure)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
+        figure.savefig(buffer, format="png", dpi=_DPI)
+    return buffer.getvalue()

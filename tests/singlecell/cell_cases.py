@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pyro_zilognormal.datasets import pbmc68k_reduced, simulate_ziln
+from pyro_zilognormal.datasets import simulate_ziln
+from pyro_zilognormal.singlecell import HurdleDE
 
 GENES = ("up", "down", "seen", "same", "often", "rare")
-MARKERS_UP = ("LYZ", "S100A8", "S100A9", "CST3", "FCN1")
-MARKERS_DOWN = ("CD3D", "CD3E", "IL32", "NKG7")
+STIM = ("condition", "stim", "ctrl")
+STEPS = 20
 
 
 def frame(n: int = 160) -> pd.DataFrame:
@@ -42,14 +43,6 @@ def experiment(n: int = 160, x: Any = None) -> anndata.AnnData:
 
 
 @functools.cache
-def _pbmc() -> anndata.AnnData:
-    data = pbmc68k_reduced()
-    lineage = ["T cell" if t.startswith(("CD4+", "CD8+")) else t for t in data.cell_type]
-    obs = pd.DataFrame({"cell_type": data.cell_type, "lineage": lineage}, index=data.barcodes)
-    obs["well"] = [barcode[-1] for barcode in data.barcodes]
-    return anndata.AnnData(data.values.numpy(), obs, pd.DataFrame(index=data.genes))
-
-
-def pbmc(genes: Any = None) -> anndata.AnnData:
-    """The embedded blood cells, all or some genes of them."""
-    return _pbmc().copy() if genes is None else _pbmc()[:, list(genes)].copy()
+def fitted(donor: str | None = None, formula: str = "~ condition") -> HurdleDE:
+    """A fit to them, shared by tests that leave it as it is."""
+    return HurdleDE(experiment(), formula, donor=donor).fit(steps=STEPS)

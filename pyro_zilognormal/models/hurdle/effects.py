@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,17 +14,28 @@ from torch.nn.functional import logsigmoid
 _LOG_2 = math.log(2.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Condition:
     """A row of the designs: what to predict for.
 
     Attributes:
         design: row of the positive part's design, of shape (columns,), starting with 1.
         zero_design: row of the zero part's, of shape (zero columns,); that of the positive part if None.
+        levels: values of the variables that make the row, by name; others have their defaults.
     """
 
     design: Any
     zero_design: Any = None
+    levels: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The levels in words, or "reference" without any."""
+        return ", ".join(f"{name}={level}" for name, level in self.levels.items()) or "reference"
+
+    def __sub__(self, other: Condition) -> tuple[Condition, Condition]:
+        """Return the pair (self, other), a contrast: ``cond(...) - cond(...)`` as in pertpy."""
+        return self, other
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Designs, conditions and contrasts: which rows they make, and what the cells can tell."""
+"""Designs, conditions and contrasts: their rows, and whether the cells determine them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import pandas as pd
 import pytest
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
-from pyro_zilognormal.singlecell.contrasts import make_condition, make_contrast, make_pair, parse_contrasts
-from pyro_zilognormal.singlecell.design import Design
-from pyro_zilognormal.singlecell.donors import check_confounding, find_donors
-from pyro_zilognormal.singlecell.variables import strata
+from pyro_zilognormal.singlecell.design import Design, Donors, strata
 from tests.singlecell.cell_cases import experiment, frame
 
 SIX = pd.DataFrame(
@@ -53,7 +50,7 @@ SIX = pd.DataFrame(
     ],
 )
 def test_rows(formula: str, levels: dict[str, Any], row: list[float]) -> None:
-    condition = make_condition(Design(formula, SIX), levels)
+    condition = Design(formula, SIX).condition(levels)
     np.testing.assert_allclose(condition.design, row, rtol=1e-12)
 
 
@@ -69,7 +66,7 @@ def test_text_of_every_dtype(dtype: Any) -> None:
 def test_numbers_of_every_dtype(dtype: Any) -> None:
     design = Design("~ number", SIX.astype({"number": dtype}))
     np.testing.assert_array_equal(design.matrix[:, 1], SIX["number"])
-    assert make_condition(design, {"number": 2.5}).design.tolist() == [1, 2.5]
+    assert design.condition({"number": 2.5}).design.tolist() == [1, 2.5]
 
 
 def test_the_order_of_categories_is_kept_and_unused_ones_are_left_out() -> None:
@@ -80,33 +77,33 @@ def test_the_order_of_categories_is_kept_and_unused_ones_are_left_out() -> None:
 
 def test_any_level_can_be_the_reference() -> None:
     design = Design("~ group", SIX)
-    contrast = make_contrast(design, "group", "b", "c")
+    contrast = design.contrast("group", "b", "c")
     np.testing.assert_array_equal(contrast.test.design - contrast.reference.design, [0, 1, -1])
     assert contrast.name == "group: b vs c"
 
 
 def test_two_numbers_are_levels() -> None:
-    contrast = make_contrast(Design("~ number", SIX.assign(number=[0, 1] * 3)), "number", "1", 0)
+    contrast = Design("~ number", SIX.assign(number=[0, 1] * 3)).contrast("number", "1", 0)
     np.testing.assert_array_equal(contrast.test.design - contrast.reference.design, [0, 1])
 
 
 def test_a_redundant_column_does_not_forbid_what_is_estimable() -> None:
     design = Design("~ group + sex + nested", SIX.assign(nested=SIX["sex"].astype(str)))
-    make_contrast(design, "group", "b", "a")
+    design.contrast("group", "b", "a")
     with pytest.raises(SingleCellError, match="not estimable"):
-        make_contrast(design, "sex", "f", "m")
+        design.contrast("sex", "f", "m")
 
 
 def test_estimability_does_not_depend_on_units() -> None:
     for unit in (1e-9, 1.0, 1e9):
         design = Design("~ group + number", SIX.assign(number=SIX["number"] * unit + 1000 * unit))
         assert design.rank == 4
-        make_contrast(design, "group", "b", "a")
+        design.contrast("group", "b", "a")
 
 
 def test_interactions_are_compared_at_given_values() -> None:
     design = Design("~ sex * number", SIX)
-    pair = make_pair(design, *(make_condition(design, {"sex": s, "number": 2}) for s in "fm"))
+    pair = design.pair(*(design.condition({"sex": s, "number": 2}) for s in "fm"))
     np.testing.assert_allclose(pair.test.design - pair.reference.design, [0, 1, 0, 2])
     assert pair.column == "sex"
     assert pair.name == "sex=f, number=2.0 vs sex=m, number=2.0"
@@ -114,21 +111,21 @@ def test_interactions_are_compared_at_given_values() -> None:
 
 def test_a_variable_without_interaction_need_not_be_given() -> None:
     design = Design("~ group + sex * number", SIX)
-    make_contrast(design, "group", "b", "a")
+    design.contrast("group", "b", "a")
 
 
 def test_contrasts_come_in_many_ways() -> None:
     design = Design("~ group", SIX)
     one = ("group", "b", "a")
-    conditions = tuple(make_condition(design, {"group": g}) for g in "cb")
-    found = parse_contrasts(design, [one, conditions, make_contrast(design, "group", "c", "a", name="mine")])
+    conditions = tuple(design.condition({"group": g}) for g in "cb")
+    found = design.contrasts([one, conditions, design.contrast("group", "c", "a", name="mine")])
     assert [c.name for c in found] == ["group: b vs a", "group=c vs group=b", "mine"]
-    assert [c.name for c in parse_contrasts(design, {"first": one, "second": conditions})] == ["first", "second"]
-    assert [c.name for c in parse_contrasts(design, one)] == ["group: b vs a"]
-    assert [c.name for c in parse_contrasts(design, [list(one)])] == ["group: b vs a"]
+    assert [c.name for c in design.contrasts({"first": one, "second": conditions})] == ["first", "second"]
+    assert [c.name for c in design.contrasts(one)] == ["group: b vs a"]
+    assert [c.name for c in design.contrasts([list(one)])] == ["group: b vs a"]
 
 
-# Donors of eight cells of two conditions, and whether their effects can be told from the conditions'.
+# Donors of eight cells of two conditions, and whether their effects can be separated from the conditions'.
 DONORS = {
     "nested": (list("aabbccdd"), True),
     "crossed": (list("abababab"), True),
@@ -139,16 +136,16 @@ DONORS = {
 
 @pytest.mark.parametrize("how", DONORS)
 def test_confounding(how: str) -> None:
-    donor, tells = DONORS[how]
+    donor, separable = DONORS[how]
     obs = pd.DataFrame({"condition": list("ttttcccc"), "donor": donor})
     design = Design("~ condition", obs)
-    donors = find_donors(obs, "donor", design)
+    donors = Donors.of(obs, "donor", design)
     _, examples = strata([obs["condition"], obs["donor"]], 8)
-    if tells:
-        check_confounding(design, donors, examples)
+    if separable:
+        donors.check_confounding(design, examples)
     else:
         with pytest.raises(SingleCellError, match="confounded with condition"):
-            check_confounding(design, donors, examples)
+            donors.check_confounding(design, examples)
 
 
 def test_strata_are_the_combinations_that_cells_have() -> None:
@@ -157,7 +154,7 @@ def test_strata_are_the_combinations_that_cells_have() -> None:
     rows = obs[["condition", "sex", "donor"]].drop_duplicates()
     assert len(de.data.design) == len(rows) == 16 // 2
     assert de.settings["n_rows"] == len(rows)
-    assert de.cells.observed.cells.sum() == 160
+    assert de.cells.count.sum() == 160
     of_cell, examples = strata([obs["condition"], obs["donor"]], 160)
     for cell, stratum in enumerate(of_cell):
         assert (obs[["condition", "donor"]].iloc[cell] == obs[["condition", "donor"]].iloc[examples[stratum]]).all()

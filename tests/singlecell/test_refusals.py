@@ -19,7 +19,7 @@ from pyro_zilognormal.singlecell import (
     to_scanpy,
     write_results,
 )
-from tests.singlecell.cell_cases import GENES, experiment, frame, values
+from tests.singlecell.cell_cases import GENES, experiment, fitted, frame, values
 
 STIM = ("condition", "stim", "ctrl")
 
@@ -215,7 +215,10 @@ def test_bad_calls(case: str) -> None:
             lambda: call(experiment(), contrast=("condition", "stim")),
             "needed \\(column, test level, reference level\\)",
         ),
-        (lambda: HurdleDE(experiment(), "~ condition").fit(steps=10).predict(), "needed what cond\\(...\\) returns"),
+        (
+            lambda: fitted().predict(),
+            "needed one or more conditions, from cond",
+        ),
     ],
 )
 def test_arguments_of_another_kind(make: Callable[[], Any], says: str) -> None:
@@ -240,10 +243,10 @@ def test_a_failed_call_writes_nothing() -> None:
     assert list(adata.obs.columns) == list(frame().columns)
 
 
-def test_results_that_the_table_lacks_are_not_written() -> None:
+def test_results_of_a_bad_key_are_not_written() -> None:
     adata = experiment()
     with pytest.raises(SingleCellError, match="key_added is ''"):
-        write_results(adata, call(adata, copy=True), {}, "")
+        write_results(adata, None, {}, "")
     assert not list(adata.uns)
 
 

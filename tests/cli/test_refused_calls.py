@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,9 @@ from typing import Any
 import anndata
 import h5py
 import numpy as np
-import pandas as pd
 import pytest
 
-from tests.cli.cli_cases import ASKED, N, cells, file_of, run, values_with
+from tests.cli.cli_cases import ASKED, N, Ran, cells, file_of, run, values_with
 
 CONTRAST = ("--contrast", "condition", "stim", "ctrl")
 
@@ -85,7 +85,6 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "no file": (lambda folder: folder / "none.h5ad", ASKED, "does not exist"),
     "not h5ad": (_not_h5ad, ASKED, "cannot be read as an AnnData"),
     "truncated": (_truncated, ASKED, "cannot be read as an AnnData"),
-    "half of it": (_cut(0.5), ASKED, "cannot be read as an AnnData"),
     "all but the end": (_cut(0.98), ASKED, "cannot be read as an AnnData"),
     "damaged inside": (_damaged, ASKED, "adata.X cannot be read; the file is damaged"),
     "other HDF5": (_other_hdf5, ASKED, "it has no obs"),
@@ -93,23 +92,10 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "no matrix": (_no_matrix, ASKED, "adata has no X"),
     "nothing but zeros": (_of(x=np.zeros((N, 4))), ASKED, "no value above the detection threshold"),
     "NaN": (_of(x=values_with(5, 2, np.nan)), ASKED, "nan in cell 'cell5', gene 'same'"),
-    "NaN, sparse": (_of(x=values_with(5, 2, np.nan, True)), ASKED, "nan in cell 'cell5', gene 'same'"),
-    "infinite": (_of(x=values_with(7, 0, np.inf)), ASKED, "inf in cell 'cell7', gene 'up'"),
-    "infinite, sparse": (_of(x=values_with(7, 0, np.inf, True)), ASKED, "inf in cell 'cell7', gene 'up'"),
     "negative, sparse": (_of(x=values_with(9, 3, -0.5, True)), ASKED, "-0.5 in cell 'cell9', gene 'rare'"),
-    "negative": (_of(x=values_with(9, 3, -0.5)), ASKED, "-0.5 in cell 'cell9', gene 'rare'"),
-    "no cells": (_some(0), ASKED, "is empty"),
-    "no genes": (_some(N, 0), ASKED, "is empty"),
-    "one cell": (_some(1), ASKED, "one cell"),
     "duplicate genes": (_duplicate, ASKED, "'up'"),
     "one level": (_of(condition="stim"), ASKED, "has one value only, 'stim'"),
     "missing values": (_of(condition=MISSING), ASKED, "is missing in 30 of 60 cells, the first 'cell1'"),
-    "missing categories": (_of(condition=pd.Categorical(MISSING)), ASKED, "is missing in 30 of 60 cells"),
-    "a category without cells": (
-        _of(condition=pd.Categorical(["stim", "ctrl"] * (N // 2), categories=["stim", "ctrl", "other"])),
-        ("--formula", "~ condition", "--contrast", "condition", "other", "ctrl"),
-        "'other' is not one of the levels",
-    ),
     "missing numbers": (
         _of(age=np.where(np.arange(N) == 3, np.nan, 50.0 + np.arange(N))),
         (*ASKED, "--formula", "~ condition + age"),
@@ -117,11 +103,6 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     ),
     "missing donor": (_of(donor=MISSING), (*ASKED, "--donor", "donor"), "obs['donor'] is missing in 30 of 60"),
     "one donor": (_of(donor="d"), (*ASKED, "--donor", "donor"), "names one donor only"),
-    "integers as a category": (
-        _of(dose=np.arange(N) % 3),
-        ("--formula", "~ C(dose)", "--contrast", "dose", "7", "0"),
-        "'7' is not one of the levels of obs['dose']: 0, 1, 2",
-    ),
     "confounded donor": (
         _of(donor=["one", "two"] * (N // 2)),
         (*ASKED, "--donor", "donor"),
@@ -210,11 +191,11 @@ def test_a_folder_that_is_there_and_cannot_be_written_to_is_refused(tmp_path: Pa
     assert "cannot be written to" in ran.problems or "not writable" in ran.problems
 
 
-def test_the_checkpoint_of_another_fit_is_refused_and_kept(tmp_path: Path) -> None:
-    path, out = file_of(tmp_path), tmp_path / "out"
-    assert run("de", path, *ASKED, "--out", out).code == 0
+def test_the_checkpoint_of_another_fit_is_refused_and_kept(done: tuple[Ran, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done[1], out)
     before = {file: file.read_bytes() for file in out.iterdir()}
-    ran = run("de", path, *ASKED, "--seed", "1", "--out", out, "--resume")
+    ran = run("de", file_of(tmp_path), *ASKED, "--donor", "donor", "--seed", "1", "--out", out, "--resume")
     assert (ran.code, ran.problems.count("\n")) == (2, 1)
     assert "is the checkpoint of another fit: seed" in ran.problems
     assert {file: file.read_bytes() for file in out.iterdir()} == before

@@ -10,9 +10,7 @@ import pytest
 
 from pyro_zilognormal.singlecell import HurdleDE, differential_expression
 from pyro_zilognormal.svi import Checkpoint, CheckpointError, Run
-from tests.singlecell.cell_cases import experiment
-
-STIM = ("condition", "stim", "ctrl")
+from tests.singlecell.cell_cases import STIM, experiment
 
 
 class Killed:
@@ -30,17 +28,17 @@ class Killed:
 @pytest.mark.parametrize("formula", ["~ condition", "~ condition + age"])
 def test_killed_and_gone_on_with(formula: str, tmp_path: pathlib.Path) -> None:
     def table(**options: Any) -> pd.DataFrame:
-        de = HurdleDE(experiment(), formula, donor="donor").fit(steps=30, **options)
+        de = HurdleDE(experiment(), formula, donor="donor").fit(steps=20, **options)
         return pd.concat([de.test(STIM), de.predict(de.cond()), de.predictive_check()], axis=1)
 
     whole = table()
     path = tmp_path / "fit.ckpt"
-    killed = Killed(17)
+    killed = Killed(12)
     with pytest.raises(KeyboardInterrupt):
         table(callbacks=[killed], checkpoint=Checkpoint(path, steps=5))
     again = Killed(99)
     pd.testing.assert_frame_equal(table(callbacks=[again], checkpoint=path), whole, check_exact=True)
-    assert again.seen == 15  # it went on from step 15
+    assert again.seen == 10  # it went on from step 10
     last = Killed(99)
     pd.testing.assert_frame_equal(table(callbacks=[last], checkpoint=path), whole, check_exact=True)
     assert last.seen == 0  # it was done

@@ -7,7 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import anndata
 import h5py
+import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -55,16 +58,40 @@ def _folder(path: pathlib.Path) -> None:
         (_empty, "cannot be read as an AnnData"),
         (_truncated, "cannot be read as an AnnData"),
         (_other_hdf5, "cannot be read as an AnnData .*it has no obs"),
-        (_obs_is_no_table, "cannot be read as an AnnData .its obs is no table of anndata 0.7 or later"),
+        (_obs_is_no_table, "cannot be read as an AnnData .its obs is not a table of anndata 0.7 or later"),
         (_folder, "cannot be read as an AnnData"),
     ],
 )
 def test_bad_files(spoil: Callable[[pathlib.Path], None], says: str, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cells.h5ad"
     spoil(path)
-    with pytest.raises(SingleCellError, match=says) as caught, open_cells(path):
-        pass
+    with pytest.raises(SingleCellError, match=says) as caught:
+        open_cells(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+def test_an_open_file_is_an_anndata_whose_matrices_are_on_disk(kind: str, tmp_path: pathlib.Path) -> None:
+    made = experiment(x=sp.csr_matrix(values()))
+    made.layers["dense"], made.raw, made.uns["log1p"] = values(), made.copy(), {"base": None}
+    made.obsm["pca"], made.obsm["table"] = values()[:, :2], made.obs[["age"]]
+    getattr(made, f"write_{kind}")(tmp_path / f"cells.{kind}")
+    cells = open_cells(tmp_path / f"cells.{kind}")
+    assert isinstance(cells, anndata.AnnData)
+    for matrix in (cells.X, cells.layers["dense"], cells.raw.X, cells.obsm["pca"]):
+        assert not isinstance(matrix, np.ndarray | sp.spmatrix)
+    pd.testing.assert_frame_equal(cells.obs, made.obs, check_categorical=False, check_dtype=False)
+    pd.testing.assert_frame_equal(cells.obsm["table"], made.obsm["table"])
+    assert "log1p" in cells.uns
+    view, memory = cells[10:20, ["up", "same"]], cells.to_memory()
+    np.testing.assert_array_equal(view.X.toarray(), values()[10:20][:, [0, 3]])
+    np.testing.assert_array_equal(memory.X.toarray(), values())
+    np.testing.assert_array_equal(memory.layers["dense"], values())
+    if kind == "h5ad":
+        with cells as same:
+            assert same is cells
+        assert not cells.layers["dense"]  # closed
 
 
 def test_a_file_whose_matrix_is_damaged(tmp_path: pathlib.Path) -> None:
@@ -82,31 +109,22 @@ def test_a_file_whose_matrix_is_damaged(tmp_path: pathlib.Path) -> None:
         HurdleDE(cells, "~ condition")
 
 
-MISSING = """
+IMPORTS = """
 import sys
-sys.modules["{module}"] = None
 import pyro_zilognormal.singlecell as sc
-try:
-    sc.HurdleDE(None, "~ condition")
-except ModuleNotFoundError as error:
-    assert 'pip install "pyro-zilognormal[singlecell]"' in str(error), error
-else:
-    raise SystemExit("no error")
+assert not {"anndata", "pandas", "formulaic", "scipy", "matplotlib"} & set(sys.modules)
+for module in ("anndata", "formulaic"):
+    sys.modules[module] = None
+    try:
+        sc.HurdleDE(None, "~ condition")
+    except ModuleNotFoundError as error:
+        assert module in str(error) and 'pip install "pyro-zilognormal[singlecell]"' in str(error), error
+    else:
+        raise SystemExit("no error")
+    del sys.modules[module]
 """
 
 
-@pytest.mark.parametrize("module", ["anndata", "formulaic"])
-def test_a_missing_extra_says_how_to_install_it(module: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MISSING.format(module=module)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_importing_loads_no_extra() -> None:
-    code = (
-        "import sys, pyro_zilognormal.singlecell; "
-        "assert not {'anndata', 'pandas', 'formulaic', 'scipy', 'matplotlib'} & set(sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_importing_loads_no_extra_and_a_missing_one_says_how_to_install_it() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -12,28 +12,21 @@ import torch
 
 from pyro_zilognormal import ZeroInflatedLogNormal
 from pyro_zilognormal.models import linear_predictor
-from pyro_zilognormal.singlecell import COLUMNS, CellCondition, HurdleDE, differential_expression, draws
-from pyro_zilognormal.singlecell.draws import draw_coefficients, summarise
-from pyro_zilognormal.svi import posterior_draws
-from tests.singlecell.cell_cases import GENES, experiment, frame, values
+from pyro_zilognormal.singlecell import COLUMNS, Condition, HurdleDE, differential_expression, results
+from pyro_zilognormal.singlecell.results import summarise
+from tests.singlecell.cell_cases import GENES, STEPS, STIM, experiment, fitted, frame, values
 
-STIM = ("condition", "stim", "ctrl")
 PARTS = ["log_fc_detection", "log_fc_abundance"]
 
 
-@functools.cache
-def fitted(donor: str | None = None, formula: str = "~ condition") -> HurdleDE:
-    return HurdleDE(experiment(), formula, donor=donor).fit(steps=30)
-
-
-def law(de: HurdleDE, condition: CellCondition) -> ZeroInflatedLogNormal:
-    mu, logits = (linear_predictor(de.draws, condition, part) for part in ("", "gate_"))
+def distribution(de: HurdleDE, condition: Condition) -> ZeroInflatedLogNormal:
+    mu, logits = (linear_predictor(de.draws, condition, part) for part in ("positive", "zero"))
     return ZeroInflatedLogNormal(mu, de.draws["log_sigma"].squeeze(-1).exp(), logits)
 
 
 def changes(de: HurdleDE) -> np.ndarray:
-    """Draws of the log2 ratio of means, from the law's own mean."""
-    means = [law(de, de.cond(condition=c)).mean for c in ("stim", "ctrl")]
+    """Draws of the log2 ratio of means, from the distribution's own mean."""
+    means = [distribution(de, de.cond(condition=c)).mean for c in ("stim", "ctrl")]
     return (means[0] / means[1]).log2().numpy()
 
 
@@ -84,14 +77,14 @@ def test_the_truth_is_found() -> None:
     assert table.log_fc_detection["seen"] > 1
 
 
-def test_the_surest_gene_is_first() -> None:
+def test_the_most_certain_gene_is_first() -> None:
     table = fitted().test(STIM)
     assert table["expected_fdr"].is_monotonic_increasing
     by_sign = fitted().test(STIM, delta=0)
     assert by_sign["lfsr"].is_monotonic_increasing
     assert by_sign["expected_fdr"].is_monotonic_increasing
-    sure = by_sign[by_sign["lfsr"] == 0]
-    assert (sure.log_fc.abs() / sure.log_fc_sd).is_monotonic_decreasing
+    certain = by_sign[by_sign["lfsr"] == 0]
+    assert (certain.log_fc.abs() / certain.log_fc_sd).is_monotonic_decreasing
 
 
 def test_a_contrast_turned_round() -> None:
@@ -137,7 +130,7 @@ def silent() -> HurdleDE:
     x[:, 5] = 0
     x[[3, 100], 5] = 2.0, 2.5
     x[stim, 0] = 0
-    return HurdleDE(experiment(x=x), "~ condition + sex").fit(steps=30)
+    return HurdleDE(experiment(x=x), "~ condition + sex").fit(steps=STEPS)
 
 
 def test_genes_that_say_little() -> None:
@@ -174,12 +167,12 @@ def test_conditions_that_no_cell_is_in() -> None:
 
 def test_one_call_is_the_object() -> None:
     adata = experiment()
-    table = differential_expression(adata, "~ condition", STIM, steps=30)
+    table = differential_expression(adata, "~ condition", STIM, steps=STEPS)
     pd.testing.assert_frame_equal(table, fitted().test(STIM), check_exact=True)
 
 
 def test_seeds() -> None:
-    other = HurdleDE(experiment(), "~ condition").fit(steps=30, seed=1).test(STIM)
+    other = HurdleDE(experiment(), "~ condition").fit(steps=STEPS, seed=1).test(STIM)
     first = fitted().test(STIM)
     assert not other["log_fc"].equals(first["log_fc"])
     both = (t.set_index("variable").loc[list(GENES)] for t in (first, other))
@@ -197,34 +190,19 @@ def test_global_state_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def alike(some: torch.Tensor, many: torch.Tensor) -> bool:
-    """Whether as many of some draws lie below each quantile of many as should, within 5 standard errors."""
-    for q in (0.05, 0.25, 0.5, 0.75, 0.95):
-        below = (some < many.quantile(q, 0)).double().mean(0)
-        if ((below - q).abs() > 5 * math.sqrt(q * (1 - q) * (1 / len(some) + 1 / len(many)))).any():
-            return False
-    return True
+def test_quantiles_do_not_depend_on_how_many_values_are_taken_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(1000, 20, generator=torch.Generator().manual_seed(0))
+    whole = summarise(values, 0.9)
+    monkeypatch.setattr(results, "_VALUES_A_QUANTILE", 8000)
+    assert all(torch.equal(one, other) for one, other in zip(whole, summarise(values, 0.9), strict=True))
 
 
-def test_draws_do_not_depend_on_how_many_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_are_taken_once_and_donors_with_the_first_of_them() -> None:
     de = fitted("donor")
-    whole = draw_coefficients(de.result, de.data, 4000, 1)
-    monkeypatch.setattr(draws, "_VALUES_A_BLOCK", 20_000)
-    parts = draw_coefficients(de.result, de.data, 4000, 1)
-    assert {k: v.shape for k, v in whole.items()} == {k: v.shape for k, v in parts.items()}
-    assert all(alike(drawn, parts[name]) for name, drawn in whole.items())
-    middle = summarise(whole["intercept"].squeeze(-1), 0.9)
-    monkeypatch.setattr(draws, "_VALUES_A_QUANTILE", 8000)
-    for one, other in zip(middle, summarise(whole["intercept"].squeeze(-1), 0.9), strict=True):
-        assert torch.equal(one, other)
-
-
-def test_draws_are_those_of_the_guide_one_by_one() -> None:
-    de = fitted("donor")
-    names = ("intercept", "effects", "gate_intercept", "gate_effects", "log_sigma")
-    one_by_one = posterior_draws(de.result, *de.data.arguments, draws=150, sites=names, seed=3)
-    together = draw_coefficients(de.result, de.data, 4000, 1)
-    assert set(together) == set(names)
-    for name in names:
-        assert one_by_one[name].shape[1:] == together[name].shape[1:]
-        assert alike(one_by_one[name], together[name]), name
+    draws, first = de._drawn()
+    assert de.draws is draws
+    assert {len(value) for value in draws.values()} == {1000}
+    assert {len(value) for value in first.values()} == {200}
+    assert set(first) - set(draws) == {"donors", "zero_donors"}
+    assert all(torch.equal(first[name], value[:200]) for name, value in draws.items())
+    assert not torch.equal(draws["intercept"][:200], draws["intercept"][200:400])

@@ -15,8 +15,9 @@ import scipy.sparse as sp
 import torch
 
 from pyro_zilognormal import SufficientStatistics
-from pyro_zilognormal.singlecell import HurdleDE, ScaleWarning, SingleCellError, open_cells, reading
-from pyro_zilognormal.sufficient import rows as _cells
+from pyro_zilognormal.singlecell import HurdleDE, ScaleWarning, SingleCellError, open_cells
+from pyro_zilognormal.singlecell import scale as scale_module
+from pyro_zilognormal.sufficient import rows as rows_module
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
 
 
@@ -160,7 +161,7 @@ class Watched:
 
 
 def test_rows_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cells, "VALUES_A_BLOCK", 60)
+    monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 60)
     adata = experiment()
     watched = Watched(values())
     cells = Lookalike(adata, watched)
@@ -169,7 +170,7 @@ def test_rows_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_columns_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "_VALUES_A_BLOCK", 150)
+    monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 150)
     matrix = sp.csc_matrix(values())
     watched = Watched(matrix, format="csc", indptr=matrix.indptr)
     cells = Lookalike(experiment(), watched)
@@ -194,8 +195,8 @@ class Lookalike:
 def test_memory_is_bounded_whatever_the_file(
     form: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cells, "VALUES_A_BLOCK", 1 << 15)
-    monkeypatch.setattr(reading, "_VALUES_A_BLOCK", 1 << 15)
+    monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 1 << 15)
+    monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 1 << 15)
     cells, genes = 4000, 500
     x = sp.random(cells, genes, 1.0 if form == "dense" else 0.5, random_state=0, format="csr")
     x.data = np.exp(9 * x.data)

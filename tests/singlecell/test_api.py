@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
+from pathlib import Path
 
-from pyro_zilognormal.singlecell import HurdleDE, differential_expression
+import pytest
+
+from pyro_zilognormal.singlecell import COLUMNS, HurdleDE, differential_expression
 
 NAMED = {
     "donor": None,
@@ -34,7 +38,15 @@ def test_the_one_call() -> None:
 
 def test_the_verbs_of_pertpy() -> None:
     assert {"fit", "cond", "contrast"} <= {name for name, _ in inspect.getmembers(HurdleDE, inspect.isfunction)}
-    assert list(inspect.signature(HurdleDE.contrast).parameters)[:4] == ["self", "column", "test", "reference"]
+    contrast = inspect.signature(HurdleDE.contrast)
+    contrast.bind(None, column="condition", baseline="ctrl", group_to_compare="stim")
+    with pytest.raises(TypeError):  # the tuple of a contrast has the test level first
+        contrast.bind(None, "condition", "ctrl", "stim")
     shared = set(inspect.signature(HurdleDE).parameters) & set(NAMED)
     assert {"donor", "layer", "use_raw", "scale", "offset", "detection_threshold", "device"} <= shared
     assert all(inspect.signature(HurdleDE).parameters[name].default == NAMED[name] for name in shared)
+
+
+def test_the_page_describes_every_column() -> None:
+    page = Path(__file__).parents[2] / "docs" / "singlecell.md"
+    assert set(COLUMNS) <= set(re.findall(r"`(\w+)`", page.read_text()))

@@ -1,0 +1,282 @@
+"""Cells come in: open a file on disk, find the matrix that is meant, read it with its design."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyro_zilognormal.models import HurdleData
+from pyro_zilognormal.singlecell.design import Design, Donors, column, strata
+from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_cells, read_genes, read_statistics
+
+# What h5py, zarr and anndata raise for damaged files and for files of another kind.
+_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+_ON_DISK = ("array", "csr_matrix", "csc_matrix")
+
+
+def open_cells(path: str | os.PathLike[str]) -> Any:
+    """Open an h5ad or zarr file as an AnnData whose matrices stay on disk.
+
+    obs, var and uns are read into memory; X, raw, layers, obsm, varm, obsp and varp are read when they are sliced.
+    (``anndata.read_h5ad(path, backed="r")`` reads every layer into memory.) Use it with ``with``, which closes the file
+    at the end, or without; the file is then closed with the object. ``to_memory()`` makes an ordinary AnnData of it.
+
+    Args:
+        path: the h5ad file or zarr folder.
+
+    Returns:
+        An ``anndata.AnnData``.
+
+    Raises:
+        SingleCellError: the file does not exist, is damaged, or holds no AnnData.
+
+    Example:
+        >>> import anndata, numpy, os, tempfile
+        >>> path = os.path.join(tempfile.mkdtemp(), "cells.h5ad")
+        >>> anndata.AnnData(numpy.eye(3)).write_h5ad(path)
+        >>> with open_cells(path) as cells:
+        ...     isinstance(cells, anndata.AnnData), cells.X[1:2]
+        (True, array([[0., 1., 0.]]))
+    """
+    path = Path(path)
+    if not path.exists():
+        raise SingleCellError(f"{str(path)!r} does not exist; needed an h5ad or zarr file of an AnnData")
+    try:
+        root = require("zarr").open_group(str(path), mode="r") if path.is_dir() else require("h5py").File(path, "r")
+        with warnings.catch_warnings():
+            # Duplicate names of genes are refused later; those of cells do no harm.
+            warnings.filterwarnings("ignore", r"(Observation|Variable) names are not unique", UserWarning)
+            return _on_disk_class()(root)
+    except ModuleNotFoundError:
+        raise
+    except _UNREADABLE as error:
+        said = str(error).strip().splitlines()
+        raise SingleCellError(
+            f"{str(path)!r} cannot be read as an AnnData ({said[0] if said else type(error).__name__}); "
+            "needed a whole file that anndata wrote, h5ad or zarr"
+        ) from error
+
+
+@functools.cache
+def _on_disk_class() -> Any:
+    """Return the class of open cells, made here because anndata is imported only where it is used."""
+
+    class AnnDataOnDisk(require("anndata").AnnData):  # type: ignore[misc]
+        """An AnnData over the arrays of an open file, which ``with`` closes."""
+
+        def __init__(self, root: Any) -> None:
+            read = require("anndata.io").read_elem
+            parts: dict[str, Any] = {name: _table(root, name) for name in ("obs", "var")}
+            parts["X"] = _element(root["X"]) if "X" in root else None
+            parts["uns"] = read(root["uns"]) if "uns" in root else {}
+            for name in ("layers", "obsm", "varm", "obsp", "varp"):
+                if name in root:
+                    parts[name] = {key: _element(root[name][key]) for key in root[name]}
+            if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
+                parts["raw"] = {"X": _element(root["raw/X"]), "var": _table(root, "raw/var")}
+            super().__init__(**parts)
+            self._root = root
+
+        def __enter__(self) -> AnnDataOnDisk:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            if hasattr(self._root, "close"):  # a zarr folder needs no closing
+                self._root.close()
+
+    return AnnDataOnDisk
+
+
+def _table(root: Any, where: str) -> Any:
+    if where not in root:
+        raise KeyError(f"it has no {where}")
+    if not hasattr(root[where], "keys"):
+        raise TypeError(f"its {where} is not a table of anndata 0.7 or later")
+    return require("anndata.io").read_elem(root[where])
+
+
+def _element(element: Any) -> Any:
+    """Return a dense or sparse matrix on disk, and anything else (a table) in memory."""
+    if element.attrs.get("encoding-type", "array") not in _ON_DISK:
+        return require("anndata.io").read_elem(element)
+    return require("anndata.io").sparse_dataset(element) if hasattr(element, "keys") else element
+
+
+def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
+    """Return X, a layer or raw.X of an AnnData."""
+    if not all(hasattr(adata, name) for name in ("obs", "var_names", "layers")):
+        raise TypeError(
+            f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
+        )
+    matrix, names, where = _choose(adata, layer, use_raw)
+    if matrix is None:
+        raise SingleCellError(f"adata has no X; name a layer: {', '.join(adata.layers) or 'it has none'}")
+    if len(matrix.shape) != 2 or 0 in matrix.shape:
+        raise SingleCellError(
+            f"{where} is empty, of shape {tuple(matrix.shape)}; needed cells x genes, each at least 1"
+        )
+    if len(adata.obs) != matrix.shape[0]:
+        raise SingleCellError(f"{where} has {matrix.shape[0]} rows, adata.obs {len(adata.obs)}; needed one a cell")
+    if matrix.shape[0] < 2:
+        raise SingleCellError(f"{where} holds one cell; needed cells to compare")
+    genes = [str(name) for name in names]
+    duplicated = names[names.duplicated()]
+    if len(duplicated):
+        raise SingleCellError(
+            f"{where}: gene name {str(duplicated[0])!r} stands {genes.count(str(duplicated[0]))} times in var_names; "
+            "needed unique names: call adata.var_names_make_unique()"
+        )
+    return Expression(matrix, genes, adata.obs_names, where, where == "adata.X" and "log1p" in adata.uns)
+
+
+def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str]:
+    if layer is not None and use_raw:
+        raise SingleCellError(f"layer is {layer!r} and use_raw is True; needed one of them, as raw has no layers")
+    if use_raw:
+        if adata.raw is None:
+            raise SingleCellError("use_raw is True, but adata.raw is None; set use_raw=False or name a layer")
+        return adata.raw.X, adata.raw.var_names, "adata.raw.X"
+    if layer is None:
+        return adata.X, adata.var_names, "adata.X"
+    if layer not in adata.layers:
+        raise unknown("layer", layer, "layers of adata", adata.layers)
+    return adata.layers[layer], adata.var_names, f"adata.layers[{layer!r}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Observations of some cells, such as those of one side of a contrast.
+
+    Attributes:
+        cells: the number of cells.
+        positive: the number of positive values of each gene.
+        total: the sum of the linear values of each gene.
+    """
+
+    cells: int
+    positive: NDArray[np.int64]
+    total: NDArray[np.float64]
+
+    @property
+    def detection(self) -> NDArray[np.float64]:
+        """The share of cells with a positive value, by gene; NaN without cells."""
+        return self.positive / self.cells if self.cells else np.full(len(self.positive), np.nan)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """The mean of the linear values, zeros included, by gene; NaN without cells."""
+        return self.total / self.cells if self.cells else np.full(len(self.total), np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """An experiment, read and checked. Its rows are strata of cells alike in all variables and donor, or single cells.
+
+    Attributes:
+        clean: the matrix, and how its values are brought to the linear scale.
+        design: the design of the formula.
+        donors: the donors of the cells, or None.
+        factor: the size factor of each cell.
+        data: the data of the fit, row by row.
+        example: one cell of each row.
+        count: the number of cells in each row.
+        size: means of the size factors and of their squares in each row, of shape (rows, 2).
+        totals: sums of linear values, of shape (rows, genes); None where rows are cells.
+    """
+
+    clean: Cleaner
+    design: Design
+    donors: Donors | None
+    factor: NDArray[np.float64]
+    data: HurdleData
+    example: NDArray[np.int64]
+    count: NDArray[np.int64]
+    size: NDArray[np.float64]
+    totals: NDArray[np.float64] | None
+
+    def chosen(self, levels: Mapping[str, Any]) -> NDArray[np.bool_]:
+        """Return which cells have the given levels of the variables."""
+        found = np.ones(len(self.design.matrix), dtype=bool)
+        for name, level in levels.items():
+            found &= np.asarray(self.design.variables[name].values == level)
+        return found
+
+    def rows(self, levels: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Return the rows whose cells have the given levels."""
+        return np.flatnonzero(self.chosen(levels)[self.example])
+
+    def arm(self, levels: Mapping[str, Any]) -> Arm:
+        """Return what was observed in the cells with the given levels."""
+        rows = self.rows(levels)
+        if self.totals is not None:
+            positive, total = self.data.value[rows, :, 1].sum(0).numpy(force=True), self.totals[rows].sum(0)
+        else:
+            values = self.data.value[rows]
+            positive, total = (np.asarray(v.sum(0)).reshape(-1) for v in (values > 0, values))
+        return Arm(int(self.count[rows].sum()), positive.astype(np.int64), total)
+
+    def genes(self, columns: list[int]) -> NDArray[np.float64]:
+        """Return the linear values of some genes in all cells, with size factors divided out."""
+        if self.totals is None:
+            values = self.data.value[:, columns]
+            linear = values.toarray() if hasattr(values, "toarray") else values.numpy(force=True)
+        else:
+            linear = read_genes(self.clean, columns)
+        return linear / self.factor[:, None]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the genes, in the order of the matrix."""
+        return self.clean.expression.genes
+
+
+def read(obs: Any, formula: str, donor: str | None, offset: Any, clean: Cleaner) -> Cells:
+    """Read all cells in one pass.
+
+    Cells alike in all variables and donor are reduced to statistics, unless these would be more than half as many as
+    the cells, as with a covariate that has a value of its own in each cell; then the cells are kept in memory.
+    """
+    design = Design(formula, obs)
+    donors = None if donor is None else Donors.of(obs, donor, design)
+    shift = np.zeros(len(obs)) if offset is None else _offset(obs, offset)
+    columns = [v.values for v in design.variables.values()] + ([] if donors is None else [donors.values])
+    of_cell, example = strata(columns, len(obs))
+    if donors is not None:
+        donors.check_confounding(design, example)
+    keep = 2 * len(example) > len(obs)
+    if keep:
+        of_cell = example = np.arange(len(obs))
+        value, totals = read_cells(clean), None
+    else:
+        statistics, totals = read_statistics(clean, of_cell, len(example), None if offset is None else shift)
+        value = statistics.value
+    rows = torch.from_numpy(design.matrix[example])
+    who = torch.from_numpy(np.zeros_like(example) if donors is None else donors.code[example])
+    left = torch.from_numpy(shift if keep else np.zeros(len(example)))  # statistics have the offset taken out
+    data = HurdleData(value, rows, rows, who, left, 0 if donors is None else len(donors.names))
+    count, factor = np.bincount(of_cell), np.exp(shift)
+    size = np.stack([np.bincount(of_cell, factor**power) / count for power in (1, 2)], 1)
+    return Cells(clean, design, donors, factor, data, example, count, size, totals)
+
+
+def _offset(obs: Any, offset: Any) -> NDArray[np.float64]:
+    """Return the log size factors of the cells."""
+    if isinstance(offset, str):
+        values, said = column(obs, offset, "offset").to_numpy(), f"offset: obs[{offset!r}]"
+    else:
+        values, said = np.asarray(offset), "offset"
+    if values.shape != (len(obs),):
+        raise SingleCellError(f"{said} has shape {values.shape}; needed one number for each of the {len(obs)} cells")
+    if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise SingleCellError(f"{said} is not a finite number in every cell; needed the log of a positive size factor")
+    return values.astype(np.float64)

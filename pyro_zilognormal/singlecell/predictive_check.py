@@ -1,0 +1,177 @@
+"""The posterior predictive check: statistics of replicated cells beside those of the observed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pyro_zilognormal.models import Condition
+from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.io import Cells
+from pyro_zilognormal.singlecell.results import log_fc_bias, parameters, summarise
+from pyro_zilognormal.sufficient import SufficientStatistics
+
+# The probability of the intervals that tables and reports use: one gene in a hundred lies outside by chance.
+CREDIBLE = 0.99
+STATISTICS = ("zero_fraction", "mean", "sd_log")
+# Cells that are compared where rows are single cells.
+_MOST_CELLS = 250
+# exp(sigma^2) overflows at sigma^2 = 709; from here on it is taken in log space.
+_WIDE = 100.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Observed:
+    """Observations in some rows of the data.
+
+    Attributes:
+        rows: which rows.
+        cells: the number of cells in each row.
+        size: means of their size factors and of the squares, of shape (rows, 2).
+        zeros: the number of zeros of each gene.
+        total: the sum of linear values of each gene.
+        value: statistics of the rows, of shape (rows, genes, 5), with size factors taken out.
+        alike: whether a row holds many cells, so that its own mean of log x is known.
+    """
+
+    rows: Tensor
+    cells: Tensor
+    size: Tensor
+    zeros: Tensor
+    total: Tensor
+    value: Tensor
+    alike: bool
+
+    @property
+    def freedom(self) -> Tensor:
+        """Degrees of freedom of the sd of log x, by gene."""
+        positive = self.value[..., 1]
+        return ((positive - 1).clamp(min=0) if self.alike else positive).sum(0)
+
+    def sd_log(self, mu: Tensor) -> Tensor:
+        """Return the sd of log x within rows; about ``mu``, of shape (rows, genes), where rows are single cells."""
+        if self.alike:
+            squares = self.value[..., 3].sum(0)
+        else:
+            squares = (self.value[..., 1] * (self.value[..., 2] - mu).square()).sum(0)
+        return (squares / self.freedom).sqrt()
+
+
+def check_condition(
+    cells: Cells, levels: Mapping[str, Any], draws: Mapping[str, Tensor], credible: float, seed: int
+) -> dict[str, Any]:
+    """Return observed and replicated statistics of the cells of one condition, as columns over genes."""
+    observed = _observe(cells, cells.rows(levels))
+    generator = torch.Generator().manual_seed(seed)
+    zeros, total, mu = _replicate(draws, cells, observed, generator)
+    number, freedom = observed.cells.sum(), observed.freedom
+    sigma = draws["log_sigma"].squeeze(-1).exp()
+    compared = {
+        "zero_fraction": (observed.zeros / number, zeros / number),
+        "mean": (observed.total / number, total / number),
+        "sd_log": (observed.sd_log(mu), sigma * _chi(freedom, len(sigma), seed)),
+    }
+    columns: dict[str, Any] = {}
+    for name, (seen, replicated) in compared.items():
+        ends = zip(("_predicted", "_low", "_high"), summarise(replicated, credible), strict=True)
+        columns |= {name: seen.numpy()} | {f"{name}{end}": values.numpy() for end, values in ends}
+    return columns | {"sd_log_freedom": freedom.numpy()}
+
+
+def inside(check: Any, statistic: str) -> NDArray[np.bool_]:
+    """Return which genes' observed values lie in the posterior predictive interval, ends included."""
+    observed, low, high = (np.asarray(check[name]) for name in (statistic, f"{statistic}_low", f"{statistic}_high"))
+    rounding = 1e-9 * np.abs(observed)  # a gene of zeros only is predicted without error
+    return ~((observed < low - rounding) | (observed > high + rounding))
+
+
+def lack_of_fit_columns(test: Any, reference: Any, genes: int) -> dict[str, Any]:
+    """Return the columns ``log_fc_bias`` and ``predictive_check`` of a contrast's table."""
+    if test is None or reference is None:
+        return {"log_fc_bias": np.zeros(genes), "predictive_check": np.full(genes, "no_cells", dtype=object)}
+    outside = {name: ~(inside(test, name) & inside(reference, name)) for name in STATISTICS}
+    words = ["+".join(name for name in STATISTICS if outside[name][gene]) or "ok" for gene in range(genes)]
+    spreads = [(check["sd_log"], check["sd_log_freedom"]) for check in (test, reference)]
+    return {"log_fc_bias": log_fc_bias(*spreads), "predictive_check": np.array(words, dtype=object)}
+
+
+def concat(genes: list[str], checks: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the checks of several conditions as one DataFrame."""
+    pandas = require("pandas")
+    tables = [pandas.DataFrame({"variable": genes, "condition": name} | dict(c)) for name, c in checks.items()]
+    return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
+
+
+def _observe(cells: Cells, rows: NDArray[np.int64]) -> _Observed:
+    if cells.totals is None:
+        return _observe_cells(cells, rows[:: max(1, -(-len(rows) // _MOST_CELLS))])
+    value = cells.data.value[rows]
+    return _Observed(
+        torch.from_numpy(rows),
+        torch.from_numpy(cells.count[rows]).double(),
+        torch.from_numpy(cells.size[rows]),
+        value[..., 0].sum(0),
+        torch.from_numpy(cells.totals[rows].sum(0)),
+        value,
+        alike=True,
+    )
+
+
+def _observe_cells(cells: Cells, rows: NDArray[np.int64]) -> _Observed:
+    offset = cells.data.offset[rows]
+    each = torch.arange(len(rows))
+    value = SufficientStatistics.from_cells(cells.data.value[rows], each, len(rows), offset).value
+    # A cell is a group of one, whose mean is log x - offset.
+    total = (value[..., 1] * (value[..., 2] + offset.unsqueeze(-1)).exp()).sum(0)
+    one, size = torch.ones(len(rows), dtype=torch.float64), torch.from_numpy(cells.size[rows])
+    return _Observed(torch.from_numpy(rows), one, size, value[..., 0].sum(0), total, value, alike=False)
+
+
+def _replicate(
+    draws: Mapping[str, Tensor], cells: Cells, observed: _Observed, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Replicate the cells of all rows."""
+    zeros = torch.zeros(draws["intercept"].shape[:2], dtype=torch.float64)
+    total, means = torch.zeros_like(zeros), []
+    data = cells.data
+    for i, row in enumerate(observed.rows.tolist()):
+        donor = int(data.donor[row]) if data.donors else None
+        mu, sigma, zero = parameters(draws, Condition(data.design[row]), donor)
+        means.append(mu.mean(0))
+        count = observed.cells[i].expand_as(mu).contiguous()
+        positive = torch.binomial(count, logsigmoid(-zero).exp(), generator=generator)
+        zeros += count - positive
+        total += sum_of_log_normals(positive, mu, sigma, observed.size[i], generator)
+    return zeros, total, torch.stack(means)
+
+
+def sum_of_log_normals(count: Tensor, mu: Tensor, sigma: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw sums of log-normals times size factors, each as one log-normal of the same mean and variance.
+
+    This is the approximation of Fenton (1960) and Wilkinson; it is exact for a count of 1.
+    """
+    variance = sigma.square()
+    log_mean = count.log() + mu + variance / 2 + size[0].log()
+    # The variance of one term relative to its squared mean, size factors included; then that of the sum.
+    ratio, number = size[1] / size[0].square(), count.clamp(min=1)
+    relative = (variance.exp() * ratio - 1) / number
+    # The same where exp(variance) overflows: log((exp(variance) ratio + number - 1) / number).
+    wide = torch.logaddexp(variance + ratio.log(), (number - 1).log()) - number.log()
+    spread = torch.where(variance < _WIDE, relative.log1p(), wide)
+    noise = torch.randn(mu.shape, dtype=mu.dtype, generator=generator)
+    drawn = (log_mean - spread / 2 + spread.sqrt() * noise).exp()
+    return torch.where(count > 0, drawn, torch.zeros_like(drawn))
+
+
+def _chi(freedom: Tensor, draws: int, seed: int) -> Tensor:
+    """Draw sds of standard normal values with these degrees of freedom; NaN where there are none."""
+    known = np.maximum(freedom.numpy(), 1)
+    squares = np.random.default_rng(seed).chisquare(known, (draws, len(known)))
+    return torch.from_numpy(np.sqrt(squares / known)).where(freedom > 0, torch.nan)
