@@ -1,21 +1,38 @@
 """Draws from a fitted guide, and their summaries in bounded memory."""
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
+from pyro.poutine.messenger import unwrap
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
+from torch.distributions import biject_to
+from torch.distributions.transforms import ComposeTransform, IndependentTransform
 
-from pyro_zilognormal.svi.quantiles import check_quantiles, exact_quantiles
-from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.sampling import Sampler, check_draws
-from pyro_zilognormal.svi.streaming import Block, Streamed, values_of
+from pyro_zilognormal.svi.checks import whole
+from pyro_zilognormal.svi.data import Batch, Minibatches, as_source
+from pyro_zilognormal.svi.diagnose import data_frame, sample_sites
+from pyro_zilognormal.svi.fit import FitResult
+from pyro_zilognormal.svi.isolation import isolated
+
+Values = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class SiteSummary:
-    """What draws of a site are like.
+    """Moments and quantiles of the draws of a site.
 
     Attributes:
         mean: of the shape of the site over all rows.
@@ -37,28 +54,30 @@ def posterior_draws(
     sites: Sequence[str] | None = None,
     joint: bool = False,
     seed: int = 0,
-) -> dict[str, Tensor]:
+    **kwargs: Any,
+) -> Values:
     """Draw from the fitted guide, and hold the draws.
 
     Args:
         result: a fit.
-        data: like the fit's; :class:`Minibatches` are read a batch at a time, rows in order.
+        data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them.
         draws: how many.
-        sites: latent or deterministic sites to hold; None for all latent ones of the guide, without the local ones if
-            ``data`` are minibatches and ``joint`` is False. Observed sites are held only if named.
-        joint: hold local sites too, for all rows; each draw has one global value for all its rows.
-        seed: of the draws.
+        sites: latent, deterministic or observed sites; None for all latent ones, without those that have a value for
+            every row if ``data`` are minibatches and ``joint`` is False.
+        joint: hold sites that have a value for every row too, over all rows; the minibatches of a draw share its global
+            values.
+        seed: the random seed.
+        kwargs: keyword arguments of model and guide.
 
     Returns:
         A dict of tensors of shape (draws,) + that of the site.
 
     Raises:
-        ValueError: for a site that there is not, one that the guide lacks (an enumerated one), or a local one
-            without ``joint``, or of a stream that shuffles.
+        ValueError: for an unknown site, one that the guide lacks (an enumerated one), one of every row without
+            ``joint``, or one of every row of a stream that shuffles.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro, pyro.distributions as dist
         >>> def model(x):
         ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("rows", len(x)):
@@ -68,17 +87,21 @@ def posterior_draws(
         >>> posterior_draws(result, x, draws=3)["m"].shape
         torch.Size([3])
     """
-    check_draws(draws)
-    sampler = Sampler(result, data, seed)
-    names = _chosen(sampler, sites, joint)
-    sampler.check_rows(names)
-    sampler.check_order(names)
-    held: dict[str, list[Tensor]] = {k: [] for k in names}
-    with sampler.opened():
-        for draw in range(draws):
-            for name, value in _one_draw(sampler, draw, names, joint).items():
-                held[name].append(value)
-    return {k: torch.stack(v) for k, v in held.items()}
+    draws = whole("draws", draws, 1)
+    with Sampler(result, data, kwargs, seed).opened() as sampler:
+        names = sampler.choose(sites, joint)
+        parts: dict[str, list[Tensor]] = {k: [] for k in names}
+        shared: list[Values] = [{}] * draws
+        for block, batch in enumerate(sampler.batches(names)):
+            held: dict[str, list[Tensor]] = {k: [] for k in sampler.here(names, block)}
+            for draw in range(draws):
+                values = sampler.draw(batch, block, draw, names, shared[draw])
+                shared[draw] = sampler.shared(values)
+                for name in held:
+                    held[name].append(values[name])
+            for name in held:
+                parts[name].append(torch.stack(held[name]))
+        return {k: sampler.join(k, v) for k, v in parts.items()}
 
 
 def posterior_summary(
@@ -89,33 +112,35 @@ def posterior_summary(
     sites: Sequence[str] | None = None,
     seed: int = 0,
     max_bytes: int = 2**28,
+    **kwargs: Any,
 ) -> dict[str, SiteSummary]:
     """Summarise draws from the fitted guide without holding them.
 
-    Mean and sd are updated draw by draw. Quantiles are the guide's own where it knows them exactly; else
-    those of the draws, for as many elements at a time as fit in ``max_bytes``, drawing again with the same
-    seed for the others.
+    Welford's update takes each draw into mean and sd. Quantiles are the guide's own where its ``quantiles`` are exact;
+    else those of the draws, of as many elements at a time as fit in ``max_bytes``, drawing again with the same seed
+    for the others.
 
     Args:
         result: a fit.
-        data: like the fit's; :class:`Minibatches` are summarised a batch of rows at a time.
+        data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them, which is
+            summarised a batch at a time.
         draws: how many; at least 2.
-        quantiles: from 0 to 1.
-        sites: latent, deterministic or observed sites; None for all latent ones of the guide, local ones too.
-        seed: of the draws.
+        quantiles: probabilities from 0 to 1.
+        sites: latent, deterministic or observed sites; None for all latent ones, with those that have a value for
+            every row.
+        seed: the random seed.
         max_bytes: memory for held draws.
+        kwargs: keyword arguments of model and guide.
 
     Returns:
-        A dict of summaries by site, local sites over all rows.
+        A dict of summaries by site, over all rows.
 
     Raises:
-        ValueError: for a site that there is not, or that the guide lacks (an enumerated one), quantiles out of
-            range, rows that a guide with parameters of rows was not fitted to, or local sites of a stream that
-            shuffles.
+        ValueError: for an unknown site, one that the guide lacks (an enumerated one), quantiles out of range, or
+            a site with a value for every row of a stream that shuffles.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro, pyro.distributions as dist
         >>> def model():
         ...     pyro.sample("m", dist.Normal(0.0, 1.0))
         >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
@@ -123,85 +148,344 @@ def posterior_summary(
         >>> summary.quantiles.shape, summary.exact
         (torch.Size([3]), True)
     """
-    check_draws(draws, least=2)
-    levels = check_quantiles(quantiles)
-    sampler = Sampler(result, data, seed)
-    names = _chosen(sampler, sites, joint=True)
-    sampler.check_rows(names)
-    sampler.check_order(names)
-    exact = {k: q for k, q in exact_quantiles(sampler, levels).items() if k in names}
-    sampled = [k for k in names if k not in exact and levels]
-    parts: dict[str, list[Streamed]] = {k: [] for k in names}
-    with sampler.opened():
-        for block, batch in enumerate(sampler.batches()):
-            here = [k for k in names if block == 0 or sampler.layouts[k].axis is not None]
-            one = Block(sampler, batch, block, here)
-            for name, part in one.summarise(draws, levels, [k for k in here if k in sampled], max_bytes).items():
+    draws, levels = whole("draws", draws, 2), check_levels(quantiles)
+    with Sampler(result, data, kwargs, seed).opened() as sampler:
+        names = sampler.choose(sites, joint=True)
+        exact = {k: v for k, v in sampler.exact_quantiles(levels).items() if k in names}
+        parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {k: [] for k in names}
+        for block, batch in enumerate(sampler.batches(names)):
+            here = sampler.here(names, block)
+            held = [k for k in here if levels and k not in exact]
+            rest = [k for k in here if k not in held]
+            draw = partial(sampler.draw, batch, block, names=here)
+            for name, part in _summarise(draw, draws, levels, held, rest, max_bytes).items():
                 parts[name].append(part)
-    return {k: _joined(sampler, k, found, exact.get(k)) for k, found in parts.items()}
+        summaries = {}
+        for name, found in parts.items():
+            mean, sd, sampled = (sampler.join(name, each) for each in zip(*found, strict=True))
+            summaries[name] = SiteSummary(mean, sd, exact.get(name, sampled), name in exact)
+        return summaries
 
 
-def _joined(sampler: Sampler, name: str, parts: list[Streamed], exact: Tensor | None) -> SiteSummary:
-    """Join the blocks of a site along its rows."""
-    axis = sampler.layouts[name].axis
-    dtype = sampler.model.nodes[name]["value"].dtype
-    dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
+class Sampler:
+    """Draws guide and model with a fit's parameters, a batch of rows at a time.
 
-    def join(tensors: list[Tensor]) -> Tensor:
-        return (tensors[0] if axis is None else torch.cat(tensors, axis)).to(dtype)
+    Attributes:
+        guide: the sample sites of the guide.
+        model: those of the model.
+        axes: by site, the axis of its value that runs over rows, counted from the end; None for a global site.
+    """
 
-    mean = join([p.mean for p in parts])
-    sd = join([(p.squares / (p.count - 1)).sqrt() for p in parts])
-    if exact is not None:
-        return SiteSummary(mean, sd, exact, True)
-    shaped = [p.quantiles.to(p.mean.device).reshape(-1, *p.mean.shape) for p in parts]
-    return SiteSummary(mean, sd, join(shaped), False)
+    def __init__(self, result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> None:
+        self.result, self.module = result, result.module
+        self.seed = whole("seed", seed, 0, 2**32 - 1)
+        ordered = tuple(_in_order(d) if isinstance(d, Minibatches) else d for d in data)
+        self.source = as_source(ordered, kwargs)
+        self.plate = self.source.plate or self.module.plate
+        if self.plate != self.module.plate:
+            raise ValueError(
+                f"data are minibatches along plate {self.plate!r}, but the plate over rows of the fit is "
+                f"{self.module.plate!r}; pass data as they were passed to fit"
+            )
+        if any(isinstance(part, AutoLaplaceApproximation) for part in self.module.modules()):
+            raise ValueError(
+                "the guide is an AutoLaplaceApproximation, which draws nothing but the mode; inside result.scope(), "
+                "draw from guide.laplace_approximation(*data) instead"
+            )
+
+    @contextmanager
+    def opened(self) -> Iterator["Sampler"]:
+        """Run a block with the fit's parameters in eval mode; put parameters, modes and seeds back after it."""
+        with isolated(self.seed), self.result.scope(), _evaluating(self.module), torch.no_grad():
+            # A guide with a parameter for every row has none for other rows.
+            self.module.held_out = self.source.rows != self.module.rows
+            try:
+                batch = next(self.source.epoch(0, self.seed))
+                guide, model = self._traces(batch, {}, (), with_model=True)
+                self.guide = {n["name"]: n for n in sample_sites(guide) if not n["is_observed"]}
+                self.model = {n["name"]: n for n in sample_sites(model)}
+                nodes = {**self.guide, **self.model}
+                self.axes = {k: _row_axis(n, self.plate, batch.rows) for k, n in nodes.items()}
+                yield self
+            finally:
+                self.module.held_out = False
+
+    def batches(self, names: Sequence[str]) -> Iterator[Batch]:
+        """Yield the batches, or the first one alone where all the named sites are global."""
+        local = any(self.axes[k] is not None for k in names)
+        return islice(self.source.epoch(0, self.seed), None if local else 1)
+
+    def here(self, names: Sequence[str], block: int) -> list[str]:
+        """Return the sites to read in a batch: global ones in the first alone."""
+        return [k for k in names if block == 0 or self.axes[k] is not None]
+
+    def draw(
+        self,
+        batch: Batch,
+        block: int,
+        draw: int,
+        names: Sequence[str],
+        shared: Values | None = None,
+        redraw: Sequence[str] = (),
+    ) -> Values:
+        """Return the values of all sites of the guide, and of those of the model where ``names`` holds one.
+
+        Args:
+            batch: the rows.
+            block: number of the batch.
+            draw: number of the draw; the same number gives the same values.
+            names: the sites wanted.
+            shared: values of the guide's global sites; None to draw them.
+            redraw: observed sites to draw from their distributions.
+        """
+        number = np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]
+        pyro.set_rng_seed(int(number))
+        with_model = bool(redraw) or not all(k in self.guide for k in names)
+        guide, model = self._traces(batch, shared or {}, redraw, with_model)
+        return {n["name"]: n["value"] for n in (*sample_sites(guide), *sample_sites(model))}
+
+    def shared(self, values: Values) -> Values:
+        """Return the values of the guide's global sites, auxiliary ones too, which all batches of a draw share."""
+        return {k: values[k] for k in self.guide if self.axes[k] is None}
+
+    def join(self, name: str, parts: Sequence[Tensor]) -> Tensor:
+        """Join the batches of a site along its axis of rows."""
+        axis = self.axes[name]
+        return parts[0] if axis is None else torch.cat(list(parts), axis)
+
+    def choose(self, sites: Sequence[str] | None, joint: bool = True) -> list[str]:
+        """Return the sites to read, all latent ones if ``sites`` is None; raise a ValueError for one without draws."""
+        batched = self.source.plate is not None and not joint
+        if sites is None:
+            names = [k for k, n in self.model.items() if k in self.guide and not n["is_observed"]]
+            names = [k for k in names if not (batched and self.axes[k] is not None)]
+        else:
+            known = [k for k, n in self.model.items() if not isinstance(n["fn"], dist.Unit)]
+            names = check_sites(sites, known, "sites")
+        for name in names:
+            self._check_in_guide(name)
+            if batched and self.axes[name] is not None:
+                raise ValueError(f"sites holds {name!r}, which has a value for every row; pass joint=True to hold it")
+        self.check_rows(names)
+        return names
+
+    def exact_quantiles(self, levels: list[float]) -> Values:
+        """Return quantiles that the guide knows exactly, of shape (number of levels, ...), by site.
+
+        An AutoGuide that is normal on the unconstrained scale knows those of a site that is an increasing function,
+        element by element, of its own unconstrained value. For a simplex, and for a decreasing transform,
+        ``guide.quantiles`` of Pyro is not the quantile.
+        """
+        guide: Any = unwrap(self.module.callable("guide"))
+        if not levels or not isinstance(guide, AutoGuide):
+            return {}
+        batch = next(self.source.epoch(0, self.seed))
+        try:
+            with self.module.running(batch):
+                found = guide.quantiles(levels, *batch.args, **batch.kwargs)
+        except (NotImplementedError, AttributeError):  # an AutoGuide whose distribution has no known quantiles
+            return {}
+        return {k: v for k, v in found.items() if self._is_exact(k, v)}
+
+    def _is_exact(self, name: str, quantiles: Tensor) -> bool:
+        if name not in self.model:
+            return False
+        shape, axis = list(self.model[name]["value"].shape), self.axes[name]
+        if axis is not None:
+            shape[axis] = self.source.rows
+        return list(quantiles.shape[1:]) == shape and _increases(biject_to(self.model[name]["fn"].support))
+
+    def _traces(self, batch: Batch, shared: Values, redraw: Sequence[str], with_model: bool) -> tuple[Any, Any]:
+        """Return the guide's trace and the model's, or an empty one without the model."""
+        given, model = poutine.Trace(), poutine.Trace()
+        for name, value in shared.items():
+            given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
+        with self.module.running(batch):
+            guide = poutine.trace(poutine.replay(self.module.guide, given)).get_trace(*batch.args, **batch.kwargs)
+            if with_model:
+                replayed = _Redraw(redraw)(poutine.replay(self.module.model, guide))
+                model = poutine.trace(replayed).get_trace(*batch.args, **batch.kwargs)
+        return guide, model
+
+    def _check_in_guide(self, name: str) -> None:
+        """Raise a ValueError for a latent site that the guide lacks, and a deterministic one that may depend on it."""
+        order = list(self.model)
+        node = self.model[name]
+        if holds_data(node):
+            return
+        earlier = order[: order.index(name)] if node["is_observed"] else [name]
+        missing = [k for k in earlier if not self.model[k]["is_observed"] and k not in self.guide]
+        if missing:
+            raise ValueError(
+                f"sites holds {name!r}, but {missing} of the model is not in the guide, so the fit has no posterior of "
+                "it; draw it with pyro.infer.infer_discrete inside result.scope()"
+            )
+
+    def check_rows(self, names: list[str]) -> None:
+        """Raise a ValueError for a site whose batches, or whose draws, cannot be put together row by row."""
+        for name in names:
+            node = {**self.guide, **self.model}[name]
+            random = [f.name for f in node["cond_indep_stack"] if f.size != f.full_size and f.name != self.plate]
+            if random:
+                raise ValueError(
+                    f"site {name!r} is inside plate {random[0]!r}, which draws other rows at random for each draw; "
+                    f"fit with Minibatches(..., plate={random[0]!r}), or name other sites in sites"
+                )
+        self._check_order([k for k in names if self.axes[k] is not None])
+        self._check_shared([k for k in names if self.axes[k] is None and k not in self.guide])
+
+    def _check_order(self, local: list[str]) -> None:
+        first = next(self.source.epoch(0, self.seed))
+        if local and first.indices is None and len({self.source.digest(seed) for seed in range(3)}) > 1:
+            raise ValueError(
+                f"sites {local} have a value for every row, but the stream shuffles its rows and does not number them; "
+                "use Minibatches or a loader that does not shuffle, or name global sites in sites"
+            )
+
+    def _check_shared(self, derived: list[str]) -> None:
+        """Raise a ValueError for a deterministic site outside the plate over rows that differs between batches."""
+        if not derived or self.source.batches == 1:
+            return
+        first, second = islice(self.source.epoch(0, self.seed), 2)
+        here = self.draw(first, 0, 0, derived)
+        there = self.draw(second, 1, 0, derived, self.shared(here))
+        for name in derived:
+            if here[name].shape != there[name].shape or not torch.allclose(here[name], there[name], equal_nan=True):
+                raise ValueError(
+                    f"site {name!r} differs between batches but is outside plate {self.plate!r}; put it inside that "
+                    "plate, or pass all data at once"
+                )
 
 
-def _one_draw(sampler: Sampler, draw: int, names: list[str], joint: bool) -> dict[str, Tensor]:
-    """Return the values of one draw, over all rows where ``joint``."""
-    parts: dict[str, list[Tensor]] = {k: [] for k in names}
-    fixed: dict[str, Tensor] = {}
-    for block, batch in enumerate(sampler.batches()):
-        values, guide = values_of(sampler, batch, draw, block, names, fixed)
-        for name, value in values.items():
-            if block == 0 or sampler.layouts[name].axis is not None:
-                parts[name].append(value)
-        if not joint:
-            break
-        fixed = fixed or sampler.globals_of(guide)
-    axes = {k: sampler.layouts[k].axis for k in names}
-    return {k: v[0] if axes[k] is None else torch.cat(v, axes[k] or 0) for k, v in parts.items()}
+class _Redraw(UnconditionMessenger):
+    """Draw observed sites of the given names from their distributions."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names:
+            super()._pyro_sample(msg)
 
 
-def _chosen(sampler: Sampler, sites: Sequence[str] | None, joint: bool) -> list[str]:
-    local = sampler.source.plate is not None and not joint
-    if sites is None:
-        return [k for k in sampler.latent if not (local and sampler.layouts[k].axis is not None)]
+def _row_axis(node: Any, plate: str | None, rows: int) -> int | None:
+    """Return the axis of a site's value that runs over rows, counted from the end, or None."""
+    frame, value, event = data_frame(node, plate, rows), node["value"], node["fn"].event_dim
+    if frame is None:
+        return None
+    if node["infer"].get("_deterministic") and event == value.dim():
+        # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
+        event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
+    axis = frame.dim - event
+    return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
+
+
+def _summarise(
+    draw: Callable[..., Values], draws: int, levels: list[float], held: list[str], rest: list[str], max_bytes: int
+) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Return mean, sd and quantiles of sites, quantiles of those ``held`` alone.
+
+    Args:
+        draw: a function of the number of a draw that returns values by site, the same each time.
+        draws: how many.
+        levels: probabilities of the quantiles.
+        held: sites whose draws are held for quantiles, some elements at a time.
+        rest: the other sites.
+        max_bytes: memory for held draws.
+    """
+    first = draw(0)
+    sizes = {k: first[k].numel() for k in (*held, *rest)}
+    stop, room = sum(sizes[k] for k in held), max(1, max_bytes // (8 * draws))
+    mean, squares = torch.zeros(2, sum(sizes.values()), dtype=torch.float64)
+    quantiles = torch.full((len(levels), len(mean)), math.nan, dtype=torch.float64)
+    for start in range(0, max(1, stop), room):
+        columns = torch.empty(draws, min(room, stop - start), dtype=torch.float64)
+        for number in range(draws):
+            values = draw(number)
+            flat = torch.cat([values[k].flatten().double().cpu() for k in sizes])
+            columns[number] = flat[start : start + columns.shape[1]]
+            if start == 0:
+                delta = flat - mean
+                mean += delta / (number + 1)
+                squares += delta * (flat - mean)
+        quantiles[:, start : start + columns.shape[1]] = quantiles_of(columns, levels)
+    rows = torch.cat([mean[None], (squares / (draws - 1)).sqrt()[None], quantiles])
+    found = {}
+    for name, part in zip(sizes, rows.split(list(sizes.values()), 1), strict=True):
+        value = first[name]
+        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+        shaped = part.reshape(-1, *value.shape).to(value.device, dtype)
+        found[name] = shaped[0], shaped[1], shaped[2:]
+    return found
+
+
+def quantiles_of(values: Tensor, levels: Sequence[float]) -> Tensor:
+    """Return quantiles along the first axis, linear between order statistics; NaN where a value is NaN.
+
+    Unlike ``torch.quantile`` it takes more than 2**24 elements and infinite ones.
+
+    Example:
+        >>> quantiles_of(torch.tensor([3.0, 1.0, 2.0]), [0.5, 0.75])
+        tensor([2.0000, 2.5000])
+    """
+    ordered = values.sort(0).values  # NaN last
+    place = torch.tensor(levels, dtype=torch.float64, device=values.device) * (len(values) - 1)
+    low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
+    part = (place - place.floor()).to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
+    # Equal neighbours may be infinite, whose difference is not a number.
+    found = torch.where(low == high, low, (1 - part) * low + part * high)
+    return torch.where(ordered[-1].isnan(), math.nan, found)
+
+
+def _increases(transform: Any) -> bool:
+    """Whether a transform acts element by element and increases."""
+    if isinstance(transform, IndependentTransform):
+        return _increases(transform.base_transform)
+    if isinstance(transform, ComposeTransform):
+        return all(map(_increases, transform.parts))
+    try:
+        return transform.domain.event_dim == 0 and bool(torch.as_tensor(transform.sign == 1).all())
+    except NotImplementedError:  # not monotone
+        return False
+
+
+def holds_data(node: Any) -> bool:
+    """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
+    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
+
+
+def check_sites(sites: Sequence[str], known: list[str], what: str) -> list[str]:
+    """Return the named sites as a list; raise an error for text, or a name that is not known."""
     if isinstance(sites, str):
         raise TypeError(f"sites is the text {sites!r}; needed a list of names, [{sites!r}]")
-    known = [*sampler.latent, *sampler.derived, *sampler.observed]
     for name in sites:
-        _check_not_summed_out(sampler, name)
-        if name in sampler.auxiliary:
-            raise ValueError(
-                f"sites holds {name!r}, an auxiliary site of the guide, which the model does not have; name sites "
-                f"of the model, {known}"
-            )
         if name not in known:
-            raise ValueError(f"sites holds {name!r}; the model's sites are {known}")
-        if local and sampler.layouts[name].axis is not None:
-            raise ValueError(f"sites holds {name!r}, which has a value for every row; pass joint=True to hold it")
+            raise ValueError(f"sites holds {name!r}; the model's {what} are {known}")
     return list(sites)
 
 
-def _check_not_summed_out(sampler: Sampler, name: str) -> None:
-    """Raise a ValueError for a site that the guide lacks, and for a deterministic one that may depend on it."""
-    order = list(sampler.model.nodes)
-    earlier = order[: order.index(name)] if name in sampler.derived else [name]
-    causes = [k for k in sampler.absent if k in earlier]
-    if causes:
-        raise ValueError(
-            f"sites holds {name!r}, but {causes} of the model is not in the guide, so the fit has no posterior of it; "
-            "draw it with pyro.infer.infer_discrete inside result.scope()"
-        )
+def check_levels(quantiles: Sequence[float]) -> list[float]:
+    levels = [float(q) for q in quantiles]
+    if not all(0.0 <= q <= 1.0 for q in levels):
+        raise ValueError(f"quantiles is {levels}; needed probabilities from 0 to 1")
+    return levels
+
+
+def _in_order(data: Minibatches) -> Minibatches:
+    """Return the same minibatches with their rows in the order of the data."""
+    ordered = copy.copy(data)
+    ordered.shuffle = False
+    return ordered
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Run a block with a module and all its parts in eval mode."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
