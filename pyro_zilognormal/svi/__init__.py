@@ -1,7 +1,7 @@
 """Stochastic variational inference for any Pyro model and guide."""
 
 from pyro_zilognormal.svi.callbacks import Callback, EarlyStopping, Progress, Schedule, SkipBadSteps
-from pyro_zilognormal.svi.checkpoint import Checkpoint, CheckpointError, SavedFit
+from pyro_zilognormal.svi.checkpoint import Checkpoint, CheckpointError
 from pyro_zilognormal.svi.data import Batch, BatchStream, Minibatches
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport
 from pyro_zilognormal.svi.elbo import SVIModule
@@ -25,7 +25,6 @@ __all__ = [
     "Progress",
     "Run",
     "SVIModule",
-    "SavedFit",
     "Schedule",
     "SiteSummary",
     "SkipBadSteps",

@@ -161,7 +161,7 @@ class EarlyStopping(Callback):
 
     def on_fit_end(self, run: "Run") -> None:
         """Go back to the best parameters."""
-        if self._state["values"] and run.stop_reason not in ("", "diverged"):
+        if self._state["values"] and run.stop_reason != "diverged":
             run.module.restore(self._state["values"])
             run.best_step = self._state["best_step"]
 

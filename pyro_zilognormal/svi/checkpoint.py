@@ -6,15 +6,11 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from pyro_zilognormal.svi.callbacks import Callback
 from pyro_zilognormal.svi.checks import number, whole
@@ -77,11 +73,15 @@ class Checkpoint(Callback):
         self._handlers: dict[int, Any] = {}
 
     @staticmethod
-    def read(path: str | os.PathLike[str]) -> "SavedFit":
+    def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return what a checkpoint says of its fit, without its data, model or devices.
 
         Args:
             path: the file.
+
+        Returns:
+            A dict of "step", "params" (as the model sees them, after that step), "losses", "held_out", "smoothed",
+            "skipped", "seconds", "stop_reason", "converged" and "identity", the text that a resumed fit must match.
 
         Raises:
             CheckpointError: if there is no file, or it is damaged or of a newer format.
@@ -94,15 +94,16 @@ class Checkpoint(Callback):
             >>> path = os.path.join(tempfile.mkdtemp(), "fit.ckpt")
             >>> _ = fit(lambda: model(), model, steps=3, callbacks=[Checkpoint(path)])
             >>> saved = Checkpoint.read(path)
-            >>> saved.step, saved.stop_reason, sorted(saved.params)
+            >>> saved["step"], saved["stop_reason"], sorted(saved["params"])
             (3, 'steps', ['m'])
         """
         if not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint at {path}")
         content = _load(Path(path))
-        names = ("step", "params", "held_out", "smoothed", "skipped", "seconds", "stop_reason", "converged")
         state = content["run"]
-        return SavedFit(**{k: state[k] for k in names}, losses=state["losses"].numpy(), identity=content["identity"])
+        names = ("step", "params", "held_out", "smoothed", "skipped", "seconds", "stop_reason", "converged")
+        found = {name: state[name] for name in names}
+        return found | {"losses": state["losses"].numpy(), "identity": content["identity"]}
 
     def on_fit_start(self, run: "Run") -> None:
         """Go on from the file if there is one, and take note of signals from now on."""
@@ -170,36 +171,6 @@ class Checkpoint(Callback):
         if self._signal is not None and which == signal.SIGINT:  # a second Ctrl-C does not wait for the step to end
             raise KeyboardInterrupt
         self._signal = which
-
-
-@dataclass(frozen=True)
-class SavedFit:
-    """What a checkpoint says of a fit, with all tensors on the CPU.
-
-    Attributes:
-        step: how many steps had been taken.
-        params: every parameter by name as the model sees it, as it was after that step; not the best ones, which a
-            resumed fit goes back to when it ends.
-        losses: the loss of every step.
-        held_out: (step, loss) of every evaluation on held-out data.
-        smoothed: (step, loss) of every evaluation of the mean training loss.
-        skipped: the steps left out because their loss or gradient was not finite.
-        seconds: seconds spent.
-        stop_reason: why it had stopped, "" if it had not.
-        converged: whether it had converged.
-        identity: parameters, settings and a hash of the data, each as text under its name.
-    """
-
-    step: int
-    params: dict[str, Tensor]
-    losses: npt.NDArray[np.float64]
-    held_out: list[tuple[int, float]]
-    smoothed: list[tuple[int, float]]
-    skipped: list[int]
-    seconds: float
-    stop_reason: str
-    converged: bool
-    identity: dict[str, str]
 
 
 def _sealed(payload: bytes) -> bytes:

@@ -21,11 +21,11 @@ def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
 
 
 def number(name: str, value: Any, least: float = 0.0, above: bool = False) -> float:
-    """Return an argument as a float; raise a ValueError unless it is a number of at least, or above, ``least``."""
+    """Return an argument as a float; raise a ValueError unless it is finite and of at least, or above, ``least``."""
     try:
         found = math.nan if isinstance(value, bool | str) else float(value)
     except (TypeError, ValueError):
         found = math.nan
-    if not (found > least if above else found >= least):
-        raise ValueError(f"{name} is {value!r}; needed a number {'above' if above else 'of at least'} {least:g}")
+    if not (found > least if above else found >= least) or found == math.inf:
+        raise ValueError(f"{name} is {value!r}; needed a finite number {'above' if above else 'of at least'} {least:g}")
     return found

@@ -1,6 +1,5 @@
 """Data of a fit: all rows at once, shuffled minibatches of arrays, or a stream of batches."""
 
-import copy
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
@@ -58,7 +57,8 @@ class FullData:
         self.kwargs = {k: as_tensor(a, f"data argument {k!r}") if is_array(a) else a for k, a in kwargs.items()}
         values = [*self.args, *self.kwargs.values()]
         self.rows = next((len(a) for a in values if isinstance(a, Tensor) and a.dim() > 0), 1)
-        self.batches, self.plate = 1, None
+        self.batches = 1
+        self.plate: str | None = None
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the one batch."""

@@ -90,9 +90,9 @@ class SVIModule(nn.Module):
         self._trainable: dict[str, nn.Parameter] = {}
         self._module_constraints: dict[str, Any] = {}
         self._names: set[str] = set()
-        # Kept out of nn.Module's register: ``owners`` holds the modules.
-        self._callables = {"model": model, "guide": guide}
-        owners = {part: _owner(part, fn) for part, fn in self._callables.items()}
+        # As given, and kept out of nn.Module's register: ``owners`` holds the modules.
+        self._given = {"model": model, "guide": guide}
+        owners = {part: _owner(part, fn) for part, fn in self._given.items()}
         self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
         self.model, self.guide = (_BatchHandler(self)(fn) for fn in (model, guide))
 
@@ -151,7 +151,7 @@ class SVIModule(nn.Module):
         self.eval()
         self.held_out = True
         try:
-            self._check_joint_guide(lambda frame: frame.full_size == self.rows, _HELD_OUT_JOINT)
+            self._check_joint_guide(lambda frame: frame.full_size == self.rows, _HELD_OUT)
             with self.running(batch):
                 return float(self._loss_function("loss")(self.model, self.guide, *batch.args, **batch.kwargs))
         finally:
@@ -165,7 +165,7 @@ class SVIModule(nn.Module):
 
         Inside, ``self.model`` and ``self.guide`` are the model and guide with their plate scaled for the batch.
         """
-        guide: Any = unwrap(self._callables["guide"])
+        guide: Any = unwrap(self._given["guide"])
         offered = self._frame is not None and isinstance(guide, AutoGuide) and guide.create_plates is None
         outer, self.batch = self.batch, batch
         if offered:
@@ -180,7 +180,7 @@ class SVIModule(nn.Module):
 
     def callable(self, part: str) -> Callable[..., Any]:
         """Return "model" or "guide" as it was given."""
-        return self._callables[part]
+        return self._given[part]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters by name, unconstrained, in the order in which they came to be.
@@ -267,9 +267,9 @@ class SVIModule(nn.Module):
     def _check_guide(self, model: Any, guide: Any) -> None:
         """Raise a ValueError where the guide would be wrong on minibatches without a word."""
         batch = self.batch
-        if self.plate is None or batch is None or batch.rows == self.rows:
+        if self.plate is None or batch is None or (batch.rows == self.rows and batch.indices is not None):
             return
-        self._check_joint_guide(lambda frame: frame.name == self.plate, _BATCH_JOINT)
+        self._check_joint_guide(lambda frame: frame.name == self.plate, _JOINT)
         for name, node in model.nodes.items():
             twin = guide.nodes.get(name)
             pair = [n for n in (node, twin) if n is not None and n["type"] == "sample" and not site_is_subsample(n)]
@@ -282,7 +282,7 @@ class SVIModule(nn.Module):
 
     def _check_joint_guide(self, over_rows: Callable[[Any], bool], message: str) -> None:
         """Raise a ValueError if an AutoGuide has one joint vector with a value for every row."""
-        guide: Any = unwrap(self._callables["guide"])
+        guide: Any = unwrap(self._given["guide"])
         for part in guide.modules() if isinstance(guide, AutoGuide) else ():
             if isinstance(part, AutoContinuous) and part.prototype_trace is not None:
                 nodes = part.prototype_trace.iter_stochastic_nodes()
@@ -301,7 +301,7 @@ class SVIModule(nn.Module):
             if not isinstance(value, nn.Parameter):
                 params[name] = nn.Parameter(value.detach())
             if id(params[name]) not in owned:
-                self.register_parameter("param/" + name.replace(".", "/"), params[name])
+                self.register_parameter("param/" + name.replace("/", "//").replace(".", "/"), params[name])
         found: dict[int, tuple[str, nn.Parameter]] = {}  # under two names, an optimiser would move it twice a step
         for name, parameter in params.items():
             found.setdefault(id(parameter), (normalize_param_name(name), parameter))
@@ -375,8 +375,8 @@ class _BatchHandler(Messenger):
     def _check_row_parameter(self, msg: Any, frame: Any) -> None:
         rows, batch = self.module.rows, self.module.batch
         if self.module.held_out and frame.full_size == rows:
-            raise ValueError(_HELD_OUT_ROWS.format(msg["name"], frame.name))
-        if batch is not None and batch.rows != rows and (frame.full_size != rows or batch.indices is None):
+            raise ValueError(_HELD_OUT.format(f"parameter {msg['name']!r}", [frame.name]))
+        if batch is not None and (batch.indices is None or (batch.rows != rows and frame.full_size != rows)):
             raise ValueError(_BATCH_ROWS.format(msg["name"], self.module.plate, rows))
 
 
@@ -463,15 +463,11 @@ _BATCH_ROWS = (
     "parameter {0!r} holds a value for every row, and a batch must say which rows it holds: use Minibatches, with the "
     "plate written pyro.plate({1!r}, {2}, subsample_size=len(x)), or compute local values from the data"
 )
-_HELD_OUT_ROWS = (
-    "parameter {0!r} holds a value for every row of plate {1!r}; held-out rows have none. Use EarlyStopping() without "
-    "held_out, or a guide that computes local values from the data"
+_JOINT = (
+    "{0} holds values for every row, of {1}, in one joint vector, which all minibatches would share; use AutoNormal, "
+    "a guide that computes local values from the data, or all data at once"
 )
-_BATCH_JOINT = (
-    "{0} has sites {1}, with a value for every row, in one joint vector, which all minibatches would share; use "
-    "AutoNormal, a guide that computes local values from the data, or all data at once"
-)
-_HELD_OUT_JOINT = (
-    "{0} has sites {1} with a value for every row of the training data; held-out rows have none. Use EarlyStopping() "
-    "without held_out, or a guide that computes local values from the data"
+_HELD_OUT = (
+    "{0} holds values for every row, of {1}; held-out rows have none. Use EarlyStopping() without held_out, or a guide "
+    "that computes local values from the data"
 )

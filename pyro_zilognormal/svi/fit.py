@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,7 @@ _REASONS = {
 }
 
 # What an optimizer may be: a function of the parameters, or one of pyro.optim.
-Optimizer = Callable[[Iterable[Any]], torch.optim.Optimizer] | PyroOptim
+Optimizer: TypeAlias = Callable[[Iterable[Any]], torch.optim.Optimizer] | PyroOptim
 
 
 def fit(

@@ -58,7 +58,7 @@ def rng_state() -> dict[str, Any]:
         True
     """
     name, words, *rest = np.random.get_state()  # noqa: NPY002
-    numpy_state = (str(name), torch.from_numpy(words.astype(np.int64)), *rest)
+    numpy_state = (str(name), torch.from_numpy(np.asarray(words).astype(np.int64)), *rest)
     return {**torch_rng_state(), "numpy": numpy_state, "python": random.getstate()}
 
 
