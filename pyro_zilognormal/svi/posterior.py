@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -238,8 +238,7 @@ class Sampler:
             shared: values of the guide's global sites; None to draw them.
             redraw: observed sites to draw from their distributions.
         """
-        number = np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]
-        pyro.set_rng_seed(int(number))
+        _seed_all(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
         with_model = bool(redraw) or not all(k in self.guide for k in names)
         guide, model = self._traces(batch, shared or {}, redraw, with_model)
         return {n["name"]: n["value"] for n in (*sample_sites(guide), *sample_sites(model))}
@@ -325,11 +324,11 @@ class Sampler:
         """Raise a ValueError for a site whose batches, or whose draws, cannot be put together row by row."""
         for name in names:
             node = {**self.guide, **self.model}[name]
-            random = [f.name for f in node["cond_indep_stack"] if f.size != f.full_size and f.name != self.plate]
-            if random:
+            chance = [f.name for f in node["cond_indep_stack"] if f.size != f.full_size and f.name != self.plate]
+            if chance:
                 raise ValueError(
-                    f"site {name!r} is inside plate {random[0]!r}, which draws other rows at random for each draw; "
-                    f"fit with Minibatches(..., plate={random[0]!r}), or name other sites in sites"
+                    f"site {name!r} is inside plate {chance[0]!r}, which draws other rows at random for each draw; "
+                    f"fit with Minibatches(..., plate={chance[0]!r}), or name other sites in sites"
                 )
         self._check_order([k for k in names if self.axes[k] is not None])
         self._check_shared([k for k in names if self.axes[k] is None and k not in self.guide])
@@ -470,6 +469,15 @@ def check_levels(quantiles: Sequence[float]) -> list[float]:
     if not all(0.0 <= q <= 1.0 for q in levels):
         raise ValueError(f"quantiles is {levels}; needed probabilities from 0 to 1")
     return levels
+
+
+def _seed_all(seed: int) -> None:
+    """Seed all generators as ``pyro.set_rng_seed`` does, but without torch's record of each call for a later CUDA."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the one that models draw from
 
 
 def _in_order(data: Minibatches) -> Minibatches:

@@ -150,7 +150,7 @@ def _compare(name: str, observed: Values, drawn: list[Values]) -> PredictiveChec
 
 def _fault(node: Any) -> str:
     """Say why an observed site cannot be checked, or nothing."""
-    if node["mask"] is not None or isinstance(node["fn"], dist.MaskedDistribution):
+    if isinstance(node["mask"], Tensor) or node["mask"] is False or isinstance(node["fn"], dist.MaskedDistribution):
         return "is masked; a check of all its rows would count the masked ones"
     try:
         node["fn"].sample()

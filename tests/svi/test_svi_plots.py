@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 from svi_cases import adam, data, normal_guide, normal_model
-from svi_hurdle import check, hurdle_data
+from test_svi_predictive import check, hurdle_data
 
 from pyro_zilognormal.svi import (
     EarlyStopping,
@@ -53,7 +53,7 @@ def test_the_loss_plot_shows_what_there_is(ax):
     assert lines[1].get_xdata()[0] == 20
     np.testing.assert_allclose(lines[2].get_ydata(), [v / 20 for _, v in result.held_out])
     assert lines[4].get_xdata()[0] == result.steps
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss per observation (nats)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss per row (nats)")
 
 
 def test_the_loss_plot_copes_with_skipped_and_few_steps(ax):
@@ -75,7 +75,7 @@ def test_the_predictive_plot_marks_misfits(ax):
     points = ax.containers[0].lines[0]
     np.testing.assert_allclose(points.get_xdata(), found.observed["zero fraction"])
     np.testing.assert_allclose(points.get_ydata(), found.replicated["zero fraction"].quantile(0.5, 0))
-    assert ax.get_ylabel() == "zero fraction of drawn data (median, 95 % interval)"
+    assert ax.get_ylabel() == "zero fraction of replicated data (median, 95 % interval)"
     assert ax.get_title() == "x, 4 columns"
     with pytest.raises(ValueError, match="statistic is 'median'; the check holds"):
         plot_predictive(found, "median")
