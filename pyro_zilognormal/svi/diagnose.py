@@ -97,16 +97,16 @@ def sample_sites(trace: Any) -> list[Any]:
     return [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
 
 
-def data_frame(node: Any, plate: str | None, rows: int) -> Any:
-    """Return the plate over rows around a site, or None.
+def data_frames(node: Any, plate: str | None, rows: int) -> list[Any]:
+    """Return the plate over rows around a site, as a list of at most one, or the plates that may be it.
 
     Args:
         node: of a trace.
-        plate: its name; None for the leftmost plate with as many elements as there are rows.
+        plate: its name; None for a plate with as many elements as there are rows.
         rows: how many rows model and guide were given.
     """
-    frames = sorted((f for f in node["cond_indep_stack"] if f.vectorized), key=lambda frame: frame.dim)
-    return next((f for f in frames if (f.size == rows if plate is None else f.name == plate)), None)
+    frames = [f for f in node["cond_indep_stack"] if f.vectorized]
+    return [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
 
 
 def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
@@ -172,9 +172,10 @@ def _bad_gradients(density: Tensor, parameters: list[Tensor]) -> Tensor | None:
 
 def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[str, Any]:
     """Return the first rows in which an element is marked, if the site is inside the plate over rows."""
-    frame = data_frame(node, module.plate, batch.rows)
-    if frame is None or bad.dim() < -frame.dim:
+    frames = data_frames(node, module.plate, batch.rows)
+    if len(frames) != 1 or bad.dim() < -frames[0].dim:
         return {}
+    frame = frames[0]
     rows = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1).nonzero().flatten().cpu()
     if batch.indices is None:
         return {"rows": rows[:_ROWS_SHOWN].tolist(), "rows_of": "the batch"}

@@ -22,7 +22,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     Args:
         result: a fit.
         ax: where to draw; a new figure if None.
-        window: how many steps to smooth over.
+        window: how many steps to smooth over; at most a quarter of all.
 
     Returns:
         The axes drawn on.
@@ -38,7 +38,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     """
     ax = _axes(ax)
     loss = result.losses / result.rows
-    width = min(whole("window", window, 1), len(loss))
+    width = max(1, min(whole("window", window, 1), len(loss) // 4))
     smooth = _moving_mean(loss, width)
     ax.plot(np.arange(1, len(loss) + 1), loss, color="0.75", linewidth=0.8, label="training")
     ax.plot(np.arange(width, len(loss) + 1), smooth, color="C0", label=f"training, mean of {width}")

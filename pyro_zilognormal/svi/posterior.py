@@ -23,7 +23,7 @@ from torch.distributions.transforms import ComposeTransform, IndependentTransfor
 
 from pyro_zilognormal.svi.checks import whole
 from pyro_zilognormal.svi.data import Batch, Minibatches, as_source
-from pyro_zilognormal.svi.diagnose import data_frame, sample_sites
+from pyro_zilognormal.svi.diagnose import data_frames, sample_sites
 from pyro_zilognormal.svi.fit import FitResult
 from pyro_zilognormal.svi.isolation import isolated
 
@@ -182,7 +182,7 @@ class Sampler:
         ordered = tuple(_in_order(d) if isinstance(d, Minibatches) else d for d in data)
         self.source = as_source(ordered, kwargs)
         self.plate = self.source.plate or self.module.plate
-        if self.plate != self.module.plate:
+        if self.plate != self.module.plate and self.source.batches > 1:
             raise ValueError(
                 f"data are minibatches along plate {self.plate!r}, but the plate over rows of the fit is "
                 f"{self.module.plate!r}; pass data as they were passed to fit"
@@ -370,13 +370,13 @@ class _Redraw(UnconditionMessenger):
 
 def _row_axis(node: Any, plate: str | None, rows: int) -> int | None:
     """Return the axis of a site's value that runs over rows, counted from the end, or None."""
-    frame, value, event = data_frame(node, plate, rows), node["value"], node["fn"].event_dim
-    if frame is None:
+    frames, value, event = data_frames(node, plate, rows), node["value"], node["fn"].event_dim
+    if len(frames) != 1:
         return None
     if node["infer"].get("_deterministic") and event == value.dim():
         # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
         event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
-    axis = frame.dim - event
+    axis = frames[0].dim - event
     return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.svi.checks import whole
+from pyro_zilognormal.svi.diagnose import data_frames
 from pyro_zilognormal.svi.fit import FitResult
 from pyro_zilognormal.svi.posterior import Sampler, Values, check_levels, check_sites, holds_data, quantiles_of
 
@@ -95,7 +96,7 @@ def _observed(sampler: Sampler, sites: Sequence[str] | None) -> list[str]:
     if not known:
         raise ValueError("the model observes no site; needed at least one to check")
     names = known if sites is None else check_sites(sites, known, "observed sites")
-    faults = {k: fault for k in names if (fault := _fault(sampler.model[k]))}
+    faults = {k: fault for k in names if (fault := _fault(sampler.model[k], sampler.plate, sampler.source.rows))}
     told = "; ".join(f"site {k!r} {fault}" for k, fault in faults.items())
     if faults and (sites is not None or len(faults) == len(names)):
         raise ValueError(f"{told}. Name other observed sites in sites, if there are any")
@@ -148,8 +149,12 @@ def _compare(name: str, observed: Values, drawn: list[Values]) -> PredictiveChec
     return PredictiveCheck(name, observed, replicated, tail)
 
 
-def _fault(node: Any) -> str:
+def _fault(node: Any, plate: str | None, rows: int) -> str:
     """Say why an observed site cannot be checked, or nothing."""
+    frames = data_frames(node, plate, rows)
+    if len(frames) > 1:
+        names = [f.name for f in frames]
+        return f"has {rows} elements in each of plates {names}; pass Minibatches(..., batch_size={rows}, plate=...)"
     if isinstance(node["mask"], Tensor) or node["mask"] is False or isinstance(node["fn"], dist.MaskedDistribution):
         return "is masked; a check of all its rows would count the masked ones"
     try:

@@ -106,8 +106,10 @@ def test_one_global_draw_serves_all_batches():
         assert found["mean"].std() > 10
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("layout", ["vector", "rows last", "event", "no plate"])
+LAYOUTS = [(layout, batched) for layout in ("vector", "rows last", "event") for batched in (False, True)]
+
+
+@pytest.mark.parametrize(("layout", "batched"), [*LAYOUTS, ("no plate", False)])
 def test_columns_are_told_from_rows(layout, batched):
     x = data(30).reshape(10, 3)
 
@@ -123,11 +125,24 @@ def test_columns_are_told_from_rows(layout, batched):
                 event = layout == "event"
                 pyro.sample("x", dist.Normal(m if event else m.sum(), 1.0).to_event(event), obs=x if event else x[:, 0])
 
-    if layout == "no plate" and batched:
-        return  # a site of minibatches needs its plate
     source = Minibatches(x, batch_size=4, plate="rows") if batched else x
     mean = posterior_predictive(fit(model, empty, source, steps=1), source, draws=2)["x"].observed["mean"]
     torch.testing.assert_close(mean.float(), x.mean(0)[:1] if layout == "vector" else x.mean(0))
+
+
+def test_a_plate_as_long_as_that_of_the_rows_needs_a_name():
+    def model(x):
+        with pyro.plate("columns", 5, dim=-2), pyro.plate("rows", 5, dim=-1):
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x.t())
+
+    x = data(25).reshape(5, 5)
+    result = fit(model, empty, x, steps=1)
+    with pytest.raises(
+        ValueError, match=r"'x' has 5 elements in each of plates \['columns', 'rows'\]; pass Minibatches"
+    ):
+        posterior_predictive(result, x)
+    named = posterior_predictive(result, Minibatches(x, batch_size=5, plate="rows"), draws=2)
+    torch.testing.assert_close(named["x"].observed["mean"].float(), x.mean(0))
 
 
 def test_a_statistic_that_is_not_a_number_has_no_tail_probability():
