@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_zilognormal.svi.checks import whole
 from pyro_zilognormal.svi.diagnose import data_frames
 from pyro_zilognormal.svi.fit import FitResult
-from pyro_zilognormal.svi.posterior import Sampler, Values, check_levels, check_sites, holds_data, quantiles_of
+from pyro_zilognormal.svi.posterior import check_levels, quantiles_of
+from pyro_zilognormal.svi.sampling import Sampler, Values, check_sites, holds_data
 
 
 @dataclass(frozen=True)

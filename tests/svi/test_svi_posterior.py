@@ -307,6 +307,25 @@ def test_deterministic_sites_inside_the_plate_have_rows(vector):
     assert torch.equal(drawn["free"][1, :, 0], data(ROWS))
 
 
+def test_a_guide_that_computes_local_values_serves_other_rows():
+    result = fit(auxiliary_model, auxiliary_guide, data(ROWS), steps=1)
+    other = data(7, seed=5)
+    joint = posterior_draws(result, other, draws=3, joint=True)
+    within(joint["z"] - joint["loc"][:, None], other, 0.1, 6.0)
+    assert posterior_predictive(result, Minibatches(other, batch_size=7, plate="rows"), draws=2)["x"].tail[
+        "mean"
+    ].shape == (1,)
+
+
+def test_a_guide_without_latent_sites_has_no_draws():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=x)
+
+    result = fit(model, lambda x: None, data(), steps=1)
+    assert posterior_draws(result, data()) == posterior_summary(result, data()) == {}
+
+
 def test_guides_that_run_the_model_and_keyword_arguments_are_served():
     def model(x, *, scale):
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
@@ -415,6 +434,7 @@ def test_local_sites_of_a_stream_that_shuffles_are_refused():
         with pytest.raises(ValueError, match=r"\['z'\] have a value for every row, but the stream shuffles"):
             call(result, shuffled(), draws=2)
     assert posterior_draws(result, shuffled(), draws=2).keys() == {"loc", "log_scale"}
+    assert posterior_predictive(result, shuffled(), draws=2).keys() == {"x"}  # whose columns have no order
 
 
 def test_a_missing_plate_is_named():
