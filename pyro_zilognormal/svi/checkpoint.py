@@ -1,32 +1,42 @@
-"""Runs that survive being killed."""
+"""Fits that survive being killed."""
 
+import hashlib
+import io
 import os
 import signal
 import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from pyro_zilognormal.svi import storage
-from pyro_zilognormal.svi.checks import check_seconds, check_whole
-from pyro_zilognormal.svi.fingerprint import difference, fingerprint
-from pyro_zilognormal.svi.losses import compiles
-from pyro_zilognormal.svi.run import Run
-from pyro_zilognormal.svi.saved import FORMAT, CheckpointError, SavedFit, fresh, newest, open_saved, previous
-from pyro_zilognormal.svi.saving import check_state, load_state, state_of
+import torch
 
-# What a state that is not such a fit's may set off.
-_FAULTS = (KeyError, TypeError, ValueError, RuntimeError, IndexError, AttributeError, OverflowError)
+from pyro_zilognormal.svi.callbacks import Callback
+from pyro_zilognormal.svi.checks import number, whole
+from pyro_zilognormal.svi.data import Reader, digest
+from pyro_zilognormal.svi.isolation import isolated, rng_state, set_rng_state
+
+if TYPE_CHECKING:
+    from pyro_zilognormal.svi.fit import Run
+
+FORMAT = 1
+# A file: these 8 bytes; the format, 2 bytes; the SHA-256 of all but itself, 32 bytes; what torch.save wrote.
+_MAGIC = b"SVI-FIT\n"
+_HEADER = len(_MAGIC) + 2 + 32
 
 
-class Checkpoint:
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: damaged, of another fit, or of a newer format."""
+
+
+class Checkpoint(Callback):
     """Save the whole state of a fit to a file now and then, and go on from there if the file exists.
 
-    A resumed fit is bit for bit the uninterrupted one on the same machine and torch, for every optimiser and
-    schedule in the documentation. It saves every ``steps`` steps and every ``seconds`` seconds, at the end,
-    and on Ctrl-C or SIGTERM, which then take effect after the step in progress. The file before the last is
-    kept as ``<path>.previous``, and used if the last is not whole. Nothing in a file is unpickled.
-    At the start all data are read once, and model and guide run once, to tell them from others.
+    A resumed fit is bit for bit the uninterrupted one on the same machine and versions. It is saved every ``steps``
+    steps and every ``seconds`` seconds, at the end, and on Ctrl-C or SIGTERM, which take effect after the step in
+    progress. A new file is written beside the old one and takes its place when it is safely on the disk. Files carry
+    a hash of their content and are loaded with ``weights_only=True``: nothing in them is run.
 
     Args:
         path: the file; its folder must exist.
@@ -47,33 +57,34 @@ class Checkpoint:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        *,
         steps: int | None = None,
+        *,
         seconds: float | None = 60.0,
         resume: bool = True,
     ) -> None:
-        self.path, self.steps, self.seconds, self.resuming = Path(path), steps, seconds, resume
-        if steps is not None:
-            check_whole("steps", steps, 1)
-        check_seconds("seconds", seconds)
-        if self.path.is_dir():
-            raise ValueError(f"path is {str(path)!r}, a folder; needed the name of a file, in it for one")
-        if not self.path.parent.is_dir():
-            raise ValueError(f"path is {str(path)!r}; its folder does not exist, make it first")
+        self.path, self.resume = Path(path), resume
+        self.steps = None if steps is None else whole("steps", steps, 1)
+        self.seconds = None if seconds is None else number("seconds", seconds, above=True)
+        if self.path.is_dir() or not self.path.parent.is_dir():
+            raise ValueError(f"path is {str(path)!r}; needed the name of a file in a folder that exists")
+        self._identity: dict[str, str] = {}
+        self._saved_at = 0.0
         self._signal: int | None = None
-        self._fingerprint: dict[str, str] = {}
-        self._saved_at = time.monotonic()
-        self._damaged = False
+        self._handlers: dict[int, Any] = {}
 
     @staticmethod
-    def read(path: str | os.PathLike[str]) -> SavedFit:
-        """Return what a checkpoint says of its fit, without its data or model, on a machine without its devices.
+    def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return what a checkpoint says of its fit, without its data, model or devices.
 
         Args:
-            path: the file, as :class:`Checkpoint` was given it. If it is not whole, the one before it is read.
+            path: the file.
+
+        Returns:
+            A dict of "step", "params" (as the model sees them, after that step), "losses", "held_out", "smoothed",
+            "skipped", "seconds", "stop_reason", "converged" and "identity", the text that a resumed fit must match.
 
         Raises:
-            CheckpointError: if there is no whole file, or none that holds the state of a fit.
+            CheckpointError: if there is no file, or it is damaged or of a newer format.
 
         Example:
             >>> import tempfile, os, pyro, torch
@@ -83,88 +94,183 @@ class Checkpoint:
             >>> path = os.path.join(tempfile.mkdtemp(), "fit.ckpt")
             >>> _ = fit(lambda: model(), model, steps=3, callbacks=[Checkpoint(path)])
             >>> saved = Checkpoint.read(path)
-            >>> saved.step, saved.stop_reason, sorted(saved.params)
+            >>> saved["step"], saved["stop_reason"], sorted(saved["params"])
             (3, 'steps', ['m'])
         """
-        return open_saved(Path(path))
+        if not Path(path).exists():
+            raise CheckpointError(f"there is no checkpoint at {path}")
+        content = _load(Path(path))
+        state = content["run"]
+        names = ("step", "params", "held_out", "smoothed", "skipped", "seconds", "stop_reason", "converged")
+        found = {name: state[name] for name in names}
+        return found | {"losses": state["losses"].numpy(), "identity": content["identity"]}
 
-    def start(self, run: Run) -> None:
-        """Take note of signals from now on."""
-        if compiles(run.objective.loss):
-            raise ValueError(
-                f"loss is a {type(run.objective.loss).__name__}, whose compiled code rounds differently after its "
-                "first calls, so that the fit cannot be resumed bit for bit; use it without a Checkpoint, or a loss "
-                "without Jit"
-            )
-        if hasattr(run.source, "check_resumable"):
-            run.source.check_resumable()
-        self._saved_at, self._signal = time.monotonic(), None
-        # Only the main thread may set signal handlers.
-        if threading.current_thread() is threading.main_thread():
-            run.stack.callback(self._deliver)
-            heeded = (n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN)
-            for number in heeded:
-                before = signal.signal(number, self._note)
-                run.stack.callback(signal.signal, number, before if before is not None else signal.SIG_DFL)
+    def on_fit_start(self, run: "Run") -> None:
+        """Go on from the file if there is one, and take note of signals from now on."""
+        self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
+        if self.path.exists():
+            self._resume(run)
+        if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
+            for which in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(which) not in (signal.SIG_IGN, None):
+                    self._handlers[which] = signal.signal(which, self._note)
 
-    def identify(self, run: Run) -> None:
-        """Take note of what the run is of, now that every callback has started, whatever their order."""
-        self._fingerprint = fingerprint(run)
+    def on_step_end(self, run: "Run") -> None:
+        """Save at the end, if it is time to, or if a signal came."""
+        late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
+        if self._signal is not None and not run.stop_reason:
+            run.stop("interrupted")
+        if late or run.finished or (self.steps and run.step % self.steps == 0):
+            self.save(run)
 
-    def resume(self, run: Run) -> None:
-        """Go on from the newest whole file, if there is one."""
-        content, self._damaged = newest(self.path) if self.resuming else (None, False)
-        if content is None:
-            return
-        other = difference(content["fingerprint"], self._fingerprint)
-        if other:
-            raise CheckpointError(
-                f"{self.path} is the checkpoint of another fit: {other}. Use another path, or resume=False "
-                f"to replace it"
-            )
-        try:
-            check_state(run, content["run"])
-            load_state(run, content["run"])
-        except _FAULTS as error:
-            raise CheckpointError(f"{self.path} does not hold the state of such a fit: {error!r}") from error
-
-    def __call__(self, run: Run) -> None:
-        """Do nothing: the state is saved in :meth:`after`, when every other callback has had its turn."""
-
-    def after(self, run: Run) -> None:
-        """Save if it is time to, or if a signal came."""
+    def on_fit_end(self, run: "Run") -> None:
+        """Put the signal handlers back, and let a signal that came have its effect."""
+        for which, handler in self._handlers.items():
+            signal.signal(which, handler)
+        self._handlers = {}
         if self._signal is not None:
-            self.save(run)
-            run.stack.close()
-            run.stop("interrupted")  # where a handler of the caller's own has chosen to live on
-        elif (self.steps and run.step % self.steps == 0) or self._late():
-            self.save(run)
+            which, self._signal = self._signal, None
+            signal.raise_signal(which)
 
-    def finish(self, run: Run) -> None:
-        """Save the end of the run, before the best parameters are gone back to."""
-        self.save(run)
-
-    def save(self, run: Run) -> None:
-        """Save now; the file there was becomes the previous one once the new one is safely written."""
-        content = {"format": FORMAT, "fingerprint": self._fingerprint, "run": state_of(run)}
-        storage.write(fresh(self.path), content)
-        if self.path.exists() and not self._damaged:  # a damaged file must not push out the good one before it
-            os.replace(self.path, previous(self.path))
-        os.replace(fresh(self.path), self.path)
-        self._damaged = False
-        storage.sync_folder(self.path.parent)
+    def save(self, run: "Run") -> None:
+        """Save now: write and sync a new file, then rename it to the path."""
+        payload = io.BytesIO()
+        torch.save({"identity": self._identity, "run": _state_of(run)}, payload)
+        new = self.path.with_name(self.path.name + ".new")
+        try:
+            with open(new, "wb") as file:
+                file.write(_sealed(payload.getvalue()))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self.path)
+        except BaseException:
+            new.unlink(missing_ok=True)  # of a full disk it would take what is left
+            raise
+        _sync_folder(self.path.parent)
         self._saved_at = time.monotonic()
 
-    def _late(self) -> bool:
-        return self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
+    def _resume(self, run: "Run") -> None:
+        if not self.resume:
+            _refuse_newer(self.path, self.path.read_bytes())
+            return
+        content = _load(self.path)
+        saved, now = content["identity"], self._identity
+        other = [
+            f"{name}: {saved.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now"
+            for name in dict.fromkeys([*saved, *now])
+            if saved.get(name) != now.get(name)
+        ]
+        if other:
+            raise CheckpointError(
+                f"{self.path} is the checkpoint of another fit: {'; '.join(other)}. Use another path, or resume=False "
+                "to replace it"
+            )
+        _load_state(run, content["run"])
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None and number == signal.SIGINT:  # a second Ctrl-C will not wait for the step to end
+    def _note(self, which: int, frame: FrameType | None) -> None:
+        if self._signal is not None and which == signal.SIGINT:  # a second Ctrl-C does not wait for the step to end
             raise KeyboardInterrupt
-        self._signal = number
+        self._signal = which
 
-    def _deliver(self) -> None:
-        """Let a signal have the effect that it would have had, now that the handlers of before are back."""
-        number, self._signal = self._signal, None
-        if number is not None:
-            signal.raise_signal(number)
+
+def _sealed(payload: bytes) -> bytes:
+    start = _MAGIC + FORMAT.to_bytes(2, "big")
+    return start + hashlib.sha256(start + payload).digest() + payload
+
+
+def _refuse_newer(path: Path, data: bytes) -> None:
+    found = int.from_bytes(data[len(_MAGIC) : len(_MAGIC) + 2], "big")
+    if data.startswith(_MAGIC) and found > FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {found}, newer than the {FORMAT} of this version, and is left as it is; "
+            "upgrade pyro_zilognormal, or use another path"
+        )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, with tensors on the CPU; raise a CheckpointError unless it is whole."""
+    data = path.read_bytes()
+    _refuse_newer(path, data)
+    start, seal, payload = data[: _HEADER - 32], data[_HEADER - 32 : _HEADER], data[_HEADER:]
+    if not data.startswith(_MAGIC) or hashlib.sha256(start + payload).digest() != seal:
+        raise CheckpointError(
+            f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
+            "resume=False to replace it"
+        )
+    content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return content
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make sure that a rename in ``folder`` outlives a power cut, where the system can."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _identity(run: "Run") -> dict[str, str]:
+    """Return what must be the same in a resumed run, each as text under a name that can be read in an error."""
+    plain = bool | int | float | str
+    found = {f"parameter {k!r}": f"{tuple(p.shape)} {p.dtype}" for k, p in run.module.trainable().items()}
+    loss, optimizer = run.module.loss, run.optimizer
+    options = {k: v for k, v in vars(loss).items() if isinstance(v, plain)} if hasattr(loss, "__dict__") else {}
+    found["loss"] = f"{getattr(loss, '__qualname__', type(loss).__qualname__)} {options}"
+    groups = [{k: v for k, v in g.items() if isinstance(v, plain | tuple | None)} for g in optimizer.param_groups]
+    found["optimizer"] = f"{type(optimizer).__qualname__} {groups if len(groups) > 1 else groups[0]}"
+    found["seed"] = str(run.seed)
+    constant = {k: b for k, b in run.module.owners.named_buffers() if k not in run.module.running_buffers}
+    found["buffers"] = digest(constant)
+    with isolated(run.seed):  # a stream may draw random numbers when it is read
+        for i, callback in enumerate(_stateful(run)):
+            found[f"callback {i} with a state"] = f"{type(callback).__qualname__} {callback.settings()}"
+        data = run.source.digest(run.seed)
+    found["data"] = f"{run.source.rows} rows in {run.source.batches} batches, SHA-256 {data}"
+    return found
+
+
+def _stateful(run: "Run") -> list[Callback]:
+    return [c for c in run.callbacks if type(c).state_dict is not Callback.state_dict]
+
+
+_RUN = ("step", "losses", "held_out", "smoothed", "skipped", "bad_in_a_row", "kl_weight", "last_finite_step")
+
+
+def _state_of(run: "Run") -> dict[str, Any]:
+    """Return everything a resumed run needs, as tensors, numbers, text, and lists, tuples and dicts of them."""
+    return {
+        **{name: getattr(run, name) for name in _RUN},
+        "losses": torch.tensor(run.losses, dtype=torch.float64),
+        "seconds": run.seconds,
+        "stop_reason": run.stop_reason or ("steps" if run.finished else ""),
+        "converged": run.converged,
+        "epoch": run.reader.epoch,
+        "position": run.reader.position,
+        "values": run.module.snapshot(),
+        "params": run.params,  # for whoever reads the file without the model
+        "last_finite": run.last_finite,
+        "optimizer": run.optimizer.state_dict(),
+        "random": rng_state(),
+        "callbacks": [c.state_dict() for c in _stateful(run)],
+    }
+
+
+def _load_state(run: "Run", state: dict[str, Any]) -> None:
+    """Go on from where a run was whose state :func:`_state_of` returned."""
+    for callback, saved in zip(_stateful(run), state["callbacks"], strict=True):
+        callback.load_state_dict(saved)
+    run.optimizer.load_state_dict(state["optimizer"])
+    for name in _RUN:
+        setattr(run, name, state[name])
+    run.losses = state["losses"].tolist()
+    run.seconds_before = state["seconds"]
+    run.module.restore(state["values"])
+    with torch.no_grad():
+        for name, tensor in run.last_finite.items():
+            tensor.copy_(state["last_finite"][name])
+    if state["stop_reason"] not in ("", "steps", "max_seconds", "interrupted"):
+        run.stop(state["stop_reason"], state["converged"])
+    run.reader = Reader(run.source, run.seed, state["epoch"], state["position"])
+    set_rng_state(state["random"])

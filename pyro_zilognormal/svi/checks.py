@@ -1,29 +1,31 @@
-"""Checks of arguments that several parts share."""
+"""Checks of arguments that several modules share."""
 
 import math
+import operator
 from typing import Any
 
 
-def check_whole(name: str, value: Any, least: int, most: float = math.inf) -> None:
-    """Raise a ValueError unless an argument is a whole number from ``least`` to ``most``."""
-    if type(value) is not int or not least <= value <= most:
+def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """Return an argument as an int; raise a ValueError unless it is a whole number from ``least`` to ``most``.
+
+    Numpy integers and tensors of one whole number count as whole numbers; booleans and floats do not.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
         bound = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; needed a whole number {bound}")
+    return number
 
 
-def check_number(name: str, value: Any, least: float) -> None:
-    """Raise a ValueError unless an argument is a number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= least:
-        raise ValueError(f"{name} is {value!r}; needed a number of at least {least:g}")
-
-
-def check_seconds(name: str, value: Any) -> None:
-    """Raise a ValueError unless an argument is a positive number, or None."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-        raise ValueError(f"{name} is {value!r}; needed a positive number of seconds, or None")
-
-
-def check_plate_name(plate: Any) -> None:
-    """Raise a TypeError unless an argument can be the name of a plate, or is None."""
-    if plate is not None and not isinstance(plate, str):
-        raise TypeError(f"plate is a {type(plate).__name__}; needed the name of the model's plate over rows, or None")
+def number(name: str, value: Any, least: float = 0.0, above: bool = False) -> float:
+    """Return an argument as a float; raise a ValueError unless it is finite and of at least, or above, ``least``."""
+    try:
+        found = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not (found > least if above else found >= least) or found == math.inf:
+        raise ValueError(f"{name} is {value!r}; needed a finite number {'above' if above else 'of at least'} {least:g}")
+    return found

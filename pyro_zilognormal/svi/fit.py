@@ -1,69 +1,83 @@
-"""The training loop."""
+"""The training loop, what it is in the middle of, and what it returns."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor
+from pyro.infer import ELBO
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from torch import Tensor, nn
 
-from pyro_zilognormal.svi.batch import Source
-from pyro_zilognormal.svi.checks import check_seconds, check_whole
-from pyro_zilognormal.svi.data import as_source
-from pyro_zilognormal.svi.divergence import DivergenceError
-from pyro_zilognormal.svi.isolation import global_state_kept, handlers_hidden
-from pyro_zilognormal.svi.losses import compiles
-from pyro_zilognormal.svi.objective import Objective
-from pyro_zilognormal.svi.result import FitResult
-from pyro_zilognormal.svi.run import Fault, Run
+from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
+from pyro_zilognormal.svi.checkpoint import Checkpoint
+from pyro_zilognormal.svi.checks import number, whole
+from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source
+from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, diagnose
+from pyro_zilognormal.svi.elbo import SVIModule, all_finite
+from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
 
-# What fits in progress train. A nested fit of the same would change it under their feet.
-_IN_TRAINING: set[int] = set()
+_REASONS = {
+    "converged": "converged: the loss stopped improving",
+    "rising": "stopped because the loss rose; lower the learning rate",
+    "rising held out": "stopped because the held-out loss rose: more steps overfit",
+    "slowed down": "stopped because the learning rate had become too low for a loss that still fell; lower it later",
+    "steps": "ran out of steps before it was found to have converged",
+    "max_seconds": "ran out of time before it was found to have converged",
+    "interrupted": "was interrupted",
+    "diverged": "diverged: a loss or gradient was not finite",
+}
+
+# What an optimizer may be: a function of the parameters, or one of pyro.optim.
+Optimizer: TypeAlias = Callable[[Iterable[Any]], torch.optim.Optimizer] | PyroOptim
 
 
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    *data: Any,
+    *args: Any,
     steps: int,
-    optimizer: Callable[[Iterable[Any]], torch.optim.Optimizer] | None = None,
+    optimizer: Optimizer | None = None,
     loss: ELBO | Callable[..., Tensor] | None = None,
     seed: int = 0,
     max_seconds: float | None = None,
-    callbacks: Sequence[Callable[[Run], Any]] = (),
-) -> FitResult:
+    callbacks: Sequence[Callback | Callable[["Run"], Any]] = (),
+    **kwargs: Any,
+) -> "FitResult":
     """Fit a guide to a model by stochastic variational inference.
 
-    Parameters made by ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor
-    writes Pyro's global store. Parameters of modules are trained in place, as everywhere in torch, so fitting
-    the same module again goes on from where it is; the result keeps its own copy. Seeds, default dtype and
-    validation flags are as they were afterwards, also after an error.
+    Parameters made by ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor writes Pyro's
+    global store, so that a value set there beforehand is not seen. Parameters of modules are trained in place, as
+    everywhere in torch; the result keeps a copy. Random seeds, the default dtype and validation flags are put back
+    afterwards, also after an error.
 
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
         guide: its guide, with the same arguments.
-        data: arguments of model and guide. Numpy arrays and CSR matrices become tensors. One
-            :class:`Minibatches` or :class:`BatchStream` instead of them trains on minibatches. Rows of data that come
-            all at once are counted by the plates of the observed sites: of each the leftmost plate that is as long as
-            the first axis of some argument; the most count. One :class:`Minibatches` of all rows names the plate.
-        steps: how many steps to take at most, those before a resume included.
-        optimizer: a function of the parameters that returns a torch optimiser; Adam with a learning rate of
-            0.01 if None.
-        loss: a loss of ``pyro.infer`` or a function of ``(model, guide, *data)``; ``Trace_ELBO()`` if None.
-        seed: from 0 to 2^32 - 1; starts torch's, numpy's and Python's generators and the shuffling.
+        args: positional arguments of model and guide. Numpy arrays and CSR matrices become tensors. One
+            :class:`Minibatches` or :class:`BatchStream` instead of them trains on minibatches.
+        steps: the number of steps to take at most, those before a resume included.
+        optimizer: a function of the parameters that returns a torch optimiser, such as
+            ``functools.partial(torch.optim.Adam, lr=0.01)``, which is the default, or an optimiser of ``pyro.optim``.
+        loss: a loss of ``pyro.infer`` or a function of ``(model, guide, *args, **kwargs)`` that returns a
+            differentiable scalar; ``Trace_ELBO()`` if None.
+        seed: the random seed of torch, numpy, Python and the shuffling, from 0 to 2^32 - 1.
         max_seconds: stop this call after so many seconds; a resumed fit has them anew.
-        callbacks: called in order with the :class:`Run` after each step: functions, or
-            :class:`EarlyStopping`, :class:`Checkpoint`, :class:`Schedule`, :class:`Progress`,
-            :class:`SkipBadSteps`.
+        callbacks: :class:`Callback` objects, or functions of the :class:`Run` that are called after each step.
+        kwargs: keyword arguments of model and guide; each minibatch gets them whole.
 
     Returns:
-        The parameters, the losses and why it stopped.
+        The parameters, the losses and why the fit stopped. ``rows`` is the length of the first array.
 
     Raises:
-        DivergenceError: at a loss or gradient that is not finite, or parameters that are not at the end; holds
-            the last good state.
+        DivergenceError: at a loss or gradient that is not finite; holds the last finite state.
         TypeError: for arguments of the wrong kind.
         ValueError: for arguments out of range, or a model that does not suit the minibatches.
 
@@ -78,111 +92,334 @@ def fit(
         >>> result.stop_reason, result.converged
         ('steps', False)
     """
-    _check(model, guide, loss, steps, seed, max_seconds, callbacks)
-    with global_state_kept(seed), handlers_hidden(), torch.enable_grad():
-        source = as_source(data)
-        objective = Objective(model, guide, Trace_ELBO() if loss is None else loss, source.plate, source.rows)
-        _check_loss(objective.loss, source)
-        modules = _trained(objective)
-        _claim(modules)
+    steps, seed = whole("steps", steps, 1), whole("seed", seed, 0, 2**32 - 1)
+    limit = math.inf if max_seconds is None else number("max_seconds", max_seconds, above=True)
+    # A checkpoint comes last, when every other callback has had its turn.
+    called = sorted(as_callbacks(callbacks), key=lambda callback: isinstance(callback, Checkpoint))
+    with isolated(seed), torch.enable_grad():
+        source = as_source(args, kwargs)
+        module = SVIModule(model, guide, loss, source.plate, source.rows)
+        module.setup(next(source.epoch(0, seed)))
+        run = Run(module, source, build_optimizer(optimizer, module.trainable()), seed, steps, called)
+        with ExitStack() as stack:
+            for callback in called:
+                callback.on_fit_start(run)
+                stack.callback(callback.on_fit_end, run)
+            start = time.monotonic()
+            while not run.finished:
+                run.advance()
+                if time.monotonic() - start >= limit:
+                    run.stop("max_seconds")
+                for callback in called:
+                    callback.on_step_end(run)
+            if not run.stop_reason:
+                run.stop("steps")
+            run.check_last_update()
+        return run.result()
+
+
+class Run:
+    """A fit while it runs, as callbacks see it.
+
+    Attributes:
+        step: number of steps taken.
+        steps: number of steps asked for.
+        losses: the loss of every step, an estimate of the loss of all rows; NaN for a skipped step.
+        held_out: (step, loss) of every evaluation on held-out data.
+        held_out_rows: number of rows of the held-out data; 0 without any.
+        smoothed: (step, loss) of every evaluation of the mean training loss.
+        skipped: the steps that :class:`SkipBadSteps` left out.
+        best_step: the step whose parameters were gone back to; 0 if none were.
+        rows: number of rows of the data.
+        optimizer: the torch optimiser.
+        module: the loss as an nn.Module, with the parameters.
+        stop_reason: why the fit stops; "" while it goes on.
+        converged: whether a stopping rule found that the loss had stopped improving.
+    """
+
+    def __init__(
+        self,
+        module: SVIModule,
+        source: Source,
+        optimizer: torch.optim.Optimizer,
+        seed: int,
+        steps: int,
+        callbacks: list[Callback],
+    ) -> None:
+        self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
+        self.steps, self.callbacks, self.rows = steps, callbacks, source.rows
+        self.reader = Reader(source, seed)
+        self.step = self.best_step = self.bad_in_a_row = self.held_out_rows = 0
+        self.losses: list[float] = []
+        self.held_out: list[tuple[int, float]] = []
+        self.smoothed: list[tuple[int, float]] = []
+        self.skipped: list[int] = []
+        self.stop_reason, self.converged = "", False
+        self.seconds_before, self._started = 0.0, time.monotonic()
+        # The last parameters whose loss and gradient were finite, and the step that gave them.
+        self.last_finite, self.last_finite_step = module.snapshot(), 0
+        buffers = dict(module.owners.named_buffers())
+        self._kept = [self.last_finite[k] for k in module.trainable()]
+        self._buffers = [(self.last_finite[f"buffer {k}"], buffers[k]) for k in module.running_buffers]
+
+    @property
+    def epoch(self) -> int:
+        """Number of the current epoch, from 0."""
+        return self.reader.epoch
+
+    @property
+    def loss(self) -> float:
+        """The loss of the last step."""
+        return self.losses[-1]
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """A copy of the parameters by name, as the model sees them."""
+        return self.module.constrained()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent so far, those before a resume included."""
+        return self.seconds_before + time.monotonic() - self._started
+
+    @property
+    def kl_weight(self) -> float:
+        """The factor of the latent sites' log densities in the loss; set it to anneal the KL divergence."""
+        return self.module.kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, weight: float) -> None:
+        self.module.kl_weight = weight
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further step will be taken."""
+        return bool(self.stop_reason) or self.step >= self.steps
+
+    def stop(self, reason: str, converged: bool = False) -> None:
+        """End the fit after this step.
+
+        Args:
+            reason: why, for ``FitResult.stop_reason``.
+            converged: whether the loss has stopped improving.
+        """
+        self.stop_reason, self.converged = reason, converged
+
+    def advance(self) -> None:
+        """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
+        batch, random = next(self.reader), torch_rng_state()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for kept, buffer in self._buffers:
+                kept.copy_(buffer)
+        self.step += 1
+        what, error = self._backward(batch)
+        if what:
+            self._bad_step(batch, random, what, error)
+            return
+        self.bad_in_a_row, self.last_finite_step = 0, self.step - 1
+        with torch.no_grad():
+            torch._foreach_copy_(self._kept, list(self.module.trainable().values()))
+        self.optimizer.step()
+
+    def check_last_update(self) -> None:
+        """Raise a DivergenceError if the last step made parameters that are not finite: no later loss shows it."""
+        parameters = self.module.trainable()
+        bad = [k for k, p in parameters.items() if not all_finite([p.detach()]) and all_finite([self.last_finite[k]])]
+        if bad and self.stop_reason != "diverged":
+            self._diverge(DivergenceReport(self.step, "update", parameters=bad))
+
+    def result(self) -> "FitResult":
+        """Return what has come of the fit."""
+        return FitResult(
+            params=self.params,
+            losses=np.asarray(self.losses, dtype=np.float64),
+            held_out=list(self.held_out),
+            held_out_rows=self.held_out_rows,
+            steps=self.step,
+            rows=self.rows,
+            seconds=self.seconds,
+            stop_reason=self.stop_reason,
+            converged=self.converged,
+            skipped=list(self.skipped),
+            best_step=self.best_step if self.best_step or self.stop_reason == "diverged" else self.step,
+            smoothed=list(self.smoothed),
+            module=self.module,
+            values=self.module.snapshot(),
+        )
+
+    def _backward(self, batch: Batch) -> tuple[str, Exception | None]:
+        """Compute loss and gradient; return which of them is not finite, "" for neither, and the error that said so."""
         try:
-            chosen = optimizer or functools.partial(torch.optim.Adam, lr=0.01)
-            run = Run(objective, source, chosen, seed, steps, tuple(callbacks))
-            with run.stack:
-                return _train(run, max_seconds)
-        finally:
-            _IN_TRAINING.difference_update(modules)
+            loss = self.module(batch)
+            (loss if batch.weight == 1.0 else loss * batch.weight).backward()
+        except (ValueError, RuntimeError) as error:
+            # Validation and linear algebra refuse a NaN where arithmetic would pass it on.
+            self.losses.append(math.nan)
+            return "loss", error
+        self.module.check_no_new_parameters()
+        self.losses.append(loss.item())
+        if not math.isfinite(self.loss):
+            return "loss", None
+        gradients = [p.grad for p in self.module.trainable().values() if p.grad is not None]
+        return ("" if all_finite(gradients) else "gradient"), None
+
+    def _bad_step(self, batch: Batch, random: dict[str, Any], what: str, error: Exception | None) -> None:
+        """Skip the step if that is allowed, else raise a DivergenceError; raise an error of another cause."""
+        self.losses[-1] = math.nan
+        self.bad_in_a_row += 1
+        allowed = max((c.in_a_row for c in self.callbacks if isinstance(c, SkipBadSteps)), default=1)
+        report = None
+        if error is not None or self.bad_in_a_row >= allowed:
+            report = diagnose(self.module, batch, random, self.step, what)
+            if error is not None and report.site is None and not report.parameters:
+                raise error
+        with torch.no_grad():
+            for kept, buffer in self._buffers:
+                buffer.copy_(kept)
+        if report is not None and self.bad_in_a_row >= allowed:
+            self._diverge(report, error)
+        self.skipped.append(self.step)
+
+    def _diverge(self, report: DivergenceReport, error: Exception | None = None) -> None:
+        self.module.restore(self.last_finite)
+        self.best_step = self.last_finite_step
+        self.stop("diverged")
+        raise DivergenceError(report, self.result()) from error
 
 
-def _train(run: Run, max_seconds: float | None) -> FitResult:
-    _call(run, "start")
-    _call(run, "identify")
-    _call(run, "resume")
-    _call(run, "ready")
-    while not run.stop_reason and run.step < run.steps:
-        _raise_if(run.advance(), run)
-        for callback in run.callbacks:
-            callback(run)
-        if not run.stop_reason and max_seconds is not None and run.seconds_of_call >= max_seconds:
-            run.stop("max_seconds")
-        _call(run, "after")
-    if not run.stop_reason:
-        run.stop("steps")
-    _call(run, "finish")
-    _call(run, "end")
-    _raise_if(run.final_fault(), run)
-    return _result(run)
+@dataclass(frozen=True)
+class FitResult:
+    """A finished fit.
+
+    Attributes:
+        params: every parameter by name, as the model sees it.
+        losses: the loss of every step, an estimate of the loss of all rows; NaN for a skipped step.
+        held_out: (step, loss) of every evaluation on held-out data; where a plate over rows is named, scaled to the
+            rows of the fit, so that it can be compared with the training loss.
+        held_out_rows: number of rows of the held-out data; 0 without any.
+        steps: number of steps taken.
+        rows: number of rows of the data: the length of the first array.
+        seconds: seconds spent, those before a resume included.
+        stop_reason: "converged", "rising", "slowed down", "steps", "max_seconds", "interrupted", "diverged" or a
+            callback's own.
+        converged: whether a stopping rule found that the loss had stopped improving and stays so. Running out of
+            steps is not converging, nor is a loss that rises again, though its best parameters are kept.
+        skipped: the steps left out because their loss or gradient was not finite.
+        best_step: the step whose parameters these are.
+        smoothed: (step, loss) of every evaluation of the mean training loss.
+        module: the loss as an nn.Module.
+        values: the unconstrained parameters and the buffers, by name.
+    """
+
+    params: dict[str, Tensor]
+    losses: npt.NDArray[np.float64]
+    held_out: list[tuple[int, float]]
+    held_out_rows: int
+    steps: int
+    rows: int
+    seconds: float
+    stop_reason: str
+    converged: bool
+    skipped: list[int]
+    best_step: int
+    smoothed: list[tuple[int, float]]
+    module: SVIModule = field(repr=False)
+    values: dict[str, Tensor] = field(repr=False)
+
+    def __str__(self) -> str:
+        skipped = f", {len(self.skipped)} steps skipped" if self.skipped else ""
+        kind = f"{self.stop_reason} held out" if self.held_out and self.stop_reason == "rising" else self.stop_reason
+        why = _REASONS.get(kind, f"stopped: {self.stop_reason}")
+        took = f"fit of {self.steps} steps in {self.seconds:.1f} s"
+        return f"{took} {why}{skipped}; parameters of step {self.best_step}"
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Let modules and ``pyro.param`` have this fit's parameters for the length of a block.
+
+        Use it around anything that runs model or guide outside this package, ``pyro.infer.Predictive`` for
+        one. Another fit, even of the same objects, does not change what is seen inside.
+
+        Example:
+            >>> import pyro, pyro.distributions as dist, torch
+            >>> def model(x):
+            ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("rows", len(x)):
+            ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+            >>> guide = pyro.infer.autoguide.AutoNormal(model)
+            >>> result = fit(model, guide, torch.ones(4), steps=2)
+            >>> with result.scope():
+            ...     median = guide.median()
+            >>> list(median)
+            ['m']
+        """
+        with self.module.holding(self.values):
+            yield
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model with this fit's parameters, whenever it is called."""
+        return self._with_parameters("model")
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The guide with this fit's parameters, whenever it is called."""
+        return self._with_parameters("guide")
+
+    def _with_parameters(self, part: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.scope():
+                return self.module.callable(part)(*args, **kwargs)
+
+        return call
 
 
-def _raise_if(fault: Fault | None, run: Run) -> None:
-    if fault is not None:
-        report, error = fault
-        run.back_to_good()
-        run.stop("diverged")
-        raise DivergenceError(report, _result(run)) from error
+def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the torch optimiser of all parameters that a function of them, or one of ``pyro.optim``, stands for.
 
-
-def _call(run: Run, hook: str) -> None:
-    for callback in run.callbacks:
-        if hasattr(callback, hook):
-            getattr(callback, hook)(run)
-
-
-def _result(run: Run) -> FitResult:
-    return FitResult(
-        params=run.params,
-        losses=np.asarray(run.losses, dtype=np.float64),
-        held_out=list(run.held_out),
-        held_out_rows=run.held_out_rows,
-        steps=run.step,
-        rows=run.rows,
-        seconds=run.seconds,
-        stop_reason=run.stop_reason,
-        converged=run.converged,
-        skipped=list(run.skipped),
-        best_step=run.best_step if run.best_step or run.stop_reason == "diverged" else run.step,
-        objective=run.objective,
-        smoothed=list(run.smoothed),
-        values=run.objective.snapshot(),
-    )
-
-
-def _trained(objective: Objective) -> set[int]:
-    # A guide's parameters may be yet to come; a model without parameters may serve many fits at once.
-    parameters = {id(p) for p in objective.owners.parameters() if p.requires_grad}
-    return parameters | ({id(objective.owners["guide"])} if "guide" in objective.owners else set())
-
-
-def _claim(modules: set[int]) -> None:
-    if modules & _IN_TRAINING:
-        raise ValueError(
-            "model or guide is a module that a fit in progress is training; pass a new one, or a copy.deepcopy of it"
-        )
-    _IN_TRAINING.update(modules)
-
-
-def _check_loss(loss: Any, source: Source) -> None:
-    if compiles(loss) and source.batches > 1:
-        raise ValueError(
-            f"loss is a {type(loss).__name__}, which makes constants of the rows and the plate scale of the first "
-            f"minibatch; pass all data in one call, or use {type(loss).__name__.removeprefix('Jit')}()"
-        )
-
-
-def _check(model: Any, guide: Any, loss: Any, steps: Any, seed: Any, max_seconds: float | None, callbacks: Any) -> None:
-    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
-        raise TypeError(f"callbacks is {callbacks!r}; needed a list or tuple of functions of the run")
-    for name, value in (("model", model), ("guide", guide)):
-        if not callable(value):
-            raise TypeError(f"{name} is a {type(value).__name__}; needed a function or module that can be called")
-    for name, value in (("model", model), ("guide", guide), ("loss", loss), *(("callbacks", c) for c in callbacks)):
-        if isinstance(value, type):
-            raise TypeError(f"{name} holds the class {value.__name__}; needed an instance, as {value.__name__}(...) is")
-    if loss is not None and not callable(loss) and not hasattr(loss, "loss_and_grads"):
+    Raises:
+        TypeError: for anything else, or an optimiser that evaluates the loss itself.
+        ValueError: for an optimiser of other or fewer parameters.
+    """
+    if isinstance(optimizer, PyroOptim):
+        return _from_pyro(optimizer, parameters)
+    make = functools.partial(torch.optim.Adam, lr=0.01) if optimizer is None else optimizer
+    built = make(list(parameters.values())) if callable(make) else make
+    if not callable(make) or not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
         raise TypeError(
-            f"loss is a {type(loss).__name__}; needed a loss of pyro.infer, such as Trace_ELBO(), or a function of "
-            "model, guide and data"
+            f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a "
+            "first-order torch optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
         )
-    check_whole("steps", steps, 1)
-    check_whole("seed", seed, 0, 2**32 - 1)
-    check_seconds("max_seconds", max_seconds)
+    held = {id(p) for group in built.param_groups for p in group["params"]}
+    if held != {id(p) for p in parameters.values()}:
+        raise ValueError(
+            f"optimizer holds {len(held)} tensors, not exactly the {len(parameters)} parameters it was given; "
+            "needed a function that passes all of them on"
+        )
+    return built
+
+
+def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Return one torch optimiser with a group of options for each parameter, where these differ."""
+    if isinstance(optimizer, PyroLRScheduler):
+        raise TypeError(
+            "optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(functools.partial("
+            "torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)), or the like, in callbacks"
+        )
+    options, clip = optimizer.pt_optim_args, optimizer.pt_clip_args
+    if callable(options):
+        groups: list[Any] = [{"params": [p], **options(name)} for name, p in parameters.items()]
+        built = optimizer.pt_optim_constructor(groups)
+    else:
+        built = optimizer.pt_optim_constructor(list(parameters.values()), **options)
+    if callable(clip):
+        raise TypeError("optimizer has clip_args that is a function; needed a dict of clip_norm or clip_value")
+    if clip:
+
+        def clip_each(*_: Any) -> None:
+            for parameter in parameters.values():
+                PyroOptim._clip_grad(parameter, **clip)
+
+        built.register_step_pre_hook(clip_each)
+    return built

@@ -1,88 +1,79 @@
-"""What keeps a fit to itself: its own parameters, and the process's global state put back when it ends."""
+"""The process's global state: what a fit changes of it is put back."""
 
-import threading
+import random
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
-from pyro import poutine
-from pyro.params.param_store import ParamStoreDict
-from pyro.poutine.runtime import am_i_wrapped, get_plates
-
-from pyro_zilognormal.svi.rng import rng_state, seed_all, set_rng_state, unseed_cuda
-
-# Pyro has one handler stack and one parameter store a process, so fits in several threads take turns.
-_TURN = threading.RLock()
 
 
-class ParamSpace:
-    """A parameter store of its own, put in the place of Pyro's global one while it is active.
+@contextmanager
+def isolated(seed: int | None = None) -> Iterator[None]:
+    """Run a block with a parameter store of its own, and put the process's global state back afterwards.
+
+    That is Pyro's parameter store and settings, among them the validation flags, torch's default dtype, and the
+    random number generators of torch (CPU and CUDA), numpy and Python.
+
+    Args:
+        seed: seeds all generators inside the block; None leaves them running.
 
     Example:
-        >>> space = ParamSpace()
-        >>> with space.active():
+        >>> with isolated(seed=0):
         ...     _ = pyro.param("a", torch.tensor(1.0))
         >>> "a" in pyro.get_param_store()
         False
-        >>> with space.active() as store:
-        ...     "a" in store
-        True
     """
-
-    def __init__(self) -> None:
-        self._contents: dict[str, Any] = vars(ParamStoreDict())
-
-    @contextmanager
-    def active(self) -> Iterator[ParamStoreDict]:
-        """Make ``pyro.param``, ``pyro.module`` and PyroModules read and write this store alone."""
-        store = pyro.get_param_store()
-        with _TURN:
-            outer = dict(vars(store))
-            vars(store).update(self._contents)
-            try:
-                yield store
-            finally:
-                self._contents = dict(vars(store))
-                vars(store).clear()
-                vars(store).update(outer)
-
-
-@contextmanager
-def handlers_hidden() -> Iterator[None]:
-    """Hide what happens inside from Pyro's handlers outside: those of a model that calls a fit itself, for one.
-
-    Raises:
-        ValueError: inside a plate, which would move the axes of all plates inside.
-    """
-    around = [frame.name for frame in get_plates() if frame.vectorized]
-    if around:
-        raise ValueError(f"this is inside plates {around}, whose axes would be taken; fit, and draw, outside of them")
-    with poutine.block() if am_i_wrapped() else nullcontext():
-        yield
-
-
-@contextmanager
-def global_state_kept(seed: int | None = None) -> Iterator[None]:
-    """Put seeds, default dtype, and validation flags back as they were at the end, also after an error.
-
-    Args:
-        seed: what to seed torch, numpy and Python with inside the block; None leaves the generators alone.
-    """
-    with _TURN, warnings.catch_warnings():
-        # A NaN loss is reported with its cause as a DivergenceError, so Pyro's bare warning says less.
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the one that models draw from
+    dtype = torch.get_default_dtype()
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        pyro.settings.context(**pyro.settings.get()),
+        pyro.get_param_store().scope(),
+        warnings.catch_warnings(),
+    ):
+        # A loss that is not finite is reported with its cause, so Pyro's own warning says less.
         warnings.filterwarnings("ignore", message="Encountered (NaN|.?inf)")
-        random, dtype = rng_state(), torch.get_default_dtype()
-        settings, checks = pyro.settings.get(), torch.distributions.Distribution._validate_args
         try:
             if seed is not None:
-                seed_all(seed)
+                pyro.set_rng_seed(seed)
             yield
         finally:
-            set_rng_state(random)
-            unseed_cuda(random)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
             torch.set_default_dtype(dtype)
-            pyro.settings.set(**settings)
-            torch.distributions.Distribution.set_default_validate_args(checks)
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of all generators as tensors, numbers and tuples, which can be saved without pickling objects.
+
+    Example:
+        >>> state = rng_state()
+        >>> first = torch.rand(2)
+        >>> set_rng_state(state)
+        >>> bool((torch.rand(2) == first).all())
+        True
+    """
+    name, words, *rest = np.random.get_state()  # noqa: NPY002
+    numpy_state = (str(name), torch.from_numpy(np.asarray(words).astype(np.int64)), *rest)
+    return {**torch_rng_state(), "numpy": numpy_state, "python": random.getstate()}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set all generators to a state from :func:`rng_state`, or torch's to one from :func:`torch_rng_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state:
+        name, words, *rest = state["numpy"]
+        np.random.set_state((name, words.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+        random.setstate(state["python"])
+
+
+def torch_rng_state() -> dict[str, Any]:
+    """Return the states of torch's generators alone, which is cheap enough to do at every step."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}

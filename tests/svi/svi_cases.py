@@ -136,24 +136,13 @@ def check_resume(path, run, kills, every=3):
     same(whole, resumed)
 
 
-BASE = {"model": normal_model, "guide": normal_guide, "data": data(), "steps": 4, "optimizer": adam}
-
-
-def fit_with(path, change):
-    """A small fit with a checkpoint, changed in one way."""
-    arguments = {**BASE, **change}
-    more = arguments.pop("more", [])
-    model, guide, x = (arguments.pop(k) for k in ("model", "guide", "data"))
-    return fit(model, guide, x, callbacks=[*more, Checkpoint(path)], **arguments)
-
-
 class Script:
     """A run whose losses, and learning rates, are written beforehand."""
 
     def __init__(self, losses, rates=None):
         self.losses, self.step, self.stop_reason, self.converged = [], 0, "", False
         self.smoothed, self.held_out, self.best_step, self.rows = [], [], 0, 1000
-        self.script, self.objective = losses, self
+        self.script, self.module, self.plate = losses, self, None
         self.rates = rates or [1.0] * len(losses)
 
     @property
@@ -170,14 +159,14 @@ class Script:
         self.stop_reason, self.converged = reason, converged
 
     def play(self, callback):
-        callback.start(self)
+        callback.on_fit_start(self)
         for loss in self.script:
             self.losses.append(loss)
             self.step += 1
-            callback(self)
+            callback.on_step_end(self)
             if self.stop_reason:
                 break
-        callback.end(self)
+        callback.on_fit_end(self)
         return self
 
 

@@ -1,192 +1,507 @@
-"""Item 4, saving: when, where and under which signals a run is kept."""
+"""Checkpoints: killed anywhere, a fit goes on bit for bit; what is damaged, of another fit or newer is refused."""
 
+import functools
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
-import svi_resume_script
+import svi_kill_script
 import torch
-from svi_cases import Killed, adam, data, fit_with, killer, normal_guide, normal_model, same
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal, AutoNormalMessenger
+from pyro.optim.clipped_adam import ClippedAdam
+from svi_cases import (
+    Amortised,
+    Killed,
+    adam,
+    auto,
+    check_resume,
+    data,
+    killer,
+    local_model,
+    normal_guide,
+    normal_model,
+    same,
+)
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
 
 from pyro_zilognormal.svi import (
+    BatchStream,
+    Callback,
     Checkpoint,
     CheckpointError,
-    Run,
+    EarlyStopping,
+    Minibatches,
+    Schedule,
+    SkipBadSteps,
     fit,
-    storage,
 )
+from pyro_zilognormal.svi.checkpoint import FORMAT, _load, _sealed
+
+STEPS = 40
+
+OPTIMIZERS = {
+    "Adam": functools.partial(torch.optim.Adam, lr=0.05),
+    "AdamW": functools.partial(torch.optim.AdamW, lr=0.05),
+    "Adamax": functools.partial(torch.optim.Adamax, lr=0.05),
+    "NAdam": functools.partial(torch.optim.NAdam, lr=0.05),
+    "RAdam": functools.partial(torch.optim.RAdam, lr=0.05),
+    "Adagrad": functools.partial(torch.optim.Adagrad, lr=0.05),
+    "Adadelta": functools.partial(torch.optim.Adadelta, lr=0.5),
+    "RMSprop": functools.partial(torch.optim.RMSprop, lr=0.01, momentum=0.5),
+    "Rprop": functools.partial(torch.optim.Rprop, lr=0.01),
+    "ASGD": functools.partial(torch.optim.ASGD, lr=0.001),
+    "SGD": functools.partial(torch.optim.SGD, lr=0.001, momentum=0.9, nesterov=True),
+    "ClippedAdam": functools.partial(ClippedAdam, lr=0.05, lrd=0.99),
+    "pyro.optim": pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}),
+}
+
+SCHEDULES = {
+    "ExponentialLR": functools.partial(lr_scheduler.ExponentialLR, gamma=0.97),
+    "StepLR": functools.partial(lr_scheduler.StepLR, step_size=7, gamma=0.5),
+    "MultiStepLR": functools.partial(lr_scheduler.MultiStepLR, milestones=[5, 20, 20]),
+    "CosineAnnealingLR": functools.partial(lr_scheduler.CosineAnnealingLR, T_max=STEPS),
+    "CosineAnnealingWarmRestarts": functools.partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=6),
+    "OneCycleLR": functools.partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=STEPS + 1),
+    "CyclicLR": functools.partial(lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=6),
+    "LinearLR": functools.partial(lr_scheduler.LinearLR, total_iters=20),
+    "PolynomialLR": functools.partial(lr_scheduler.PolynomialLR, total_iters=30, power=2.0),
+    "LambdaLR": functools.partial(lr_scheduler.LambdaLR, lr_lambda=lambda step: 1 / (1 + step)),
+    "ReduceLROnPlateau": functools.partial(lr_scheduler.ReduceLROnPlateau, patience=1),
+    "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
+        opt,
+        [lr_scheduler.ConstantLR(opt, 0.5, 8), lr_scheduler.ExponentialLR(opt, 0.9)],
+        milestones=[8],
+    ),
+}
 
 
-def start(path, steps=30, pause=0.2):
-    here = pathlib.Path(__file__).parent
+def kills(name, count=2):
+    return random.Random(name).sample(range(1, STEPS), count)
+
+
+def plain(*callbacks, steps=20, x=None, guide=normal_guide, **settings):
+    x = data() if x is None else x
+    return fit(normal_model, guide, x, steps=steps, **{"optimizer": adam, **settings}, callbacks=callbacks)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_resumes_bit_for_bit(name, tmp_path):
+    def run(callbacks):
+        source = Minibatches(data(23), batch_size=5, plate="rows")
+        return fit(normal_model, auto(), source, steps=STEPS, optimizer=OPTIMIZERS[name], callbacks=callbacks)
+
+    check_resume(tmp_path / "a.ckpt", run, kills(name))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_each_schedule_resumes_bit_for_bit(name, tmp_path):
+    def run(callbacks):
+        schedule = Schedule(SCHEDULES[name], every=4 if name == "ReduceLROnPlateau" else 1)
+        rates.append([])
+        follow = [schedule, lambda run: rates[-1].append(run.optimizer.param_groups[0]["lr"])]
+        return plain(*follow, *callbacks, steps=STEPS)
+
+    rates = []
+    check_resume(tmp_path / "a.ckpt", run, kills(name))
+    assert rates[0][-len(rates[-1]) :] == rates[-1]
+    assert len(set(rates[0])) > 1
+
+
+def noisy(x):
+    """Draws from every generator that is kept, to some effect."""
+    loc = pyro.param("q_loc", torch.tensor(0.0))
+    shift = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002 - the global one is kept
+    pyro.sample("loc", dist.Normal(loc + 0.1 * shift, 0.1))
+
+
+class Normed(Amortised):
+    """With state that is not a parameter: running means and dropout."""
+
+    def __init__(self, rows):
+        super().__init__(rows)
+        layers = torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2)
+        self.net = torch.nn.Sequential(*layers)
+
+
+class Augmented(torch.utils.data.Dataset):
+    """Rows with noise that is drawn whenever they are read."""
+
+    def __len__(self):
+        return 23
+
+    def __getitem__(self, i):
+        return data(23)[i] + 0.1 * torch.randn(())
+
+
+def pair(kind):
+    torch.manual_seed(11)
+    if kind == "module":
+        module = Normed(23)
+        return module.model, module.guide
+    return {
+        "rows": (local_model(23), AutoNormal(local_model(23))),
+        "low rank": (normal_model, AutoLowRankMultivariateNormal(normal_model, rank=1)),
+        "messenger": (normal_model, AutoNormalMessenger(normal_model)),
+        "noisy": (normal_model, noisy),
+    }[kind]
+
+
+def loader(dataset, **settings):
+    return BatchStream(DataLoader(dataset, batch_size=5, shuffle=True, **settings), plate="rows")
+
+
+DATA = {
+    "full": lambda: data(23),
+    "batches": lambda: Minibatches(data(23), batch_size=5, plate="rows"),
+    "list": lambda: BatchStream(list(data(23).split(5)), plate="rows"),
+    "loader": lambda: loader(data(23)),
+    "own generator": lambda: loader(data(23), generator=torch.Generator().manual_seed(5)),
+    "augmented": lambda: loader(Augmented()),
+}
+
+KINDS = [
+    *(("module", s) for s in DATA),
+    *(("noisy", s) for s in DATA),
+    *(("rows", s) for s in ("full", "batches")),  # a stream does not say which rows a batch holds
+    *((k, "batches") for k in ("low rank", "messenger")),
+]
+
+
+@pytest.mark.parametrize(("kind", "source"), KINDS)
+def test_each_kind_of_model_and_data_resumes_bit_for_bit(kind, source, tmp_path):
+    def run(callbacks):
+        return fit(*pair(kind), DATA[source](), steps=STEPS, optimizer=adam, callbacks=callbacks)
+
+    check_resume(tmp_path / "a.ckpt", run, kills(kind + source))
+
+
+COUNTING = [
+    functools.partial(TraceEnum_ELBO, strict_enumeration_warning=False),
+    functools.partial(Trace_ELBO, 2, vectorize_particles=True),
+]
+
+
+@pytest.mark.parametrize("loss", COUNTING)
+def test_a_loss_that_counts_plates_at_its_first_call_resumes_bit_for_bit(loss, tmp_path):
+    check_resume(tmp_path / "a.ckpt", lambda callbacks: plain(*callbacks, loss=loss()), [7, 15])
+
+
+def test_stopping_and_skipping_and_annealing_resume_bit_for_bit(tmp_path):
+    def sometimes(model, guide, x):
+        loss = Trace_ELBO().differentiable_loss(model, guide, x)
+        return loss * float("nan") if loss.requires_grad and torch.rand(()) < 0.2 else loss
+
+    def run(callbacks):
+        def anneal(run):
+            run.kl_weight = min(1.0, run.step / 30)
+
+        stop = EarlyStopping(data(9, seed=5), every=5, patience=3, noise=0.0)
+        return plain(SkipBadSteps(), stop, anneal, *callbacks, steps=400, loss=sometimes)
+
+    whole = run([])
+    assert whole.converged
+    assert whole.skipped
+    check_resume(tmp_path / "a.ckpt", run, [1, 7, whole.steps - 1])
+
+
+def test_a_longer_run_goes_on_bit_for_bit(tmp_path):
+    def run(steps, *callbacks):
+        return plain(EarlyStopping(every=5, patience=100), *callbacks, steps=steps)
+
+    run(20, Checkpoint(tmp_path / "a.ckpt"))
+    same(run(50), run(50, Checkpoint(tmp_path / "a.ckpt")))
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    steps = []
+    first = plain(Checkpoint(tmp_path / "a.ckpt"), steps=10)
+    same(first, plain(lambda run: steps.append(run.step), Checkpoint(tmp_path / "a.ckpt"), steps=10))
+    assert steps == []
+
+
+def test_the_state_of_a_callback_is_kept_whatever_stands_around_it(tmp_path):
+    class Count(Callback):
+        steps = 0
+
+        def on_step_end(self, run):
+            self.steps += 1
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state):
+            self.steps = state["steps"]
+
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(Killed):
+        plain(Checkpoint(path, 4), Count(), killer(9))
+    count = Count()
+    plain(count, Checkpoint(path), lambda run: None)
+    assert count.steps == 20
+
+
+# --- signals and kills
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("Adam", signal.SIGKILL), ("SGD", signal.SIGKILL), ("Adam", signal.SIGTERM)]
+)
+def test_a_killed_process_resumes_bit_for_bit(name, number, tmp_path):
+    here, path = pathlib.Path(__file__).parent, tmp_path / "a.ckpt"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
-    command = [sys.executable, str(here / "svi_resume_script.py"), str(path), str(steps), str(pause)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_process_resumes_bit_for_bit(number, tmp_path):
-    process = start(tmp_path / "a.ckpt")
+    command = [sys.executable, str(here / "svi_kill_script.py"), name, str(path), "0.1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     next(line for line in process.stdout if line == "13\n")
     process.send_signal(number)
     out, error = process.communicate(timeout=60)
     assert "done" not in out
-    # After a step of a torch optimiser, what torch runs at exit can turn Python's death by SIGINT into a plain error.
-    interrupted = number == signal.SIGINT and process.returncode == 1 and error.rstrip().endswith("KeyboardInterrupt")
-    assert process.returncode == -number or interrupted, error
-    step = storage.read(tmp_path / "a.ckpt")["run"]["step"]
+    assert process.returncode == -number, error
+    step = Checkpoint.read(path)["step"]
     # A signal that can be caught loses nothing; SIGKILL at most the last interval of 5 steps.
-    assert step == 10 if number == signal.SIGKILL else step >= 13
-    same(svi_resume_script.run([]), svi_resume_script.run([Checkpoint(tmp_path / "a.ckpt", steps=5)]))
+    assert step >= (10 if number == signal.SIGKILL else 13)
+    same(svi_kill_script.run(name, []), svi_kill_script.run(name, [Checkpoint(path, steps=5)]))
 
 
-def test_ctrl_c_saves_and_then_interrupts(tmp_path):
-    path, before = tmp_path / "a.ckpt", signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def handled():
+    """Set the handler of SIGINT, which a shell may have ignored, and put it back."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
-    def interrupt(run):
-        if run.step == 6:
-            os.kill(os.getpid(), signal.SIGINT)
 
-    def run(*callbacks):
-        return fit(normal_model, normal_guide, data(), steps=20, optimizer=adam, callbacks=callbacks)
+def raising(number, step):
+    return lambda run: signal.raise_signal(number) if run.step == step else None
 
+
+@pytest.mark.usefixtures("handled")
+@pytest.mark.parametrize("step", [6, 20])
+def test_ctrl_c_saves_and_then_interrupts(step, tmp_path):
+    path = tmp_path / "a.ckpt"
     with pytest.raises(KeyboardInterrupt):
-        run(interrupt, Checkpoint(path, steps=1000))
-    assert storage.read(path)["run"]["step"] == 6
-    assert signal.getsignal(signal.SIGINT) is before
-    same(run(), run(Checkpoint(path)))
+        plain(raising(signal.SIGINT, step), Checkpoint(path))
+    assert Checkpoint.read(path)["step"] == step
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    same(plain(), plain(Checkpoint(path)))
 
 
 def test_sigterm_obeys_a_handler_of_the_caller(tmp_path):
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        kill = lambda run: os.kill(os.getpid(), signal.SIGTERM) if run.step == 4 else None  # noqa: E731
-        save = Checkpoint(tmp_path / "a.ckpt")
-        result = fit(normal_model, normal_guide, data(), steps=20, callbacks=[kill, save])
+        result = plain(raising(signal.SIGTERM, 4), Checkpoint(tmp_path / "a.ckpt"))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert heard == [signal.SIGTERM]
     assert (result.stop_reason, result.steps) == ("interrupted", 4)
 
 
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = plain(raising(signal.SIGINT, 2), Checkpoint(tmp_path / "a.ckpt"), steps=4)
+        assert (result.steps, result.stop_reason) == (4, "steps")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_saving_by_seconds(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(Checkpoint, "save", lambda self, run: saved.append(run.step))
-    save = Checkpoint(tmp_path / "a.ckpt", seconds=1e-9)
-    save._saved_at = 0.0
-    fit(normal_model, normal_guide, data(), steps=3, callbacks=[save])
+    plain(Checkpoint(tmp_path / "a.ckpt", seconds=1e-9), steps=3)
+    plain(Checkpoint(tmp_path / "b.ckpt", seconds=None), steps=3)
     assert saved == [1, 2, 3, 3]
-    saved.clear()
-    fit(normal_model, normal_guide, data(), steps=3, callbacks=[Checkpoint(tmp_path / "b.ckpt", seconds=None)])
-    assert saved == [3]
-
-
-def test_a_damaged_file_falls_back_to_the_previous_one(tmp_path):
-    path = tmp_path / "a.ckpt"
-
-    def run(*callbacks):
-        return fit(normal_model, normal_guide, data(), steps=20, optimizer=adam, callbacks=callbacks)
-
-    whole = run()
-    for damage in ("flip", "half", "gone"):
-        with pytest.raises(Killed):
-            run(Checkpoint(path, steps=4, resume=False), killer(13))
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 4
-        path.write_bytes(content if damage == "flip" else content[: len(content) // 2])
-        if damage == "gone":  # killed between the two renames
-            path.unlink()
-            same(whole, run(Checkpoint(path)))
-        else:
-            with pytest.warns(UserWarning, match="checkpoint damaged, using the one before"):
-                same(whole, run(Checkpoint(path)))
-
-
-def test_two_damaged_files_are_an_error(tmp_path):
-    path = tmp_path / "a.ckpt"
-    path.write_bytes(b"SVI-CHECKPOINT-1 and nothing")
-    path.with_name("a.ckpt.previous").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"no checkpoint can be read.*Delete the files"):
-        fit(normal_model, normal_guide, data(), steps=2, callbacks=[Checkpoint(path)])
-
-
-def test_resume_false_starts_anew(tmp_path):
-    path = tmp_path / "a.ckpt"
-    fit_with(path, {})
-    save = Checkpoint(path, resume=False)
-    again = fit(normal_model, normal_guide, data(seed=1), steps=6, callbacks=[save])
-    assert len(again.losses) == 6
-
-
-@pytest.mark.parametrize("format_number", [0, 2, "1"])
-def test_another_format_is_refused(format_number, tmp_path):
-    path = tmp_path / "a.ckpt"
-    storage.write(path, {"format": format_number, "fingerprint": {}, "run": {}})
-    with pytest.raises(CheckpointError, match="not a checkpoint of format 1"):
-        fit_with(path, {})
-
-
-def test_a_signal_during_the_last_save_is_not_lost(tmp_path, monkeypatch):
-    save = Checkpoint.save
-
-    def interrupted(self, run):
-        save(self, run)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Checkpoint, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fit_with(tmp_path / "a.ckpt", {"steps": 3})
-    assert storage.read(tmp_path / "a.ckpt")["run"]["step"] == 3
 
 
 def test_max_seconds_begin_anew_in_a_resumed_fit(tmp_path):
     def run():
-        save = Checkpoint(tmp_path / "a.ckpt")
-        return fit(normal_model, normal_guide, data(), steps=10**6, max_seconds=0.2, callbacks=[save])
+        return plain(Checkpoint(tmp_path / "a.ckpt"), steps=10**6, max_seconds=0.2)
 
     first, second = run(), run()
     assert second.steps > first.steps + 1
     assert second.seconds > first.seconds
 
 
-def test_a_late_parameter_is_refused_when_it_would_be_lost(tmp_path):
-    def guide(x):
-        normal_guide(x)
-        seen.append(1)
-        if len(seen) > 3:
-            pyro.param("late", torch.tensor(3.0))
-
-    seen = []
-    with pytest.raises(RuntimeError, match=r"parameters \['late'\] first appeared after the first run"):
-        fit(normal_model, guide, data(), steps=9, callbacks=[Checkpoint(tmp_path / "a.ckpt", steps=1)])
+# --- files
 
 
-def test_a_callback_with_odd_state_is_named(tmp_path):
-    class Odd:
-        def __call__(self, run: Run):
-            pass
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "a.ckpt"
+    with pytest.raises(Killed):
+        plain(Checkpoint(path, steps=4), killer(13))
+    return path.read_bytes()
 
-        def state_dict(self):
-            return {"f": print}
 
-        def load_state_dict(self, state):
-            pass
+def test_every_single_bit_flip_of_a_checkpoint_is_refused(saved, tmp_path):
+    # All of the header, and a large sample of the rest.
+    bits = [*range(8 * 42), *random.Random(0).sample(range(8 * 42, 8 * len(saved)), 1000)]
+    path, flipped = tmp_path / "a.ckpt", bytearray(saved)
+    for bit in bits:
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(CheckpointError, match=r"damaged, or no checkpoint|newer than"):
+            _load(path)
+        flipped[bit // 8] ^= 1 << bit % 8
+    for wrong in (b"", saved[: len(saved) // 2], saved + b"\0"):
+        path.write_bytes(wrong)
+        with pytest.raises(CheckpointError, match=r"damaged, or no checkpoint.*Delete it"):
+            plain(Checkpoint(path))
+        assert path.read_bytes() == wrong
+    path.write_bytes(flipped)
+    same(plain(), plain(Checkpoint(path)))
 
-    with pytest.raises(TypeError, match=r"callbacks'\]\[0\]\['f'\] is a builtin_function"):
-        fit(normal_model, normal_guide, data(), steps=1, callbacks=[Odd(), Checkpoint(tmp_path / "a.ckpt")])
+
+def test_nothing_in_a_file_is_run(saved, tmp_path):
+    import io
+
+    class Payload:
+        def __reduce__(self):
+            return print, ("run",)
+
+    content = io.BytesIO()
+    torch.save({"identity": Payload(), "run": {}}, content)
+    (tmp_path / "a.ckpt").write_bytes(_sealed(content.getvalue()))
+    with pytest.raises(Exception, match="Weights only load failed"):
+        plain(Checkpoint(tmp_path / "a.ckpt"))
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_newer_format_is_refused_and_never_overwritten(resume, saved, tmp_path):
+    newer = saved[:8] + (FORMAT + 1).to_bytes(2, "big") + saved[10:]
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(newer)
+    with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}, newer than the {FORMAT} of this version"):
+        plain(Checkpoint(path, resume=resume))
+    assert path.read_bytes() == newer
+
+
+def test_resume_false_starts_anew(saved, tmp_path):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(saved)
+    assert len(plain(Checkpoint(path, resume=False), x=data(seed=1), steps=6).losses) == 6
+    assert Checkpoint.read(path)["step"] == 6
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_disk_that_is_full_leaves_the_old_file_and_no_part_of_another(share, saved, tmp_path):
+    resource = pytest.importorskip("resource")
+    path, before = tmp_path / "a.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(run):
+        if run.step == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(saved)), before[1]))
+
+    try:
+        with pytest.raises(OSError, match="too large"):
+            plain(fill, Checkpoint(path, steps=4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+    assert Checkpoint.read(path)["step"] == 8
+    same(plain(), plain(Checkpoint(path)))
+
+
+def test_a_checkpoint_is_read_without_data_or_model(tmp_path):
+    path = tmp_path / "a.ckpt"
+    result = plain(EarlyStopping(every=5, patience=9), Checkpoint(path), steps=10)
+    found = Checkpoint.read(path)
+    assert (found["step"], found["stop_reason"], found["converged"]) == (10, "steps", False)
+    assert found["losses"].tolist() == result.losses.tolist()
+    assert found["smoothed"] == result.smoothed
+    assert found["params"].keys() == result.params.keys()
+    assert found["params"]["q_scale"] > 0
+    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
+        Checkpoint.read(tmp_path / "b.ckpt")
+
+
+# --- another fit
+
+
+def wide_guide(x):
+    loc = pyro.param("q_loc", torch.zeros(2))
+    pyro.sample("loc", dist.Normal(loc.sum(), pyro.param("q_scale", torch.tensor(1.0))))
+
+
+def renamed_guide(x):
+    pyro.sample("loc", dist.Normal(pyro.param("other", torch.tensor(0.0)), 1.0))
+
+
+class Held(torch.nn.Module):
+    """A model that holds a constant as a buffer."""
+
+    def __init__(self, constant):
+        super().__init__()
+        self.register_buffer("constant", torch.tensor(constant))
+
+    def forward(self, x):
+        normal_model(x + self.constant)
+
+
+def batches(**change):
+    return Minibatches(data(), **{"batch_size": 5, "plate": "rows", **change})
+
+
+def decay(gamma=0.9, every=1):
+    return [Schedule(functools.partial(lr_scheduler.ExponentialLR, gamma=gamma), every=every)]
+
+
+OTHERS = {
+    "shape": ({}, {"guide": wide_guide}, r"parameter 'q_loc': \(\) torch.float32 in the checkpoint, \(2,\)"),
+    "name": ({}, {"guide": renamed_guide}, "parameter 'other': absent in the checkpoint"),
+    "data": ({}, {"data": data(seed=1)}, "data: 20 rows in 1 batches, SHA-256 .* in the checkpoint"),
+    "rows": ({}, {"data": data(19)}, "data: 20 rows"),
+    "batch size": ({"data": batches()}, {"data": batches(batch_size=4)}, "data: 20 rows in 4 batches"),
+    "order": ({"data": batches()}, {"data": batches(shuffle=False)}, "data: "),
+    "dtype": ({"data": batches()}, {"data": batches(dtype=torch.float64)}, "data: "),
+    "buffer": ({"model": Held(0.0)}, {"model": Held(1.0)}, "buffers: "),
+    "seed": ({}, {"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
+    "loss": ({}, {"loss": Trace_ELBO(num_particles=2)}, "loss: .*'num_particles': 1.*'num_particles': 2"),
+    "rate": ({}, {"optimizer": functools.partial(torch.optim.Adam, lr=0.06)}, "optimizer: Adam .*0.05.*0.06"),
+    "optimizer": ({}, {"optimizer": functools.partial(torch.optim.SGD, lr=0.05)}, "optimizer: Adam .*SGD"),
+    "schedule": ({"more": decay()}, {"more": decay(gamma=0.5)}, "callback 0 with a state: Schedule"),
+    "stopping": ({"more": [EarlyStopping()]}, {"more": [EarlyStopping(every=7)]}, "'every': 100.*'every': 7"),
+    "held out": ({"more": [EarlyStopping(data(5))]}, {"more": [EarlyStopping(data(6))]}, "'held_out': "),
+    "fewer": ({"more": decay()}, {}, "callback 0 with a state: Schedule .*absent now"),
+}
+
+
+@pytest.mark.parametrize(("first", "change", "message"), OTHERS.values(), ids=OTHERS)
+def test_a_checkpoint_of_another_fit_is_refused_by_name(first, change, message, tmp_path):
+    path = tmp_path / "a.ckpt"
+
+    def run(steps, **settings):
+        chosen = {"model": normal_model, "guide": normal_guide, "data": data(), "optimizer": adam, "more": []}
+        chosen |= settings
+        model, guide, x, more = (chosen.pop(k) for k in ("model", "guide", "data", "more"))
+        return fit(model, guide, x, steps=steps, callbacks=[*more, Checkpoint(path)], **chosen)
+
+    run(3, **first)
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match=f"checkpoint of another fit: .*{message}"):
+        run(6, **{**first, **change} if change else {})
+    assert path.read_bytes() == before
+    assert run(6, **first).steps == 6
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "missing/a.ckpt"}, "its folder does not exist"),
+        ({"path": "missing/a.ckpt"}, "path is 'missing/a.ckpt'; needed the name of a file in a folder that exists"),
+        ({"path": "."}, "path is '.'; needed the name of a file"),
         ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a whole number of at least 1"),
-        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0"),
+        ({"path": "a.ckpt", "steps": 1.5}, "steps is 1.5; needed a whole number"),
+        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0; needed a finite number above 0"),
+        ({"path": "a.ckpt", "seconds": "3"}, "seconds is '3'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

@@ -6,7 +6,7 @@ import pyro
 import pytest
 import torch
 from svi_cases import adam, data, normal_guide, normal_model
-from svi_hurdle import check, hurdle_data
+from test_svi_predictive import check, hurdle_data
 
 from pyro_zilognormal.svi import (
     EarlyStopping,
@@ -37,23 +37,23 @@ def labels(ax):
 def test_the_loss_plot_shows_what_there_is(ax):
     stop = EarlyStopping(data(seed=4), every=10, patience=2)
     result = fit(normal_model, normal_guide, data(), steps=2000, optimizer=adam, callbacks=[stop])
-    assert plot_loss(result, ax, window=20) is ax
+    assert plot_loss(result, ax, window=10) is ax
     names = labels(ax)
     assert names == [
         "training",
-        "training, mean of 20",
+        "training, mean of 10",
         "held out",
         f"step {result.best_step}, kept",
         "stopped: converged",
     ]
     lines = ax.get_lines()
     np.testing.assert_allclose(lines[0].get_ydata(), result.losses / 20)
-    smooth = [result.losses[i : i + 20].mean() / 20 for i in range(len(result.losses) - 19)]
+    smooth = [result.losses[i : i + 10].mean() / 20 for i in range(len(result.losses) - 9)]
     np.testing.assert_allclose(lines[1].get_ydata(), smooth)
-    assert lines[1].get_xdata()[0] == 20
+    assert lines[1].get_xdata()[0] == 10
     np.testing.assert_allclose(lines[2].get_ydata(), [v / 20 for _, v in result.held_out])
     assert lines[4].get_xdata()[0] == result.steps
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss per observation (nats)")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss per row (nats)")
 
 
 def test_the_loss_plot_copes_with_skipped_and_few_steps(ax):
@@ -63,9 +63,9 @@ def test_the_loss_plot_copes_with_skipped_and_few_steps(ax):
         return loss * float("nan") if len(count) == 2 else loss
 
     count = []
-    result = fit(normal_model, normal_guide, data(), steps=3, loss=bad, callbacks=[SkipBadSteps()])
+    result = fit(normal_model, normal_guide, data(), steps=8, loss=bad, callbacks=[SkipBadSteps()])
     lines = plot_loss(result, ax).get_lines()
-    assert lines[1].get_ydata() == pytest.approx([np.nanmean(result.losses) / 20])
+    assert lines[1].get_ydata() == pytest.approx([np.nanmean(result.losses[i : i + 2]) / 20 for i in range(7)])
 
 
 def test_the_predictive_plot_marks_misfits(ax):
@@ -75,7 +75,7 @@ def test_the_predictive_plot_marks_misfits(ax):
     points = ax.containers[0].lines[0]
     np.testing.assert_allclose(points.get_xdata(), found.observed["zero fraction"])
     np.testing.assert_allclose(points.get_ydata(), found.replicated["zero fraction"].quantile(0.5, 0))
-    assert ax.get_ylabel() == "zero fraction of drawn data (median, 95 % interval)"
+    assert ax.get_ylabel() == "zero fraction of replicated data (median, 95 % interval)"
     assert ax.get_title() == "x, 4 columns"
     with pytest.raises(ValueError, match="statistic is 'median'; the check holds"):
         plot_predictive(found, "median")

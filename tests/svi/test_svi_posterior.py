@@ -1,12 +1,24 @@
-"""Item 6: draws, summaries and checks, against closed forms and in bounded memory."""
+"""Draws from a fit and their summaries: against closed forms, over minibatches, and in bounded memory."""
 
+import functools
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
-from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal_model
+from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+)
+from svi_cases import adam, data, local_model, normal_guide, normal_model
 from torch.distributions import constraints
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_zilognormal.svi import (
     BatchStream,
@@ -16,25 +28,52 @@ from pyro_zilognormal.svi import (
     posterior_predictive,
     posterior_summary,
 )
-from pyro_zilognormal.svi.quantiles import quantiles_of
-from pyro_zilognormal.svi.streaming import passes_of
+from pyro_zilognormal.svi.posterior import quantiles_of
 
 ROWS = 12
+LEVELS = torch.tensor([0.05, 0.5, 0.95])
+still = functools.partial(torch.optim.SGD, lr=0.0)  # leaves the guide at the closed-form posterior
+
+
+def count_model(x):
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def exact_fit(kind):
+    """A guide that is the posterior of conjugate data, its name and its distribution."""
+    if kind == "normal":
+        x, model = data(), normal_model
+        precision = len(x) + 0.01
+        parameters = {"loc": x.sum() / precision, "scale": torch.tensor(precision**-0.5)}
+        name, family = "loc", dist.Normal
+    else:
+        x, model = torch.tensor([0.0, 3.0, 1.0, 2.0, 2.0]), count_model
+        parameters = {"concentration": 2.0 + x.sum(), "rate": torch.tensor(1.0 + len(x))}
+        name, family = "rate", dist.Gamma
+
+    def guide(x):
+        values = {k: pyro.param(f"q_{k}", v, constraint=family.arg_constraints[k]) for k, v in parameters.items()}
+        pyro.sample(name, family(**values))
+
+    return fit(model, guide, x, steps=1, optimizer=still), x, name, family(**parameters)
 
 
 def mixed_model(x):
-    """Sites of every kind of constraint, a deterministic one, and an observed one."""
+    """Sites of several kinds of constraint, deterministic ones, and an observed one."""
     scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))
     low = pyro.sample("low", dist.TransformedDistribution(dist.LogNormal(0.0, 0.5), Minus()))
     share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
     part = pyro.sample("part", dist.Beta(2.0, 2.0).expand([2]).to_event(1))
     pyro.deterministic("double", 2 * scale)
     with pyro.plate("rows", len(x)):
-        pyro.sample("x", dist.Normal(low + share[0] + part[0], scale), obs=x)
+        mean = pyro.deterministic("mean", x + low + share[0] + part[0])
+        pyro.sample("x", dist.Normal(mean, scale), obs=x)
 
 
 class Minus(dist.transforms.AffineTransform):
-    """A law on the negative numbers, whose map to the real line decreases."""
+    """A decreasing transform to the negative numbers."""
 
     codomain = constraints.less_than(0.0)
 
@@ -49,194 +88,362 @@ def mixed():
 
 @pytest.fixture(scope="module")
 def local():
-    x = data(ROWS)
-    source = Minibatches(x, batch_size=5, plate="rows")
-    return fit(local_model(ROWS), AutoNormal(local_model(ROWS)), source, steps=300, optimizer=adam), source, x
+    source = Minibatches(data(ROWS), batch_size=5, plate="rows")
+    return fit(local_model(ROWS), AutoNormal(local_model(ROWS)), source, steps=100, optimizer=adam), source
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that an operation returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.numel() * tensor.element_size())
+        return found
 
 
 def within(found, expected, error, k=5.0):
-    assert (found - expected).abs().max() < k * error, (found, expected)
+    assert ((found - expected).abs() < k * error).all(), (found, expected)
 
 
-def test_summary_of_a_normal_guide_has_the_moments_of_the_guide():
-    result = fit(normal_model, normal_guide, data(), steps=50, optimizer=adam)
-    loc, scale = result.params["q_loc"], result.params["q_scale"]
-    found = posterior_summary(result, data(), draws=1000)["loc"]
-    within(found.mean, loc, scale / 1000**0.5)
-    within(found.sd, scale, scale / 2000**0.5)
-    assert not found.exact
-    levels = torch.tensor([0.05, 0.5, 0.95])
-    # The standard error of a quantile is sqrt(q (1 - q) / n) / density.
-    normal = dist.Normal(loc, scale)
-    at = normal.icdf(levels)
-    within((found.quantiles - at) / ((levels * (1 - levels) / 1000).sqrt() / normal.log_prob(at).exp()), 0.0, 1.0)
+# Against closed forms
 
 
-def test_summary_is_the_summary_of_the_draws(mixed):
-    x = data(ROWS)
-    held = posterior_draws(mixed, x, draws=64, sites=["share", "low", "double"])
-    found = posterior_summary(mixed, x, draws=64, sites=["share", "low", "double"])
+@pytest.mark.parametrize("kind", ["normal", "gamma"])
+def test_draws_and_summary_are_of_the_posterior(kind):
+    result, x, name, posterior = exact_fit(kind)
+    n, mean, sd = 2000, posterior.mean, posterior.stddev
+    drawn, summary = posterior_draws(result, x, draws=n)[name], posterior_summary(result, x, draws=n)[name]
+    within(torch.stack([drawn.mean(), summary.mean]), mean, sd / n**0.5)
+    within(torch.stack([drawn.std(), summary.sd]), sd, sd / n**0.5)
+    assert not summary.exact
+    # P(draw < quantile) is the level, with standard error sqrt(level (1 - level) / n).
+    levels = dist.torch.Gamma(posterior.concentration, posterior.rate).cdf if kind == "gamma" else posterior.cdf
+    within(levels(summary.quantiles), LEVELS, (LEVELS * (1 - LEVELS) / n).sqrt())
+
+
+def test_quantiles_of_agrees_with_torch():
+    values, levels = torch.randn(101, 7), [0.0, 0.03, 0.5, 0.731, 1.0]
+    torch.testing.assert_close(quantiles_of(values, levels), values.quantile(torch.tensor(levels), 0))
+    inf, nan = torch.inf, torch.nan
+    odd = torch.tensor([[-inf, inf, 1.0], [-inf, 1.0, nan], [0.0, inf, 2.0]])
+    expected = torch.tensor([[-inf, inf, nan], [-inf, inf, nan]])
+    assert torch.equal(quantiles_of(odd, [0.25, 0.5]).nan_to_num(nan=7.0), expected.nan_to_num(nan=7.0))
+
+
+# Streamed and held draws are the same, whatever the memory
+
+
+def test_the_summary_is_that_of_the_held_draws(mixed):
+    x = data(ROWS, loc=0.0)
+    names = ["share", "low", "double", "mean", "x"]
+    held = posterior_draws(mixed, x, draws=64, sites=names)
+    found = posterior_summary(mixed, x, draws=64, sites=names)
+    assert held["mean"].shape == held["x"].shape == (64, ROWS)
+    assert (held["x"] == x).all()
     for name, values in held.items():
         torch.testing.assert_close(found[name].mean, values.mean(0))
         torch.testing.assert_close(found[name].sd, values.std(0))
-        expected = values.quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
-        torch.testing.assert_close(found[name].quantiles, expected)
-        assert not found[name].exact
+        assert torch.equal(found[name].quantiles, quantiles_of(values.double(), [0.05, 0.5, 0.95]).float())
 
 
 @pytest.mark.parametrize("max_bytes", [1, 8 * 24 * 2])
-def test_memory_limits_do_not_change_the_answer(mixed, max_bytes):
-    full = posterior_summary(mixed, data(ROWS), draws=24)
-    small = posterior_summary(mixed, data(ROWS), draws=24, max_bytes=max_bytes)
+def test_memory_does_not_change_the_answer(mixed, max_bytes):
+    full, small = (posterior_summary(mixed, data(ROWS), draws=24, max_bytes=m) for m in (2**28, max_bytes))
     assert full.keys() == {"scale", "low", "share", "part"}
     for name in full:
-        assert torch.equal(full[name].mean, small[name].mean)
-        assert torch.equal(full[name].quantiles, small[name].quantiles)
+        for field in ("mean", "sd", "quantiles"):
+            assert torch.equal(getattr(full[name], field), getattr(small[name], field))
 
 
-def test_passes_hold_no_more_than_there_is_room_for():
-    passes = passes_of({"a": 5, "b": 2, "c": 4}, 3)
-    assert all(sum(stop - start for _, start, stop in p) <= 3 for p in passes)
-    covered = [(n, i) for p in passes for n, start, stop in p for i in range(start, stop)]
-    assert sorted(covered) == sorted((n, i) for n, size in {"a": 5, "b": 2, "c": 4}.items() for i in range(size))
+def test_memory_is_bounded():
+    def model():
+        pyro.sample("wide", dist.Gamma(torch.ones(400), 1.0).to_event(1))
+
+    def guide():
+        pyro.sample("wide", dist.Gamma(pyro.param("a", torch.ones(400)).exp(), 1.0).to_event(1))
+
+    result = fit(model, guide, steps=1)
+    for limit, bound in ((2**28, 8 * 60 * 400), (2**14, 2**14)):
+        with Largest() as largest:
+            posterior_summary(result, draws=60, max_bytes=limit)
+        assert bound / 2 < largest.bytes <= bound
 
 
-def test_exact_quantiles_are_used_where_they_are_exact(mixed):
-    found = posterior_summary(mixed, data(ROWS), draws=20, quantiles=[0.1, 0.9])
-    # A decreasing map and a simplex have no exact ones; exp and the logistic do.
-    assert {k: s.exact for k, s in found.items()} == {
-        "scale": True,
-        "low": False,
-        "share": False,
-        "part": True,
-    }
-    loc, scale = (mixed.params[f"AutoNormal.{w}.scale"] for w in ("locs", "scales"))
-    expected = dist.LogNormal(loc, scale).icdf(torch.tensor([0.1, 0.9]))
-    torch.testing.assert_close(found["scale"].quantiles, expected)
-    assert (found["low"].quantiles[0] < found["low"].quantiles[1]).all()
+def test_draws_are_repeatable_and_change_nothing_else():
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.tensor(1.0))
+            self.noise = torch.nn.Dropout(0.5)
+
+        def forward(self, x):
+            pyro.sample("loc", dist.Normal(self.noise(self.loc), 1e-6))
+
+    guide = Noisy()
+    result = fit(normal_model, guide, data(), steps=1, optimizer=still)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = (posterior_draws(result, data(), draws=5, seed=seed)["loc"] for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    within(first, 1.0, 1e-5)  # in eval mode, no dropout
+    assert guide.noise.training
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert not len(pyro.get_param_store())
 
 
-@pytest.mark.parametrize("guide", [AutoDiagonalNormal, AutoMultivariateNormal, AutoDelta, AutoNormal])
+# The guide's own quantiles
+
+
+@pytest.mark.parametrize("guide", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoDelta])
 def test_exact_quantiles_agree_with_draws(guide):
     result = fit(normal_model, guide(normal_model), data(), steps=20, optimizer=adam)
     found = posterior_summary(result, data(), draws=500)["loc"]
     assert found.exact == (guide is not AutoDelta)
-    sampled = posterior_draws(result, data(), draws=500)["loc"].quantile(torch.tensor([0.05, 0.5, 0.95]))
-    within(found.quantiles, sampled, 0.1 * float(found.sd) + 1e-6, 2.0)
+    sampled = posterior_draws(result, data(), draws=500)["loc"].quantile(LEVELS)
+    within(found.quantiles, sampled, 0.1 * found.sd + 1e-6, 2.0)
 
 
-def test_local_sites_are_summarised_for_every_row(local):
-    result, source, x = local
-    found = posterior_summary(result, source, draws=200)
+def test_exact_quantiles_are_used_where_they_are_exact(mixed):
+    found = posterior_summary(mixed, data(ROWS), draws=20, quantiles=[0.1, 0.9])
+    # A decreasing transform and a simplex have none; exp and the logistic function do.
+    assert {k: s.exact for k, s in found.items()} == {"scale": True, "low": False, "share": False, "part": True}
+    loc, scale = (mixed.params[f"AutoNormal.{part}.scale"] for part in ("locs", "scales"))
+    expected = dist.LogNormal(loc, scale).icdf(torch.tensor([0.1, 0.9]))
+    torch.testing.assert_close(found["scale"].quantiles, expected)
+    assert (found["low"].quantiles[0] < found["low"].quantiles[1]).all()
+    assert found["scale"].quantiles.shape == (2,)
+    assert posterior_summary(mixed, data(ROWS), draws=2, quantiles=[])["low"].quantiles.shape == (0,)
+
+
+# Sites with a value for every row
+
+
+def test_local_sites_are_summarised_row_by_row(local):
+    result, source = local
+    found = posterior_summary(result, source, draws=200)["z"]
     loc, scale = result.params["AutoNormal.locs.z"], result.params["AutoNormal.scales.z"]
-    assert found["z"].mean.shape == (ROWS,)
-    within((found["z"].mean - loc) / scale, 0.0, 200**-0.5)
-    within(found["z"].sd / scale, 1.0, 400**-0.5)
-    assert found["z"].exact
-    torch.testing.assert_close(found["z"].quantiles[1], loc)
-    whole = posterior_summary(result, Minibatches(x, batch_size=ROWS, plate="rows"), draws=2)
-    torch.testing.assert_close(whole["z"].quantiles, found["z"].quantiles)
+    within((found.mean - loc) / scale, 0.0, 200**-0.5)
+    within(found.sd / scale, 1.0, 400**-0.5)
+    assert found.exact
+    torch.testing.assert_close(found.quantiles[1], loc)
+    joint = posterior_draws(result, source, draws=200, joint=True)["z"]
+    within((joint.mean(0) - loc) / scale, 0.0, 200**-0.5)
 
 
-def test_global_draws_alone_by_default_and_local_on_request(local):
-    result, source, _ = local
-    assert {k: tuple(v.shape) for k, v in posterior_draws(result, source, draws=7).items()} == {"loc": (7,)}
-    joint = posterior_draws(result, source, draws=7, joint=True)
-    assert {k: tuple(v.shape) for k, v in joint.items()} == {"loc": (7,), "z": (7, ROWS)}
-    with pytest.raises(ValueError, match="pass joint=True to hold it"):
-        posterior_draws(result, source, sites=["z"])
+def test_global_draws_alone_by_default_and_local_ones_on_request(local):
+    result, source = local
+    shapes = {k: tuple(v.shape) for k, v in posterior_draws(result, source, draws=7).items()}
+    joint = {k: tuple(v.shape) for k, v in posterior_draws(result, source, draws=7, joint=True).items()}
+    assert (shapes, joint) == ({"loc": (7,)}, {"loc": (7,), "z": (7, ROWS)})
 
 
-def test_joint_draws_share_their_global_values_across_batches():
-    def guide(x):
-        loc = pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 5.0))
-        with pyro.plate("rows", ROWS, subsample_size=len(x)):
-            pyro.sample("z", dist.Normal(loc, 0.01))
+def auxiliary_model(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
+    log_scale = pyro.sample("log_scale", dist.Normal(0.0, 1.0))
+    pyro.deterministic("scale", log_scale.exp())
+    with pyro.plate("rows", ROWS, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Normal(loc, 1.0))
+        pyro.deterministic("twice", 2 * z)
+        pyro.sample("x", dist.Normal(z, log_scale.exp()), obs=x)
+
+
+def auxiliary_guide(x):
+    """Draws both globals from one normal distribution of its own, and a standard normal for each row."""
+    root = pyro.param("root", torch.tensor([[2.0, 0.0], [0.3, 0.1]]), constraint=constraints.lower_cholesky)
+    both = pyro.sample("both", dist.MultivariateNormal(torch.zeros(2), scale_tril=root), infer={"is_auxiliary": True})
+    pyro.sample("loc", dist.Delta(both[0]))
+    pyro.sample("log_scale", dist.Delta(both[1]))
+    with pyro.plate("rows", ROWS, subsample_size=len(x)):
+        base = pyro.sample("base", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(x + both[0] + 0.1 * base))
+
+
+def test_the_batches_of_a_joint_draw_share_global_and_auxiliary_values():
+    source = Minibatches(data(ROWS), batch_size=5, plate="rows")
+    result = fit(auxiliary_model, auxiliary_guide, source, steps=1, optimizer=still)
+    assert posterior_draws(result, source, draws=2).keys() == {"loc", "log_scale"}
+    names = ["loc", "log_scale", "z", "scale", "twice"]
+    drawn = posterior_draws(result, source, draws=400, joint=True, sites=names)
+    base = (drawn["z"] - data(ROWS) - drawn["loc"][:, None]) / 0.1
+    within(base.mean(0), 0.0, 400**-0.5)
+    within(base.std(0), 1.0, 800**-0.5)
+    torch.testing.assert_close(drawn["twice"], 2 * drawn["z"])
+    torch.testing.assert_close(drawn["scale"], drawn["log_scale"].exp())
+    covariance = result.params["root"] @ result.params["root"].T
+    sd = covariance.diagonal().sqrt()
+    found = torch.cov(torch.stack([drawn["loc"], drawn["log_scale"]]))
+    within(found, covariance, (2 / 400) ** 0.5 * torch.outer(sd, sd))
+    summary = posterior_summary(result, source, draws=20, sites=["twice", "scale"])
+    assert (summary["twice"].mean.shape, summary["scale"].mean.shape) == ((ROWS,), ())
+    assert posterior_predictive(result, source, draws=2).keys() == {"x"}
+
+
+def test_a_stream_in_the_order_of_its_rows_has_local_sites():
+    stream = BatchStream(list(data(ROWS).split(5)), plate="rows")
+    result = fit(auxiliary_model, auxiliary_guide, stream, steps=1, optimizer=still)
+    joint = posterior_draws(result, stream, draws=3, joint=True)
+    within(joint["z"] - joint["loc"][:, None], data(ROWS), 0.1, 6.0)
+
+
+@pytest.mark.parametrize("vector", [False, True])
+def test_deterministic_sites_inside_the_plate_have_rows(vector):
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.deterministic("d", torch.stack([x, x + loc], -1) if vector else x, event_dim=1 if vector else None)
+            pyro.deterministic("free", torch.stack([x, x + loc], -1))
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
     source = Minibatches(data(ROWS), batch_size=5, plate="rows")
-    result = fit(local_model(ROWS), guide, source, steps=2)
-    joint = posterior_draws(result, source, draws=20, joint=True)
-    within(joint["z"], joint["loc"][:, None], 0.01, 6.0)
-    assert joint["loc"].std() > 1
-    auxiliary = fit(normal_model, AutoDiagonalNormal(normal_model), data(), steps=2)
-    batches = Minibatches(data(), batch_size=6, plate="rows")
-    assert posterior_draws(auxiliary, batches, draws=3, joint=True)["loc"].shape == (3,)
+    result = fit(model, AutoNormal(model), source, steps=1)
+    drawn = posterior_draws(result, source, draws=2, sites=["d", "free"], joint=True)
+    first = drawn["d"][0, :, 0] if vector else drawn["d"][0]
+    assert torch.equal(first, data(ROWS))
+    assert torch.equal(drawn["free"][1, :, 0], data(ROWS))
 
 
-def test_a_guide_may_be_fitted_again_and_called_with_all_rows():
-    x, guide = data(ROWS), AutoNormal(local_model(ROWS))
-    source = Minibatches(x, batch_size=5, plate="rows")
-    first = fit(local_model(ROWS), guide, source, steps=10, optimizer=adam)
-    before = posterior_summary(first, source, draws=3)["z"].mean
-    second = fit(local_model(ROWS), guide, source, steps=10, optimizer=adam)
-    assert second.guide(x)["z"].shape == (ROWS,)
-    assert torch.equal(posterior_summary(first, source, draws=3)["z"].mean, before)
-    assert not torch.equal(posterior_summary(second, source, draws=3)["z"].mean, before)
+def test_a_guide_that_computes_local_values_serves_other_rows():
+    result = fit(auxiliary_model, auxiliary_guide, data(ROWS), steps=1)
+    other = data(7, seed=5)
+    joint = posterior_draws(result, other, draws=3, joint=True)
+    within(joint["z"] - joint["loc"][:, None], other, 0.1, 6.0)
+    assert posterior_predictive(result, Minibatches(other, batch_size=7, plate="rows"), draws=2)["x"].tail[
+        "mean"
+    ].shape == (1,)
 
 
-def test_a_fit_of_all_data_is_read_in_batches_row_by_row():
-    x = data(ROWS)
-    result = fit(local_model(ROWS), AutoNormal(local_model(ROWS)), x, steps=10, optimizer=adam)
-    with torch.no_grad():
-        result.objective.trainable()["AutoNormal.scales.z"].fill_(-20.0)
-        result.values["AutoNormal.scales.z"].fill_(-20.0)
-    source = Minibatches(x, batch_size=5, plate="rows")
-    joint = posterior_draws(result, source, draws=2, joint=True)["z"]
-    torch.testing.assert_close(joint[0], result.params["AutoNormal.locs.z"], atol=1e-4, rtol=0)
+def test_a_guide_without_latent_sites_has_no_draws():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0), obs=x)
+
+    result = fit(model, lambda x: None, data(), steps=1)
+    assert posterior_draws(result, data()) == posterior_summary(result, data()) == {}
 
 
-def test_other_rows_are_not_given_the_parameters_of_those_of_the_fit(local):
-    result, _, x = local
-    for other in (x[:5], Minibatches(data(30), batch_size=10, plate="rows")):
-        with pytest.raises(ValueError, match=r"held-out rows have none|nothing says which rows"):
-            posterior_summary(result, other, draws=2)
+def test_guides_that_run_the_model_and_keyword_arguments_are_served():
+    def model(x, *, scale):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.factor("nothing", torch.zeros(()))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(loc, scale), obs=x)
+
+    guide = AutoNormalMessenger(model)
+    result = fit(model, guide, data(), scale=2.0, steps=2)
+    assert posterior_draws(result, data(), scale=2.0, draws=np.int64(3)).keys() == {"loc"}
+    check = posterior_predictive(result, data(), scale=1e-6, draws=3)
+    assert (check["x"].replicated["sd"] < 1e-5).all()
 
 
-def test_observed_sites_are_held_only_when_named(mixed):
-    assert "x" not in posterior_draws(mixed, data(ROWS), draws=2)
-    assert torch.equal(posterior_draws(mixed, data(ROWS), draws=2, sites=["x"])["x"][1], data(ROWS))
-
-
-def test_draws_are_repeatable_and_leave_the_seed_alone(mixed):
-    before = torch.get_rng_state()
-    first = posterior_draws(mixed, data(ROWS), draws=5, seed=3)
-    assert torch.equal(before, torch.get_rng_state())
-    again = posterior_draws(mixed, data(ROWS), draws=5, seed=3)
-    other = posterior_draws(mixed, data(ROWS), draws=5, seed=4)
-    assert all(torch.equal(first[k], again[k]) for k in first)
-    assert not any(torch.equal(first[k], other[k]) for k in first)
-
-
-def test_a_stream_of_batches_is_summarised():
-    model = lambda x: normal_model(x)  # noqa: E731
-    stream = BatchStream(list(data().split(6)), plate="rows")
-    result = fit(model, delta_guide, stream, steps=5)
-    assert posterior_summary(result, stream, draws=3)["loc"].sd == 0
-
-
-def test_quantiles_of_agrees_with_torch():
-    values = torch.randn(101, 7)
-    levels = [0.0, 0.03, 0.5, 0.731, 1.0]
-    torch.testing.assert_close(quantiles_of(values, levels), values.quantile(torch.tensor(levels), 0))
+# What is refused
 
 
 BAD = [
-    ({"draws": 0}, ValueError, "draws is 0"),
-    ({"draws": True}, ValueError, "draws is True"),
-    ({"sites": ["y"]}, ValueError, "sites holds 'y'; the model's sites are"),
-    ({"sites": "loc"}, TypeError, r"needed a list of names, \['loc'\]"),
+    ({"draws": 0}, ValueError, "draws is 0; needed a whole number of at least [12]"),
+    ({"draws": 2.5}, ValueError, "draws is 2.5"),
+    ({"seed": -1}, ValueError, "seed is -1"),
+    ({"sites": ["y"]}, ValueError, r"sites holds 'y'; the model's (observed )?sites are \[.*'x'\]"),
+    ({"sites": "loc"}, TypeError, r"sites is the text 'loc'; needed a list of names, \['loc'\]"),
+    ({"quantiles": [0.5, 1.5]}, ValueError, r"quantiles is \[0.5, 1.5\]; needed probabilities from 0 to 1"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-@pytest.mark.parametrize("call", [posterior_draws, posterior_summary, posterior_predictive])
-def test_bad_arguments_are_refused(call, arguments, error, message, mixed):
-    message = message.replace("model's sites", "model's (observed )?sites")
-    with pytest.raises(error, match=message):
-        call(mixed, data(ROWS), **arguments)
+def test_bad_arguments_are_refused(arguments, error, message, mixed):
+    for call in (posterior_draws, posterior_summary, posterior_predictive):
+        if call is not posterior_draws or "quantiles" not in arguments:  # those would go to the model
+            with pytest.raises(error, match=message):
+                call(mixed, data(ROWS), **arguments)
 
 
-@pytest.mark.parametrize("call", [posterior_summary, posterior_predictive])
-def test_quantiles_out_of_range_are_refused(call, mixed):
-    with pytest.raises(ValueError, match=r"quantiles is \[1.5\]; needed numbers from 0 to 1"):
-        call(mixed, data(ROWS), quantiles=[1.5])
+@config_enumerate
+def mixture(x):
+    weight = pyro.sample("weight", dist.Beta(1.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        kind = pyro.sample("kind", dist.Bernoulli(weight))
+        pyro.deterministic("shift", 3 * kind)
+        pyro.sample("x", dist.Normal(3 * kind, 1.0), obs=x)
+
+
+def draws_own_rows(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x), subsample_size=4) as rows:
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x[rows])
+
+
+def outside(x):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    pyro.deterministic("mean", x + loc)
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+
+def batches(rows=ROWS, plate="rows"):
+    return Minibatches(data(rows), batch_size=5, plate=plate)
+
+
+def shuffled():
+    loader = torch.utils.data.DataLoader(data(ROWS), batch_size=5, shuffle=True)
+    return BatchStream(loader, plate="rows")
+
+
+auto = AutoNormal
+BAD_SITES = {
+    "enumerated": (mixture, None, data, data, ["kind"], r"\['kind'\] of the model is not in the guide.*infer_discrete"),
+    "from an enumerated one": (mixture, None, data, data, ["shift"], r"\['kind'\] of the model is not in the guide"),
+    "auxiliary": (auxiliary_model, auxiliary_guide, batches, batches, ["both"], "'both'; the model's sites are"),
+    "local": (local_model(ROWS), auto, batches, batches, ["z"], "pass joint=True to hold it"),
+    "rows at random": (draws_own_rows, auto, data, data, ["x"], "'rows', which draws other rows at random"),
+    "rows outside the plate": (outside, auto, batches, batches, ["mean"], "'mean' differs between batches"),
+    "plate not of the fit": (
+        normal_model,
+        auto,
+        data,
+        batches,
+        None,
+        "plate 'rows', but the plate .* of the fit is None",
+    ),
+    "other rows": (local_model(ROWS), auto, batches, lambda: batches(30), ["z"], "held-out rows have none"),
+    "mode alone": (normal_model, AutoLaplaceApproximation, data, data, None, "AutoLaplaceApproximation, which draws"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SITES)
+def test_sites_without_draws_are_refused(kind):
+    model, guide, fitted, read, sites, message = BAD_SITES[kind]
+    if model is mixture:
+        guide, loss = (
+            AutoNormal(pyro.poutine.block(mixture, hide=["kind", "shift"])),
+            TraceEnum_ELBO(max_plate_nesting=1),
+        )
+    else:
+        guide, loss = (guide if guide is auxiliary_guide else guide(model)), None
+    result = fit(model, guide, fitted(), steps=2, loss=loss)
+    with pytest.raises(ValueError, match=message):
+        posterior_draws(result, read(), draws=2, sites=sites, joint=kind == "other rows")
+
+
+def test_local_sites_of_a_stream_that_shuffles_are_refused():
+    result = fit(auxiliary_model, auxiliary_guide, shuffled(), steps=1)
+    for call in (functools.partial(posterior_draws, joint=True), posterior_summary):
+        with pytest.raises(ValueError, match=r"\['z'\] have a value for every row, but the stream shuffles"):
+            call(result, shuffled(), draws=2)
+    assert posterior_draws(result, shuffled(), draws=2).keys() == {"loc", "log_scale"}
+    assert posterior_predictive(result, shuffled(), draws=2).keys() == {"x"}  # whose columns have no order
+
+
+def test_a_missing_plate_is_named():
+    with pytest.raises(ValueError, match=r"plate is 'cells', but the model's plates are \['rows'\]"):
+        fit(normal_model, normal_guide, batches(plate="cells"), steps=1)
+
+
+def test_enumerated_sites_are_left_out():
+    guide = AutoNormal(pyro.poutine.block(mixture, hide=["kind", "shift"]))
+    result = fit(mixture, guide, data(), steps=2, loss=TraceEnum_ELBO(max_plate_nesting=1))
+    assert posterior_draws(result, data(), draws=2).keys() == {"weight"}
+    assert posterior_predictive(result, data(), draws=2).keys() == {"x"}

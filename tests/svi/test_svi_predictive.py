@@ -1,4 +1,6 @@
-"""Item 6: predictive checks that see what is wrong."""
+"""Posterior predictive checks: against closed forms and numpy, in any layout of rows, and in bounded memory."""
+
+import math
 
 import numpy as np
 import pyro
@@ -6,59 +8,87 @@ import pyro.distributions as dist
 import pytest
 import torch
 from svi_cases import data
-from svi_hurdle import COLUMNS, ROWS, check, empty, hurdle_data
+from test_svi_posterior import Largest, exact_fit, still, within
 
-from pyro_zilognormal.svi import (
-    Minibatches,
-    fit,
-    posterior_predictive,
-)
+from pyro_zilognormal import ZeroInflatedLogNormal
+from pyro_zilognormal.svi import BatchStream, Minibatches, fit, posterior_predictive
 
-
-@pytest.fixture(scope="module")
-def x():
-    return hurdle_data()
+ROWS = 300
+STATISTICS = ["zero fraction", "mean", "sd", "quantile 0.5", "quantile 0.9"]
 
 
-def test_a_right_model_passes_and_a_wrong_gate_is_seen(x):
-    right, wrong = check(x, 0.4, draws=60), check(x, 0.2, draws=20)
-    for statistic, tail in right.tail.items():
-        assert ((tail > 0.005) & (tail < 0.995)).all(), statistic
-    assert (wrong.tail["zero fraction"] == 0.0).all()
-    assert (wrong.tail["mean"] > 0.95).all()
+def empty(*args):
+    pass
 
 
-def test_statistics_of_the_data_are_those_of_numpy(x):
+def hurdle_data(columns=4):
+    torch.manual_seed(0)
+    return ZeroInflatedLogNormal(torch.zeros(ROWS, columns), 1.0, zi_probs=torch.tensor(0.4)).sample()
+
+
+def check(x, zeros, batch_size=64, **settings):
+    """Check a model of the data that is right where the share of zeros is 0.4."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(x.shape[1]))
+        with pyro.plate("rows", ROWS, subsample_size=len(x), dim=-2), pyro.plate("columns", x.shape[1], dim=-1):
+            pyro.sample("x", ZeroInflatedLogNormal(loc, 1.0, zi_probs=torch.tensor(zeros)), obs=x)
+
+    source = Minibatches(x, batch_size=batch_size, plate="rows")
+    return posterior_predictive(fit(model, empty, source, steps=1, optimizer=still), source, **settings)["x"]
+
+
+def test_statistics_of_the_data_are_those_of_numpy():
+    x = hurdle_data()
     found = check(x, 0.4, draws=2, quantiles=[0.5, 0.9]).observed
-    assert list(found) == ["zero fraction", "mean", "quantile 0.5", "quantile 0.9"]
+    assert list(found) == STATISTICS
     table = x.double().numpy()
-    np.testing.assert_allclose(found["zero fraction"], (table == 0).mean(0))
-    np.testing.assert_allclose(found["mean"], table.mean(0))
-    np.testing.assert_allclose(found["quantile 0.9"], np.quantile(table, 0.9, axis=0), rtol=1e-6)
+    expected = [(table == 0).mean(0), table.mean(0), table.std(0), *np.quantile(table, [0.5, 0.9], axis=0)]
+    for name, values in zip(STATISTICS, expected, strict=True):
+        np.testing.assert_allclose(found[name], values, rtol=1e-9)
 
 
-def test_drawn_data_have_the_moments_of_the_law(x):
-    found = check(x, 0.4, draws=200)
-    zeros = found.replicated["zero fraction"]
-    assert zeros.shape == (200, COLUMNS)
-    error = (0.4 * 0.6 / ROWS / 200) ** 0.5
-    assert ((zeros.mean(0) - 0.4).abs() < 5 * error).all()
-    assert zeros.std() == pytest.approx((0.4 * 0.6 / ROWS) ** 0.5, rel=0.15)
+def test_tail_probabilities_of_a_right_model_are_uniform_and_a_wrong_share_of_zeros_is_seen():
+    columns, draws = 200, 60
+    x = hurdle_data(columns)
+    right, wrong = check(x, 0.4, 300, draws=draws), check(x, 0.2, 300, draws=5)
+    for name, drawn in right.replicated.items():
+        assert drawn.shape == (draws, columns)
+        above, equal = drawn > right.observed[name], drawn == right.observed[name]
+        torch.testing.assert_close(right.tail[name], above.double().mean(0) + equal.double().mean(0) / 2)
+        within(right.tail[name].mean(), 0.5, 12**-0.5 / columns**0.5)
+        within(right.tail[name].std(), 12**-0.5, 0.2 / columns**0.5 + 0.5 / draws)
+    assert (wrong.tail["zero fraction"] == 0.0).all()
+    # The replicated zero fractions are binomial shares.
+    zeros, sd = right.replicated["zero fraction"], (0.4 * 0.6 / ROWS) ** 0.5
+    within(zeros.mean(), 0.4, sd / zeros.numel() ** 0.5)
+    within(zeros.std(), sd, sd / (2 * zeros.numel()) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", ["normal", "gamma"])
+def test_replicated_data_are_of_the_posterior_predictive(kind):
+    result, x, _, posterior = exact_fit(kind)
+    found = posterior_predictive(result, x, draws=500)["x"].replicated
+    # The mean of a replicated data set has the variance of the posterior mean and that of the mean of n rows.
+    noise = 1.0 if kind == "normal" else posterior.mean
+    sd = (posterior.variance + noise / len(x)).sqrt()
+    within(found["mean"].mean(), posterior.mean, sd / 500**0.5)
+    within(found["mean"].std(), sd, sd / 500**0.5)
+    if kind == "gamma":  # P(0) of the negative binomial
+        zero = (posterior.rate / (posterior.rate + 1)) ** posterior.concentration
+        within(found["zero fraction"].mean(), zero, (zero / 500) ** 0.5)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 8 * ROWS * 2])
-def test_columns_at_a_time_give_the_same(x, max_bytes):
-    whole, parts = check(x, 0.4, draws=5), check(x, 0.4, draws=5, max_bytes=max_bytes)
-    for name in whole.replicated:
-        assert torch.equal(whole.replicated[name], parts.replicated[name])
-
-
-def test_tail_is_the_share_of_larger_draws_with_half_of_ties(x):
-    found = check(x, 0.4, draws=50)
-    for name, drawn in found.replicated.items():
-        seen = found.observed[name]
-        expected = ((drawn > seen).double() + 0.5 * (drawn == seen).double()).mean(0)
-        torch.testing.assert_close(found.tail[name], expected, rtol=0, atol=1e-12)
+def test_memory_is_bounded_and_does_not_change_the_answer(max_bytes):
+    x = hurdle_data()
+    whole, small = (check(x, 0.4, batch_size=30, draws=3, max_bytes=m) for m in (2**28, max_bytes))
+    for name, values in whole.replicated.items():
+        torch.testing.assert_close(small.replicated[name], values, rtol=1e-12, atol=0)
+    with Largest() as largest:
+        check(x, 0.4, batch_size=30, draws=1, max_bytes=max_bytes)
+    # One column of the data at least, or one batch of all columns with its indices.
+    assert largest.bytes <= max(8 * ROWS, max_bytes, 8 * 30 * 4)
 
 
 def test_one_global_draw_serves_all_batches():
@@ -70,42 +100,111 @@ def test_one_global_draw_serves_all_batches():
     def guide(x):
         pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 100.0))
 
-    source = Minibatches(data(), batch_size=7, plate="rows")
-    found = posterior_predictive(fit(model, guide, source, steps=1), source, draws=10, quantiles=[0.0, 1.0])["x"]
-    spread = found.replicated["quantile 1"] - found.replicated["quantile 0"]
-    assert (spread < 0.02).all()
-    assert found.replicated["mean"].std() > 10
+    for source in (Minibatches(data(), batch_size=7, plate="rows"), BatchStream(list(data().split(7)), plate="rows")):
+        found = posterior_predictive(fit(model, guide, source, steps=1), source, draws=10)["x"].replicated
+        assert (found["sd"] < 0.002).all()
+        assert found["mean"].std() > 10
 
 
-@pytest.mark.parametrize("layout", ["vector", "rows last", "event"])
-def test_rows_are_found_in_any_layout(layout):
+LAYOUTS = [(layout, batched) for layout in ("vector", "rows last", "event") for batched in (False, True)]
+
+
+@pytest.mark.parametrize(("layout", "batched"), [*LAYOUTS, ("no plate", False)])
+def test_columns_are_told_from_rows(layout, batched):
     x = data(30).reshape(10, 3)
 
     def model(x):
-        m = pyro.param("m", torch.zeros(3))
+        m, rows = pyro.param("m", torch.zeros(3)), len(x)
         if layout == "rows last":
-            with pyro.plate("columns", 3, dim=-2), pyro.plate("rows", 10, dim=-1):
+            with pyro.plate("columns", 3, dim=-2), pyro.plate("rows", rows, dim=-1):
                 pyro.sample("x", dist.Normal(m[:, None], 1.0), obs=x.t())
-        elif layout == "event":
-            with pyro.plate("rows", 10):
-                pyro.sample("x", dist.Normal(m, 1.0).to_event(1), obs=x)
+        elif layout == "no plate":
+            pyro.sample("x", dist.Normal(m, 1.0).expand([rows, 3]).to_event(2), obs=x)
         else:
-            with pyro.plate("rows", 10):
-                pyro.sample("x", dist.Normal(m.sum(), 1.0), obs=x[:, 0])
+            with pyro.plate("rows", rows):
+                event = layout == "event"
+                pyro.sample("x", dist.Normal(m if event else m.sum(), 1.0).to_event(event), obs=x if event else x[:, 0])
 
-    result = fit(model, empty, x, steps=1)
-    mean = posterior_predictive(result, x, draws=2)["x"].observed["mean"]
-    expected = x.mean(0)[:1] if layout == "vector" else x.mean(0)
-    torch.testing.assert_close(mean.float(), expected)
+    source = Minibatches(x, batch_size=4, plate="rows") if batched else x
+    mean = posterior_predictive(fit(model, empty, source, steps=1), source, draws=2)["x"].observed["mean"]
+    torch.testing.assert_close(mean.float(), x.mean(0)[:1] if layout == "vector" else x.mean(0))
 
 
-def test_masked_sites_are_refused():
+def test_a_plate_as_long_as_that_of_the_rows_needs_a_name():
     def model(x):
-        with pyro.plate("rows", len(x)), pyro.poutine.mask(mask=x > 0):
-            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
+        with pyro.plate("columns", 5, dim=-2), pyro.plate("rows", 5, dim=-1):
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x.t())
 
-    with pytest.raises(ValueError, match="site 'x' is masked"):
-        posterior_predictive(fit(model, empty, data(), steps=1), data())
+    x = data(25).reshape(5, 5)
+    result = fit(model, empty, x, steps=1)
+    with pytest.raises(
+        ValueError, match=r"'x' has 5 elements in each of plates \['columns', 'rows'\]; pass Minibatches"
+    ):
+        posterior_predictive(result, x)
+    named = posterior_predictive(result, Minibatches(x, batch_size=5, plate="rows"), draws=2)
+    torch.testing.assert_close(named["x"].observed["mean"].float(), x.mean(0))
+
+
+def test_a_statistic_that_is_not_a_number_has_no_tail_probability():
+    x = torch.randn(40, 3)
+    x[2, 1] = math.nan
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("m", torch.zeros(3)), 1.0).to_event(1), obs=x)
+
+    result = fit(model, empty, x.nan_to_num(), steps=1)
+    with pyro.validation_enabled(False):
+        tail = posterior_predictive(result, x, draws=5)["x"].tail
+    assert tail["mean"].isnan().tolist() == [False, True, False]
+    assert not tail["zero fraction"].isnan().any()
+
+
+class Undrawn(dist.TorchDistribution):
+    """A distribution without draws."""
+
+    arg_constraints = {}  # noqa: RUF012 - as torch has it
+    support = dist.constraints.real
+
+    def expand(self, shape, _instance=None):
+        return Undrawn(shape)
+
+    def log_prob(self, value):
+        return -value * value
+
+
+def observing(fn, names):
+    """A model that observes its data at each of the names, of which x has a fault."""
+
+    def model(x):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        pyro.factor("trained", -loc * loc)
+        with pyro.plate("rows", len(x)):
+            for name in names:
+                faulty = name == "x"
+                with pyro.poutine.mask(mask=x > 0 if faulty and fn is None else True):
+                    pyro.sample(name, fn() if faulty and fn else dist.Normal(loc, 1.0), obs=x)
+
+    return model
+
+
+FAULTS = {
+    "masked by a handler": (None, "site 'x' is masked"),
+    "masked distribution": (lambda: dist.Normal(0.0, 1.0).mask(torch.arange(20) > 3), "site 'x' is masked"),
+    "without draws": (Undrawn, r"site 'x' cannot be drawn: its distribution, Undrawn, has no sample\(\)"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_sites_that_cannot_be_checked_are_left_out_with_a_warning_or_refused(kind):
+    fn, message = FAULTS[kind]
+    alone, beside = (fit(observing(fn, names), empty, data(), steps=1) for names in ("x", "xy"))
+    for result, sites in ((alone, None), (beside, ["x", "y"])):
+        with pytest.raises(ValueError, match=message):
+            posterior_predictive(result, data(), draws=2, sites=sites)
+    with pytest.warns(UserWarning, match=f"left out of the check: {message}"):
+        assert posterior_predictive(beside, data(), draws=2).keys() == {"y"}
+    assert posterior_predictive(beside, data(), draws=2, sites=["y"]).keys() == {"y"}
 
 
 def test_a_model_without_data_is_refused():
@@ -115,5 +214,5 @@ def test_a_model_without_data_is_refused():
     def guide():
         pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
 
-    with pytest.raises(ValueError, match="observes no site"):
+    with pytest.raises(ValueError, match="the model observes no site"):
         posterior_predictive(fit(model, guide, steps=1))

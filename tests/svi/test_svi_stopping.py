@@ -1,4 +1,4 @@
-"""Item 3: stopping that is relative, sign-safe and aware of noise, and says why."""
+"""Stopping that is relative, sign-safe and aware of noise, and says honestly why."""
 
 import functools
 import math
@@ -6,16 +6,22 @@ import math
 import pyro
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from svi_cases import (
+    Amortised,
     Script,
+    adam,
     auto,
     data,
+    delta_guide,
+    local_model,
     noise_of,
     normal_guide,
     normal_model,
 )
+from torch.optim import lr_scheduler
 
-from pyro_zilognormal.svi import EarlyStopping, Run, fit
+from pyro_zilognormal.svi import EarlyStopping, Minibatches, Run, Schedule, fit
 
 
 def decay(steps, noise=0.0, level=0.0, size=10.0, rate=0.02):
@@ -172,3 +178,203 @@ BAD = [
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         EarlyStopping(**arguments)
+
+
+def exponential(steps, gamma):
+    return [gamma**t for t in range(steps)]
+
+
+def led(rates, pace, gain, noise=0.0):
+    """Losses of a fit that comes down by ``pace`` times the rate a step, until it has gained all there is."""
+    losses, gained = [], 0.0
+    for rate, wave in zip(rates, noise_of(len(rates), 0, noise or 1e-9).tolist(), strict=True):
+        gained = min(gain, gained + pace * rate)
+        losses.append(-1000.0 - gained + wave)
+    return losses
+
+
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+@pytest.mark.parametrize("gamma", [0.97, 0.99, 0.997])
+@pytest.mark.parametrize(("share", "reason"), [(10, "slowed down"), (0.5, "converged")])
+def test_whether_the_rates_reach_as_far_as_the_way_to_go(share, reason, gamma, noise):
+    """The rates add up to 1 / (1 - gamma), and the way to go is that many times as long, or a part of it."""
+    rates = exponential(6000, gamma)
+    run = Script(led(rates, 2.0, share / (1 - gamma), noise), rates).play(EarlyStopping(every=20))
+    assert (run.stop_reason, run.converged) == (reason, reason == "converged")
+
+
+def test_a_rate_that_is_low_but_leads_far_is_no_reason_to_doubt():
+    rates = [1.0] * 200 + [0.05] * 8000
+    run = Script(led(rates, 2.0, 500.0), rates).play(EarlyStopping(every=20))
+    assert (run.stop_reason, run.converged) == ("converged", True)
+    assert run.step > 2000
+
+
+def test_a_rate_that_rises_again_is_not_low():
+    cycle = [*exponential(150, 0.96), *exponential(150, 0.96)]
+    rates = cycle + [1.0] * 2000
+    run = Script(led(rates, 2.0, 300.0), rates).play(EarlyStopping(every=20))
+    assert (run.stop_reason, run.converged) == ("converged", True)
+    assert run.step > 300
+
+
+def far(callbacks, gamma=0.97):
+    # From 0 to 52 it would have to go 1040 steps of 0.05; the rates of all steps add up to 33 of these.
+    calm = Schedule(functools.partial(lr_scheduler.ExponentialLR, gamma=gamma))
+    stop = EarlyStopping(every=20)
+    torch.manual_seed(0)
+    x = data(60, loc=52.0)
+    return fit(normal_model, auto(), x, steps=3000, optimizer=adam, callbacks=[calm, stop, *callbacks])
+
+
+def test_a_fit_that_stands_still_far_from_its_posterior_is_not_called_converged():
+    result = far([])
+    assert (result.stop_reason, result.converged) == ("slowed down", False)
+    assert abs(float(result.params["AutoNormal.locs.loc"]) - 52) > 20
+    assert "the learning rate had become too low" in str(result)
+
+
+def evaluations(values, patience, training, size=0.01):
+    """Play held-out losses that are written beforehand, each of 8 particles that share their random numbers."""
+    stop = EarlyStopping(every=10, patience=patience)
+    shared = noise_of(8, 1, 5.0)
+
+    class Play(Script):
+        def play(self, callback):
+            callback.on_fit_start(self)
+            callback.held_out = "written"
+            callback._evaluate = lambda run: values[run.step // 10 - 1] + shared + noise_of(8, run.step, size)
+            for loss in training:
+                self.losses.append(loss)
+                self.step += 1
+                callback.on_step_end(self)
+                if self.stop_reason:
+                    break
+            callback.on_fit_end(self)
+            return self
+
+    return Play([]).play(stop)
+
+
+FALLING = [-0.01 * t + w for t, w in enumerate(noise_of(600, 5, 0.03).tolist())]
+
+FLAT = noise_of(600, 5, 0.03).tolist()
+
+
+@pytest.mark.parametrize(("patience", "training"), [(1, FALLING), (2, FALLING), (5, FALLING), (3, FLAT), (10, FLAT)])
+@pytest.mark.parametrize("level", [-100.0, 0.0, 100.0])
+def test_overfitting_is_rising_and_the_best_state_is_gone_back_to(patience, training, level):
+    run = evaluations([level + 0.02 * (k - 20) ** 2 for k in range(60)], patience, training)
+    assert (run.stop_reason, run.converged) == ("rising", False)
+    assert run.restored == run.best_step
+    assert abs(run.best_step - 10 * 21) <= 10
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3, 5, 10])
+def test_looks_that_jump_about_their_best_have_converged(patience):
+    # Each differs from the others by far more than its particles do: the parameters jump, the loss does not rise.
+    reasons = []
+    for seed in range(20):
+        jumps = noise_of(60, seed).abs().tolist()
+        values = [100 * math.exp(-k) + jumps[k] for k in range(60)]
+        reasons.append(evaluations(values, patience, noise_of(600, seed).tolist()).stop_reason)
+    assert reasons.count("converged") >= 17
+
+
+def test_a_fit_that_overfits_says_so():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 60), torch.nn.Tanh(), torch.nn.Linear(60, 1))
+    x = torch.linspace(-1, 1, 24)[:, None]
+    y = (2 * x + torch.randn(24, 1))[:, 0]
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, y):
+            with pyro.plate("rows", len(x)):
+                pyro.sample("y", pyro.distributions.Normal(self.net(x)[:, 0], 0.5), obs=y)
+
+    held_out = (x[1::2], y[1::2])
+    stop = EarlyStopping(held_out, every=20, patience=4)
+    fast = functools.partial(torch.optim.Adam, lr=0.02)
+    result = fit(Net(), lambda *a: None, x[::2], y[::2], steps=4000, optimizer=fast, callbacks=[stop])
+    assert (result.stop_reason, result.converged) == ("rising", False)
+    assert result.best_step == min(result.held_out, key=lambda pair: pair[1])[0] < result.steps
+    assert "the held-out loss rose: more steps overfit" in str(result)
+
+
+def test_a_held_out_loss_that_is_not_finite_is_not_called_converged():
+    def broken(model, guide, x):
+        loss = pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x)
+        return loss if loss.requires_grad else loss * math.nan
+
+    stop = EarlyStopping(data(), every=2, patience=3)
+    result = fit(normal_model, normal_guide, data(), steps=100, loss=broken, callbacks=[stop])
+    assert (result.stop_reason, result.converged) == ("held-out loss not finite", False)
+
+
+def test_a_fit_stops_on_held_out_data_and_keeps_the_best_state():
+    held_out = data(50, seed=9)
+    stop = EarlyStopping(held_out, every=20, patience=3)
+    result = fit(normal_model, normal_guide, data(100), steps=5000, optimizer=adam, callbacks=[stop])
+    assert result.stop_reason == "converged"
+    assert result.converged
+    best = min(result.held_out, key=lambda pair: pair[1])
+    assert result.best_step == best[0]
+    again = EarlyStopping(held_out, every=20, patience=3)
+
+    assert float(again._evaluate(result).mean()) == best[1]
+    assert "converged: the loss stopped improving" in str(result)
+
+
+def test_held_out_evaluation_is_repeatable_and_leaves_training_alone():
+    def run(callbacks):
+        return fit(normal_model, normal_guide, data(), steps=60, optimizer=adam, callbacks=callbacks)
+
+    plain = run([])
+    watched = run([EarlyStopping(data(seed=5), every=20, patience=100)])
+    assert plain.losses.tolist() == watched.losses.tolist()
+    assert watched.held_out == run([EarlyStopping(data(seed=5), every=20, patience=100)]).held_out
+
+
+def test_held_out_batches_give_the_held_out_loss():
+    x, held_out = data(40), data(11, seed=3)
+    losses = []
+    for kind in (held_out, Minibatches(held_out, batch_size=4, plate="rows"), (held_out,), held_out.numpy()):
+        stop = EarlyStopping(kind, every=2, patience=9)
+        source = Minibatches(x, batch_size=10, plate="rows")
+        losses.append(fit(normal_model, delta_guide, source, steps=2, callbacks=[stop]).held_out[0][1])
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+    # Scaled to the number of rows that the fit has, so that it can be compared with the training loss.
+    loc = fit(normal_model, delta_guide, Minibatches(x, batch_size=10, plate="rows"), steps=2).params["q_loc"]
+    prior = -pyro.distributions.Normal(0.0, 10.0).log_prob(loc)
+    each = -pyro.distributions.Normal(loc, 1.0).log_prob(held_out).mean()
+    assert losses[0] == pytest.approx(float(prior + 40 * each), rel=1e-5)
+
+
+def test_batch_norm_is_not_changed_by_held_out_data():
+    class Normed(Amortised):
+        def __init__(self, rows):
+            super().__init__(rows)
+            self.net = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.BatchNorm1d(2))
+
+    def run(callbacks):
+        module = Normed(20)
+        pyro.set_rng_seed(0)
+        return fit(module.model, module.guide, data(), steps=40, callbacks=callbacks), module
+
+    torch.manual_seed(0)
+    plain, _ = run([])
+    torch.manual_seed(0)
+    watched, two = run([EarlyStopping(data(seed=8), every=10, patience=100)])
+    assert plain.losses.tolist() == watched.losses.tolist()
+    assert two.net[1].training
+
+
+def test_held_out_rows_have_no_parameters_of_their_own():
+    model = local_model(20)
+    for source in (Minibatches(data(), batch_size=5, plate="rows"), data()):
+        with pytest.raises(ValueError, match="held-out rows have none"):
+            fit(model, AutoNormal(model), source, steps=4, callbacks=[EarlyStopping(data(seed=2), every=2)])

@@ -1,0 +1,430 @@
+"""What happens between the steps of a fit: stopping, schedules, progress, skipped steps."""
+
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_zilognormal.svi.checks import number, whole
+from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.isolation import isolated
+
+if TYPE_CHECKING:
+    from pyro_zilognormal.svi.fit import Run
+
+# By how many standard errors a trend must differ from 0 to be believed.
+_CLEAR = 4.0
+# A learning rate below this share of its peak is low.
+_LOW = 0.1
+
+
+class Callback:
+    """Base class of what :func:`fit` calls between steps. Override the hooks that you need.
+
+    Callbacks are called in the order in which they are given, but :class:`Checkpoint` last.
+
+    Example:
+        >>> class Anneal(Callback):
+        ...     def on_fit_start(self, run):
+        ...         run.kl_weight = 0.1
+        ...     def on_step_end(self, run):
+        ...         run.kl_weight = min(1.0, 0.1 + run.step / 100)
+    """
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Called once before the first step, or the first after a resume, when every parameter exists."""
+
+    def on_step_end(self, run: "Run") -> None:
+        """Called after each step, also one that was skipped."""
+
+    def on_fit_end(self, run: "Run") -> None:
+        """Called once at the end, also after an error; ``run.stop_reason`` says why the fit ended, "" for an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep, as tensors, numbers, text, and lists, tuples and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same where a checkpoint is resumed."""
+        return {}
+
+
+class _EachStep(Callback):
+    """A function of the run, called after each step."""
+
+    def __init__(self, function: Callable[["Run"], Any]) -> None:
+        self.function = function
+
+    def on_step_end(self, run: "Run") -> None:
+        self.function(run)
+
+
+def as_callbacks(given: Any) -> list[Callback]:
+    """Return callbacks and functions of the run as callbacks; raise a TypeError for anything else."""
+    if not isinstance(given, Sequence) or not all(callable(c) or isinstance(c, Callback) for c in given):
+        raise TypeError(f"callbacks is {given!r}; needed a list or tuple of callbacks and functions of the run")
+    for callback in given:
+        if isinstance(callback, type):
+            raise TypeError(f"callbacks holds the class {callback.__name__}; needed an instance of it")
+    return [c if isinstance(c, Callback) else _EachStep(c) for c in given]
+
+
+class EarlyStopping(Callback):
+    """Stop when the loss no longer improves, and go back to the best parameters.
+
+    Every ``every`` steps it evaluates the loss L: of held-out data if there are any, always with the same particles
+    and seed, else the mean of the last ``every`` training losses. L is better than the best so far, B, if ::
+
+        B - L > max(min_delta max(|B|, min(F - B, N)), noise SE),
+
+    where F is the first evaluation and N the number of rows, so that a loss near 0 has a size too, and SE is the
+    standard error of B - L: over particles that share their random numbers, or over the two windows of training
+    losses. After ``patience`` evaluations with nothing better it stops, unless the training losses that it evaluates
+    still fall by a least-squares line.
+
+    The fit has "converged" then, with two exceptions. It is "rising" if the loss is worse than the best by as much as
+    would count as better, and a trend of more than 4 standard errors says so: it overfits, or diverges. It is "slowed
+    down" if the learning rate had come down to a tenth of its peak while the training losses still fell as clearly.
+
+    Args:
+        held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
+            :class:`Minibatches` or :class:`BatchStream` of them. None evaluates the training loss.
+        every: steps between evaluations, and the length of the window for the training loss.
+        patience: evaluations without improvement before it stops.
+        min_delta: the smallest relative improvement that counts.
+        noise: how many standard errors an improvement must exceed.
+        warm_up: steps before the first window; at least as many as a KL weight is annealed over.
+        particles: how many times to evaluate the held-out loss.
+        seed: the random seed of the held-out evaluations.
+
+    Raises:
+        ValueError: for a number out of range.
+
+    Example:
+        >>> stop = EarlyStopping(every=50, patience=3)
+        >>> stop.every, stop.patience
+        (50, 3)
+    """
+
+    def __init__(
+        self,
+        held_out: Any = None,
+        *,
+        every: int = 100,
+        patience: int = 5,
+        min_delta: float = 1e-4,
+        noise: float = 2.0,
+        warm_up: int = 0,
+        particles: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self.every, self.patience = whole("every", every, 2), whole("patience", patience, 1)
+        self.min_delta, self.noise = number("min_delta", min_delta), number("noise", noise)
+        self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
+        self.seed = whole("seed", seed, 0, 2**32 - 1)
+        data = tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
+        self.held_out = None if held_out is None else as_source(data, {})
+        self._state = _fresh_state()
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Forget an earlier fit, and let the held-out data's plate be that of the fit."""
+        self._state = _fresh_state()
+        if self.held_out is None:
+            return
+        plate, module = self.held_out.plate, run.module
+        if plate is not None and module.plate not in (None, plate):
+            raise ValueError(f"held_out names plate {plate!r}, but the fit {module.plate!r}; name the same one")
+        module.plate = module.plate or plate
+        run.held_out_rows = self.held_out.rows
+
+    def on_step_end(self, run: "Run") -> None:
+        """Evaluate the loss when it is time to."""
+        self._state["rates"].append(max(float(group["lr"]) for group in run.optimizer.param_groups))
+        if run.step % self.every or run.step < self.warm_up + self.every:
+            return
+        losses = self._evaluate(run)
+        if len(losses) < 2:
+            return
+        mean = float(losses.mean())
+        (run.smoothed if self.held_out is None else run.held_out).append((run.step, mean))
+        if math.isfinite(mean) and mean < self._state["best"]:
+            self._state |= {"best": mean, "best_step": run.step, "values": run.module.snapshot()}
+        self._judge(run, losses)
+
+    def on_fit_end(self, run: "Run") -> None:
+        """Go back to the best parameters."""
+        if self._state["values"] and run.stop_reason != "diverged":
+            run.module.restore(self._state["values"])
+            run.best_step = self._state["best_step"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the evaluations have found so far."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from the evaluations of a saved fit."""
+        self._state = dict(state)
+
+    def settings(self) -> dict[str, Any]:
+        """Return the arguments, and a hash of the held-out data."""
+        names = ("every", "patience", "min_delta", "noise", "warm_up", "particles", "seed")
+        held_out = None if self.held_out is None else self.held_out.digest(self.seed)
+        return {name: getattr(self, name) for name in names} | {"held_out": held_out}
+
+    def _evaluate(self, run: "Run") -> Tensor:
+        if self.held_out is None:
+            recent = torch.tensor(run.losses[-self.every :], dtype=torch.float64)
+            return recent[torch.isfinite(recent)]
+        losses = []
+        for particle in range(self.particles):
+            with isolated((self.seed + particle * 1_000_003) % 2**32):
+                batches = self.held_out.epoch(0, self.seed)
+                losses.append(sum(b.weight * run.module.evaluate(b) for b in batches) / self.held_out.batches)
+        return torch.tensor(losses, dtype=torch.float64)
+
+    def _judge(self, run: "Run", losses: Tensor) -> None:
+        """Count the evaluations without improvement, and stop the fit after ``patience`` of them."""
+        state, finite = self._state, bool(torch.isfinite(losses).all())
+        reference = state["reference"]
+        if reference is None and finite:
+            state |= {"first": float(losses.mean()), "reference": losses}
+            return
+        gain, needed = (0.0, 0.0) if reference is None else self._gain(run, losses)
+        if finite and gain > needed:
+            state |= {"reference": losses, "waited": 0}
+            return
+        state["waited"] += 1
+        if finite and self.held_out is None and gain > 0 and losses.var() < reference.var() / 4:
+            # One wild loss in the window would make every later one no better than its error.
+            state["reference"] = losses
+        if state["waited"] < self.patience or self._still_falling(run):
+            return
+        if -gain > needed and self._rising(run):
+            run.stop("rising")
+        elif not finite:
+            run.stop("held-out loss not finite")
+        else:
+            reason = self._why_level(run)
+            if reason:
+                run.stop(reason, converged=reason == "converged")
+
+    def _gain(self, run: "Run", losses: Tensor) -> tuple[float, float]:
+        """Return how much better the losses are than the reference, and how much counts as better."""
+        reference = self._state["reference"]
+        if self.held_out is None:
+            error = math.sqrt(float(reference.var() / len(reference) + losses.var() / len(losses)))
+        else:
+            error = float((reference - losses).std()) / math.sqrt(self.particles)
+        return float(reference.mean() - losses.mean()), max(self._least(run), self.noise * error)
+
+    def _least(self, run: "Run") -> float:
+        best = float(self._state["reference"].mean())
+        # A wild start must not make all that follows look small: beyond 1 a row, its size does not count.
+        return self.min_delta * max(abs(best), min(self._state["first"] - best, run.rows))
+
+    def _still_falling(self, run: "Run") -> bool:
+        """Whether the training losses fall by enough to count, or may do so, over the last evaluations together."""
+        if self.held_out is not None:
+            return False
+        steps, least = (self._state["waited"] + 1) * self.every, self._least(run)
+        slope, error = trend(run.losses[-steps:])
+        if self.noise * error * steps > least:
+            # Too noisy to tell: twice as many evaluations as it waits for tell a fall of a third of the size.
+            steps = max(steps, 2 * (self.patience + 1) * self.every)
+            if run.step - self.warm_up < steps:
+                return True
+            slope, error = trend(run.losses[-steps:])
+        return -slope * steps > max(least, self.noise / 2 * error * steps)
+
+    def _rising(self, run: "Run") -> bool:
+        """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""
+        waited = self._state["waited"]
+        training = _significance(run.losses[-waited * self.every :])
+        if self.held_out is None:
+            return training > _CLEAR
+        # Training losses still fall where a fit overfits, and rise where it diverges; at an optimum they are flat.
+        held_out = _significance([loss for _, loss in run.held_out[-waited:]]) if waited > 2 else 0.0
+        return max(abs(training), held_out) > _CLEAR
+
+    def _why_level(self, run: "Run") -> str:
+        """Return "converged", or "slowed down" where losses clearly fell until the learning rate was low; "" to wait.
+
+        An optimiser such as Adam moves a parameter by about its learning rate at each step, so that the sum of the
+        rates tells how far a fit can have come. Once the rates since the fall have led as far as those in it, the
+        losses since then tell enough; until then it waits, unless the rate has become too low for that to come.
+        """
+        rate = torch.tensor(self._state["rates"], dtype=torch.float64)
+        most = 2 * (self.patience + 1) * self.every
+        low_from = int((rate >= _LOW * rate.max()).nonzero().max()) + 1
+        start = max(low_from // 2, low_from - most)
+        slope, error = trend(run.losses[start:low_from])
+        fell = -slope * (low_from - start) > self._least(run) and -slope > _CLEAR * error
+        way = float(rate[start:low_from].sum())
+        if low_from == len(rate) or not fell or float(rate[low_from:].sum()) >= way:
+            return "converged"
+        return "" if float(rate[-1]) * most > _LOW * way else "slowed down"
+
+
+def _fresh_state() -> dict[str, Any]:
+    # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
+    return {
+        "first": math.nan,
+        "reference": None,
+        "best": math.inf,
+        "best_step": 0,
+        "values": {},
+        "waited": 0,
+        "rates": [],
+    }
+
+
+def trend(values: Sequence[float]) -> tuple[float, float]:
+    """Return the slope of a least-squares line through a series, per step, and its standard error.
+
+    Values that are not finite are left out; of fewer than 3, the error is 0.
+
+    Example:
+        >>> trend([3.0, float("nan"), 1.0, 0.0])
+        (-1.0, 0.0)
+    """
+    series = torch.tensor(values, dtype=torch.float64)
+    at = torch.arange(len(series), dtype=torch.float64)[torch.isfinite(series)]
+    series = series[torch.isfinite(series)]
+    if len(series) < 2:
+        return 0.0, 0.0
+    at = at - at.mean()
+    spread = float((at * at).sum())
+    slope = float((at * (series - series.mean())).sum()) / spread
+    residuals = series - series.mean() - slope * at
+    return slope, math.sqrt(float((residuals * residuals).sum()) / max(1, len(series) - 2) / spread)
+
+
+def _significance(values: Sequence[float]) -> float:
+    """Return by how many standard errors a series rises."""
+    slope, error = trend(values)
+    return slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
+
+
+class Schedule(Callback):
+    """Change the learning rate by a schedule of ``torch.optim.lr_scheduler``.
+
+    ``ReduceLROnPlateau`` is given the mean of the last ``every`` losses.
+
+    Args:
+        make: a function of the optimiser that returns the schedule.
+        every: training steps between steps of the schedule; skipped ones do not count.
+
+    Raises:
+        TypeError: if ``make`` does not return a schedule.
+
+    Example:
+        >>> import functools
+        >>> halve = Schedule(functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100, gamma=0.5))
+        >>> halve.every
+        1
+    """
+
+    def __init__(self, make: Callable[[torch.optim.Optimizer], Any], every: int = 1) -> None:
+        if not callable(make):
+            raise TypeError(
+                f"make is a {type(make).__name__}; needed a function of the optimiser, such as "
+                "functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)"
+            )
+        self.make, self.every = make, whole("every", every, 1)
+        self._schedule: Any = None
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Make the schedule for the run's optimiser."""
+        self._schedule = self.make(run.optimizer)
+        if not isinstance(self._schedule, torch.optim.lr_scheduler.LRScheduler):
+            raise TypeError(
+                f"make gave a {type(self._schedule).__name__}; needed a schedule of torch.optim.lr_scheduler"
+            )
+        first = {k: v for k, v in self.state_dict().items() if isinstance(v, bool | int | float | str | list)}
+        self._settings = {"every": self.every, "schedule": type(self._schedule).__name__, **first}
+
+    def on_step_end(self, run: "Run") -> None:
+        """Step the schedule when its turn has come."""
+        taken = run.step - len(run.skipped)
+        if taken % self.every or run.skipped[-1:] == [run.step]:
+            return
+        if "metrics" in inspect.signature(self._schedule.step).parameters:
+            recent = [x for x in run.losses[-self.every - len(run.skipped) :] if x == x][-self.every :]
+            self._schedule.step(sum(recent) / len(recent))
+        else:
+            self._schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the schedule, without its functions."""
+        return {k: v for k, v in self._schedule.state_dict().items() if not callable(v)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the state of the schedule."""
+        functions = {k: v for k, v in self._schedule.state_dict().items() if callable(v)}
+        self._schedule.load_state_dict({**functions, **state})
+
+    def settings(self) -> dict[str, Any]:
+        """Return the kind of schedule and its first state."""
+        return self._settings
+
+
+class Progress(Callback):
+    """Show the loss per observation, steps a second and the time left.
+
+    Args:
+        show: True or False; None shows only where standard error is a terminal.
+        window: how many of the last losses to take the mean of.
+
+    Raises:
+        ValueError: for a window below 1.
+
+    Example:
+        >>> Progress(show=False).show
+        False
+    """
+
+    def __init__(self, show: bool | None = None, window: int = 100) -> None:
+        self.show, self.window = show, whole("window", window, 1)
+        self._bar: Any = None
+
+    def on_step_end(self, run: "Run") -> None:
+        """Move on by a step; the bar opens at the first step of this call."""
+        if self._bar is None:
+            hidden = not (sys.stderr.isatty() if self.show is None else self.show)
+            self._bar = tqdm(total=run.steps, initial=run.step - 1, disable=hidden, unit="step", dynamic_ncols=True)
+        # tqdm redraws only every tenth of a second; the mean is taken only when it has just done so.
+        if self._bar.update(1):
+            recent = [x for x in run.losses[-self.window :] if x == x]
+            mean = sum(recent) / max(1, len(recent)) / run.rows
+            self._bar.set_postfix_str(f"loss/observation {mean:.4g}", refresh=False)
+
+    def on_fit_end(self, run: "Run") -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class SkipBadSteps(Callback):
+    """Leave out steps whose loss or gradient is not finite, instead of stopping at the first.
+
+    The skipped steps are in ``FitResult.skipped``, and their loss in ``FitResult.losses`` is NaN.
+
+    Args:
+        in_a_row: stop with a :class:`DivergenceError` once so many steps in a row are bad; at least 1.
+
+    Example:
+        >>> SkipBadSteps(in_a_row=3).in_a_row
+        3
+    """
+
+    def __init__(self, in_a_row: int = 10) -> None:
+        self.in_a_row = whole("in_a_row", in_a_row, 1)

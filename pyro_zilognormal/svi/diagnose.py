@@ -1,0 +1,190 @@
+"""Name the site, the parameters and the rows that a loss or gradient that is not finite comes from."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_zilognormal.svi.isolation import isolated, set_rng_state
+
+if TYPE_CHECKING:
+    from pyro_zilognormal.svi.data import Batch
+    from pyro_zilognormal.svi.elbo import SVIModule
+    from pyro_zilognormal.svi.fit import FitResult
+
+_ROWS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class DivergenceReport:
+    """What was found at a step whose loss or gradient is not finite.
+
+    Attributes:
+        step: the step, from 1.
+        what: what was not finite: "loss", "gradient" or "update" (the parameters after the last step).
+        site: the first sample site at fault, guide before model; None where none could be named.
+        part: "model" or "guide", where the site is.
+        cause: what of the site is not finite.
+        rows: the first rows at fault, at most 5, from 0.
+        rows_of: what these rows are counted in: "the data", or "the batch" where a stream does not number its rows.
+        parameters: the parameters that are not finite or have a gradient that is not.
+    """
+
+    step: int
+    what: str
+    site: str | None = None
+    part: str | None = None
+    cause: str = ""
+    rows: list[int] = field(default_factory=list)
+    rows_of: str = "the data"
+    parameters: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"the {self.what} of step {self.step} is not finite"]
+        if self.site is not None:
+            lines.append(f"site {self.site!r} of the {self.part}: {self.cause}")
+        elif self.cause:
+            lines.append(self.cause)
+        if self.rows:
+            lines.append(f"first rows at fault in {self.rows_of}: {self.rows}")
+        lines.append(f"parameters not finite, or with such a gradient: {self.parameters or 'none'}")
+        return "; ".join(lines)
+
+
+class DivergenceError(RuntimeError):
+    """A fit met a loss or gradient that is not finite.
+
+    Args:
+        report: what was found.
+        result: the fit with its last finite state: the last parameters whose loss and gradient were finite.
+    """
+
+    def __init__(self, report: DivergenceReport, result: "FitResult") -> None:
+        super().__init__(
+            f"{report}. The last finite parameters are in this error's .result. Look at the named rows and "
+            "site, lower the learning rate, clip gradients, or pass SkipBadSteps() in callbacks"
+        )
+        self.report, self.result = report, result
+
+
+def diagnose(module: "SVIModule", batch: "Batch", random: dict[str, Any], step: int, what: str) -> DivergenceReport:
+    """Run guide and model on a batch again, with the same random numbers, and name the first site at fault.
+
+    Args:
+        module: model and guide, with the parameters and the gradients of the bad step.
+        batch: the batch of that step.
+        random: the state of torch's generators before that step.
+        step: its number, from 1.
+        what: "loss" or "gradient".
+    """
+    bad = [k for k, p in module.trainable().items() if not (_finite(p) and _finite(p.grad))]
+    with isolated(), torch.enable_grad(), pyro.validation_enabled(False):
+        set_rng_state(random)
+        try:
+            found = _search(module, batch)
+        except (RuntimeError, ValueError) as error:
+            found = {"cause": f"running model and guide again failed: {error}"}
+    return DivergenceReport(step, what, parameters=bad, **found)
+
+
+def sample_sites(trace: Any) -> list[Any]:
+    """Return the sample sites of a trace, without the subsampling of plates."""
+    return [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
+
+
+def data_frames(node: Any, plate: str | None, rows: int) -> list[Any]:
+    """Return the plate over rows around a site, as a list of at most one, or the plates that may be it.
+
+    Args:
+        node: of a trace.
+        plate: its name; None for a plate with as many elements as there are rows.
+        rows: how many rows model and guide were given.
+    """
+    frames = [f for f in node["cond_indep_stack"] if f.vectorized]
+    return [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
+
+
+def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
+    """Return part, site, cause and rows of the first density, or else of the first gradient, that is not finite."""
+    with module.running(batch):
+        guide = poutine.trace(module.guide).get_trace(*batch.args, **batch.kwargs)
+        model = poutine.trace(poutine.replay(module.model, guide)).get_trace(*batch.args, **batch.kwargs)
+        densities = [
+            (part, node, node["fn"].log_prob(node["value"]))
+            for part, trace in (("guide", guide), ("model", model))
+            for node in sample_sites(trace)
+            if part == "model" or not node["is_observed"]  # a GuideMessenger runs the model too
+        ]
+    for part, node, density in densities:
+        bad = ~torch.isfinite(scale_and_mask(density.detach(), mask=node["mask"]))
+        if bad.any():
+            cause = _cause(node, density, bad)
+            return {"part": part, "site": node["name"], "cause": cause, **_rows(module, batch, node, bad)}
+    for part, node, density in densities:
+        # A mask leaves values out of the loss, but 0 times their NaN spoils its gradient.
+        marks = _bad_gradients(density, list(module.trainable().values()))
+        if marks is not None:
+            cause = "the gradient of its log density is not finite"
+            return {"part": part, "site": node["name"], "cause": cause, **_rows(module, batch, node, marks)}
+    return {"cause": "no site could be named"}
+
+
+def _cause(node: Any, density: Tensor, bad: Tensor) -> str:
+    """Say what is not finite where the density is not: the value, a parameter, or nothing but the density."""
+    fn, value = node["fn"], node["value"]
+    while not fn.arg_constraints and hasattr(fn, "base_dist"):  # Independent and the like
+        fn = fn.base_dist
+    values = {"value": value[bad] if value.shape[: bad.dim()] == bad.shape else value}
+    parameters = {f"parameter {k!r}": getattr(fn, k, None) for k in fn.arg_constraints}
+    # A latent value that is not finite comes from its parameters, an observed one from the data.
+    ordered = {**values, **parameters} if node["is_observed"] else {**parameters, **values}
+    for name, tensor in ordered.items():
+        if isinstance(tensor, Tensor) and not _finite(tensor):
+            return f"its {name} is {tensor[~torch.isfinite(tensor)][0].item()}"
+    return f"its log density is {density[bad][0].item()}"
+
+
+def _bad_gradients(density: Tensor, parameters: list[Tensor]) -> Tensor | None:
+    """Mark the elements of a density whose derivatives by the parameters are not finite; None if none is.
+
+    The gradient of a part of the elements does not tell them apart, since 0 times the NaN of an element left out is
+    NaN. The gradient is linear in weights of the elements, so its own derivative by these is the sum of each row of the
+    Jacobian.
+    """
+    if not density.requires_grad:
+        return None
+    weights = torch.ones_like(density, requires_grad=True)
+    found = torch.autograd.grad(density, parameters, weights, create_graph=True, allow_unused=True)
+    if all(map(_finite, found)):
+        return None
+    try:
+        total = torch.stack([g.sum() for g in found if g is not None]).sum()
+        (rows,) = torch.autograd.grad(total, [weights])
+    except RuntimeError:  # of an operation that has no second derivative
+        return torch.zeros_like(density, dtype=torch.bool)
+    return ~torch.isfinite(rows)
+
+
+def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[str, Any]:
+    """Return the first rows in which an element is marked, if the site is inside the plate over rows."""
+    frames = data_frames(node, module.plate, batch.rows)
+    if len(frames) != 1 or bad.dim() < -frames[0].dim:
+        return {}
+    frame = frames[0]
+    rows = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1).nonzero().flatten().cpu()
+    if batch.indices is None:
+        return {"rows": rows[:_ROWS_SHOWN].tolist(), "rows_of": "the batch"}
+    return {"rows": batch.indices.cpu()[rows].sort().values[:_ROWS_SHOWN].tolist()}
+
+
+def _finite(tensor: Tensor | None) -> bool:
+    """Whether every value is finite; None is the gradient of an unused parameter."""
+    if tensor is None:
+        return True
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor
+    return bool(torch.isfinite(values.detach()).all())

@@ -1,0 +1,473 @@
+"""The loss of a model and a guide as one module, with parameters of its own."""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+)
+from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.nn import PyroModule
+from pyro.params.param_store import normalize_param_name
+from pyro.poutine.messenger import Messenger, unwrap
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from pyro_zilognormal.svi.checks import number
+from pyro_zilognormal.svi.data import Batch
+
+_JIT = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
+
+
+class SVIModule(nn.Module):
+    """The loss of a model and a guide on a batch, as an nn.Module with its own parameter store.
+
+    It is what ``pyro.infer.ELBO`` makes of a model and a guide, an ``ELBOModule``, with three additions: parameters
+    of ``pyro.param`` and ``pyro.module`` live in this object and not in Pyro's global store; the plate over rows is
+    scaled from a batch to all N rows; and losses that only know ``loss_and_grads``, such as ``TraceGraph_ELBO``, are
+    differentiable too. Parameters of modules stay in the modules and are trained in place, as in torch.
+
+    Call :meth:`setup` with the first batch before you build an optimiser: many parameters are made when model and
+    guide first run.
+
+    Args:
+        model: a Pyro model: a function, a module, or a method of one.
+        guide: its guide, with the same arguments.
+        loss: a loss of ``pyro.infer``, or a function of ``(model, guide, *args, **kwargs)`` that returns a
+            differentiable scalar; ``Trace_ELBO()`` if None.
+        plate: the name of the plate over rows, where batches are minibatches.
+        rows: N, the number of rows in all.
+
+    Raises:
+        TypeError: for a model, guide or loss of the wrong kind.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> module = SVIModule(model, pyro.infer.autoguide.AutoDelta(model), rows=3)
+        >>> batch = Batch((torch.zeros(3),), rows=3)
+        >>> module.setup(batch)
+        >>> list(module.trainable())
+        ['AutoDelta.m']
+        >>> module(batch).requires_grad
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        loss: ELBO | Callable[..., Tensor] | None = None,
+        plate: str | None = None,
+        rows: int = 1,
+    ) -> None:
+        super().__init__()
+        self.loss = _checked_loss(loss)
+        self.plate, self.rows = plate, rows
+        self.batch: Batch | None = None
+        self.held_out = False
+        self.running_buffers: list[str] = []
+        self._kl_weight = 1.0
+        self._frame: Any = None  # of the plate over rows, where an AutoGuide is to make it
+        self._store: dict[str, Any] = {"params": {}, "constraints": {}}
+        self._trainable: dict[str, nn.Parameter] = {}
+        self._module_constraints: dict[str, Any] = {}
+        self._names: set[str] = set()
+        # As given, and kept out of nn.Module's register: ``owners`` holds the modules.
+        self._given = {"model": model, "guide": guide}
+        owners = {part: _owner(part, fn) for part, fn in self._given.items()}
+        self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
+        self.model, self.guide = (_BatchHandler(self)(fn) for fn in (model, guide))
+
+    @property
+    def kl_weight(self) -> float:
+        """The factor of the latent sites' log densities in the training loss; 1 unless set."""
+        return self._kl_weight
+
+    @kl_weight.setter
+    def kl_weight(self, weight: float) -> None:
+        self._kl_weight = number("kl_weight", weight)
+
+    def setup(self, batch: Batch) -> None:
+        """Run model, guide and loss once, so that every parameter exists; buffers stay as they are.
+
+        Raises:
+            ValueError: if there is nothing to train, the model lacks the plate, or the guide does not fit it.
+        """
+        buffers = {k: b.detach().clone() for k, b in self.owners.named_buffers()}
+        with self.running(batch), torch.no_grad():
+            # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
+            prior = poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs)
+            self._find_plate(prior)
+        with self.running(batch), torch.no_grad():
+            guide = poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
+            self._check_guide(prior, guide)
+            self._loss_function("loss")(self.model, self.guide, *batch.args, **batch.kwargs)
+        self._collect()
+        if not self._trainable:
+            raise ValueError(
+                "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
+            )
+        now = dict(self.owners.named_buffers())
+        self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
+        with torch.no_grad():
+            for name in self.running_buffers:
+                now[name].copy_(buffers[name])
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
+        with self.running(batch):
+            if isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss"):
+                loss = self._surrogate(batch)
+            else:
+                loss = self._loss_function("differentiable_loss")(self.model, self.guide, *batch.args, **batch.kwargs)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> float:
+        """Return the loss of held-out rows, in eval mode, with a KL weight of 1.
+
+        Raises:
+            ValueError: if the guide has a parameter for every row of the training data.
+        """
+        training = [m for m in self.modules() if m.training]
+        self.eval()
+        self.held_out = True
+        try:
+            self._check_joint_guide(lambda frame: frame.full_size == self.rows, _HELD_OUT)
+            with self.running(batch):
+                return float(self._loss_function("loss")(self.model, self.guide, *batch.args, **batch.kwargs))
+        finally:
+            self.held_out = False
+            for part in training:
+                part.training = True
+
+    @contextmanager
+    def running(self, batch: Batch | None = None) -> Iterator[None]:
+        """Let model and guide have this object's parameters; None stands for a batch of all rows.
+
+        Inside, ``self.model`` and ``self.guide`` are the model and guide with their plate scaled for the batch.
+        """
+        guide: Any = unwrap(self._given["guide"])
+        offered = self._frame is not None and isinstance(guide, AutoGuide) and guide.create_plates is None
+        outer, self.batch = self.batch, batch
+        if offered:
+            guide.create_plates = self._create_plate
+        try:
+            with pyro.get_param_store().scope(self._store):
+                yield
+        finally:
+            self.batch = outer
+            if offered:
+                guide.create_plates = None
+
+    def callable(self, part: str) -> Callable[..., Any]:
+        """Return "model" or "guide" as it was given."""
+        return self._given[part]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters by name, unconstrained, in the order in which they came to be.
+
+        Names are those of Pyro's store, and "model.name" or "guide.name" for parameters of modules that Pyro does
+        not see.
+        """
+        return self._trainable
+
+    @torch.no_grad()
+    def constrained(self) -> dict[str, Tensor]:
+        """Return a copy of every parameter as the model sees it, within its constraint."""
+        known = {normalize_param_name(k): c for k, c in self._store["constraints"].items()} | self._module_constraints
+        return {k: transform_to(known[k])(p.detach().clone()) for k, p in self._trainable.items()}
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Return a copy of all parameters, unconstrained, and of the modules' buffers."""
+        return {k: v.detach().clone() for k, v in self._values().items()}
+
+    @torch.no_grad()
+    def restore(self, values: dict[str, Tensor]) -> None:
+        """Set parameters and buffers to values from :meth:`snapshot`."""
+        for name, tensor in self._values().items():
+            if name in values:
+                tensor.copy_(values[name])
+
+    @contextmanager
+    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Let model and guide have the given values of parameters and buffers, from :meth:`snapshot`, for a block."""
+        ours = {k: t for k, t in self._values().items() if k in values}
+        kept = {k: t.data for k, t in ours.items()}
+        for name, tensor in ours.items():
+            tensor.data = values[name].clone()  # what the block does to it must not reach the stored value
+        try:
+            with self.running(self.batch):
+                yield
+        finally:
+            for name, tensor in ours.items():
+                tensor.data = kept[name]
+
+    def check_no_new_parameters(self) -> None:
+        """Raise a ValueError if model or guide has made a parameter since :meth:`setup`."""
+        if len(self._store["params"]) > len(self._names):
+            late = sorted(set(map(normalize_param_name, self._store["params"])) - self._names)
+            raise ValueError(
+                f"parameters {late} first appeared after the first run of model and guide, so that the optimiser lacks "
+                "them; make every parameter in the first run"
+            )
+
+    def _loss_function(self, method: str) -> Callable[..., Any]:
+        return getattr(self.loss, method, self.loss)
+
+    def _surrogate(self, batch: Batch) -> Tensor:
+        """Return the loss of an ELBO that runs backward itself, with the gradient that it found."""
+        parameters = list(self._trainable.values())
+        outer = [p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        try:
+            loss = self.loss.loss_and_grads(self.model, self.guide, *batch.args, **batch.kwargs)
+            gradients = [(p, p.grad) for p in parameters if p.grad is not None]
+        finally:
+            for parameter, gradient in zip(parameters, outer, strict=True):
+                parameter.grad = gradient
+        return _KnownGradient.apply(float(loss), [g for _, g in gradients], *[p for p, _ in gradients])
+
+    def _find_plate(self, trace: Any) -> None:
+        """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
+        if self.plate is None:
+            return
+        frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
+        if self.plate not in frames:
+            raise ValueError(
+                f"plate is {self.plate!r}, but the model's plates are {sorted(frames)}; name the one over the rows of "
+                "the data, or pass plate=None if the model scales minibatches itself"
+            )
+        self._frame = frames[self.plate] if frames[self.plate].full_size == self.rows else None
+
+    def _create_plate(self, *args: Any, **kwargs: Any) -> Any:
+        # An AutoGuide would else make the plate with the size of its first batch.
+        size = self.rows if self.batch is None else self.batch.rows
+        return pyro.plate(self.plate, self.rows, dim=self._frame.dim, subsample_size=size)
+
+    def _check_guide(self, model: Any, guide: Any) -> None:
+        """Raise a ValueError where the guide would be wrong on minibatches without a word."""
+        batch = self.batch
+        if self.plate is None or batch is None or (batch.rows == self.rows and batch.indices is not None):
+            return
+        self._check_joint_guide(lambda frame: frame.name == self.plate, _JOINT)
+        for name, node in model.nodes.items():
+            twin = guide.nodes.get(name)
+            pair = [n for n in (node, twin) if n is not None and n["type"] == "sample" and not site_is_subsample(n)]
+            inside = [any(f.name == self.plate for f in n["cond_indep_stack"]) for n in pair]
+            if inside == [True, False]:
+                raise ValueError(
+                    f"site {name!r} is inside plate {self.plate!r} in the model but not in the guide, where it would "
+                    f"count for one minibatch and not for all rows; put it inside a plate {self.plate!r} there too"
+                )
+
+    def _check_joint_guide(self, over_rows: Callable[[Any], bool], message: str) -> None:
+        """Raise a ValueError if an AutoGuide has one joint vector with a value for every row."""
+        guide: Any = unwrap(self._given["guide"])
+        for part in guide.modules() if isinstance(guide, AutoGuide) else ():
+            if isinstance(part, AutoContinuous) and part.prototype_trace is not None:
+                nodes = part.prototype_trace.iter_stochastic_nodes()
+                local = [name for name, node in nodes if any(map(over_rows, node["cond_indep_stack"]))]
+                if local:
+                    raise ValueError(message.format(type(part).__name__, local))
+
+    def _values(self) -> dict[str, Tensor]:
+        return {**self._trainable, **{f"buffer {k}": b for k, b in self.owners.named_buffers()}}
+
+    def _collect(self) -> None:
+        """List the parameters of the store and of the modules; each is a registered nn.Parameter afterwards."""
+        params = self._store["params"]
+        owned = {id(p) for p in self.owners.parameters()}
+        for name, value in params.items():
+            if not isinstance(value, nn.Parameter):
+                params[name] = nn.Parameter(value.detach())
+            if id(params[name]) not in owned:
+                self.register_parameter("param/" + name.replace("/", "//").replace(".", "/"), params[name])
+        found: dict[int, tuple[str, nn.Parameter]] = {}  # under two names, an optimiser would move it twice a step
+        for name, parameter in params.items():
+            found.setdefault(id(parameter), (normalize_param_name(name), parameter))
+        for part, owner in self.owners.items():
+            for name, parameter, constraint in _module_parameters(owner):
+                if parameter.requires_grad and id(parameter) not in found:
+                    found[id(parameter)] = (f"{part}.{name}", parameter)
+                    self._module_constraints[f"{part}.{name}"] = constraint
+        self._trainable = dict(found.values())
+        self._names = set(map(normalize_param_name, params))
+
+
+class _BatchHandler(Messenger):
+    """Scale the plate over rows from a batch to all rows, give it the batch's indices, and weight latent sites.
+
+    ``pyro.plate(name, N, subsample_size=len(x))`` is scaled by Pyro itself, and gets the indices of the batch, so
+    that parameters held for every row line up with the data. ``pyro.plate(name, len(x))`` knows only the batch, and
+    its sites are scaled by N / len(x) here.
+    """
+
+    def __init__(self, module: SVIModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def _process_message(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            indices = self._indices(msg)
+            if indices is None:
+                return
+            if msg["value"] is not None and not torch.equal(torch.as_tensor(msg["value"]), indices):
+                raise ValueError(_OTHER_ROWS.format(msg["name"]))
+            if msg["fn"].subsample_size not in (None, len(indices)):
+                raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, self.module.rows, len(indices)))
+            msg["value"], msg["done"] = indices, True
+            return
+        frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
+        if msg["type"] == "sample":
+            if frame is not None and self.module.plate is not None:
+                msg["scale"] = msg["scale"] * self._scale(frame)
+            if not msg["is_observed"] and self.module.kl_weight != 1.0 and not self.module.held_out:
+                msg["scale"] = msg["scale"] * self.module.kl_weight
+        elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
+            self._check_row_parameter(msg, frame)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        if site_is_subsample(msg):  # a replay has put the indices of the guide's plate in their place
+            indices = self._indices(msg)
+            msg["value"] = msg["value"] if indices is None else indices
+
+    def _indices(self, msg: Any) -> Tensor | None:
+        module, batch = self.module, self.module.batch
+        if batch is None or msg["name"] != module.plate or msg["fn"].size != module.rows or batch.rows == module.rows:
+            return None
+        return batch.indices
+
+    def _over_rows(self, frame: Any) -> bool:
+        if self.module.plate is None:
+            return self.module.held_out and frame.full_size == self.module.rows
+        return frame.name == self.module.plate
+
+    def _scale(self, frame: Any) -> float:
+        rows, batch = self.module.rows, self.module.batch
+        if batch is None or frame.full_size == rows:
+            if batch is not None and frame.size != batch.rows != rows:
+                raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, rows, batch.rows))
+            return 1.0
+        if frame.full_size != batch.rows:
+            raise ValueError(_PLATE_SIZE.format(self.module.plate, frame.full_size, rows, batch.rows))
+        return rows / batch.rows
+
+    def _check_row_parameter(self, msg: Any, frame: Any) -> None:
+        rows, batch = self.module.rows, self.module.batch
+        if self.module.held_out and frame.full_size == rows:
+            raise ValueError(_HELD_OUT.format(f"parameter {msg['name']!r}", [frame.name]))
+        if batch is not None and (batch.indices is None or (batch.rows != rows and frame.full_size != rows)):
+            raise ValueError(_BATCH_ROWS.format(msg["name"], self.module.plate, rows))
+
+
+class _KnownGradient(torch.autograd.Function):
+    """A loss whose gradient with respect to the parameters has been computed already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: float, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return torch.tensor(loss, device=parameters[0].device, dtype=parameters[0].dtype)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return None, None, *(g * upstream.to(g.dtype) for g in ctx.gradients)
+
+
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether every value of every tensor is finite; reads one number from the device for each dtype."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        values = tensor.coalesce().values() if tensor.is_sparse else tensor
+        if values.numel():
+            groups.setdefault((values.device, values.dtype), []).append(values)
+    # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
+    norms = [torch.stack(list(torch._foreach_norm(g, math.inf))).max() for g in groups.values()]
+    return all(math.isfinite(n.item()) for n in norms)
+
+
+def _checked_loss(loss: Any) -> Any:
+    """Return a copy of the loss, which forgets the plates of other models."""
+    loss = Trace_ELBO() if loss is None else loss
+    if isinstance(loss, _JIT):
+        raise TypeError(
+            f"loss is a {type(loss).__name__}, which makes constants of the first batch's rows and scale; use "
+            f"{type(loss).__name__.removeprefix('Jit')}()"
+        )
+    if isinstance(loss, type | ReweightedWakeSleep) or not (isinstance(loss, ELBO) or callable(loss)):
+        shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+        raise TypeError(
+            f"loss is {shown}; needed one number from a loss of pyro.infer, such as Trace_ELBO(), or from a function "
+            "of model, guide and data"
+        )
+    return copy.copy(loss)
+
+
+def _owner(part: str, fn: Any) -> nn.Module | None:
+    """Return the module that a model or guide is or is a method of, through partials and handlers; None for neither."""
+    if isinstance(fn, type) or not callable(fn):
+        shown = fn.__name__ if isinstance(fn, type) else type(fn).__name__
+        raise TypeError(f"{part} is {shown}; needed a function, a module, or a method of one")
+    inner: Any = unwrap(fn)
+    while isinstance(inner, functools.partial):
+        inner = unwrap(inner.func)
+    inner = inner if isinstance(inner, nn.Module) else getattr(inner, "__self__", None)
+    return inner if isinstance(inner, nn.Module) else None
+
+
+def _module_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Any]]:
+    """Yield name, unconstrained value and constraint of each parameter; PyroParams by their own name."""
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        declared = part._pyro_params if isinstance(part, PyroModule) else {}
+        for name, parameter in part.named_parameters(recurse=False):
+            short = name.removesuffix("_unconstrained")
+            if short != name and short in declared:
+                yield prefix + short, parameter, declared[short][0]
+            else:
+                yield prefix + name, parameter, constraints.real
+
+
+_SUBSAMPLE_SIZE = (
+    "plate {0!r} is declared with {1} rows, but its subsample_size is not the {2} rows of this batch; "
+    "write pyro.plate({0!r}, {1}, subsample_size=len(x))"
+)
+_PLATE_SIZE = (
+    "plate {0!r} is declared with size {1}; needed {2}, the number of rows in all, or {3}, the rows of this batch. "
+    "Name the plate over the rows of the data in plate=, or correct its size"
+)
+_OTHER_ROWS = (
+    "plate {0!r} is given other rows (subsample=) than those of this batch; pass torch.arange(N) to Minibatches as one "
+    "more array, or write subsample_size=len(x) in the plate"
+)
+_BATCH_ROWS = (
+    "parameter {0!r} holds a value for every row, and a batch must say which rows it holds: use Minibatches, with the "
+    "plate written pyro.plate({1!r}, {2}, subsample_size=len(x)), or compute local values from the data"
+)
+_JOINT = (
+    "{0} holds values for every row, of {1}, in one joint vector, which all minibatches would share; use AutoNormal, "
+    "a guide that computes local values from the data, or all data at once"
+)
+_HELD_OUT = (
+    "{0} holds values for every row, of {1}; held-out rows have none. Use EarlyStopping() without held_out, or a guide "
+    "that computes local values from the data"
+)
