@@ -24,8 +24,11 @@ FDR = 0.05
 
 def ours(cells: Cells) -> pd.DataFrame:
     """One fit of the hurdle regression, asked at both deltas."""
+    import torch
+
     from pyro_zilognormal.singlecell import HurdleDE
 
+    torch.set_num_threads(1)  # importing scanpy sets OpenMP's threads to all cores, whatever OMP_NUM_THREADS says
     contrast = ("condition", "stim", "ctrl")
     donor = None if cells.donor is None else "donor"
     de = HurdleDE(_adata(cells, cells.normalised), "~ condition", donor=donor).fit()

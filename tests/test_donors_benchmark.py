@@ -132,8 +132,8 @@ COUNTS = (
     (103, 133, 129, 116, 102, 117),
 )
 DEPTH = (9000.0, 15000.0, 12000.0, 20000.0, 11000.0, 14000.0)
-# logFC, CI.L and P.Value of limma 3.54: voom with these library sizes, lmFit, eBayes, topTable. The prior has 56 degrees
-# of freedom without pairs, and infinitely many with pairs.
+# logFC, CI.L and P.Value of limma 3.54: voom with these library sizes, lmFit, eBayes, topTable. The prior has 56
+# degrees of freedom without pairs, and infinitely many with pairs.
 LIMMA = {
     "nested": (
         (
