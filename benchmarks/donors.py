@@ -34,7 +34,7 @@ Piece = tuple[str, str, int]
 
 def pieces(sets: int, only: str | None) -> Iterator[Piece]:
     """Yield design, cell type and index of each data set; a run that is stopped has some of each design."""
-    for index in range(max(sets, 2 * sets)):
+    for index in range(2 * sets):
         for design in SIMULATED:
             if index < sets and only in (None, design):
                 yield design, "", index
