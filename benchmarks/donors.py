@@ -19,6 +19,7 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,12 @@ def run_piece(folder: Path, piece: Piece, methods: list[str]) -> dict[str, dict[
     """Make the data of a piece, and return what each method finds there, with its seconds of CPU time."""
     design, cell_type, index = piece
     cells = SIMULATED[design](folder, index) if design in SIMULATED else REAL[design][1](folder, cell_type, index)
-    return {name(piece, method): timed(method, cells) for method in methods if method in applicable(cells)}
+    return {name(piece, method): timed(method, cells) for method in methods}
 
 
-def applicable(cells: Cells) -> list[str]:
+def applicable(design: str) -> list[str]:
     """Return the methods that can be run: without donors there is no pseudobulk."""
-    return list(METHODS) if cells.donor is not None else ["ours", "Wilcoxon"]
+    return ["ours", "Wilcoxon"] if design == "few" else list(METHODS)
 
 
 def timed(method: str, cells: Cells) -> dict[str, Any]:
@@ -97,10 +98,10 @@ def main() -> None:
     if given.again:
         record["results"] = results = {k: v for k, v in results.items() if not k.endswith(f"/{given.again}")}
     record["about"] = about()
-    with ProcessPoolExecutor(given.jobs) as pool:
+    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         tasks = []
         for piece in pieces(given.sets, given.only):
-            if missing := [m for m in METHODS if name(piece, m) not in results]:
+            if missing := [m for m in applicable(piece[0]) if name(piece, m) not in results]:
                 tasks.append(pool.submit(run_piece, given.folder, piece, missing))
         for count, task in enumerate(as_completed(tasks), 1):
             results |= task.result()

@@ -295,6 +295,14 @@ def test_every_missed_bar_and_every_lost_comparison_is_named() -> None:
     assert "- nested: false of calls, %: ours 15.0; pydeseq2 5.0, moderated t 5.0, Wilcoxon 5.0." in page
 
 
+def test_a_run_that_is_not_finished_has_a_page() -> None:
+    some = record()
+    some["results"] = {k: v for k, v in some["results"].items() if k.startswith(("paired/", "few/"))}
+    page = donors_page.page(some)
+    assert "measured here: nested 0, paired 2," in page
+    assert page.count("\n## ") == 5  # the bars, two designs, losses, what is simulated
+
+
 def test_a_method_that_is_as_good_as_the_best_loses_nothing() -> None:
     same = record()
     for key in list(same["results"]):
