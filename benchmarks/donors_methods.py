@@ -1,0 +1,182 @@
+"""The methods that are compared: each takes :class:`donors_data.Cells` and returns a table with a row for each gene.
+
+Columns: ``order``, larger for genes that are more certain to change; ``p``, two-sided; ``called`` at a claimed false
+discovery rate of 5 %, ``called_delta`` beyond 0.25 where a method can ask for that; ``log2_fc`` with its 95 % interval
+from ``low`` to ``high``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.optimize
+import scipy.special
+import scipy.stats
+from donors_data import Cells
+from statsmodels.nonparametric.smoothers_lowess import lowess
+
+FDR = 0.05
+
+
+def ours(cells: Cells) -> pd.DataFrame:
+    """One fit of the hurdle regression, asked at both deltas."""
+    import torch
+
+    from pyro_zilognormal.singlecell import HurdleDE
+
+    torch.set_num_threads(1)  # importing scanpy sets OpenMP's threads to all cores, whatever OMP_NUM_THREADS says
+    contrast = ("condition", "stim", "ctrl")
+    donor = None if cells.donor is None else "donor"
+    de = HurdleDE(_adata(cells, cells.normalised), "~ condition", donor=donor).fit()
+    table, beyond = (de.test(contrast, delta=d).set_index("variable").loc[cells.genes] for d in (0, 0.25))
+    z = table["log_fc"].abs() / table["log_fc_sd"]
+    found = {"order": -table["lfsr"] + 1e-6 * z, "p": np.minimum(2 * table["lfsr"], 1), "called": table["is_de"]}
+    found |= {"called_delta": beyond["is_de"], "log2_fc": table["log_fc"], "low": table["log_fc_low"]}
+    return pd.DataFrame(found | {"high": table["log_fc_high"]})
+
+
+def pydeseq2(cells: Cells) -> pd.DataFrame:
+    """Run pydeseq2 on the sums of counts of each sample, with its defaults but the size factors of all methods."""
+    from pydeseq2.dds import DeseqDataSet
+    from pydeseq2.default_inference import DefaultInference
+    from pydeseq2.ds import DeseqStats
+
+    class Sums(DeseqDataSet):
+        def fit_size_factors(self, fit_type: object = None, control_genes: object = None) -> None:
+            self.obs["size_factors"] = depth / np.exp(np.log(depth).mean())
+            self.layers["normed_counts"] = self.X / self.obs["size_factors"].to_numpy()[:, None]
+            self.var["_normed_means"] = self.layers["normed_counts"].mean(axis=0)
+
+    counts, depth, samples = pseudobulk(cells)
+    frame = pd.DataFrame(counts.astype(int), samples.index, cells.genes)
+    inference = DefaultInference(n_cpus=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        design = "~donor + condition" if cells.paired else "~condition"
+        data = Sums(counts=frame, metadata=samples, design=design, inference=inference, quiet=True)
+        data.deseq2()
+        stats = DeseqStats(data, contrast=["condition", "stim", "ctrl"], inference=inference, quiet=True)
+        stats.summary()
+    table = stats.results_df.loc[cells.genes]
+    return _tested(table["pvalue"], table["padj"], table["log2FoldChange"], 1.96 * table["lfcSE"])
+
+
+def moderated_t(cells: Cells) -> pd.DataFrame:
+    """Moderated t on pseudobulk with voom's weights, after limma (Law et al. 2014, Smyth 2004)."""
+    counts, depth, samples = pseudobulk(cells)
+    design = np.column_stack([np.ones(len(samples)), samples["condition"] == "stim"]).astype(float)
+    if cells.paired:
+        design = np.column_stack([design, pd.get_dummies(samples["donor"], drop_first=True)]).astype(float)
+    log2_fc, se, freedom = fit_moderated_t(*voom(counts, depth, design), design)
+    p = 2 * scipy.stats.t.sf(np.abs(log2_fc / se), freedom)
+    padj = scipy.stats.false_discovery_control(p)
+    return _tested(*(pd.Series(v, cells.genes) for v in (p, padj, log2_fc, scipy.stats.t.isf(0.025, freedom) * se)))
+
+
+def wilcoxon(cells: Cells) -> pd.DataFrame:
+    """Run scanpy's Wilcoxon on the cells, which takes them as independent."""
+    import scanpy
+
+    data = _adata(cells, np.log1p(cells.normalised))
+    scanpy.tl.rank_genes_groups(data, "condition", groups=["stim"], reference="ctrl", method="wilcoxon")
+    table = scanpy.get.rank_genes_groups_df(data, "stim").set_index("names").loc[cells.genes]
+    found = _tested(table["pvals"], table["pvals_adj"], table["logfoldchanges"], np.nan)
+    return found.assign(order=table["scores"].abs())
+
+
+METHODS: dict[str, Callable[[Cells], pd.DataFrame]] = {
+    "ours": ours,
+    "pydeseq2": pydeseq2,
+    "moderated t": moderated_t,
+    "Wilcoxon": wilcoxon,
+}
+
+
+def _adata(cells: Cells, values: np.ndarray) -> anndata.AnnData:
+    obs = pd.DataFrame({"condition": np.where(cells.stim, "stim", "ctrl")}, index=np.arange(len(values)).astype(str))
+    obs["condition"] = pd.Categorical(obs["condition"], ["ctrl", "stim"])
+    if cells.donor is not None:
+        obs["donor"] = cells.donor
+    return anndata.AnnData(values, obs, pd.DataFrame(index=cells.genes))
+
+
+def _tested(p: pd.Series, padj: pd.Series, log2_fc: pd.Series, half: pd.Series | float) -> pd.DataFrame:
+    """Return the table of a test; a gene without a p-value is not called."""
+    called = padj <= FDR
+    found = {"order": -p.fillna(1), "p": p, "called": called, "called_delta": called, "log2_fc": log2_fc}
+    return pd.DataFrame(found | {"low": log2_fc - half, "high": log2_fc + half})
+
+
+def pseudobulk(cells: Cells) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Return sums of counts and of depth of each sample, a donor in a condition, and who they are."""
+    condition = np.where(cells.stim, "stim", "ctrl")
+    name = np.char.add(np.char.add(cells.donor.astype(str), " "), condition)
+    names, first, sample = np.unique(name, return_index=True, return_inverse=True)
+    counts = np.array([cells.counts[sample == s].sum(0) for s in range(len(names))])
+    depth = np.array([cells.depth[sample == s].sum() for s in range(len(names))])
+    return counts, depth, pd.DataFrame({"condition": condition[first], "donor": cells.donor[first]}, index=names)
+
+
+# --- The moderated t
+
+
+def voom(counts: np.ndarray, library: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return log2 counts per million, and their weights from the trend of their spread with their mean.
+
+    Args:
+        counts: of shape (samples, genes).
+        library: library sizes of the samples.
+        design: of shape (samples, coefficients).
+    """
+    scale = 1e6 / (library[:, None] + 1)
+    y = np.log2((counts + 0.5) * scale)
+    coefficients, residual, *_ = np.linalg.lstsq(design, y, rcond=None)
+    sd = np.sqrt(residual / (len(design) - np.linalg.matrix_rank(design)))
+    size = y.mean(0) + np.log2(library + 1).mean() - np.log2(1e6)
+    some = counts.sum(0) > 0
+    trend = lowess(np.sqrt(sd[some]), size[some], frac=0.5, delta=0.01 * np.ptp(size[some]))
+    trend = trend[np.unique(trend[:, 0], return_index=True)[1]]
+    fitted = np.log2(2.0 ** (design @ coefficients) / scale)
+    return y, np.interp(fitted, *trend.T) ** -4
+
+
+def fit_moderated_t(
+    y: np.ndarray, weights: np.ndarray, design: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the second coefficient of each gene, its moderated standard error and degrees of freedom.
+
+    The variances of genes have a scaled inverse chi-squared prior, fitted to the logarithms of their estimates (Smyth
+    2004, section 6.2).
+    """
+    normal = np.einsum("sa,sg,sb->gab", design, weights, design)
+    beta = np.linalg.solve(normal, np.einsum("sa,sg,sg->ga", design, weights, y)[..., None])[..., 0]
+    freedom = len(design) - design.shape[1]
+    variance = (weights * (y - design @ beta.T) ** 2).sum(0) / freedom
+    prior_freedom, prior_variance = _variance_prior(variance, freedom)
+    if np.isinf(prior_freedom):
+        moderated, total = np.full_like(variance, prior_variance), np.inf
+    else:
+        total = prior_freedom + freedom
+        moderated = (prior_freedom * prior_variance + freedom * variance) / total
+    se = np.sqrt(moderated * np.linalg.inv(normal)[:, 1, 1])
+    return beta[:, 1], se, np.full(len(se), min(total, freedom * len(se)))
+
+
+def _variance_prior(variance: np.ndarray, freedom: int) -> tuple[float, float]:
+    """Degrees of freedom and scale of the prior of variances."""
+    variance = np.maximum(variance, 1e-5 * np.median(variance))
+    log = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
+    excess = log.var(ddof=1) - scipy.special.polygamma(1, freedom / 2)
+    if excess <= 0:
+        return np.inf, float(variance.mean())
+    half = float(np.exp(_inverse_log_trigamma(np.log(excess))))
+    return 2 * half, float(np.exp(log.mean() + scipy.special.digamma(half) - np.log(half)))
+
+
+def _inverse_log_trigamma(log_value: float) -> float:
+    """Return log a where log trigamma(a) is given."""
+    return scipy.optimize.brentq(lambda a: np.log(scipy.special.polygamma(1, np.exp(a))) - log_value, -20, 20)
