@@ -98,11 +98,11 @@ def _observed(sampler: Sampler, sites: Sequence[str] | None) -> list[str]:
         raise ValueError("the model observes no site; needed at least one to check")
     names = known if sites is None else check_sites(sites, known, "observed sites")
     faults = {k: fault for k in names if (fault := _fault(sampler.model[k], sampler.plate, sampler.source.rows))}
-    told = "; ".join(f"site {k!r} {fault}" for k, fault in faults.items())
+    reasons = "; ".join(f"site {k!r} {fault}" for k, fault in faults.items())
     if faults and (sites is not None or len(faults) == len(names)):
-        raise ValueError(f"{told}. Name other observed sites in sites, if there are any")
+        raise ValueError(f"{reasons}. Name other observed sites in sites, if there are any")
     if faults:
-        warnings.warn(f"left out of the check: {told}", stacklevel=3)
+        warnings.warn(f"left out of the check: {reasons}", stacklevel=3)
     names = [k for k in names if k not in faults]
     sampler.check_rows(names)
     return names
