@@ -46,7 +46,7 @@ def page(record: dict[str, Any]) -> str:
     """Return the page."""
     found = by_design(record["results"])
     rows = list(bars(found))
-    versions = ", ".join(f"{package} {version}" for package, version in record["about"].items())
+    versions = ", ".join(f"{package} {version}" for package, version in sorted(record["about"].items()))
     sections = [
         f"## {title}\n\n{design_table(design, found[design])}" for design, title in TITLES.items() if design in found
     ]
