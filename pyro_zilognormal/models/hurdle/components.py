@@ -1,9 +1,11 @@
-"""The hierarchical priors of a gene's coefficients: sites, and the blocks of sites that one likelihood ties together."""
+"""The hierarchical priors of a gene's coefficients: sites, and blocks of sites that share a likelihood."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import pyro.distributions as dist
 import torch
@@ -120,6 +122,8 @@ class Component(nn.Module):
         spike_sd: sd of nearly 0, of shape (width,), where there is a share.
     """
 
+    spike_sd: Tensor
+
     def __init__(
         self,
         name: str,
@@ -164,13 +168,21 @@ class Component(nn.Module):
 class Block(nn.ModuleList):
     """The components of one likelihood in the order of their elements: donors first, sparse effects last."""
 
+    def __iter__(self) -> Iterator[Component]:
+        return cast(Iterator[Component], super().__iter__())
+
+    @property
+    def last(self) -> Component:
+        """The only component that can be sparse."""
+        return cast(Component, self[-1])
+
     def hyperpriors(self) -> dict[str, Normal]:
         """Return mean and sd of the Normal prior of each hyperparameter, by its name."""
         return {name: prior for c in self for name, prior in c.hyperpriors().items()}
 
     def spike_and_slab(self, values: dict[str, Tensor]) -> SpikeAndSlab | None:
-        """Return the sparse prior of the last component, the only one that can have one."""
-        return self[-1].spike_and_slab(values)
+        """Return the sparse prior of the last component, None for a Normal one."""
+        return self.last.spike_and_slab(values)
 
     def moments(self, values: dict[str, Tensor]) -> Normal:
         """Return the mean and 1 / sd^2 of the prior of all elements, each of shape (..., donors + core)."""
@@ -182,7 +194,7 @@ class Block(nn.ModuleList):
         return dict(zip((c.name for c in self), theta.split([c.width for c in self], -1), strict=True))
 
 
-def make_blocks(data: HurdleData, priors: HurdlePriors) -> nn.ModuleDict:
+def make_blocks(data: HurdleData, priors: HurdlePriors) -> Mapping[str, Block]:
     """Return the blocks "log_sigma", "positive" (given sigma) and "zero", in the order in which they are drawn."""
     hyperpriors = {"mean": _pair(priors.log_sigma_mean, 1), "log_sd": _log(priors.log_sigma_sd, 1)}
     owner = "effects" if torch.equal(data.design, data.zero_design) else "zero_effects"
@@ -191,7 +203,7 @@ def make_blocks(data: HurdleData, priors: HurdlePriors) -> nn.ModuleDict:
         "positive": _regression("", data.design, data.donors, priors, "effects"),
         "zero": _regression("zero_", data.zero_design, data.donors, priors, owner),
     }
-    return nn.ModuleDict(blocks).to(data.design.device)
+    return cast(Mapping[str, Block], nn.ModuleDict(blocks).to(data.design.device))
 
 
 def _regression(part: str, design: Tensor, donors: int, priors: HurdlePriors, owner: str) -> Block:

@@ -67,13 +67,8 @@ class HurdleData:
     def sizes(self) -> dict[str, int]:
         """The sizes that a model made from these data needs of any others."""
         rows, columns = self.design.shape
-        return {
-            "rows": rows,
-            "genes": self.genes,
-            "donors": self.donors,
-            "columns": columns,
-            "zero columns": self.zero_design.shape[1],
-        }
+        sizes = {"rows": rows, "genes": self.genes, "donors": self.donors}
+        return sizes | {"columns": columns, "zero columns": self.zero_design.shape[1]}
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Any]:
@@ -219,5 +214,5 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         return torch.from_numpy(np.array(value, dtype=np.float64))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"{name}: a {type(value).__name__} with values that are not numbers; needed numbers (categories: .cat.codes)"
+            f"{name}: a {type(value).__name__} that holds more than numbers; needed numbers (categories: .cat.codes)"
         ) from error

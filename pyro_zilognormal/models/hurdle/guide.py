@@ -42,6 +42,7 @@ class HurdleGuide(PyroModule):
 
     Example:
         >>> from pyro.infer import Trace_ELBO
+        >>> pyro.clear_param_store()
         >>> data = HurdleData.from_cells(torch.rand(50, 3).round(decimals=1), torch.ones(50, 1))
         >>> model = HurdleModel(data)
         >>> elbo = Trace_ELBO()(model, HurdleGuide(model, data))
@@ -57,14 +58,14 @@ class HurdleGuide(PyroModule):
         model.check_sizes(data)
         self.genes, self.blocks = data.genes, model.blocks
         groups = data.as_groups()
-        start = find_start(groups, model.blocks)
-        values = {name: mean for name, (mean, _) in start.hyper.items()}
-        self.hyper = HyperparameterNormal({k: v for block in model.blocks.values() for k, v in start.of(block).items()})
+        modes, hyper = find_start(groups, model.blocks)
+        values = {name: mean for name, (mean, _) in hyper.items()}
+        self.hyper = HyperparameterNormal(hyper)
         for name, block in model.blocks.items():
-            setattr(self, name, GaussianSite(start.modes[name], *block.moments(values)))
+            setattr(self, name, GaussianSite(modes[name], *block.moments(values)))
         if data.reduced:
             pretrain_zero(self.zero, groups, model.blocks["zero"].moments(values))
-        self.register_buffer("log_scale_start", log_scale(start.modes["log_sigma"].theta))
+        self.register_buffer("log_scale_start", log_scale(modes["log_sigma"].theta))
 
     def forward(
         self,
@@ -111,7 +112,7 @@ class HurdleGuide(PyroModule):
         own, other = (blocks[name].spike_and_slab(values) for name in ("positive", "zero"))
         if own is None:
             return positive
-        if other is None or blocks["positive"][-1].share != blocks["zero"][-1].share:
+        if other is None or blocks["positive"].last.share != blocks["zero"].last.share:
             return positive.with_prior(own, own)
         return positive.with_prior(*(own.updated(d.log_bayes_factor(other)) for d in (zero.live, zero.frozen)))
 

@@ -6,11 +6,12 @@ part's log posterior is concave; the positive part's is a ridge regression given
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, DonorDesign
@@ -44,26 +45,9 @@ class Mode:
     information: Arrowhead
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where the guide starts.
-
-    Attributes:
-        modes: of each block, by name.
-        hyper: mean and standard deviation of each hyperparameter.
-    """
-
-    modes: dict[str, Mode]
-    hyper: dict[str, Normal]
-
-    def of(self, block: Block) -> dict[str, Normal]:
-        """Return mean and standard deviation of the hyperparameters of a block."""
-        return {name: self.hyper[name] for name in block.hyperpriors()}
-
-
 @torch.no_grad()
-def find_start(groups: HurdleData, blocks: nn.ModuleDict) -> Start:
-    """Return the posterior mode of all genes and the hyperparameters that suit them.
+def find_start(groups: HurdleData, blocks: Mapping[str, Block]) -> tuple[dict[str, Mode], dict[str, Normal]]:
+    """Return the mode of each block, and mean and standard deviation of each hyperparameter.
 
     Args:
         groups: data whose rows are groups.
@@ -84,16 +68,16 @@ def find_start(groups: HurdleData, blocks: nn.ModuleDict) -> Start:
             hyper |= part.update(hyper, slab)
     for part in reversed(parts.values()):  # the positive part after sigma, which it is given
         part.step({k: v for k, (v, _) in hyper.items()})
-    return Start({name: Mode(part.theta, part.information()) for name, part in parts.items()}, hyper)
+    return {name: Mode(part.theta, part.information()) for name, part in parts.items()}, hyper
 
 
 def _slab_probabilities(parts: list[_Part], values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the posterior probability of the slab, by the name of its share (which parts may have in common)."""
     log_odds: dict[str, Tensor] = {}
     for part in parts:
-        last = part.block[-1]
+        last = part.block.last
         sparse = last.spike_and_slab(values)
-        if sparse is not None:
+        if sparse is not None and last.share is not None:
             theta, variance = (part.block.split(v)[last.name] for v in (part.theta, part.variance))
             before = log_odds.get(last.share, values[last.share])
             log_odds[last.share] = before + sparse.log_bayes_factor(theta, variance.reciprocal())
@@ -223,7 +207,7 @@ def _em_step(
         slab: the posterior probability that each is in the slab.
         values: the hyperparameters so far.
     """
-    name, hyperpriors, found = component.name, component.hyperpriors(), {}
+    name, hyperpriors, found = component.name, component.hyperpriors(), dict[str, Normal]()
     mean, precision = component.moments(values)
     if f"{name}_mean" in hyperpriors:
         prior_mean, prior_sd = hyperpriors[f"{name}_mean"]

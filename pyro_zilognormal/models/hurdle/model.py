@@ -53,6 +53,7 @@ class HurdleModel(PyroModule):
         >>> from pyro.infer import SVI, Predictive, Trace_ELBO
         >>> from pyro_zilognormal.datasets import pbmc68k_reduced
         >>> from pyro_zilognormal.models import HurdleGuide
+        >>> pyro.clear_param_store()
         >>> cells = pbmc68k_reduced()
         >>> monocyte = torch.tensor([t == "CD14+ Monocyte" for t in cells.cell_type])
         >>> data = HurdleData.from_cells(cells.values[:, :5], torch.stack([torch.ones(700), monocyte], 1))
@@ -135,10 +136,10 @@ def zero_log_bayes_factor(drawn: Block, zero: Block, values: dict[str, Tensor]) 
         zero: the block of the zero part.
         values: hyperparameters and sites so far.
     """
-    sparse, share = drawn.spike_and_slab(values), zero[-1].share
-    if sparse is None or drawn is zero or drawn[-1].share != share:
+    sparse, share = drawn.spike_and_slab(values), zero.last.share
+    if sparse is None or drawn is zero or drawn.last.share != share:
         return {}
-    return {f"{zero[-1].name}_log_bayes_factor": sparse.log_density_ratio(values[drawn[-1].name])}
+    return {f"{zero.last.name}_log_bayes_factor": sparse.log_density_ratio(values[drawn.last.name])}
 
 
 def _predict(part: str, values: dict[str, Tensor], design: Tensor, donor: Tensor) -> Tensor:

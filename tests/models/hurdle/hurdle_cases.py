@@ -56,9 +56,13 @@ _MADE = {}
 
 
 def _make(reduce, offset, zero_design, priors, kinds):
-    data = HurdleData.from_cells(**table(**kinds), reduce=reduce, offset=offset, zero_design=zero_design)
-    model = HurdleModel(data, HurdlePriors.for_data(data, effects_share=None) if priors is None else priors)
+    model, data = without_guide(reduce, offset, zero_design, priors, **kinds)
     return model, HurdleGuide(model, data), data
+
+
+def without_guide(reduce=None, offset=None, zero_design=None, priors=None, **kinds):
+    data = HurdleData.from_cells(**table(**kinds), reduce=reduce, offset=offset, zero_design=zero_design)
+    return HurdleModel(data, HurdlePriors.for_data(data, effects_share=None) if priors is None else priors), data
 
 
 def start(model, data):

@@ -58,7 +58,7 @@ BAD = {
         ValueError,
         "design: row 0 is not finite; leave out",
     ),
-    "design, words": (lambda: cells(X, [["a"]] * 4), TypeError, "design: a list with values that are not numbers"),
+    "design, words": (lambda: cells(X, [["a"]] * 4), TypeError, "design: a list that holds more than numbers"),
     "design, None": (lambda: cells(X, None), ValueError, r"design: shape \(\); needed 4 x columns"),
     "zero design": (lambda: cells(X, ONE, TWO[:, 1:]), ValueError, "zero_design: the first column is not all 1"),
     "zero design, rows": (lambda: cells(X, ONE, TWO[:2]), ValueError, r"zero_design: shape \(2, 2\); needed 4 x"),

@@ -54,16 +54,14 @@ def case(table, priors, donors=False):
     return model, HurdleGuide(model, data), data
 
 
-@pytest.mark.parametrize("donors", [False, True])
+STARTS = [(table, False) for table in TABLES] + [("all", True), ("only silent", True)]
+
+
 @pytest.mark.parametrize("priors", PRIORS)
-@pytest.mark.parametrize("table", TABLES)
-def test_the_start_is_finite(table, priors, donors):
-    model, guide, data = case(table, priors, donors)
-    found = start(model, data)
-    assert all(
-        v.isfinite().all() for mode in found.modes.values() for v in (mode.theta, *vars(mode.information).values())
-    )
-    assert all(v.isfinite().all() and (sd > 0).all() for v, sd in found.hyper.values())
+@pytest.mark.parametrize(("table", "donors"), STARTS)
+def test_the_start_is_finite(table, donors, priors):
+    _, guide, _ = case(table, priors, donors)
+    assert (guide.hyper.unit > 0).all()
     assert all(v.isfinite().all() for v in guide.state_dict().values())
 
 
@@ -103,7 +101,7 @@ def test_a_silent_gene_has_its_prior_given_the_hyperparameters():
 def test_the_odds_of_a_zero_where_the_data_are_silent():
     """Never in one arm: the odds of a zero are higher there, by less than the prior allows."""
     model, _, data = case("ordinary", "normal")
-    theta = start(model, data).modes["zero"].theta
+    theta = start(model, data)[0]["zero"].theta
     names = list(GENES)
     assert theta[names.index("silent in one arm"), 1] < 0
     assert theta[names.index("always in one arm"), 1] < 0
@@ -113,7 +111,7 @@ def test_the_odds_of_a_zero_where_the_data_are_silent():
 
 def test_a_constant_gene_has_the_smallest_sigma():
     model, _, data = case("ordinary", "normal")
-    log_sigma = start(model, data).modes["log_sigma"].theta.squeeze(-1)
+    log_sigma = start(model, data)[0]["log_sigma"].theta.squeeze(-1)
     names = list(GENES)
     assert log_sigma.argmin() in (names.index("constant"), names.index("always and constant"))
     assert log_sigma.min() > math.log(1e-4)
