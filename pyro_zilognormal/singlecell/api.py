@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
 import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import __version__
 from pyro_zilognormal.models import (
     Condition,
     HurdleData,
@@ -33,7 +30,6 @@ from pyro_zilognormal.singlecell.results import check_key, contrast_table, predi
 from pyro_zilognormal.singlecell.scale import Cleaner
 from pyro_zilognormal.svi import Checkpoint, FitResult, Run
 
-_REPORTED = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
 # Draws that keep the donors' effects, for replicated cells and pictures of genes: enough for 99 % intervals.
 _DONOR_DRAWS = 200
 
@@ -130,12 +126,6 @@ class HurdleDE:
     def genes(self) -> list[str]:
         """Names of the genes, in the order of the matrix."""
         return self.cells.names
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the software."""
-        found = {name: importlib.metadata.version(name) for name in _REPORTED}
-        return {"pyro-zilognormal": __version__, "python": platform.python_version()} | found
 
     def fit(
         self,
@@ -378,15 +368,10 @@ def differential_expression(
         adata: an AnnData with cells in rows, in memory or on disk.
         formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``.
         contrast: (column, test level, reference level); a list of such; or a dict of such by name.
-        donor: the column of obs that names the donors, for random effects.
         groupby: the column of obs whose groups are compared, instead of a formula.
         groups: the groups to compare; "all" for all but the reference.
         reference: the group to compare with; "rest" compares each group with all other cells, in a fit of its own.
-        layer: the layer to use; None for X.
-        use_raw: whether to use ``adata.raw``.
-        scale: the stored scale: "linear", "log1p" for log(1 + x), or "log2p1" for log2(1 + x).
-        offset: the log size factor of each cell, or the column of obs that holds it; None for normalised values.
-        detection_threshold: linear values of at most this are taken as zeros.
+        donor, layer, use_raw, scale, offset, detection_threshold, draws, priors, device: as for :class:`HurdleDE`.
         delta: changes of at most this many log2 units are of no interest; 0 tests the sign alone.
         fdr: the expected false discovery rate of the calls.
         credible: probability of the interval of ``log_fc``.
@@ -394,11 +379,8 @@ def differential_expression(
         copy: whether to leave ``adata`` as it is and only return the table.
         seed: the random seed.
         steps: number of steps of the fit; see :meth:`HurdleDE.fit`.
-        draws: number of posterior draws that summaries are made of.
-        priors: hyperpriors that differ from the defaults.
         callbacks: callbacks of ``svi.fit``.
         checkpoint: a file to save the fit to now and then, and to resume from if it exists; further fits add a number.
-        device: the torch device.
 
     Returns:
         A DataFrame with a row for each contrast and gene, the most certain gene first; :data:`COLUMNS` describes its

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,61 +26,30 @@ _MOST_CELLS = 250
 _WIDE = 100.0
 
 
-@dataclass(frozen=True, eq=False)
-class _Observed:
-    """Observations in some rows of the data.
-
-    Attributes:
-        rows: which rows.
-        cells: the number of cells in each row.
-        size: means of their size factors and of the squares, of shape (rows, 2).
-        zeros: the number of zeros of each gene.
-        total: the sum of linear values of each gene.
-        value: statistics of the rows, of shape (rows, genes, 5), with size factors taken out.
-        alike: whether a row holds many cells, so that its own mean of log x is known.
-    """
-
-    rows: Tensor
-    cells: Tensor
-    size: Tensor
-    zeros: Tensor
-    total: Tensor
-    value: Tensor
-    alike: bool
-
-    @property
-    def freedom(self) -> Tensor:
-        """Degrees of freedom of the sd of log x, by gene."""
-        positive = self.value[..., 1]
-        return ((positive - 1).clamp(min=0) if self.alike else positive).sum(0)
-
-    def sd_log(self, mu: Tensor) -> Tensor:
-        """Return the sd of log x within rows; about ``mu``, of shape (rows, genes), where rows are single cells."""
-        if self.alike:
-            squares = self.value[..., 3].sum(0)
-        else:
-            squares = (self.value[..., 1] * (self.value[..., 2] - mu).square()).sum(0)
-        return (squares / self.freedom).sqrt()
-
-
 def check_condition(
     cells: Cells, levels: Mapping[str, Any], draws: Mapping[str, Tensor], credible: float, seed: int
 ) -> dict[str, Any]:
-    """Return observed and replicated statistics of the cells of one condition, as columns over genes."""
-    observed = _observe(cells, cells.rows(levels))
-    generator = torch.Generator().manual_seed(seed)
-    zeros, total, mu = _replicate(draws, cells, observed, generator)
-    number, freedom = observed.cells.sum(), observed.freedom
+    """Return observed and replicated statistics of the cells with some levels, as columns over genes."""
+    rows = cells.rows(levels)
+    if cells.totals is None:
+        rows = rows[:: max(1, -(-len(rows) // _MOST_CELLS))]
+    number, (value, totals) = int(cells.count[rows].sum()), _observe(cells, rows)
+    zeros, total, mu = _replicate(draws, cells, rows, torch.Generator().manual_seed(seed))
     sigma = draws["log_sigma"].squeeze(-1).exp()
+    positive = value[..., 1]
+    if cells.totals is None:  # the deviation of a single cell is that from its posterior mean
+        freedom, squares = positive.sum(0), (positive * (value[..., 2] - mu).square()).sum(0)
+    else:
+        freedom, squares = (positive - 1).clamp(min=0).sum(0), value[..., 3].sum(0)
     compared = {
-        "zero_fraction": (observed.zeros / number, zeros / number),
-        "mean": (observed.total / number, total / number),
-        "sd_log": (observed.sd_log(mu), sigma * _chi(freedom, len(sigma), seed)),
+        "zero_fraction": (value[..., 0].sum(0) / number, zeros / number),
+        "mean": (totals / number, total / number),
+        "sd_log": ((squares / freedom).sqrt(), sigma * _chi(freedom, len(sigma), seed)),
     }
     columns: dict[str, Any] = {}
-    for name, (seen, replicated) in compared.items():
+    for name, (observed, replicated) in compared.items():
         ends = zip(("_predicted", "_low", "_high"), summarise(replicated, credible), strict=True)
-        columns |= {name: seen.numpy()} | {f"{name}{end}": values.numpy() for end, values in ends}
+        columns |= {name: observed.numpy()} | {f"{name}{end}": values.numpy() for end, values in ends}
     return columns | {"sd_log_freedom": freedom.numpy()}
 
 
@@ -109,46 +77,34 @@ def concat(genes: list[str], checks: Mapping[str, Mapping[str, Any]]) -> Any:
     return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
 
 
-def _observe(cells: Cells, rows: NDArray[np.int64]) -> _Observed:
-    if cells.totals is None:
-        return _observe_cells(cells, rows[:: max(1, -(-len(rows) // _MOST_CELLS))])
-    value = cells.data.value[rows]
-    return _Observed(
-        torch.from_numpy(rows),
-        torch.from_numpy(cells.count[rows]).double(),
-        torch.from_numpy(cells.size[rows]),
-        value[..., 0].sum(0),
-        torch.from_numpy(cells.totals[rows].sum(0)),
-        value,
-        alike=True,
-    )
-
-
-def _observe_cells(cells: Cells, rows: NDArray[np.int64]) -> _Observed:
-    offset = cells.data.offset[rows]
-    each = torch.arange(len(rows))
+def _observe(cells: Cells, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return the statistics of some rows, of shape (rows, genes, 5), and the sums of their linear values, (genes,)."""
+    if cells.totals is not None:
+        return cells.data.value[rows], torch.from_numpy(cells.totals[rows].sum(0))
+    offset, each = cells.data.offset[rows], torch.arange(len(rows))
     value = SufficientStatistics.from_cells(cells.data.value[rows], each, len(rows), offset).value
     # A cell is a group of one, whose mean is log x - offset.
-    total = (value[..., 1] * (value[..., 2] + offset.unsqueeze(-1)).exp()).sum(0)
-    one, size = torch.ones(len(rows), dtype=torch.float64), torch.from_numpy(cells.size[rows])
-    return _Observed(torch.from_numpy(rows), one, size, value[..., 0].sum(0), total, value, alike=False)
+    return value, (value[..., 1] * (value[..., 2] + offset.unsqueeze(-1)).exp()).sum(0)
 
 
 def _replicate(
-    draws: Mapping[str, Tensor], cells: Cells, observed: _Observed, generator: torch.Generator
+    draws: Mapping[str, Tensor], cells: Cells, rows: NDArray[np.int64], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replicate the cells of all rows."""
+    """Replicate the cells of some rows.
+
+    The result is the number of zeros and the sum of values, each of shape (draws, genes), and the posterior mean of mu,
+    of shape (rows, genes).
+    """
     zeros = torch.zeros(draws["intercept"].shape[:2], dtype=torch.float64)
-    total, means = torch.zeros_like(zeros), []
-    data = cells.data
-    for i, row in enumerate(observed.rows.tolist()):
+    total, means, data = torch.zeros_like(zeros), [], cells.data
+    for row in rows.tolist():
         donor = int(data.donor[row]) if data.donors else None
         mu, sigma, zero = parameters(draws, Condition(data.design[row]), donor)
         means.append(mu.mean(0))
-        count = observed.cells[i].expand_as(mu).contiguous()
+        count = torch.full_like(mu, float(cells.count[row]))
         positive = torch.binomial(count, logsigmoid(-zero).exp(), generator=generator)
         zeros += count - positive
-        total += sum_of_log_normals(positive, mu, sigma, observed.size[i], generator)
+        total += sum_of_log_normals(positive, mu, sigma, torch.from_numpy(cells.size[row]), generator)
     return zeros, total, torch.stack(means)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import importlib.metadata
 import io
+import platform
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pyro_zilognormal import __version__
 from pyro_zilognormal.singlecell import plots
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.design import Contrast
@@ -23,6 +26,7 @@ from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, STATISTICS, i
 from pyro_zilognormal.singlecell.results import COLUMNS, biased
 from pyro_zilognormal.svi import FitResult, plot_loss
 
+_PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
 # Genes in a table of the report, in a sentence, and on the terminal.
 _TOP, _NAMED, _PRINTED = 12, 5, 12
 _MOST_LISTED = 6
@@ -84,7 +88,8 @@ def metrics(results: Results) -> dict[str, Any]:
         within = inside(check, statistic)
         checks |= {f"{statistic}_inside": float(within.mean()), f"{statistic}_outside": names[~within].tolist()}
     return {
-        "versions": results.de.versions,
+        "versions": {"pyro-zilognormal": __version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "input": {"source": source, "fingerprint": fingerprint(results.de)},
         "settings": results.de.settings | specification,
         "contrasts": [_calls(c.name, results.of(c.name), specification["delta"]) for c in results.contrasts],

@@ -124,11 +124,11 @@ class Cleaner:
             raise SingleCellError(f"{self.expression.where} has dtype {stored.dtype}; needed real numbers")
         values = np.array(stored, dtype=np.float64)  # a plain copy, also of a view of an AnnData
         if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
-            self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
+            self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first, undone=False)
         self._record(values)
         to_linear(values, self.scale, self.threshold)
         if self.scale != "linear" and np.isinf(values).any():
-            self._refuse(values, np.isinf(values), block, first)
+            self._refuse(values, np.isinf(values), block, first, undone=True)
         self.positive += np.count_nonzero(values)
         return values
 
@@ -141,7 +141,9 @@ class Cleaner:
             self.count += positive.size
             self.whole = self.whole and bool((positive == np.floor(positive)).all())
 
-    def _refuse(self, values: NDArray[np.float64], bad: NDArray[np.bool_], block: Any, first: tuple[int, int]) -> None:
+    def _refuse(
+        self, values: NDArray[np.float64], bad: NDArray[np.bool_], block: Any, first: tuple[int, int], undone: bool
+    ) -> None:
         """Raise for the first bad value, by the names of its cell and gene."""
         at = int(np.flatnonzero(bad)[0])
         if block is None:
@@ -151,7 +153,7 @@ class Cleaner:
         value = float(values.reshape(-1)[at])
         cell, gene = self.expression.cells[first[0] + row], self.expression.genes[first[1] + column]
         place = f"{self.expression.where}: {value:g} in cell {cell!r}, gene {gene!r}"
-        if value == np.inf and self.scale != "linear" and self.largest < np.inf and self.count:
+        if undone:
             raise SingleCellError(
                 f"{place} once scale={self.scale!r} is undone; the stored values are not logarithms: scale='linear'?"
             )

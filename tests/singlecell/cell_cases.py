@@ -15,7 +15,7 @@ from pyro_zilognormal.singlecell import HurdleDE
 
 GENES = ("up", "down", "seen", "same", "often", "rare")
 STIM = ("condition", "stim", "ctrl")
-STEPS = 20
+STEPS = 10
 
 
 def frame(n: int = 160) -> pd.DataFrame:

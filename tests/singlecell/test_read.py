@@ -169,6 +169,14 @@ def test_rows_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -
     assert [(s.start, s.stop) for s in watched.slices] == [(i, i + 10) for i in range(0, 160, 10)]
 
 
+def test_an_infinite_logarithm_in_a_later_block_is_named_as_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 60)
+    stored = np.log1p(values())
+    stored[17, 3] = np.inf
+    with pytest.raises(SingleCellError, match="inf in cell 'cell17', gene 'same'; needed finite"):
+        HurdleDE(experiment(x=stored), "~ condition", scale="log1p")
+
+
 def test_columns_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 150)
     matrix = sp.csc_matrix(values())

@@ -23,7 +23,7 @@ zarr2 = pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer b
 def _done() -> tuple[anndata.AnnData, pd.DataFrame]:
     adata = experiment()
     contrasts = [STIM, ("sex", "m", "f")]
-    table = differential_expression(adata, "~ condition + sex", contrasts, donor="donor", steps=20)
+    table = differential_expression(adata, "~ condition + sex", contrasts, donor="donor", steps=10)
     return adata, table
 
 
@@ -61,7 +61,7 @@ def test_parameters_tell_what_was_done() -> None:
         "detection_threshold": 0.0,
         "draws": 1000,
         "seed": 0,
-        "steps": 20,
+        "steps": 10,
         "delta": 0.25,
         "fdr": 0.05,
         "credible": 0.95,
@@ -171,12 +171,12 @@ def test_groups_of_any_name(reference: str, kind: str, tmp_path: pathlib.Path) -
 def test_groups_are_contrasts() -> None:
     adata = types()
     members = adata.obs["type"] == "NK"
-    by_group = differential_expression(adata, groupby="type", groups="NK", steps=20, copy=True)
+    by_group = differential_expression(adata, groupby="type", groups="NK", steps=10, copy=True)
     adata.obs["is_nk"] = np.where(members, "yes", "no")
-    by_formula = differential_expression(adata, "~ is_nk", ("is_nk", "yes", "no"), steps=20, copy=True)
+    by_formula = differential_expression(adata, "~ is_nk", ("is_nk", "yes", "no"), steps=10, copy=True)
     pd.testing.assert_frame_equal(by_group.drop(columns="contrast"), by_formula.drop(columns="contrast"))
-    against: Any = differential_expression(adata, groupby="type", reference="NK", steps=20, copy=True)
+    against: Any = differential_expression(adata, groupby="type", reference="NK", steps=10, copy=True)
     assert against["contrast"].unique().tolist() == ["B: naive vs NK", "CD4+/CD25 T Reg vs NK"]
     contrasts = [("type", g, "NK") for g in ("B: naive", "CD4+/CD25 T Reg")]
-    same = differential_expression(adata, "~ type", contrasts, steps=20, copy=True)
+    same = differential_expression(adata, "~ type", contrasts, steps=10, copy=True)
     pd.testing.assert_frame_equal(against.drop(columns="contrast"), same.drop(columns="contrast"))
