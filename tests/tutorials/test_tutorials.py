@@ -44,7 +44,7 @@ def test_it_runs(path: pathlib.Path) -> None:
 
 
 @each_notebook
-def test_it_shortens_itself_and_asserts_an_answer(path: pathlib.Path) -> None:
+def test_it_has_a_short_mode_and_asserts_its_results(path: pathlib.Path) -> None:
     cells = code_cells(read(path))
     assert f'short = bool(os.environ.get("{SHORT}"))' in cells[0].source
     assert any(isinstance(node, ast.Assert) for node in ast.walk(ast.parse(cells[-1].source)))
@@ -82,7 +82,7 @@ def test_links_lead_somewhere(path: pathlib.Path) -> None:
 
 @each_notebook
 def test_it_renders_small(path: pathlib.Path) -> None:
-    """A page that a browser shows at once, with pictures no wider than it."""
+    """The page is small, and no picture is wider than the page."""
     assert path.stat().st_size < 1_500_000
     for output in outputs(path):
         if "image/png" in output.get("data", {}):
