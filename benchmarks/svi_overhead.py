@@ -41,7 +41,7 @@ def one_latent(x: torch.Tensor) -> None:
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
 
-CASES = {"two latent sites": (two_latents, (500, 200)), "one latent site": (one_latent, (1500, 400))}
+CASES = {"two latent sites": (two_latents, (500, 200)), "one latent site": (one_latent, (800, 300))}
 
 
 class Clock:

@@ -96,7 +96,17 @@ class SVIModule(nn.Module):
         self._given = {"model": model, "guide": guide}
         owners = {part: _owner(part, fn) for part, fn in self._given.items()}
         self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
-        self.model, self.guide = (_BatchHandler(self)(fn) for fn in (model, guide))
+        self._handled = {part: _BatchHandler(self)(fn) for part, fn in self._given.items()}
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model with its plate scaled for the batch, inside :meth:`running`."""
+        return self._for_batch("model")
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The guide with its plate scaled for the batch, inside :meth:`running`."""
+        return self._for_batch("guide")
 
     @property
     def kl_weight(self) -> float:
@@ -231,6 +241,10 @@ class SVIModule(nn.Module):
                 f"parameters {late} first appeared after the first run of model and guide, so that the optimiser lacks "
                 "them; make every parameter in the first run"
             )
+
+    def _for_batch(self, part: str) -> Callable[..., Any]:
+        handled = self.plate is not None or self.held_out or self._kl_weight != 1.0
+        return self._handled[part] if handled else self._given[part]
 
     def _loss_function(self, method: str) -> Callable[..., Any]:
         return getattr(self.loss, method, self.loss)
