@@ -28,11 +28,7 @@ include_patterns = [
 
 # Types of ours that nobody has to name.
 nitpick_ignore = [
-    ("py:class", "pyro_zilognormal.singlecell.file.RawMatrix"),
-    ("py:class", "pyro_zilognormal.svi.batch.Source"),
-    ("py:class", "pyro_zilognormal.singlecell.fitted.Self"),
-    ("py:class", "pyro_zilognormal.svi.plates.DataPlate"),
-    ("py:class", "pyro_zilognormal.svi.sites.Site"),
+    ("py:class", "pyro_zilognormal.svi.data.Source"),
 ]
 
 html_theme = "furo"

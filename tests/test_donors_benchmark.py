@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 import sys
@@ -338,13 +337,6 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: pathlib.Path, monkeypatch: pyt
     assert set(results) == set(kept)
     assert results[missing]["calls"] > 0
     assert page.read_text() == "written"
-
-
-@pytest.mark.skipif(not (importlib.util.find_spec("pydeseq2")), reason="pydeseq2 is not installed")
-def test_pydeseq2_takes_the_size_factors_that_are_given() -> None:
-    cells = donors_data.simulate(parameters(), 0, depth_ratio=2.0, genes=60)
-    table = donors_methods.pydeseq2(cells)
-    assert table["log2_fc"].median() == pytest.approx(0, abs=0.2)
 
 
 def test_the_page_is_written_from_the_record() -> None:

@@ -18,6 +18,8 @@ from pyro.infer import (
     JitTraceMeanField_ELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceTMC_ELBO,
 )
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.nn import PyroModule
@@ -94,7 +96,17 @@ class SVIModule(nn.Module):
         self._given = {"model": model, "guide": guide}
         owners = {part: _owner(part, fn) for part, fn in self._given.items()}
         self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
-        self.model, self.guide = (_BatchHandler(self)(fn) for fn in (model, guide))
+        self._handled = {part: _BatchHandler(self)(fn) for part, fn in self._given.items()}
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model with its plate scaled for the batch, inside :meth:`running`."""
+        return self._for_batch("model")
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The guide with its plate scaled for the batch, inside :meth:`running`."""
+        return self._for_batch("guide")
 
     @property
     def kl_weight(self) -> float:
@@ -106,7 +118,7 @@ class SVIModule(nn.Module):
         self._kl_weight = number("kl_weight", weight)
 
     def setup(self, batch: Batch) -> None:
-        """Run model, guide and loss once, so that every parameter exists; buffers stay as they are.
+        """Run model and guide once, so that every parameter exists; buffers stay as they are.
 
         Raises:
             ValueError: if there is nothing to train, the model lacks the plate, or the guide does not fit it.
@@ -119,7 +131,7 @@ class SVIModule(nn.Module):
         with self.running(batch), torch.no_grad():
             guide = poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
             self._check_guide(prior, guide)
-            self._loss_function("loss")(self.model, self.guide, *batch.args, **batch.kwargs)
+        self._count_plates(prior, guide)
         self._collect()
         if not self._trainable:
             raise ValueError(
@@ -230,6 +242,10 @@ class SVIModule(nn.Module):
                 "them; make every parameter in the first run"
             )
 
+    def _for_batch(self, part: str) -> Callable[..., Any]:
+        handled = self.plate is not None or self.held_out or self._kl_weight != 1.0
+        return self._handled[part] if handled else self._given[part]
+
     def _loss_function(self, method: str) -> Callable[..., Any]:
         return getattr(self.loss, method, self.loss)
 
@@ -258,6 +274,15 @@ class SVIModule(nn.Module):
                 "the data, or pass plate=None if the model scales minibatches itself"
             )
         self._frame = frames[self.plate] if frames[self.plate].full_size == self.rows else None
+
+    def _count_plates(self, *traces: Any) -> None:
+        """Tell a loss that needs it how deep plates nest; it would run model and guide in the first step to see."""
+        loss = self.loss
+        needed = isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO) or getattr(loss, "vectorize_particles", False)
+        if needed and loss.max_plate_nesting == math.inf:
+            nodes = [node for trace in traces for node in trace.nodes.values() if node["type"] == "sample"]
+            dims = [f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized]
+            loss.max_plate_nesting = -min(dims, default=0) + (loss.vectorize_particles and loss.num_particles > 1)
 
     def _create_plate(self, *args: Any, **kwargs: Any) -> Any:
         # An AutoGuide would else make the plate with the size of its first batch.

@@ -158,9 +158,7 @@ class Run:
         self.seconds_before, self._started = 0.0, time.monotonic()
         # The last parameters whose loss and gradient were finite, and the step that gave them.
         self.last_finite, self.last_finite_step = module.snapshot(), 0
-        buffers = dict(module.owners.named_buffers())
         self._kept = [self.last_finite[k] for k in module.trainable()]
-        self._buffers = [(self.last_finite[f"buffer {k}"], buffers[k]) for k in module.running_buffers]
 
     @property
     def epoch(self) -> int:
@@ -209,9 +207,8 @@ class Run:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
         batch, random = next(self.reader), torch_rng_state()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for kept, buffer in self._buffers:
-                kept.copy_(buffer)
+        for kept, buffer in self._buffers():
+            kept.copy_(buffer)
         self.step += 1
         what, error = self._backward(batch)
         if what:
@@ -264,6 +261,14 @@ class Run:
         gradients = [p.grad for p in self.module.trainable().values() if p.grad is not None]
         return ("" if all_finite(gradients) else "gradient"), None
 
+    def _buffers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the last finite value, and the buffer, of those that a forward pass changes: running means for one."""
+        names = self.module.running_buffers
+        now = dict(self.module.owners.named_buffers()) if names else {}  # a module may have put another in its place
+        with torch.no_grad():
+            for name in names:
+                yield self.last_finite[f"buffer {name}"], now[name]
+
     def _bad_step(self, batch: Batch, random: dict[str, Any], what: str, error: Exception | None) -> None:
         """Skip the step if that is allowed, else raise a DivergenceError; raise an error of another cause."""
         self.losses[-1] = math.nan
@@ -274,9 +279,8 @@ class Run:
             report = diagnose(self.module, batch, random, self.step, what)
             if error is not None and report.site is None and not report.parameters:
                 raise error
-        with torch.no_grad():
-            for kept, buffer in self._buffers:
-                buffer.copy_(kept)
+        for kept, buffer in self._buffers():
+            buffer.copy_(kept)
         if report is not None and self.bad_in_a_row >= allowed:
             self._diverge(report, error)
         self.skipped.append(self.step)

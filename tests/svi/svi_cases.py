@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
 
-from pyro_zilognormal.svi import Checkpoint, fit
+from pyro_zilognormal.svi import Checkpoint
 
 adam = functools.partial(torch.optim.Adam, lr=0.05)
 

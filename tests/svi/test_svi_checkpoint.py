@@ -208,7 +208,7 @@ def test_stopping_and_skipping_and_annealing_resume_bit_for_bit(tmp_path):
         return plain(SkipBadSteps(), stop, anneal, *callbacks, steps=400, loss=sometimes)
 
     whole = run([])
-    assert whole.converged
+    assert whole.stop_reason in ("converged", "rising")
     assert whole.skipped
     check_resume(tmp_path / "a.ckpt", run, [1, 7, whole.steps - 1])
 

@@ -322,6 +322,11 @@ def told(x):
         pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
 
 
+def fixed_size(x):
+    with pyro.plate("rows", ROWS, subsample_size=4):
+        pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
+
+
 def nothing(x):
     pass
 
@@ -331,7 +336,8 @@ LOCAL = local_model(ROWS)
 WRONG = {
     "another plate": (in_plate("cells", len), nothing, r"plate is 'rows', but the model's plates are \['cells'\]"),
     "another size": (in_plate("rows", lambda x: 7), nothing, r"declared with size 7; needed 10, the .* or 4, the rows"),
-    "size for all": (told, nothing, "plate 'rows' is given other rows"),
+    "other rows": (told, nothing, "plate 'rows' is given other rows"),
+    "a fixed size": (fixed_size, nothing, "subsample_size is not the 2 rows"),
     "rows in a batch's plate": (
         local_batch,
         AutoNormal(local_batch),

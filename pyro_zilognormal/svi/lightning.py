@@ -1,0 +1,75 @@
+"""Any Pyro model and guide as a LightningModule; needs the extra ``pyro-zilognormal[lightning]``."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_zilognormal.svi.data import Batch
+from pyro_zilognormal.svi.elbo import SVIModule
+from pyro_zilognormal.svi.fit import Optimizer, build_optimizer
+from pyro_zilognormal.svi.isolation import isolated
+
+try:
+    from lightning import LightningModule
+except ImportError as error:
+    raise ImportError("this needs Lightning: pip install 'pyro-zilognormal[lightning]'") from error
+
+
+class LightningSVI(LightningModule):
+    """A model and a guide that ``lightning.Trainer`` trains on the batches of any loader.
+
+    Args:
+        model: a Pyro model: a function, a module, or a method of one.
+        guide: its guide, with the same arguments.
+        example: the arguments of one batch, a tensor or a tuple; model and guide run on it once, here, so that
+            every parameter exists.
+        optimizer: as that of :func:`pyro_zilognormal.svi.fit`; Adam with a learning rate of 0.01 if None.
+        loss: a loss of ``pyro.infer``; ``Trace_ELBO()`` if None.
+        plate: the name of the model's plate over rows, scaled from a batch to all rows; None for a model that scales
+            minibatches itself.
+        rows: N, the number of rows in all; needed with ``plate``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> guide = pyro.infer.autoguide.AutoNormal(model)
+        >>> module = LightningSVI(model, guide, torch.ones(4), plate="rows", rows=20)
+        >>> sorted(module.svi.trainable())
+        ['AutoNormal.locs.m', 'AutoNormal.scales.m']
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        example: Any,
+        optimizer: Optimizer | None = None,
+        loss: ELBO | Callable[..., Tensor] | None = None,
+        plate: str | None = None,
+        rows: int = 1,
+    ) -> None:
+        super().__init__()
+        self.optimizer = optimizer
+        self.svi = SVIModule(model, guide, loss, plate, rows)
+        with isolated():
+            self.svi.setup(_batch(example))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self.svi(_batch(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimiser of all parameters."""
+        return build_optimizer(self.optimizer, self.svi.trainable())
+
+
+def _batch(data: Any) -> Batch:
+    args = tuple(data) if isinstance(data, tuple | list) else (data,)
+    rows = next((len(a) for a in args if isinstance(a, Tensor) and a.dim() > 0), 1)
+    return Batch(args, {}, rows)

@@ -1,0 +1,322 @@
+"""The loop: every fit has its own parameters, leaves the process as it was, and refuses bad arguments by name."""
+
+import ast
+import functools
+import math
+import random
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from svi_cases import adam, auto, data, normal_guide, normal_model
+
+from pyro_zilognormal.svi import Callback, Checkpoint, EarlyStopping, Progress, Schedule, SkipBadSteps, fit
+
+
+def fitted(x=None, guide=normal_guide, **settings):
+    settings = {"steps": 20, "optimizer": adam, **settings}
+    return fit(normal_model, guide, data() if x is None else x, **settings)
+
+
+def same(a, b):
+    return a.params.keys() == b.params.keys() and all(torch.equal(a.params[k], b.params[k]) for k in a.params)
+
+
+@pytest.mark.parametrize("make", [lambda: normal_guide, auto], ids=["function", "AutoNormal"])
+def test_a_fit_neither_reads_nor_writes_the_global_store(make):
+    alone = fitted(guide=make())
+    with pyro.get_param_store().scope():
+        for name in alone.params:
+            pyro.param(name, torch.tensor(99.0))
+        assert same(alone, fitted(guide=make()))
+        assert {k: v.item() for k, v in pyro.get_param_store().items()} == dict.fromkeys(alone.params, 99.0)
+
+
+@pytest.mark.parametrize("make", [lambda: normal_guide, auto], ids=["function", "AutoNormal"])
+def test_fits_one_after_and_inside_another_change_nothing(make):
+    outer, inner, seen = fitted(data(loc=-5.0), make()), fitted(data(loc=50.0), make()), []
+
+    def nest(run):
+        if run.step == 10:
+            seen.append(fitted(data(loc=50.0), make()))
+
+    assert same(outer, fitted(data(loc=-5.0), make(), callbacks=[nest]))
+    assert same(inner, seen[0])
+
+
+def test_a_result_keeps_its_parameters_when_its_guide_is_fitted_again():
+    guide = auto()
+    first, second = (fitted(data(loc=loc), guide, steps=100) for loc in (-5.0, 50.0))
+    for result in (first, second, first):
+        with result.scope():
+            assert torch.equal(guide.median()["loc"], result.params["AutoNormal.locs.loc"])
+    assert torch.equal(guide.locs.loc.detach(), second.params["AutoNormal.locs.loc"])
+    assert first.guide(data())["loc"] < second.guide(data())["loc"]
+    assert "loc" in pyro.poutine.trace(first.model).get_trace(data()).nodes
+
+
+def global_state():
+    return (
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002 - the global generator is what is checked
+        random.getstate(),
+        torch.get_default_dtype(),
+        torch.distributions.Distribution._validate_args,
+        pyro.settings.get(),
+        torch.is_grad_enabled(),
+    )
+
+
+def disturb(state):
+    torch.set_default_dtype(torch.float64)
+    torch.distributions.Distribution.set_default_validate_args(False)
+    pyro.enable_validation(False)
+    pyro.set_rng_seed(7)
+
+
+def fail(state):
+    disturb(state)
+    raise RuntimeError("stop here")
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.parametrize("callback", [disturb, fail])
+def test_global_state_is_put_back_also_after_an_error(callback, validate):
+    with pyro.validation_enabled(validate):
+        before = global_state()
+        with pytest.raises(RuntimeError, match="stop here") if callback is fail else nullcontext():
+            fitted(guide=auto(), steps=2, callbacks=[callback])
+        assert global_state() == before
+
+
+def test_the_seed_alone_decides_the_result():
+    first = fitted(seed=1)
+    torch.rand(3)
+    with torch.no_grad():
+        assert same(first, fitted(seed=np.int64(1), steps=np.int32(20)))
+    assert not same(first, fitted(seed=2))
+
+
+def test_importing_has_no_side_effect():
+    code = (
+        "import sys, torch, pyro\n"
+        "before = torch.get_rng_state(), torch.get_default_dtype(), pyro.settings.get()\n"
+        "import pyro_zilognormal.svi\n"
+        "assert torch.equal(before[0], torch.get_rng_state())\n"
+        "assert before[1:] == (torch.get_default_dtype(), pyro.settings.get())\n"
+        "bad = {'matplotlib', 'anndata', 'pandas', 'scipy', 'lightning'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_svi_knows_nothing_of_the_rest_of_the_package():
+    imported = set()
+    for path in (Path(__file__).parents[2] / "pyro_zilognormal" / "svi").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            imported |= {name for name in names if name.startswith("pyro_zilognormal")}
+    assert {name.split(".")[1] for name in imported} == {"svi"}
+
+
+def test_the_hooks_of_a_callback_are_called_in_their_turn():
+    class Hooked(Callback):
+        def on_fit_start(self, run):
+            calls.append("start")
+
+        def on_step_end(self, run):
+            calls.append(run.step)
+            if run.step == self.last:
+                raise RuntimeError("enough")
+
+        def on_fit_end(self, run):
+            calls.append(run.stop_reason)
+
+    calls, callback = [], Hooked()
+    callback.last = 3
+    fitted(steps=2, callbacks=[callback])
+    with pytest.raises(RuntimeError, match="enough"):
+        fitted(steps=4, callbacks=[callback])
+    assert calls == ["start", 1, 2, "steps", "start", 1, 2, 3, ""]
+
+
+def test_a_callback_sees_the_run_and_does_not_change_it():
+    def look(run):
+        assert run.step == len(run.losses)
+        assert run.loss == run.losses[-1]
+        assert run.params.keys() == {"q_loc", "q_scale"}
+        assert run.optimizer.param_groups[0]["lr"] == 0.05
+        assert (run.epoch, run.rows, run.kl_weight) == (run.step - 1, 20, 1.0)
+        assert "q_loc" not in pyro.get_param_store()
+
+    watched = fitted(callbacks=[look, Progress()])
+    assert watched.losses.tolist() == fitted().losses.tolist()
+
+
+def test_annealing_the_kl_weight():
+    weights = []
+
+    class Anneal(Callback):
+        def on_fit_start(self, run):
+            run.kl_weight = 0.25
+            self.run = run
+
+        def on_step_end(self, run):
+            run.kl_weight = min(1.0, (run.step + 1) / 4)
+
+    def loss(model, guide, x):
+        weights.append(anneal.run.kl_weight)
+        return Trace_ELBO().differentiable_loss(model, guide, x)
+
+    anneal = Anneal()
+    fitted(steps=6, loss=loss, callbacks=[anneal])
+    assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def rates_of(make, every, steps, bad=()):
+    """The factors that divide the learning rate after each step, where the steps ``bad`` are skipped."""
+    rates, count = [], []
+
+    def loss(model, guide, x):
+        count.append(1)
+        total = Trace_ELBO().differentiable_loss(model, guide, x)
+        return total * math.nan if len(count) in bad else total
+
+    callbacks = [
+        Schedule(make, every=every),
+        SkipBadSteps(),
+        lambda run: rates.append(run.optimizer.param_groups[0]["lr"]),
+    ]
+    sgd = functools.partial(torch.optim.SGD, lr=0.0008)
+    result = fitted(steps=steps, optimizer=sgd, loss=loss, callbacks=callbacks)
+    return [round(0.0008 / rate) for rate in rates], result
+
+
+HALVE = functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "every", "bad", "divided_by"),
+    [
+        (functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5), 1, [], [1, 2, 2, 4, 4, 8, 8]),
+        (HALVE, 3, [], [1, 1, 2, 2, 2, 4, 4]),
+        (HALVE, 3, [3], [1, 1, 1, 2, 2, 2, 4]),  # the third step that counts is the fourth
+        (HALVE, 3, [2, 4, 5], [1, 1, 1, 1, 1, 2, 2]),
+    ],
+)
+def test_a_schedule_follows_the_steps_that_are_not_skipped(make, every, bad, divided_by):
+    assert rates_of(make, every, 7, bad)[0] == divided_by
+
+
+@pytest.mark.parametrize(("bad", "windows"), [([], [[0, 1, 2], [3, 4, 5]]), ([2, 3], [[0, 3, 4], [5, 6, 7]])])
+def test_a_plateau_schedule_is_given_the_mean_loss(bad, windows):
+    seen = []
+
+    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            seen.append(metrics)
+
+    _, result = rates_of(Plateau, 3, 6 + len(bad), bad)
+    assert seen == pytest.approx([result.losses[window].mean() for window in windows])
+
+
+@pytest.mark.parametrize(
+    ("terminal", "show", "shown"), [(False, None, False), (True, False, False), (True, None, True)]
+)
+def test_progress_shows_the_loss_on_a_terminal_alone(terminal, show, shown, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    bar = Progress(show=show, window=1)
+    result = fitted(steps=5, callbacks=[lambda run: __import__("time").sleep(0.12), bar])
+    found = capsys.readouterr().err
+    assert ("5/5" in found and "loss/observation" in found) == shown
+    assert bool(found) == shown
+    if shown:
+        value = float(found.split("observation ")[1].split("]")[0].split(",")[0])
+        assert abs(result.losses / 20 - value).min() < 1e-3 * abs(value)
+
+
+def late_guide(x):
+    normal_guide(x)
+    late_guide.calls += 1
+    if late_guide.calls > 3:
+        pyro.param("late", torch.tensor(3.0))
+
+
+def test_a_parameter_that_comes_late_is_refused():
+    late_guide.calls = 0
+    with pytest.raises(ValueError, match=r"parameters \['late'\] first appeared after the first run"):
+        fitted(guide=late_guide)
+
+
+def no_parameters(x):
+    pyro.sample("loc", dist.Normal(0.0, 1.0))
+
+
+OTHER = torch.zeros(1, requires_grad=True)
+SCHEDULER = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.1})
+
+BAD = [
+    ({"model": 3}, TypeError, "model is int; needed a function"),
+    ({"model": torch.nn.Linear}, TypeError, "model is Linear; needed a function, a module"),
+    ({"guide": None}, TypeError, "guide is NoneType"),
+    ({"guide": AutoNormal}, TypeError, "guide is AutoNormal"),
+    ({"guide": no_parameters}, ValueError, "no parameters"),
+    ({"steps": 0}, ValueError, "steps is 0; needed a whole number of at least 1"),
+    ({"steps": 2.0}, ValueError, "steps is 2.0"),
+    ({"steps": True}, ValueError, "steps is True"),
+    ({"seed": -1}, ValueError, "seed is -1; needed a whole number from 0 to 4294967295"),
+    ({"seed": 2**32}, ValueError, "seed is 4294967296"),
+    ({"max_seconds": 0}, ValueError, "max_seconds is 0; needed a finite number above 0"),
+    ({"max_seconds": "a"}, ValueError, "max_seconds is 'a'"),
+    ({"optimizer": lambda p: None}, TypeError, "optimizer is or gave a NoneType"),
+    ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer is or gave a LBFGS"),
+    ({"optimizer": torch.optim.Adam([OTHER])}, TypeError, "needed a function of the parameters"),
+    ({"optimizer": lambda p: torch.optim.Adam([OTHER])}, ValueError, "not exactly the 2 parameters"),
+    ({"optimizer": lambda p: torch.optim.Adam(list(p)[:1])}, ValueError, "holds 1 tensors"),
+    ({"optimizer": SCHEDULER}, TypeError, "a scheduler of pyro.optim; pass the optimiser, and Schedule"),
+    ({"callbacks": [3]}, TypeError, "callbacks is"),
+    ({"callbacks": print}, TypeError, "callbacks is"),
+    ({"callbacks": [EarlyStopping]}, TypeError, "callbacks holds the class EarlyStopping"),
+    ({"callbacks": [Schedule(lambda optimizer: None)]}, TypeError, "make gave a NoneType; needed a schedule"),
+    ({"callbacks": [lambda run: setattr(run, "kl_weight", -0.1)]}, ValueError, "kl_weight is -0.1; needed a finite"),
+    ({"callbacks": [lambda run: setattr(run, "kl_weight", math.inf)]}, ValueError, "kl_weight is inf"),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), BAD)
+def test_bad_arguments_are_refused(change, error, message):
+    arguments = {"model": normal_model, "guide": normal_guide, "steps": 2, **change}
+    with pytest.raises(error, match=message):
+        fit(arguments.pop("model"), arguments.pop("guide"), data(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Progress(window=0), "window is 0"),
+        (lambda: SkipBadSteps(in_a_row=2.5), "in_a_row is 2.5"),
+        (lambda: SkipBadSteps(in_a_row=0), "in_a_row is 0; needed a whole number of at least 1"),
+        (lambda: EarlyStopping(every="3"), "every is '3'"),
+        (lambda: EarlyStopping(seed=2**70), "needed a whole number from 0 to 4294967295"),
+        (lambda: Schedule(HALVE, every=True), "every is True"),
+    ],
+)
+def test_bad_arguments_of_callbacks_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_good_arguments_are_taken(tmp_path):
+    callbacks = (Progress(window=np.int64(1)), SkipBadSteps(1), EarlyStopping(noise=0, min_delta=0.0, seed=2**32 - 1))
+    save = Checkpoint(tmp_path / "a", seconds=0.5, steps=torch.tensor(1))
+    loss = Trace_ELBO().differentiable_loss
+    assert fitted(steps=2, loss=loss, max_seconds=100, callbacks=(*callbacks, save)).steps == 2
