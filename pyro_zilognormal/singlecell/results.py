@@ -286,12 +286,10 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
         raise unknown("key", key, "keys of adata.uns", adata.uns)
     table, params = adata.uns[key]["table"], adata.uns[key]["params"]
     contrasts = [str(c) for c in params["contrasts"]]
-    parts = {
-        group: table[table["contrast"] == contrast]
-        .assign(score=lambda t: t["log_fc"] / t["log_fc_sd"])
-        .sort_values("score", ascending=False, kind="stable")
-        for group, contrast in zip(_group_names(params, contrasts), contrasts, strict=True)
-    }
+    table = table.assign(score=table["log_fc"] / table["log_fc_sd"])
+    table = table.sort_values("score", ascending=False, kind="stable")
+    groups = zip(_group_names(params, contrasts), contrasts, strict=True)
+    parts = {group: table[table["contrast"] == contrast] for group, contrast in groups}
     found: dict[str, Any] = {"params": _scanpy_params(params)}
     for name, (column, dtype) in _SCANPY_FIELDS.items():
         found[name] = np.empty(len(table) // len(parts), dtype=[(group, dtype) for group in parts])
@@ -305,19 +303,18 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
 
 
 def _group_names(params: Mapping[str, Any], contrasts: list[str]) -> list[str]:
-    tests = [str(t) for t in params.get("test_levels", ())]
-    same = len({*params.get("columns", ())}) == 1 and len({*params.get("reference_levels", ())}) == 1
+    tests = [str(t) for t in params["test_levels"]]
+    same = len({*params["columns"]}) == 1 and len({*params["reference_levels"]}) == 1
     names = tests if same and len({*tests}) == len(contrasts) else contrasts
     return [name.replace(":", "") for name in names]  # zarr takes no colon in the name of a field
 
 
 def _scanpy_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    columns = [str(c) for c in params.get("columns", ())]
-    references = {str(r) for r in params.get("reference_levels", ())}
+    references = {str(r) for r in params["reference_levels"]}
     return {
-        "groupby": columns[0] if columns else "",
+        "groupby": str(params["columns"][0]),
         "reference": references.pop() if len(references) == 1 else "rest",
         "method": "pyro_zilognormal",
-        "use_raw": bool(params.get("use_raw", False)),
+        "use_raw": bool(params["use_raw"]),
         "corr_method": "expected_fdr",
     } | ({"layer": params["layer"]} if "layer" in params else {})
