@@ -180,12 +180,12 @@ class HurdleDE:
     def _drawn(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return all draws without donors, and the first ones with donors, which take much memory."""
         if self._draws is None:
-            number, seed = self.settings["draws"], self.settings["seed"]
+            result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
             some = min(number, _DONOR_DRAWS)
-            first = draw_coefficients(self.result, self.data, some, seed=seed, donors=True)
+            first = draw_coefficients(result, self.data, some, seed=seed, donors=True)
             draws = {name: value for name, value in first.items() if "donors" not in name}
             if number > some:
-                rest = draw_coefficients(self.result, self.data, number - some, seed=seed + 1)
+                rest = draw_coefficients(result, self.data, number - some, seed=seed + 1)
                 draws = {name: torch.cat([value, rest[name]]) for name, value in draws.items()}
             self._draws = draws, first
         return self._draws
