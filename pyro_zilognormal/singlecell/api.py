@@ -25,8 +25,8 @@ from pyro_zilognormal.singlecell.design import Contrast, Variable, column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.io import find_expression, read
-from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, concat, lack_of_fit_columns
-from pyro_zilognormal.singlecell.results import check_key, contrast_table, prediction_table, write_results
+from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, lack_of_fit_columns
+from pyro_zilognormal.singlecell.results import by_condition, check_key, contrast_table, prediction_table, write_results
 from pyro_zilognormal.singlecell.scale import Cleaner
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
@@ -295,7 +295,7 @@ class HurdleDE:
         for name, chosen in levels.items():
             if not len(self.cells.rows(chosen)):
                 raise SingleCellError(f"condition: no cell has {name}; needed a condition with cells")
-        return concat(self.genes, {name: self._check(chosen, credible) for name, chosen in levels.items()})
+        return by_condition(self.genes, {name: self._check(chosen, credible) for name, chosen in levels.items()})
 
     def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = 0.95) -> list[GeneFit]:
         """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.

@@ -92,8 +92,6 @@ def column(obs: Any, name: str, argument: str) -> Any:
     if name not in obs.columns:
         raise unknown(argument, name, "columns of adata.obs", obs.columns)
     values = obs[name]
-    if values.ndim != 1:
-        raise SingleCellError(f"{argument}: adata.obs has several columns {name!r}; needed one: rename them")
     if values.isna().any():
         missing = np.flatnonzero(values.isna())
         raise SingleCellError(
@@ -165,13 +163,13 @@ class Design:
     def condition(self, levels: Mapping[str, Any]) -> Condition:
         """Return the row of the design for some levels; other variables have their defaults."""
         found = {name: self._variable(name).level(given) for name, given in levels.items()}
-        condition = self._row_of(found)
-        if not self.estimable(condition.design):
+        (row,) = self._rows([found])
+        if not self.estimable(row):
             raise SingleCellError(
                 f"condition: {_words(found)} is not estimable: no cells determine it in {self.formula!r}; needed a "
                 "combination that cells have, or a formula without that interaction"
             )
-        return condition
+        return Condition(row, levels=found)
 
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
         """Return the contrast of two levels of a variable."""
@@ -186,8 +184,9 @@ class Design:
             if level not in variable.levels:  # a number other than the two
                 raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
         # The conditions need not be estimable, as long as their difference is.
-        above, below = (self._row_of({column: level}) for level in levels)
-        return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", above, below))
+        ends = [{column: level} for level in levels]
+        conditions = (Condition(row, levels=end) for row, end in zip(self._rows(ends), ends, strict=True))
+        return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", *conditions))
 
     def pair(self, test: Condition, reference: Condition, name: str | None = None) -> Contrast:
         """Return the contrast of two conditions; see :meth:`contrast`."""
@@ -221,9 +220,6 @@ class Design:
         if name not in self.variables:
             raise unknown("condition", name, f"variables of the formula {self.formula!r}", self.variables)
         return self.variables[name]
-
-    def _row_of(self, levels: Mapping[str, Any]) -> Condition:
-        return Condition(self._rows([levels])[0], levels=levels)
 
     def _rows(self, conditions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
         """Return the rows of the design for values of the variables; missing ones have their defaults."""
@@ -290,9 +286,9 @@ def _materialise(formula: Any, obs: Any) -> tuple[Any, Any]:
     if not isinstance(parsed, formulaic.SimpleFormula):
         raise SingleCellError(f"formula: {formula!r} has several sides or parts; needed one, such as '~ condition'")
     # Formulaic does not count arguments of its stateful functions, such as center(age), among required variables.
-    named = {name for name in map(str, obs.columns) if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", formula)}
-    columns = {name: column(obs, name, "formula") for name in sorted(named | parsed.required_variables)}
-    frame = obs[[]].assign(**columns)
+    words = {name: rf"(?<![\w.'\"]){re.escape(name)}(?![\w('\"])" for name in obs.columns if isinstance(name, str)}
+    named = {name for name, word in words.items() if re.search(word, formula)} | parsed.required_variables
+    frame = obs[[]].assign(**{name: column(obs, name, "formula") for name in sorted(named)})
     try:
         with np.errstate(all="ignore"):  # columns that are not finite are refused by name
             return frame, parsed.get_model_matrix(frame, na_action="ignore")

@@ -114,7 +114,7 @@ def _element(element: Any) -> Any:
 
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
     """Return X, a layer or raw.X of an AnnData."""
-    if not all(hasattr(adata, name) for name in ("obs", "var_names", "layers")):
+    if not hasattr(adata, "obs"):
         raise TypeError(
             f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
         )

@@ -74,7 +74,7 @@ def metrics(results: Results) -> dict[str, Any]:
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "input": {"source": source, "fingerprint": fingerprint(results.de)},
         "settings": results.de.settings | specification,
-        "contrasts": [_calls(c.name, results.of(c.name), specification["delta"]) for c in results.contrasts],
+        "contrasts": [_calls(results.of(c.name), specification["delta"]) for c in results.contrasts],
         "convergence": {
             "converged": bool(fit.converged),
             "stop_reason": fit.stop_reason,
@@ -95,10 +95,10 @@ def fingerprint(de: HurdleDE) -> str:
     return digest([de.genes, *de.cells.data.arguments])
 
 
-def _calls(name: str, table: Any, delta: float) -> dict[str, Any]:
+def _calls(table: Any, delta: float) -> dict[str, Any]:
     called = table[table["is_de"]]
     return {
-        "contrast": name,
+        "contrast": table["contrast"].iloc[0],
         "n_test": int(table["n_test"].iloc[0]),
         "n_ref": int(table["n_ref"].iloc[0]),
         "up": int((called["log_fc"] > 0).sum()),
@@ -130,7 +130,7 @@ def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic
         _fit_of(check, "zero_fraction", "share of zeros", "the model predicts too many or too few zeros"),
         _fit_of(check, "mean", "mean", "their positive values are not log-normal, and log_fc may be biased"),
         _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread differs between conditions"),
-        *(_bias(results.of(contrast.name), delta, contrast.name) for contrast in results.contrasts),
+        *(_bias(results.of(contrast.name), delta) for contrast in results.contrasts),
         _donors(results.de),
         *(Diagnostic(False, f"Warning: {text}") for text in results.warnings),
     ]
@@ -145,15 +145,13 @@ def _fit_of(check: Mapping[str, Any], statistic: str, what: str, meaning: str) -
     return Diagnostic(1 - share <= _MOST_OUTSIDE, f"{text}. Outside: {listed(outside, _MOST_LISTED)}; {meaning}.")
 
 
-def _bias(table: Any, delta: float, contrast: str) -> Diagnostic:
-    found = table[biased(table, delta)]
+def _bias(table: Any, delta: float) -> Diagnostic:
+    contrast, found = table["contrast"].iloc[0], table[biased(table, delta)]
     if found.empty:
         text = "the spread of log x does not differ so much between the conditions that log_fc is biased beyond its "
         return Diagnostic(True, f"{contrast}: {text}interval.")
-    worst = found.loc[found["log_fc_bias"].abs().sort_values(ascending=False).index]
-    corrected = worst["log_fc"] - worst["log_fc_bias"]
-    values = zip(worst["variable"], worst["log_fc"], corrected, strict=True)
-    genes = [f"{gene} ({given:+.2f}, corrected {better:+.2f})" for gene, given, better in values]
+    rows = found.sort_values("log_fc_bias", key=abs, ascending=False).to_dict("records")
+    genes = [f"{r['variable']} ({r['log_fc']:+.2f}, corrected {r['log_fc'] - r['log_fc_bias']:+.2f})" for r in rows]
     text = f"{contrast}: in {len(found)} of {len(table)} genes the spread of log x differs so much between the "
     text += f"conditions that log_fc is biased beyond its interval: {listed(genes, _MOST_LISTED)}. "
     return Diagnostic(False, text + "The corrected value is log_fc - log_fc_bias.")
@@ -169,19 +167,19 @@ def _donors(de: HurdleDE) -> Diagnostic:
         )
     number = len(donors.names)
     text = f"The model has random effects of the {number} donors ({donors.name})"
-    few = number < _FEW_DONORS
-    return Diagnostic(not few, f"{text}; so few donors say little about others." if few else f"{text}.")
+    text += "; so few donors say little about others. " if number < _FEW_DONORS else ". "
+    return Diagnostic(
+        False, text + "With donors it calls too many genes: run a pseudobulk test of the samples beside it."
+    )
 
 
 def verdict(found: Sequence[Diagnostic], converged: bool) -> str:
     """Return in a sentence whether the results can be used."""
     if not converged:
         return "No: the fit did not converge. Run it again with more --steps before using the results."
-    cautions = sum(not one.passed for one in found)
-    if not cautions:
+    if all(one.passed for one in found):
         return "Yes: all diagnostics are fine."
-    points = "one diagnostic below limits" if cautions == 1 else f"{cautions} diagnostics below limit"
-    return f"Yes, with caution: {points} what can be concluded (marked ⚠)."
+    return "Yes, with caution: the diagnostics marked ⚠ below limit what can be concluded."
 
 
 def html(
@@ -197,10 +195,7 @@ def html(
         numbers=numbers,
         diagnostics=found,
         verdict=verdict(found, numbers["convergence"]["converged"]),
-        contrasts=[
-            calls | _shown(results, contrast)
-            for calls, contrast in zip(numbers["contrasts"], results.contrasts, strict=True)
-        ],
+        contrasts=[c | _shown(results, one) for c, one in zip(numbers["contrasts"], results.contrasts, strict=True)],
         named=_NAMED,
         unusual=_STATUS,
         pictures={name: _inline(png) for name, png in pictures.items()},

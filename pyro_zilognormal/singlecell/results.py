@@ -83,6 +83,12 @@ def summarise(values: Tensor, credible: float) -> tuple[Tensor, Tensor, Tensor]:
     return middle, low, high
 
 
+def summary_columns(name: str, values: Tensor, credible: float, median: str = "") -> dict[str, NDArray[np.float64]]:
+    """Return median and interval of draws as columns ``name`` and ``median``, ``_low`` and ``_high``."""
+    ends = zip((median, "_low", "_high"), summarise(values, credible), strict=True)
+    return {f"{name}{end}": summary.numpy() for end, summary in ends}
+
+
 def contrast_table(
     genes: list[str],
     draws: Mapping[str, Tensor],
@@ -205,7 +211,7 @@ def prediction_table(
     for q in quantiles:
         if not 0 <= q < 1:
             raise SingleCellError(f"quantiles holds {q!r}; needed numbers from 0 to below 1: there is no largest value")
-    tables = []
+    found = {}
     for condition in conditions:
         distribution = ZeroInflatedLogNormal(*parameters(draws, condition))
         predicted = {
@@ -214,12 +220,16 @@ def prediction_table(
             "prob_zero": distribution.zi_logits.sigmoid(),
             "positive_mean": (distribution.loc + distribution.scale.square() / 2).exp(),
         } | {f"q{q:g}": distribution.icdf(torch.tensor(q, dtype=torch.float64)) for q in quantiles}
-        columns: dict[str, Any] = {"variable": genes, "condition": condition.name}
-        for name, values in predicted.items():
-            ends = zip(("", "_low", "_high"), summarise(values, credible), strict=True)
-            columns |= {f"{name}{end}": summary.numpy() for end, summary in ends}
-        tables.append(require("pandas").DataFrame(columns).astype({"variable": object, "condition": object}))
-    return require("pandas").concat(tables, ignore_index=True)
+        columns = [summary_columns(name, values, credible) for name, values in predicted.items()]
+        found[condition.name] = {name: values for each in columns for name, values in each.items()}
+    return by_condition(genes, found)
+
+
+def by_condition(genes: list[str], columns: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the columns of several conditions as one DataFrame, with those of genes and conditions before them."""
+    pandas = require("pandas")
+    tables = [pandas.DataFrame({"variable": genes, "condition": name} | dict(c)) for name, c in columns.items()]
+    return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
 
 
 def write_results(adata: Any, table: Any, parameters: Mapping[str, Any], key_added: str = "ziln_de") -> None:
