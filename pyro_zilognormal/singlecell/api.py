@@ -25,10 +25,10 @@ from pyro_zilognormal.singlecell.design import Contrast, Variable, column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.io import find_expression, read
-from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, concat, lack_of_fit_columns
-from pyro_zilognormal.singlecell.results import check_key, contrast_table, prediction_table, write_results
+from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, lack_of_fit_columns
+from pyro_zilognormal.singlecell.results import by_condition, check_key, contrast_table, prediction_table, write_results
 from pyro_zilognormal.singlecell.scale import Cleaner
-from pyro_zilognormal.svi import Checkpoint, FitResult, Run
+from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
 # Draws that keep the donors' effects, for replicated cells and pictures of genes: enough for 99 % intervals.
 _DONOR_DRAWS = 200
@@ -60,7 +60,6 @@ class HurdleDE:
         cells: the design, the donors and the observations.
         data: the data of the fit.
         priors: the hyperpriors.
-        result: the result of the fit, or None.
         settings: all arguments, and those of :meth:`fit`, as plain values.
 
     Raises:
@@ -96,14 +95,14 @@ class HurdleDE:
     ) -> None:
         for module in ("anndata", "pandas", "formulaic", "scipy"):
             require(module)
-        if isinstance(draws, bool) or not isinstance(draws, int) or draws < 100:
+        if draws < 100:
             raise SingleCellError(f"draws is {draws!r}; needed a whole number of at least 100")
-        device = _check_device(device)
+        _check_device(device)
         expression = find_expression(adata, layer, use_raw)
         self.cells = read(adata.obs, formula, donor, offset, Cleaner(expression, scale, detection_threshold))
         self.data = _on_device(self.cells.data, device)
         self.priors = _priors(priors, self.data)
-        self.result: FitResult | None = None
+        self._result: FitResult | None = None
         self.settings: dict[str, Any] = {
             "formula": formula,
             "donor": donor,
@@ -113,7 +112,7 @@ class HurdleDE:
             "offset": offset if isinstance(offset, str | None) else "array",
             "detection_threshold": detection_threshold,
             "draws": draws,
-            "device": device,
+            "device": str(device),
             "n_cells": expression.shape[0],
             "n_genes": expression.shape[1],
             "n_rows": len(self.data.design),
@@ -127,13 +126,20 @@ class HurdleDE:
         """Names of the genes, in the order of the matrix."""
         return self.cells.names
 
+    @property
+    def result(self) -> FitResult:
+        """The result of the fit; a SingleCellError before it."""
+        if self._result is None:
+            raise SingleCellError("the genes have not been fitted; call fit() first")
+        return self._result
+
     def fit(
         self,
         *,
         seed: int = 0,
         steps: int | None = None,
         batch_size: int = 512,
-        callbacks: Sequence[Callable[[Run], Any]] = (),
+        callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> HurdleDE:
         """Fit all genes.
@@ -153,7 +159,7 @@ class HurdleDE:
         if checkpoint is not None:
             callbacks = [*callbacks, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)]
         model = HurdleModel(self.data, self.priors)
-        self.result = fit_hurdle(
+        self._result = fit_hurdle(
             model,
             HurdleGuide(model, self.data),
             self.data,
@@ -173,15 +179,13 @@ class HurdleDE:
 
     def _drawn(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return all draws without donors, and the first ones with donors, which take much memory."""
-        if self.result is None:
-            raise SingleCellError("the genes have not been fitted; call fit() first")
         if self._draws is None:
-            number, seed = self.settings["draws"], self.settings["seed"]
+            result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
             some = min(number, _DONOR_DRAWS)
-            first = draw_coefficients(self.result, self.data, some, seed=seed, donors=True)
+            first = draw_coefficients(result, self.data, some, seed=seed, donors=True)
             draws = {name: value for name, value in first.items() if "donors" not in name}
             if number > some:
-                rest = draw_coefficients(self.result, self.data, number - some, seed=seed + 1)
+                rest = draw_coefficients(result, self.data, number - some, seed=seed + 1)
                 draws = {name: torch.cat([value, rest[name]]) for name, value in draws.items()}
             self._draws = draws, first
         return self._draws
@@ -233,25 +237,15 @@ class HurdleDE:
             A DataFrame with the columns of :data:`COLUMNS`, contrast by contrast, the most certain gene first.
         """
         check_fractions(delta, fdr, credible)
-        chosen = self.cells.design.contrasts(contrast)
+        levels = {"delta": delta, "fdr": fdr, "credible": credible, "negligible": _negligible(self.priors)}
         tables = []
-        for one in chosen:
+        for one in self.cells.design.contrasts(contrast):
             ends = one.test.levels, one.reference.levels
             arms = self.cells.arm(ends[0]), self.cells.arm(ends[1]), self.cells.arm({})
             # A condition without cells, such as a value of a number, cannot be checked.
             checks = [self._check(end, CREDIBLE) if arm.cells else None for end, arm in zip(ends, arms, strict=False)]
-            table = contrast_table(
-                self.genes,
-                self.draws,
-                one,
-                arms,
-                lack_of_fit_columns(checks[0], checks[1], len(self.genes)),
-                delta=delta,
-                fdr=fdr,
-                credible=credible,
-                negligible=_negligible(self.priors),
-            )
-            tables.append(table)
+            lack_of_fit = lack_of_fit_columns(checks[0], checks[1], len(self.genes))
+            tables.append(contrast_table(self.genes, self.draws, one, arms, lack_of_fit, **levels))
         return require("pandas").concat(tables, ignore_index=True)
 
     def predict(self, *conditions: Condition, quantiles: Sequence[float] = (), credible: float = 0.95) -> Any:
@@ -301,7 +295,7 @@ class HurdleDE:
         for name, chosen in levels.items():
             if not len(self.cells.rows(chosen)):
                 raise SingleCellError(f"condition: no cell has {name}; needed a condition with cells")
-        return concat(self.genes, {name: self._check(chosen, credible) for name, chosen in levels.items()})
+        return by_condition(self.genes, {name: self._check(chosen, credible) for name, chosen in levels.items()})
 
     def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = 0.95) -> list[GeneFit]:
         """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.
@@ -355,32 +349,27 @@ def differential_expression(
     steps: int | None = None,
     draws: int = 1000,
     priors: HurdlePriors | Mapping[str, Any] | None = None,
-    callbacks: Sequence[Callable[[Run], Any]] = (),
+    callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     device: str = "cpu",
 ) -> Any:
     """Test which genes differ between conditions, and write the results to the AnnData.
 
-    This is :class:`HurdleDE`, ``fit``, ``test`` and :func:`write_results` in one call. The comparison is given by
-    ``formula`` and ``contrast``, or by ``groupby``, ``groups`` and ``reference`` as in ``scanpy.tl.rank_genes_groups``.
+    This is :class:`HurdleDE`, ``fit``, ``test`` and :func:`write_results` in one call, with their arguments. The
+    comparison is given by ``formula`` and ``contrast``, or by ``groupby``, ``groups`` and ``reference`` as in
+    ``scanpy.tl.rank_genes_groups``.
 
     Args:
         adata: an AnnData with cells in rows, in memory or on disk.
-        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``.
-        contrast: (column, test level, reference level); a list of such; or a dict of such by name.
+        formula, donor, layer, use_raw, scale, offset, detection_threshold, draws, priors, device: see
+            :class:`HurdleDE`.
+        contrast, delta, fdr, credible: see :meth:`HurdleDE.test`.
         groupby: the column of obs whose groups are compared, instead of a formula.
         groups: the groups to compare; "all" for all but the reference.
         reference: the group to compare with; "rest" compares each group with all other cells, in a fit of its own.
-        donor, layer, use_raw, scale, offset, detection_threshold, draws, priors, device: as for :class:`HurdleDE`.
-        delta: changes of at most this many log2 units are of no interest; 0 tests the sign alone.
-        fdr: the expected false discovery rate of the calls.
-        credible: probability of the interval of ``log_fc``.
         key_added: the key of ``uns`` and the start of the keys of ``varm`` to write to.
         copy: whether to leave ``adata`` as it is and only return the table.
-        seed: the random seed.
-        steps: number of steps of the fit; see :meth:`HurdleDE.fit`.
-        callbacks: callbacks of ``svi.fit``.
-        checkpoint: a file to save the fit to now and then, and to resume from if it exists; further fits add a number.
+        seed, steps, callbacks, checkpoint: see :meth:`HurdleDE.fit`; checkpoints of further fits add a number.
 
     Returns:
         A DataFrame with a row for each contrast and gene, the most certain gene first; :data:`COLUMNS` describes its
@@ -405,8 +394,7 @@ def differential_expression(
     check_fractions(delta, fdr, credible)
     check_key(key_added)
     given = [(adata, formula or "", contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
-    fits: list[tuple[HurdleDE, list[Contrast]]] = []
-    tables = []
+    tables, parameters = [], []
     for number, (cells, own_formula, own_contrast) in enumerate(given, start=1):
         de = HurdleDE(
             cells,
@@ -425,11 +413,11 @@ def differential_expression(
         path = None if checkpoint is None else os.fspath(checkpoint) + (f".{number}" if number > 1 else "")
         de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=path)
         tables.append(de.test(contrasts, delta=delta, fdr=fdr, credible=credible))
-        fits.append((de, contrasts))
+        parameters.append(result_parameters(de, contrasts))
     table = require("pandas").concat(tables, ignore_index=True)
     if not copy:
         settings = {"delta": delta, "fdr": fdr, "credible": credible}
-        write_results(adata, table, _merged_parameters(fits, groupby) | settings, key_added)
+        write_results(adata, table, _merged(parameters, groupby) | settings, key_added)
     return table
 
 
@@ -442,23 +430,24 @@ def result_parameters(de: HurdleDE, contrasts: Sequence[Contrast]) -> dict[str, 
 
     Returns:
         Text, numbers, booleans and lists of text.
+
+    Raises:
+        SingleCellError: the model has not been fitted.
     """
-    levels = [[end.levels.get(c.column or "", end.name) for end in (c.test, c.reference)] for c in contrasts]
-    plain = {
-        "test_levels": [str(test) for test, _ in levels],
-        "reference_levels": [str(reference) for _, reference in levels],
+    fit, labels = de.result, [c.labels for c in contrasts]
+    return de.settings | {
+        "converged": bool(fit.converged),
+        "stop_reason": fit.stop_reason,
+        "test_levels": [test for test, _ in labels],
+        "reference_levels": [reference for _, reference in labels],
         "columns": [c.column or "" for c in contrasts],
     }
-    fit = {"converged": bool(de.result.converged), "stop_reason": de.result.stop_reason} if de.result else {}
-    return de.settings | fit | plain
 
 
-def _merged_parameters(fits: Sequence[tuple[HurdleDE, Sequence[Contrast]]], groupby: str | None) -> dict[str, Any]:
+def _merged(each: Sequence[dict[str, Any]], groupby: str | None) -> dict[str, Any]:
     """Return the parameters of all fits, which differ in contrasts and convergence alone."""
-    each = [result_parameters(de, contrasts) for de, contrasts in fits]
-    merged = each[0] | {"converged": all(p["converged"] for p in each)}
-    for name in ("test_levels", "reference_levels", "columns"):
-        merged[name] = [v for p in each for v in p[name]]
+    merged = each[0] | {"converged": all(one["converged"] for one in each)}
+    merged |= {name: [v for one in each for v in one[name]] for name in ("test_levels", "reference_levels", "columns")}
     if groupby is not None:
         merged |= {"groupby": groupby, "columns": [groupby] * len(merged["columns"]), "formula": None}
     return merged
@@ -477,76 +466,69 @@ def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[t
     if isinstance(groups, str) and groups == "all":
         chosen = [level for level in factor.levels if level != against]
     else:
-        chosen = [factor.level(g) for g in ([groups] if isinstance(groups, str) else groups)]
+        chosen = [factor.level(group) for group in ([groups] if isinstance(groups, str) else groups)]
     if not chosen or against in chosen or len(set(chosen)) < len(chosen):
         raise SingleCellError(
             f"groups is {groups!r}, reference {reference!r}; needed groups other than the reference, each once"
         )
-
-    def with_members(members: Any) -> Any:
-        """Return the parts of the AnnData that are read, with another obs; nothing is copied."""
-        parts = {name: getattr(adata, name) for name in ("X", "layers", "raw", "uns", "obs_names", "var_names")}
-        return SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: members}), **parts)
-
+    # The parts of the AnnData that are read; nothing is copied.
+    parts = {name: getattr(adata, name) for name in ("X", "layers", "raw", "uns", "obs_names", "var_names")}
+    contrasts = {f"{group} vs {against}": (_MEMBERS, group, against) for group in chosen}
     if against != _REST:
-        contrasts = {f"{group} vs {against}": (_MEMBERS, group, against) for group in chosen}
-        return [(with_members(values), f"~ C({_MEMBERS})", contrasts)]
-    fits = []
-    for group in chosen:
-        order = require("pandas").CategoricalDtype([_REST, str(group)])
-        members = (values == group).map({True: str(group), False: _REST}).astype(order)
-        contrast = {f"{group} vs {_REST}": (_MEMBERS, str(group), _REST)}
-        fits.append((with_members(members), f"~ {_MEMBERS}", contrast))
+        cells = SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: values}), **parts)
+        return [(cells, f"~ C({_MEMBERS})", contrasts)]
+    fits: list[tuple[Any, str, Any]] = []
+    for name, contrast in contrasts.items():
+        members = values.astype(object).where(values == contrast[1], _REST).astype(str)
+        cells = SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: members}), **parts)
+        fits.append((cells, f"~ C({_MEMBERS}, contr.treatment({_REST!r}))", {name: contrast}))
     return fits
 
 
 def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[Any] | str, reference: Any) -> None:
     """Raise unless the comparison is given in one way."""
+    if groupby is not None and (formula is not None or contrast is not None):
+        raise SingleCellError(
+            "groupby is given with a formula or a contrast; needed either: groupby makes both of groups and reference"
+        )
     if groupby is None and (formula is None or contrast is None):
         raise SingleCellError(
             f"formula is {formula!r}, contrast {contrast!r}; needed both, such as '~ condition' and ('condition', "
             "'stim', 'ctrl'), or groupby, a column of adata.obs whose groups are compared"
         )
-    if groupby is not None and (formula is not None or contrast is not None):
-        raise SingleCellError(
-            "groupby is given with a formula or a contrast; needed either: groupby makes both of groups and reference"
-        )
     if groupby is None and (groups != "all" or reference != _REST):
         raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")
 
 
-def check_fractions(delta: Any, fdr: Any, credible: Any) -> None:
+def check_fractions(delta: float, fdr: float, credible: float) -> None:
     """Raise for settings of a table that are out of range."""
-    if isinstance(delta, bool) or not isinstance(delta, int | float) or not 0 <= delta < math.inf:
+    if not 0 <= delta < math.inf:
         raise SingleCellError(f"delta is {delta!r}; needed a number >= 0, in log2 units")
     for name, value in (("fdr", fdr), ("credible", credible)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        if not 0 < value < 1:
             raise SingleCellError(f"{name} is {value!r}; needed a number between 0 and 1")
 
 
-def _check_device(device: Any) -> str:
+def _check_device(device: str) -> None:
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         said = str(error).strip().splitlines()[0]
         raise SingleCellError(f"device is {device!r}, which cannot be used here ({said}); pass 'cpu'") from error
-    return str(device)
 
 
 def _on_device(data: HurdleData, device: str) -> HurdleData:
-    fields = {f.name: getattr(data, f.name) for f in dataclasses.fields(data)}
-    moved: dict[str, Any] = {k: v.to(device) for k, v in fields.items() if isinstance(v, Tensor)}
+    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(data).items() if isinstance(value, Tensor)}
     return dataclasses.replace(data, **moved)
 
 
 def _priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData) -> HurdlePriors:
     if isinstance(given, HurdlePriors):
         return given
-    known = HurdlePriors.__dataclass_fields__
-    for name in given or {}:
-        if name not in known:
-            raise unknown("priors", name, "fields of HurdlePriors", known)
-    return HurdlePriors.for_data(data, **dict(given or {}))
+    changed, known = dict(given or {}), HurdlePriors.__dataclass_fields__
+    for name in changed.keys() - known:
+        raise unknown("priors", name, "fields of HurdlePriors", known)
+    return HurdlePriors.for_data(data, **changed)
 
 
 def _negligible(priors: HurdlePriors) -> float:

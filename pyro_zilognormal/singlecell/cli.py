@@ -72,10 +72,10 @@ def _run(options: argparse.Namespace) -> int:
         print(f"warning: {text}", file=sys.stderr)
     _say(options, summary(results, numbers))
     _say(options, f"\nwrote {', '.join(written)} to {options.out}; open {options.out / 'report.html'} first")
-    if results.fit.converged:
+    fit = results.de.result
+    if fit.converged:
         return 0
-    steps = results.fit.steps
-    print(f"warning: the fit has not converged in {steps} steps; use more --steps", file=sys.stderr)
+    print(f"warning: the fit has not converged in {fit.steps} steps; use more --steps", file=sys.stderr)
     return _NOT_CONVERGED if options.strict else 0
 
 
@@ -164,7 +164,6 @@ def _write(results: Results, numbers: dict[str, Any], out: Path) -> list[str]:
             os.replace(partial / name, out / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    (out / f"{_CHECKPOINT}.previous").unlink(missing_ok=True)
     return [*names, _CHECKPOINT]
 
 

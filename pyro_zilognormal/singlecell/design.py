@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,40 +26,37 @@ class Contrast:
         name: its name in tables.
         test: the condition in the numerator of the fold change.
         reference: the condition in the denominator.
-        column: the one variable in which they differ, if there is one.
     """
 
     name: str
     test: Condition
     reference: Condition
-    column: str | None = None
+
+    @property
+    def column(self) -> str | None:
+        """The one variable in which the conditions differ, if there is one."""
+        ends = self.test.levels, self.reference.levels
+        differing = [name for name in {**ends[0], **ends[1]} if ends[0].get(name) != ends[1].get(name)]
+        return differing[0] if len(differing) == 1 else None
 
     @property
     def labels(self) -> tuple[str, str]:
-        """The two conditions in a word each: levels alone where the conditions differ in one variable."""
+        """The two conditions in a word each: levels alone where one variable is given."""
         ends = self.test, self.reference
-        if self.column is not None and all(list(end.levels) == [self.column] for end in ends):
-            return str(self.test.levels[self.column]), str(self.reference.levels[self.column])
-        return self.test.name, self.reference.name
+        alone = all([*end.levels] == [self.column] for end in ends)
+        test, reference = (str(*end.levels.values()) if alone else end.name for end in ends)
+        return test, reference
 
 
 @dataclass(frozen=True, eq=False)
 class Variable:
-    """A column of obs that a formula uses.
-
-    Attributes:
-        name: the column.
-        values: a pandas Series over cells, without missing values and unused categories.
-        levels: the levels in their order; of a number only if it has two values, else none.
-        default: the first level of a category, the mean of a number.
-        categorical: whether the formula codes it as a category.
-    """
+    """A column of obs that a formula uses."""
 
     name: str
-    values: Any
-    levels: tuple[Any, ...]
-    default: Any
-    categorical: bool
+    values: Any  # a pandas Series over cells, without missing values and unused categories
+    levels: tuple[Any, ...]  # in their order; of a number only if it has two values, else none
+    default: Any  # the first level of a category, the mean of a number
+    categorical: bool  # whether the formula codes it as a category
 
     @classmethod
     def of(cls, values: Any, coded: bool) -> Variable:
@@ -75,14 +73,11 @@ class Variable:
 
     def level(self, given: Any) -> Any:
         """Return the level that is meant; a number may be given as text."""
-        if not self.categorical:
-            return self._number(given)
-        found = [level for level in self.levels if level == given] or [v for v in self.levels if str(v) == str(given)]
-        if len(found) != 1:
-            raise unknown(self.name, given, f"levels of obs[{self.name!r}]", self.levels)
-        return found[0]
-
-    def _number(self, given: Any) -> float:
+        if self.categorical:
+            found = [v for v in self.levels if v == given] or [v for v in self.levels if str(v) == str(given)]
+            if len(found) != 1:
+                raise unknown(self.name, given, f"levels of obs[{self.name!r}]", self.levels)
+            return found[0]
         try:
             number = float(given)
         except (TypeError, ValueError):
@@ -97,8 +92,6 @@ def column(obs: Any, name: str, argument: str) -> Any:
     if name not in obs.columns:
         raise unknown(argument, name, "columns of adata.obs", obs.columns)
     values = obs[name]
-    if values.ndim != 1:
-        raise SingleCellError(f"{argument}: adata.obs has several columns {name!r}; needed one: rename them")
     if values.isna().any():
         missing = np.flatnonzero(values.isna())
         raise SingleCellError(
@@ -112,7 +105,7 @@ def column(obs: Any, name: str, argument: str) -> Any:
     if hasattr(values.dtype, "numpy_dtype"):  # pandas' nullable numbers
         values = values.astype(values.dtype.numpy_dtype)
     if values.dtype == object:
-        return _of_one_type(values, argument)
+        return _one_type(values, argument)
     if values.dtype.kind in "fc" and not np.isfinite(values.to_numpy()).all():
         raise SingleCellError(f"{argument}: obs[{name!r}] holds infinite values; needed finite ones")
     if values.dtype.kind in "Mm":
@@ -120,7 +113,7 @@ def column(obs: Any, name: str, argument: str) -> Any:
     return values
 
 
-def _of_one_type(values: Any, argument: str) -> Any:
+def _one_type(values: Any, argument: str) -> Any:
     """Return a column of Python objects as text or booleans."""
     for kind in (str, bool | np.bool_):
         if all(isinstance(value, kind) for value in values):
@@ -144,16 +137,12 @@ class Design:
 
     def __init__(self, formula: str, obs: Any) -> None:
         self.formula = formula
-        parsed = _parse(formula)
-        for name in sorted(parsed.required_variables):
-            column(obs, name, "formula")
-        frame = _frame(formula, obs)
-        model_matrix = _materialise(formula, parsed, frame)
+        frame, model_matrix = _materialise(formula, obs)
         self._spec = spec = model_matrix.model_spec
         self._dtypes = frame.dtypes
         self.columns = [str(name) for name in model_matrix.columns]
         coded = {str(name) for factor in spec.factor_contrasts for name in spec.factor_variables[factor]}
-        used = sorted({str(name) for name in spec.variables_by_source.get("data", ())} & set(frame.columns))
+        used = sorted(map(str, spec.variables_by_source.get("data", ())))
         self.variables = {name: Variable.of(frame[name], name in coded) for name in used}
         self.matrix = np.asarray(model_matrix, dtype=np.float64)
         self._check_matrix()
@@ -174,13 +163,13 @@ class Design:
     def condition(self, levels: Mapping[str, Any]) -> Condition:
         """Return the row of the design for some levels; other variables have their defaults."""
         found = {name: self._variable(name).level(given) for name, given in levels.items()}
-        condition = self._row_of(found)
-        if not self.estimable(condition.design):
+        (row,) = self._rows([found])
+        if not self.estimable(row):
             raise SingleCellError(
                 f"condition: {_words(found)} is not estimable: no cells determine it in {self.formula!r}; needed a "
                 "combination that cells have, or a formula without that interaction"
             )
-        return condition
+        return Condition(row, levels=found)
 
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
         """Return the contrast of two levels of a variable."""
@@ -192,18 +181,16 @@ class Design:
             )
         levels = [variable.level(given) for given in (test, reference)]
         for level, given in zip(levels, (test, reference), strict=True):
-            if level not in variable.levels:
+            if level not in variable.levels:  # a number other than the two
                 raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
         # The conditions need not be estimable, as long as their difference is.
-        above, below = (self._row_of({column: level}) for level in levels)
-        return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", above, below, column))
+        ends = [{column: level} for level in levels]
+        conditions = (Condition(row, levels=end) for row, end in zip(self._rows(ends), ends, strict=True))
+        return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", *conditions))
 
     def pair(self, test: Condition, reference: Condition, name: str | None = None) -> Contrast:
         """Return the contrast of two conditions; see :meth:`contrast`."""
-        names = {*test.levels, *reference.levels}
-        differing = [k for k in sorted(names) if test.levels.get(k) != reference.levels.get(k)]
-        only = differing[0] if len(differing) == 1 else None
-        return self._checked(Contrast(name or f"{test.name} vs {reference.name}", test, reference, only))
+        return self._checked(Contrast(name or f"{test.name} vs {reference.name}", test, reference))
 
     def contrasts(self, given: Any) -> list[Contrast]:
         """Return the contrasts that an argument names."""
@@ -218,7 +205,7 @@ class Design:
 
     def _one(self, given: Any, name: str | None = None) -> Contrast:
         if isinstance(given, Contrast):
-            return given if name is None else Contrast(name, given.test, given.reference, given.column)
+            return replace(given, name=name or given.name)
         parts = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
         if len(parts) == 2 and all(isinstance(part, Condition) for part in parts):
             return self.pair(*parts, name)
@@ -234,15 +221,10 @@ class Design:
             raise unknown("condition", name, f"variables of the formula {self.formula!r}", self.variables)
         return self.variables[name]
 
-    def _row_of(self, levels: Mapping[str, Any]) -> Condition:
-        return Condition(self._rows([levels])[0], levels=dict(levels))
-
     def _rows(self, conditions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
         """Return the rows of the design for values of the variables; missing ones have their defaults."""
-        if not self.variables:
-            return np.ones((len(conditions), 1))
         defaults = {name: v.default for name, v in self.variables.items()}
-        frame = require("pandas").DataFrame([defaults | dict(c) for c in conditions])
+        frame = require("pandas").DataFrame([{**defaults, **c} for c in conditions])
         for name, variable in self.variables.items():
             frame[name] = frame[name].astype(self._dtypes[name] if variable.categorical else float)
         return np.asarray(self._spec.get_model_matrix(frame), dtype=np.float64)
@@ -268,7 +250,7 @@ class Design:
             if any(name in levels for levels in ends):
                 continue
             others = variable.levels if variable.categorical else (variable.default + 1.0,)
-            above, below = (self._rows([dict(levels) | {name: v} for v in others]) for levels in ends)
+            above, below = (self._rows([{**levels, name: other} for other in others]) for levels in ends)
             if np.abs(above - below - difference).max() > 1e-9 * np.abs(difference).max():
                 raise SingleCellError(
                     f"contrast: {contrast.name!r} depends on {name}, with which it interacts in {self.formula!r}; "
@@ -292,7 +274,8 @@ def _words(levels: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v!r}" for k, v in levels.items()) or "the reference"
 
 
-def _parse(formula: Any) -> Any:
+def _materialise(formula: Any, obs: Any) -> tuple[Any, Any]:
+    """Return the columns of obs that the formula names, and its model matrix."""
     formulaic = require("formulaic")
     if not isinstance(formula, str):
         raise TypeError(f"formula is a {type(formula).__name__}; needed text, such as '~ condition'")
@@ -302,31 +285,15 @@ def _parse(formula: Any) -> Any:
         raise SingleCellError(f"formula: {formula!r} cannot be read: {_first_line(error)}") from error
     if not isinstance(parsed, formulaic.SimpleFormula):
         raise SingleCellError(f"formula: {formula!r} has several sides or parts; needed one, such as '~ condition'")
-    return parsed
-
-
-def _frame(formula: str, obs: Any) -> Any:
-    """Return the columns whose names occur in the formula; a name inside another one need not be usable."""
-    frame = obs[[]].copy()
-    for name in dict.fromkeys(obs.columns):
-        if isinstance(name, str) and name in formula and obs[name].ndim == 1:
-            try:
-                frame[name] = column(obs, name, "formula")
-            except SingleCellError:
-                frame[name] = obs[name]
-    return frame
-
-
-def _materialise(formula: str, parsed: Any, frame: Any) -> Any:
-    formulaic = require("formulaic")
+    # Formulaic does not count arguments of its stateful functions, such as center(age), among required variables.
+    words = {name: rf"(?<![\w.'\"]){re.escape(name)}(?![\w('\"])" for name in obs.columns if isinstance(name, str)}
+    named = {name for name, word in words.items() if re.search(word, formula)} | parsed.required_variables
+    frame = obs[[]].assign(**{name: column(obs, name, "formula") for name in sorted(named)})
     try:
         with np.errstate(all="ignore"):  # columns that are not finite are refused by name
-            matrix = parsed.get_model_matrix(frame, na_action="ignore")
+            return frame, parsed.get_model_matrix(frame, na_action="ignore")
     except (formulaic.errors.FormulaicError, ValueError, TypeError) as error:
         raise SingleCellError(f"formula: {formula!r} does not fit adata.obs: {_first_line(error)}") from error
-    for name in matrix.model_spec.variables_by_source.get("data", ()):
-        column(frame, str(name), "formula")
-    return matrix
 
 
 def _first_line(error: Exception) -> str:
@@ -356,30 +323,21 @@ def strata(columns: Sequence[Any], cells: int) -> tuple[NDArray[np.int64], NDArr
 
 @dataclass(frozen=True, eq=False)
 class Donors:
-    """The donor of each cell.
+    """The donor of each cell."""
 
-    Attributes:
-        name: the column of obs.
-        values: the column's values.
-        code: the donor of each cell, from 0.
-        names: names of the donors, in the order of the codes.
-    """
-
-    name: str
-    values: Any
-    code: NDArray[np.int64]
-    names: list[str]
+    name: str  # the column of obs
+    code: NDArray[np.int64]  # of each cell, from 0
+    names: list[str]  # in the order of the codes
 
     @classmethod
     def of(cls, obs: Any, name: str, design: Design) -> Donors:
         """Return the donors of the cells."""
-        values = column(obs, name, "donor")
-        code, names = require("pandas").factorize(values, sort=True)
+        code, names = require("pandas").factorize(column(obs, name, "donor"), sort=True)
         if len(names) < 2:
             raise SingleCellError(f"donor: obs[{name!r}] names one donor only, {names[0]!r}; pass donor=None")
         if name in design.variables:
             raise SingleCellError(f"donor: {name!r} is in the formula {design.formula!r} too; needed it in one of them")
-        return cls(name, values, code.astype(np.int64), [str(n) for n in names])
+        return cls(name, code.astype(np.int64), [str(n) for n in names])
 
     def check_confounding(self, design: Design, examples: NDArray[np.int64]) -> None:
         """Raise unless donors differ in a way that the design does not explain."""

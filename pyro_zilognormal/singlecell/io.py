@@ -114,7 +114,7 @@ def _element(element: Any) -> Any:
 
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
     """Return X, a layer or raw.X of an AnnData."""
-    if not all(hasattr(adata, name) for name in ("obs", "var_names", "layers")):
+    if not hasattr(adata, "obs"):
         raise TypeError(
             f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
         )
@@ -125,10 +125,6 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
         raise SingleCellError(
             f"{where} is empty, of shape {tuple(matrix.shape)}; needed cells x genes, each at least 1"
         )
-    if len(adata.obs) != matrix.shape[0]:
-        raise SingleCellError(f"{where} has {matrix.shape[0]} rows, adata.obs {len(adata.obs)}; needed one a cell")
-    if matrix.shape[0] < 2:
-        raise SingleCellError(f"{where} holds one cell; needed cells to compare")
     genes = [str(name) for name in names]
     duplicated = names[names.duplicated()]
     if len(duplicated):
@@ -155,54 +151,36 @@ def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """Observations of some cells, such as those of one side of a contrast.
-
-    Attributes:
-        cells: the number of cells.
-        positive: the number of positive values of each gene.
-        total: the sum of the linear values of each gene.
-    """
+    """Observations of some cells, such as those of one side of a contrast, gene by gene."""
 
     cells: int
-    positive: NDArray[np.int64]
-    total: NDArray[np.float64]
+    positive: NDArray[np.int64]  # numbers of positive values
+    total: NDArray[np.float64]  # sums of the linear values
 
     @property
     def detection(self) -> NDArray[np.float64]:
-        """The share of cells with a positive value, by gene; NaN without cells."""
-        return self.positive / self.cells if self.cells else np.full(len(self.positive), np.nan)
+        """The share of cells with a positive value; NaN without cells."""
+        return self.positive / (self.cells or np.nan)
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The mean of the linear values, zeros included, by gene; NaN without cells."""
-        return self.total / self.cells if self.cells else np.full(len(self.total), np.nan)
+        """The mean of the linear values, zeros included; NaN without cells."""
+        return self.total / (self.cells or np.nan)
 
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """An experiment, read and checked. Its rows are strata of cells alike in all variables and donor, or single cells.
+    """An experiment, read and checked. Its rows are strata, of cells alike in all variables and donor, or cells."""
 
-    Attributes:
-        clean: the matrix, and how its values are brought to the linear scale.
-        design: the design of the formula.
-        donors: the donors of the cells, or None.
-        factor: the size factor of each cell.
-        data: the data of the fit, row by row.
-        example: one cell of each row.
-        count: the number of cells in each row.
-        size: means of the size factors and of their squares in each row, of shape (rows, 2).
-        totals: sums of linear values, of shape (rows, genes); None where rows are cells.
-    """
-
-    clean: Cleaner
+    clean: Cleaner  # the matrix, and how its values are brought to the linear scale
     design: Design
     donors: Donors | None
-    factor: NDArray[np.float64]
-    data: HurdleData
-    example: NDArray[np.int64]
-    count: NDArray[np.int64]
-    size: NDArray[np.float64]
-    totals: NDArray[np.float64] | None
+    factor: NDArray[np.float64]  # the size factor of each cell
+    data: HurdleData  # what is fitted, row by row
+    example: NDArray[np.int64]  # one cell of each row
+    count: NDArray[np.int64]  # the number of cells in each row
+    size: NDArray[np.float64]  # means of the size factors and of their squares in each row, of shape (rows, 2)
+    totals: NDArray[np.float64] | None  # sums of linear values, of shape (rows, genes); None where rows are cells
 
     def chosen(self, levels: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Return which cells have the given levels of the variables."""
@@ -249,8 +227,8 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, clean: Cleaner)
     design = Design(formula, obs)
     donors = None if donor is None else Donors.of(obs, donor, design)
     shift = np.zeros(len(obs)) if offset is None else _offset(obs, offset)
-    columns = [v.values for v in design.variables.values()] + ([] if donors is None else [donors.values])
-    of_cell, example = strata(columns, len(obs))
+    alike = [variable.values for variable in design.variables.values()] + ([] if donors is None else [donors.code])
+    of_cell, example = strata(alike, len(obs))
     if donors is not None:
         donors.check_confounding(design, example)
     keep = 2 * len(example) > len(obs)

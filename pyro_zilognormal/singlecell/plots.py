@@ -183,8 +183,8 @@ def _write(ax: Axes, point: tuple[float, float, str], taken: list[Any], covered:
 def _draw_positive(ax: Axes, condition: GeneCondition, colour: str, bins: np.ndarray) -> None:
     label = f"{condition.name}: {len(condition.positive)} of {condition.cells} cells"
     if len(condition.positive):
-        width = np.log10(bins[1] / bins[0])
-        weights = np.full(len(condition.positive), 1 / len(condition.positive) / width)
+        share = 1 / len(condition.positive) / np.log10(bins[1] / bins[0])
+        weights = np.full(len(condition.positive), share)
         ax.hist(condition.positive, bins=bins.tolist(), weights=weights, color=colour, alpha=0.4)
     middle, low, high = condition.density
     ax.plot(condition.grid, middle, color=colour, label=label)
@@ -192,12 +192,8 @@ def _draw_positive(ax: Axes, condition: GeneCondition, colour: str, bins: np.nda
 
 
 def _bins(positive: np.ndarray) -> np.ndarray:
-    if not len(positive):
-        return np.array([0.1, 1.0])
-    low, high = np.log10(positive.min()), np.log10(positive.max())
-    if high - low < 1e-6:
-        low, high = low - 0.1, high + 0.1
-    return np.logspace(low - 1e-9, high + 1e-9, int(np.clip(np.sqrt(len(positive)), 6, 30)) + 1)
+    number = int(np.clip(np.sqrt(len(positive)), 6, 30))
+    return np.asarray(10 ** np.histogram_bin_edges(np.log10(positive), number))
 
 
 def _axes(ax: Axes | None) -> Axes:

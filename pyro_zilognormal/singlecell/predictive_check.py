@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models import Condition
-from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.io import Cells
-from pyro_zilognormal.singlecell.results import log_fc_bias, parameters, summarise
+from pyro_zilognormal.singlecell.results import log_fc_bias, parameters, summary_columns
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 # The probability of the intervals that tables and reports use: one gene in a hundred lies outside by chance.
@@ -48,8 +47,7 @@ def check_condition(
     }
     columns: dict[str, Any] = {}
     for name, (observed, replicated) in compared.items():
-        ends = zip(("_predicted", "_low", "_high"), summarise(replicated, credible), strict=True)
-        columns |= {name: observed.numpy()} | {f"{name}{end}": values.numpy() for end, values in ends}
+        columns |= {name: observed.numpy()} | summary_columns(name, replicated, credible, "_predicted")
     return columns | {"sd_log_freedom": freedom.numpy()}
 
 
@@ -68,13 +66,6 @@ def lack_of_fit_columns(test: Any, reference: Any, genes: int) -> dict[str, Any]
     words = ["+".join(name for name in STATISTICS if outside[name][gene]) or "ok" for gene in range(genes)]
     spreads = [(check["sd_log"], check["sd_log_freedom"]) for check in (test, reference)]
     return {"log_fc_bias": log_fc_bias(*spreads), "predictive_check": np.array(words, dtype=object)}
-
-
-def concat(genes: list[str], checks: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return the checks of several conditions as one DataFrame."""
-    pandas = require("pandas")
-    tables = [pandas.DataFrame({"variable": genes, "condition": name} | dict(c)) for name, c in checks.items()]
-    return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
 
 
 def _observe(cells: Cells, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import base64
-import functools
-import hashlib
 import importlib.metadata
 import io
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -24,7 +22,8 @@ from pyro_zilognormal.singlecell.errors import listed, require
 from pyro_zilognormal.singlecell.genes import GeneFit
 from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, STATISTICS, inside
 from pyro_zilognormal.singlecell.results import COLUMNS, biased
-from pyro_zilognormal.svi import FitResult, plot_loss
+from pyro_zilognormal.svi import plot_loss
+from pyro_zilognormal.svi.data import digest
 
 _PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
 # Genes in a table of the report, in a sentence, and on the terminal.
@@ -43,33 +42,16 @@ _STATUS = {
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The results of a run of the command line.
+    """The results of a run of the command line."""
 
-    Attributes:
-        specification: source, formula, delta, fdr, resume and command, as plain values.
-        de: the fitted model.
-        contrasts: the contrasts that were tested.
-        table: the result of :meth:`HurdleDE.test`.
-        check: the result of :meth:`HurdleDE.predictive_check` for all conditions of the contrasts.
-        genes: fits of the most certain genes of each contrast.
-        warnings: warnings of the run.
-        seconds: duration of each part.
-    """
-
-    specification: dict[str, Any]
+    specification: dict[str, Any]  # source, formula, delta, fdr, resume and command, as plain values
     de: HurdleDE
     contrasts: list[Contrast]
-    table: Any
-    check: Any
-    genes: list[GeneFit]
+    table: Any  # of HurdleDE.test
+    check: Any  # of HurdleDE.predictive_check, for all conditions of the contrasts
+    genes: list[GeneFit]  # of the most certain genes of each contrast
     warnings: list[str]
-    seconds: dict[str, float]
-
-    @property
-    def fit(self) -> FitResult:
-        """The result of the fit."""
-        assert self.de.result is not None
-        return self.de.result
+    seconds: dict[str, float]  # duration of each part
 
     def of(self, contrast: str) -> Any:
         """Return the rows of a contrast."""
@@ -80,7 +62,7 @@ def metrics(results: Results) -> dict[str, Any]:
     """Return versions, input, settings, calls, convergence, predictive check, timing and warnings as plain values."""
     specification = dict(results.specification)
     source = specification.pop("source")
-    fit, check = results.fit, results.check
+    fit, check = results.de.result, results.check
     checks: dict[str, Any] = {"credible": CREDIBLE, "genes": check["variable"].nunique()}
     checks["conditions"] = list(dict.fromkeys(check["condition"]))
     names = check["variable"].astype(str) + " in " + check["condition"].astype(str)
@@ -92,7 +74,7 @@ def metrics(results: Results) -> dict[str, Any]:
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "input": {"source": source, "fingerprint": fingerprint(results.de)},
         "settings": results.de.settings | specification,
-        "contrasts": [_calls(c.name, results.of(c.name), specification["delta"]) for c in results.contrasts],
+        "contrasts": [_calls(results.of(c.name), specification["delta"]) for c in results.contrasts],
         "convergence": {
             "converged": bool(fit.converged),
             "stop_reason": fit.stop_reason,
@@ -110,19 +92,13 @@ def metrics(results: Results) -> dict[str, Any]:
 
 def fingerprint(de: HurdleDE) -> str:
     """Return a digest of the data of the fit: values, designs, donors, offsets and names of genes."""
-    digest = hashlib.blake2b("\n".join(de.genes).encode(), digest_size=16)
-    arrays: list[Any] = [value for value in de.cells.data.arguments if value is not None]
-    if hasattr(arrays[-1], "tocsr"):
-        arrays[-1:] = [arrays[-1].indptr, arrays[-1].indices, arrays[-1].data]
-    for array in map(np.ascontiguousarray, arrays):
-        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.hexdigest()
+    return digest([de.genes, *de.cells.data.arguments])
 
 
-def _calls(name: str, table: Any, delta: float) -> dict[str, Any]:
+def _calls(table: Any, delta: float) -> dict[str, Any]:
     called = table[table["is_de"]]
     return {
-        "contrast": name,
+        "contrast": table["contrast"].iloc[0],
         "n_test": int(table["n_test"].iloc[0]),
         "n_ref": int(table["n_ref"].iloc[0]),
         "up": int((called["log_fc"] > 0).sum()),
@@ -134,12 +110,7 @@ def _calls(name: str, table: Any, delta: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One check of the run.
-
-    Attributes:
-        passed: whether all is well.
-        text: the finding in words.
-    """
+    """One check of the run: whether all is well, and the finding in words."""
 
     passed: bool
     text: str
@@ -148,16 +119,18 @@ class Diagnostic:
 def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic]:
     """Return convergence, lack of fit, bias, donors and warnings, and whether each is fine."""
     fit, check, delta = numbers["convergence"], numbers["predictive_check"], results.specification["delta"]
-    steps = fit["steps"]
-    converged = f"The fit converged: its loss no longer fell in the last fifth of {steps} steps."
-    failed = f"The fit did not converge in {steps} steps ({fit['stop_reason']}). Do not use these results; run again "
-    failed += "with more --steps."
+    ended = (
+        f"The fit converged: its loss no longer fell in the last fifth of {fit['steps']} steps."
+        if fit["converged"]
+        else f"The fit did not converge in {fit['steps']} steps ({fit['stop_reason']}). Do not use these results; run "
+        "again with more --steps."
+    )
     return [
-        Diagnostic(fit["converged"], converged if fit["converged"] else failed),
+        Diagnostic(fit["converged"], ended),
         _fit_of(check, "zero_fraction", "share of zeros", "the model predicts too many or too few zeros"),
         _fit_of(check, "mean", "mean", "their positive values are not log-normal, and log_fc may be biased"),
         _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread differs between conditions"),
-        *(_bias(results.of(contrast.name), delta, contrast.name) for contrast in results.contrasts),
+        *(_bias(results.of(contrast.name), delta) for contrast in results.contrasts),
         _donors(results.de),
         *(Diagnostic(False, f"Warning: {text}") for text in results.warnings),
     ]
@@ -172,15 +145,13 @@ def _fit_of(check: Mapping[str, Any], statistic: str, what: str, meaning: str) -
     return Diagnostic(1 - share <= _MOST_OUTSIDE, f"{text}. Outside: {listed(outside, _MOST_LISTED)}; {meaning}.")
 
 
-def _bias(table: Any, delta: float, contrast: str) -> Diagnostic:
-    found = table[biased(table, delta)]
+def _bias(table: Any, delta: float) -> Diagnostic:
+    contrast, found = table["contrast"].iloc[0], table[biased(table, delta)]
     if found.empty:
         text = "the spread of log x does not differ so much between the conditions that log_fc is biased beyond its "
         return Diagnostic(True, f"{contrast}: {text}interval.")
-    worst = found.loc[found["log_fc_bias"].abs().sort_values(ascending=False).index]
-    corrected = worst["log_fc"] - worst["log_fc_bias"]
-    values = zip(worst["variable"], worst["log_fc"], corrected, strict=True)
-    genes = [f"{gene} ({given:+.2f}, corrected {better:+.2f})" for gene, given, better in values]
+    rows = found.sort_values("log_fc_bias", key=abs, ascending=False).to_dict("records")
+    genes = [f"{r['variable']} ({r['log_fc']:+.2f}, corrected {r['log_fc'] - r['log_fc_bias']:+.2f})" for r in rows]
     text = f"{contrast}: in {len(found)} of {len(table)} genes the spread of log x differs so much between the "
     text += f"conditions that log_fc is biased beyond its interval: {listed(genes, _MOST_LISTED)}. "
     return Diagnostic(False, text + "The corrected value is log_fc - log_fc_bias.")
@@ -196,19 +167,19 @@ def _donors(de: HurdleDE) -> Diagnostic:
         )
     number = len(donors.names)
     text = f"The model has random effects of the {number} donors ({donors.name})"
-    few = number < _FEW_DONORS
-    return Diagnostic(not few, f"{text}; so few donors say little about others." if few else f"{text}.")
+    text += "; so few donors say little about others. " if number < _FEW_DONORS else ". "
+    return Diagnostic(
+        False, text + "With donors it calls too many genes: run a pseudobulk test of the samples beside it."
+    )
 
 
 def verdict(found: Sequence[Diagnostic], converged: bool) -> str:
     """Return in a sentence whether the results can be used."""
     if not converged:
         return "No: the fit did not converge. Run it again with more --steps before using the results."
-    cautions = sum(not one.passed for one in found)
-    if not cautions:
+    if all(one.passed for one in found):
         return "Yes: all diagnostics are fine."
-    points = "one diagnostic below limits" if cautions == 1 else f"{cautions} diagnostics below limit"
-    return f"Yes, with caution: {points} what can be concluded (marked ⚠)."
+    return "Yes, with caution: the diagnostics marked ⚠ below limit what can be concluded."
 
 
 def html(
@@ -218,15 +189,15 @@ def html(
     template = resources.files("pyro_zilognormal.singlecell") / "report.html.jinja"
     environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     found = diagnostics(results, numbers)
-    calls = {c["contrast"]: c for c in numbers["contrasts"]}
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         run=results.specification,
         settings=results.de.settings,
         numbers=numbers,
         diagnostics=found,
         verdict=verdict(found, numbers["convergence"]["converged"]),
-        contrasts=[calls[c.name] | _shown(results, c) for c in results.contrasts],
+        contrasts=[c | _shown(results, one) for c, one in zip(numbers["contrasts"], results.contrasts, strict=True)],
         named=_NAMED,
+        unusual=_STATUS,
         pictures={name: _inline(png) for name, png in pictures.items()},
         genes={name: _inline(png) for name, png in genes.items()},
         columns=COLUMNS,
@@ -234,14 +205,11 @@ def html(
 
 
 def _shown(results: Results, contrast: Contrast) -> dict[str, Any]:
-    """Return what the report shows of a contrast: names of the conditions, called genes, and unusual genes."""
-    table = results.of(contrast.name)
-    called = table[table["is_de"]]
+    """Return what the report shows of a contrast: names of the conditions, and called genes."""
+    called = results.of(contrast.name).query("is_de")
     higher, lower = (called[sign * called["log_fc"] > 0].head(_TOP).to_dict("records") for sign in (1, -1))
-    counts = {str(status): int(number) for status, number in table["status"].value_counts().items()}
-    unusual = [(counts[name], text) for name, text in _STATUS.items() if name in counts]
     test, reference = contrast.labels
-    return {"test": test, "reference": reference, "higher": higher, "lower": lower, "unusual": unusual}
+    return {"test": test, "reference": reference, "higher": higher, "lower": lower}
 
 
 def _inline(png: bytes) -> str:
@@ -251,7 +219,7 @@ def _inline(png: bytes) -> str:
 def summary(results: Results, numbers: Mapping[str, Any]) -> str:
     """Return the results in a few lines for the terminal, with a table of the most certain genes."""
     delta, fdr = results.specification["delta"], results.specification["fdr"]
-    parts, genes = [f"{results.fit}"], len(results.de.genes)
+    parts, genes = [str(results.de.result)], len(results.de.genes)
     for calls in numbers["contrasts"]:
         up, down = calls["up"], calls["down"]
         parts += [
@@ -285,41 +253,41 @@ def _printed(rows: Any) -> str:
 
 def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes]]:
     """Return the pictures of a run by name, and those of single genes, as PNG."""
-    names = [contrast.name for contrast in results.contrasts]
+    fit, number = results.de.result, len(results.contrasts)
+    pictures = {}
 
-    def loss(figure: Any) -> None:
-        ax = plot_loss(results.fit, figure.subplots(), window=max(1, results.fit.steps // 10))
-        ax.set(ylabel=f"loss per {'group of cells' if results.de.data.reduced else 'cell'} (nats)")
-        ax.legend(fontsize="small", loc="upper center", framealpha=0.9)
+    figure = _figure(7.0, 3.6)
+    ax = plot_loss(fit, figure.subplots(), window=max(1, fit.steps // 10))
+    ax.set(ylabel=f"loss per {'group of cells' if results.de.data.reduced else 'cell'} (nats)")
+    ax.legend(fontsize="small", loc="upper center", framealpha=0.9)
+    pictures["loss"] = _png(figure)
 
-    def volcano(figure: Any) -> None:
-        for ax, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            plots.volcano(results.of(name).reset_index(drop=True), ax)
+    figure = _figure(7.0 if number == 1 else 5.5 * number, 5.0)
+    for ax, contrast in zip(figure.subplots(1, number, squeeze=False)[0], results.contrasts, strict=True):
+        plots.volcano(results.of(contrast.name), ax)
+    pictures["volcano"] = _png(figure)
 
-    def predictive(figure: Any) -> None:
-        for ax, statistic in zip(figure.subplots(1, 3), STATISTICS, strict=True):
-            plots.predictive(results.check, statistic, ax, credible=CREDIBLE)
+    figure = _figure(13.0, 4.6)
+    for ax, statistic in zip(figure.subplots(1, 3), STATISTICS, strict=True):
+        plots.predictive(results.check, statistic, ax, credible=CREDIBLE)
+    pictures["predictive"] = _png(figure)
 
-    pictures = {
-        "loss": _png((7.0, 3.6), loss),
-        "volcano": _png((7.0 if len(names) == 1 else 5.5 * len(names), 5.0), volcano),
-        "predictive": _png((13.0, 4.6), predictive),
-    }
-    genes = {
-        f"{fit.gene}, {fit.contrast}": _png((6.4, 3.6), functools.partial(_draw_gene, fit)) for fit in results.genes
-    }
+    genes = {}
+    for one in results.genes:
+        figure = _figure(6.4, 3.6)
+        plots.gene(one, figure.subplots())
+        genes[f"{one.gene}, {one.contrast}"] = _png(figure)
     return pictures, genes
 
 
-def _draw_gene(fit: GeneFit, figure: Any) -> None:
-    plots.gene(fit, figure.subplots())
-
-
-def _png(size: tuple[float, float], paint: Callable[[Any], Any]) -> bytes:
+def _figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
-    figure, buffer = Figure(figsize=size, layout="constrained"), io.BytesIO()  # pyplot would keep it in a global list
-    paint(figure)
+    return Figure(figsize=(width, height), layout="constrained")  # pyplot would keep it in a global list
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
         figure.savefig(buffer, format="png", dpi=_DPI)

@@ -83,6 +83,12 @@ def summarise(values: Tensor, credible: float) -> tuple[Tensor, Tensor, Tensor]:
     return middle, low, high
 
 
+def summary_columns(name: str, values: Tensor, credible: float, median: str = "") -> dict[str, NDArray[np.float64]]:
+    """Return median and interval of draws as columns ``name`` and ``median``, ``_low`` and ``_high``."""
+    ends = zip((median, "_low", "_high"), summarise(values, credible), strict=True)
+    return {f"{name}{end}": summary.numpy() for end, summary in ends}
+
+
 def contrast_table(
     genes: list[str],
     draws: Mapping[str, Tensor],
@@ -205,7 +211,7 @@ def prediction_table(
     for q in quantiles:
         if not 0 <= q < 1:
             raise SingleCellError(f"quantiles holds {q!r}; needed numbers from 0 to below 1: there is no largest value")
-    tables = []
+    found = {}
     for condition in conditions:
         distribution = ZeroInflatedLogNormal(*parameters(draws, condition))
         predicted = {
@@ -214,12 +220,16 @@ def prediction_table(
             "prob_zero": distribution.zi_logits.sigmoid(),
             "positive_mean": (distribution.loc + distribution.scale.square() / 2).exp(),
         } | {f"q{q:g}": distribution.icdf(torch.tensor(q, dtype=torch.float64)) for q in quantiles}
-        columns: dict[str, Any] = {"variable": genes, "condition": condition.name}
-        for name, values in predicted.items():
-            ends = zip(("", "_low", "_high"), summarise(values, credible), strict=True)
-            columns |= {f"{name}{end}": summary.numpy() for end, summary in ends}
-        tables.append(require("pandas").DataFrame(columns).astype({"variable": object, "condition": object}))
-    return require("pandas").concat(tables, ignore_index=True)
+        columns = [summary_columns(name, values, credible) for name, values in predicted.items()]
+        found[condition.name] = {name: values for each in columns for name, values in each.items()}
+    return by_condition(genes, found)
+
+
+def by_condition(genes: list[str], columns: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the columns of several conditions as one DataFrame, with those of genes and conditions before them."""
+    pandas = require("pandas")
+    tables = [pandas.DataFrame({"variable": genes, "condition": name} | dict(c)) for name, c in columns.items()]
+    return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
 
 
 def write_results(adata: Any, table: Any, parameters: Mapping[str, Any], key_added: str = "ziln_de") -> None:
@@ -286,12 +296,10 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
         raise unknown("key", key, "keys of adata.uns", adata.uns)
     table, params = adata.uns[key]["table"], adata.uns[key]["params"]
     contrasts = [str(c) for c in params["contrasts"]]
-    parts = {
-        group: table[table["contrast"] == contrast]
-        .assign(score=lambda t: t["log_fc"] / t["log_fc_sd"])
-        .sort_values("score", ascending=False, kind="stable")
-        for group, contrast in zip(_group_names(params, contrasts), contrasts, strict=True)
-    }
+    table = table.assign(score=table["log_fc"] / table["log_fc_sd"])
+    table = table.sort_values("score", ascending=False, kind="stable")
+    groups = zip(_group_names(params, contrasts), contrasts, strict=True)
+    parts = {group: table[table["contrast"] == contrast] for group, contrast in groups}
     found: dict[str, Any] = {"params": _scanpy_params(params)}
     for name, (column, dtype) in _SCANPY_FIELDS.items():
         found[name] = np.empty(len(table) // len(parts), dtype=[(group, dtype) for group in parts])
@@ -305,19 +313,18 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
 
 
 def _group_names(params: Mapping[str, Any], contrasts: list[str]) -> list[str]:
-    tests = [str(t) for t in params.get("test_levels", ())]
-    same = len({*params.get("columns", ())}) == 1 and len({*params.get("reference_levels", ())}) == 1
+    tests = [str(t) for t in params["test_levels"]]
+    same = len({*params["columns"]}) == 1 and len({*params["reference_levels"]}) == 1
     names = tests if same and len({*tests}) == len(contrasts) else contrasts
     return [name.replace(":", "") for name in names]  # zarr takes no colon in the name of a field
 
 
 def _scanpy_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    columns = [str(c) for c in params.get("columns", ())]
-    references = {str(r) for r in params.get("reference_levels", ())}
+    references = {str(r) for r in params["reference_levels"]}
     return {
-        "groupby": columns[0] if columns else "",
+        "groupby": str(params["columns"][0]),
         "reference": references.pop() if len(references) == 1 else "rest",
         "method": "pyro_zilognormal",
-        "use_raw": bool(params.get("use_raw", False)),
+        "use_raw": bool(params["use_raw"]),
         "corr_method": "expected_fdr",
     } | ({"layer": params["layer"]} if "layer" in params else {})

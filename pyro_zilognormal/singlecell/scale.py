@@ -31,21 +31,13 @@ _VALUES_A_BLOCK = 1 << 21
 
 @dataclass(frozen=True, eq=False)
 class Expression:
-    """A matrix of cells x genes, in memory or on disk, with its names.
+    """A matrix of cells x genes, in memory or on disk, with its names."""
 
-    Attributes:
-        matrix: has a shape; its slices of rows are arrays or scipy sparse matrices.
-        genes: names of the columns.
-        cells: names of the rows.
-        where: what errors call it.
-        log1p: whether the AnnData says that its values are log1p.
-    """
-
-    matrix: Any
+    matrix: Any  # has a shape; its slices of rows are arrays or scipy sparse matrices
     genes: list[str]
-    cells: Any
-    where: str
-    log1p: bool = False
+    cells: Any  # names of the rows
+    where: str  # what errors call it
+    log1p: bool  # whether the AnnData says that its values are log1p
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,7 +62,7 @@ class Cleaner:
     def __init__(self, expression: Expression, scale: str, threshold: float) -> None:
         if scale not in SCALES:
             raise SingleCellError(f"scale is {scale!r}; needed one of {', '.join(map(repr, SCALES))}")
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 <= threshold < math.inf:
+        if not 0 <= threshold < math.inf:
             raise SingleCellError(f"detection_threshold is {threshold!r}; needed a number >= 0, in linear units")
         self.expression, self.scale, self.threshold = expression, scale, float(threshold)
         # Of the stored positive values.
@@ -80,7 +72,7 @@ class Cleaner:
     def __call__(self, block: Any, first_row: int = 0, first_column: int = 0) -> Any:
         """Return a block, dense or CSR, in linear float64."""
         if not hasattr(block, "tocsr"):
-            if not isinstance(block, np.ndarray) or isinstance(block, np.ma.MaskedArray) or block.ndim != 2:
+            if not isinstance(block, np.ndarray):
                 raise SingleCellError(
                     f"{self.expression.where} gives a {type(block).__name__}; needed a numpy array or a scipy CSR or "
                     "CSC matrix, in memory or on disk"
@@ -95,22 +87,16 @@ class Cleaner:
 
     def warn(self) -> None:
         """Warn if the values look as if they were on another scale than they are said to be."""
-        where = self.expression.where
         if self.scale == "linear" and self._looks_logged():
-            said = "adata.uns['log1p'] says that log1p was taken" if self.expression.log1p else "all values are small"
-            warnings.warn(
-                f"scale is 'linear', but {where} looks logged: {said}, the largest is {self.largest:.3g}; "
-                "pass scale='log1p' or 'log2p1' if so, or a layer that holds the linear values",
-                ScaleWarning,
-                stacklevel=2,
-            )
+            why = "adata.uns['log1p'] says that log1p was taken" if self.expression.log1p else "all values are small"
+            looks, fix = f"logged: {why}", "'log1p' or 'log2p1' if so, or a layer that holds the linear values"
         elif self.scale != "linear" and self.largest > _LARGEST_EXPONENT:
-            warnings.warn(
-                f"scale is {self.scale!r}, but {where} looks linear: the largest value is {self.largest:.3g}; "
-                "pass scale='linear' if so",
-                ScaleWarning,
-                stacklevel=2,
-            )
+            looks, fix = "linear", "'linear' if so"
+        else:
+            return
+        said = f"scale is {self.scale!r}, but {self.expression.where} looks {looks}"
+        text = f"{said}; the largest value is {self.largest:.3g}; pass scale={fix}"
+        warnings.warn(text, ScaleWarning, stacklevel=2)
 
     def _looks_logged(self) -> bool:
         if self.count == 0 or self.whole or self.largest > _LARGEST_LOG:
@@ -129,17 +115,16 @@ class Cleaner:
         to_linear(values, self.scale, self.threshold)
         if self.scale != "linear" and np.isinf(values).any():
             self._refuse(values, np.isinf(values), block, first, undone=True)
-        self.positive += np.count_nonzero(values)
+        self.positive += int(np.count_nonzero(values))
         return values
 
     def _record(self, values: NDArray[np.float64]) -> None:
         positive = values[values > 0]
-        if positive.size:
-            self.largest = max(self.largest, float(positive.max()))
-            self.sum += float(positive.sum())
-            self.squares += float(np.square(positive).sum())
-            self.count += positive.size
-            self.whole = self.whole and bool((positive == np.floor(positive)).all())
+        self.largest = max(self.largest, float(positive.max(initial=0.0)))
+        self.sum += float(positive.sum())
+        self.squares += float(np.square(positive).sum())
+        self.count += len(positive)
+        self.whole = self.whole and bool((positive == np.floor(positive)).all())
 
     def _refuse(
         self, values: NDArray[np.float64], bad: NDArray[np.bool_], block: Any, first: tuple[int, int], undone: bool

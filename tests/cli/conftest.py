@@ -20,6 +20,6 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
-    """The demonstration with few steps, and its folder."""
+    """The demonstration as the README runs it, and its folder."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    return run("demo", "--out", out, "--steps", "20"), out
+    return run("demo", "--out", out), out

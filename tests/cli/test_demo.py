@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,15 @@ def test_markers_stand_at_the_top_of_their_side(demo: tuple[Ran, Path]) -> None:
     up, down = {"LYZ", "S100A8", "S100A9", "CST3", "FCN1"}, {"CD3D", "CD3E", "IL32", "NKG7"}
     assert up <= set(table.log_fc.nlargest(20).index)
     assert down <= set(table.index[table.is_de & (table.log_fc < 0)][:20])  # the most certain first
+
+
+def test_it_prints_what_the_readme_shows(demo: tuple[Ran, Path]) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = readme.split("```text\n")[1].split("\n```")[0].splitlines()
+    assert sum(bool(re.match(r"^  \S+ +[+-][\d.]+ +[+-][\d.]+ to [+-][\d.]+", line)) for line in shown) == 4
+    printed = iter(demo[0].said.splitlines())
+    for line in shown:  # in this order, to the last digit
+        assert line in printed, line
 
 
 def test_it_prints_the_most_certain_genes(demo: tuple[Ran, Path]) -> None:

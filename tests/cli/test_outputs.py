@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pyro_zilognormal.models.hurdle import fit as fit_module
-from pyro_zilognormal.singlecell import COLUMNS, HurdleDE
+from pyro_zilognormal.singlecell import COLUMNS, HurdleDE, cli
 from pyro_zilognormal.singlecell.report import fingerprint
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run
 
@@ -139,6 +139,8 @@ def test_not_converged_warns_and_is_3_when_strict(
     monkeypatch.setattr(fit_module, "_converged", lambda losses, negligible: False)
     x = cells().X
     x[x > 0] = 1 + 0.1 * x[x > 0] / x.max()  # looks logged
+    if not strict:
+        monkeypatch.setattr(cli, "draw", lambda results: ({}, {}))  # which takes most of the time
     path, out = file_of(tmp_path, cells(x) if strict else None), tmp_path / "out"
     out.mkdir()
     (out / "de.csv").write_text("of an earlier run")
@@ -146,7 +148,7 @@ def test_not_converged_warns_and_is_3_when_strict(
     assert ran.code == code
     *others, last = ran.problems.splitlines()
     assert last == "warning: the fit has not converged in 10 steps; use more --steps"
-    assert {file.name for file in out.iterdir()} == FILES
+    assert {file.name for file in out.iterdir()} == {name for name in FILES if strict or not name.endswith(".png")}
     assert "of an earlier run" not in (out / "de.csv").read_text()
     text = (out / "report.html").read_text(encoding="utf-8")
     assert "did not converge in 10 steps" in text

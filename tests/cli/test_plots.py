@@ -118,7 +118,7 @@ def test_the_fitted_density_of_a_gene_is_near_the_observed_values(de: HurdleDE) 
 
 
 @pytest.mark.parametrize("form", ["csr", "csc", "log1p", "offset", "kept"])
-def test_a_gene_is_read_from_every_form_of_matrix(form: str, de: HurdleDE) -> None:
+def test_a_gene_is_read_from_every_form_of_matrix(form: str) -> None:
     import scipy.sparse as sp
 
     adata, settings = cells(), {}
@@ -130,12 +130,8 @@ def test_a_gene_is_read_from_every_form_of_matrix(form: str, de: HurdleDE) -> No
     elif form != "kept":
         adata.X = sp.csr_matrix(adata.X) if form == "csr" else sp.csc_matrix(adata.X)
     formula = "~ condition + age" if form == "kept" else "~ condition"
-    other = HurdleDE(adata, formula, **settings).fit(steps=10)
-    fits = other.gene_fits(["rare", "up"], CONTRAST)
-    plain = de.gene_fits(["rare", "up"], CONTRAST)
-    for one, same in zip(fits, plain, strict=True):
-        for mine, theirs in zip(one.conditions, same.conditions, strict=True):
-            assert np.allclose(mine.positive, theirs.positive, rtol=1e-9)
+    values = HurdleDE(adata, formula, **settings).cells.genes([3, 0])
+    np.testing.assert_allclose(values, cells().X[:, [3, 0]], rtol=1e-9)
 
 
 def test_a_gene_never_seen_can_be_drawn(de: HurdleDE) -> None:

@@ -113,7 +113,7 @@ def test_a_table_and_a_check_of_its_conditions_share_one_run(monkeypatch: pytest
     assert len(runs) == 2  # one for each condition
     assert again["mean"].max() > 0, "what the caller changes is the caller's own"
     de.predictive_check(de.cond(condition="stim"))
-    de.fit(steps=20)
+    de.fit(steps=10)
     de.test(STIM)
     assert len(runs) == 5
 

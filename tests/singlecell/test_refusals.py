@@ -79,7 +79,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "threshold above all": (lambda: call(experiment(), detection_threshold=1e9), "no value above the detection"),
     "no cells": (lambda: call(experiment()[:0]), r"adata.X is empty, of shape \(0, 6\); needed cells x genes"),
     "no genes": (lambda: call(experiment()[:, :0]), r"adata.X is empty, of shape \(160, 0\)"),
-    "one cell": (lambda: call(experiment()[:1]), "adata.X holds one cell; needed cells to compare"),
+    "one cell": (lambda: call(experiment()[:1]), "has one value only"),
     "no X": (lambda: call(anndata.AnnData(obs=frame())), "adata has no X; name a layer: it has none"),
     "duplicate genes": (
         lambda: call(renamed(["a", "b", "a", "c", "a", "d"])),

@@ -28,17 +28,17 @@ class Killed:
 @pytest.mark.parametrize("formula", ["~ condition", "~ condition + age"])
 def test_killed_and_gone_on_with(formula: str, tmp_path: pathlib.Path) -> None:
     def table(**options: Any) -> pd.DataFrame:
-        de = HurdleDE(experiment(), formula, donor="donor").fit(steps=20, **options)
+        de = HurdleDE(experiment(), formula, donor="donor").fit(steps=10, **options)
         return pd.concat([de.test(STIM), de.predict(de.cond()), de.predictive_check()], axis=1)
 
     whole = table()
     path = tmp_path / "fit.ckpt"
-    killed = Killed(12)
+    killed = Killed(7)
     with pytest.raises(KeyboardInterrupt):
-        table(callbacks=[killed], checkpoint=Checkpoint(path, steps=5))
+        table(callbacks=[killed], checkpoint=Checkpoint(path, steps=4))
     again = Killed(99)
     pd.testing.assert_frame_equal(table(callbacks=[again], checkpoint=path), whole, check_exact=True)
-    assert again.seen == 10  # it went on from step 10
+    assert again.seen == 6  # it went on from step 4
     last = Killed(99)
     pd.testing.assert_frame_equal(table(callbacks=[last], checkpoint=path), whole, check_exact=True)
     assert last.seen == 0  # it was done

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_zilognormal.singlecell import differential_expression, to_scanpy
-from tests.singlecell.cell_cases import GENES, experiment, frame
+from pyro_zilognormal.singlecell import differential_expression, result_parameters, to_scanpy, write_results
+from tests.singlecell.cell_cases import GENES, experiment, fitted, frame
 
 STIM = ("condition", "stim", "ctrl")
 WRITERS = ["h5ad", "zarr"]
@@ -116,8 +116,8 @@ def test_the_layout_of_scanpy() -> None:
 
 
 def test_groups_are_levels_where_they_can_be() -> None:
-    adata = experiment()
-    differential_expression(adata, "~ condition", STIM, steps=10)
+    adata, de = experiment(), fitted()
+    write_results(adata, de.test(STIM), result_parameters(de, de.cells.design.contrasts(STIM)))
     to_scanpy(adata, key_added="mine")
     assert adata.uns["mine"]["names"].dtype.names == ("stim",)
     assert adata.uns["mine"]["params"] == {
@@ -127,14 +127,6 @@ def test_groups_are_levels_where_they_can_be() -> None:
         "use_raw": False,
         "corr_method": "expected_fdr",
     }
-
-
-def test_copy_leaves_the_data_as_they_are() -> None:
-    adata = experiment()
-    table = differential_expression(adata, "~ condition", STIM, steps=10, copy=True)
-    assert len(table) == 6
-    assert not list(adata.uns)
-    assert not list(adata.varm)
 
 
 def test_genes_of_raw() -> None:
@@ -172,6 +164,9 @@ def test_groups_are_contrasts() -> None:
     adata = types()
     members = adata.obs["type"] == "NK"
     by_group = differential_expression(adata, groupby="type", groups="NK", steps=10, copy=True)
+    assert not list(adata.uns)  # a copy leaves the data as they are
+    assert not list(adata.varm)
+    assert list(adata.obs.columns) == [*frame().columns, "type"]
     adata.obs["is_nk"] = np.where(members, "yes", "no")
     by_formula = differential_expression(adata, "~ is_nk", ("is_nk", "yes", "no"), steps=10, copy=True)
     pd.testing.assert_frame_equal(by_group.drop(columns="contrast"), by_formula.drop(columns="contrast"))

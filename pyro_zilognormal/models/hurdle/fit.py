@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.guide import HurdleGuide
 from pyro_zilognormal.models.hurdle.model import HurdleModel
-from pyro_zilognormal.svi import FitResult, Minibatches, Run, fit
+from pyro_zilognormal.svi import Callback, FitResult, Minibatches, Run, fit
 
 # The cost of a step of small data is overhead, which several draws share; draws of more numbers cost time.
 _MOST_DRAWS, _FREE_NUMBERS = 8, 50_000
@@ -39,7 +39,7 @@ def fit_hurdle(
     steps: int = 200,
     batch_size: int = 512,
     seed: int = 0,
-    callbacks: Sequence[Callable[[Run], Any]] = (),
+    callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
 ) -> FitResult:
     """Fit the guide, on all groups at once or on minibatches of cells.
 
