@@ -234,7 +234,7 @@ class HurdleDE:
             credible: probability of the interval.
 
         Returns:
-            A DataFrame with the columns of :data:`COLUMNS`, contrast by contrast, the most certain gene first.
+            A DataFrame with the columns of :data:`~pyro_zilognormal.singlecell.results.COLUMNS`, contrast by contrast, the most certain gene first.
         """
         check_fractions(delta, fdr, credible)
         levels = {"delta": delta, "fdr": fdr, "credible": credible, "negligible": _negligible(self.priors)}
@@ -257,9 +257,9 @@ class HurdleDE:
             credible: probability of the intervals.
 
         Returns:
-            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, and the posterior medians
-            of ``mean``, ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9), each with
-            the ends ``_low`` and ``_high`` of its credible interval.
+            A DataFrame with a row for each condition and gene. It has ``variable``, ``condition``, and the posterior
+            medians of ``mean``, ``median``, ``prob_zero``, ``positive_mean`` and ``q0.9`` (for a quantile of 0.9), each
+            with the ends ``_low`` and ``_high`` of its credible interval.
 
         Raises:
             TypeError: something else than conditions.
@@ -279,7 +279,7 @@ class HurdleDE:
             credible: probability of the intervals.
 
         Returns:
-            A DataFrame with a row for each condition and gene: ``variable``, ``condition``, the observed
+            A DataFrame with a row for each condition and gene. It has ``variable``, ``condition``, the observed
             ``zero_fraction``, ``mean`` and ``sd_log``, and for each, with ``_predicted``, ``_low`` and ``_high``, the
             median and interval of as many cells replicated for the same donors. ``sd_log`` is the standard deviation
             of log x where x > 0 among cells alike in all variables, ``sd_log_freedom`` its degrees of freedom.
@@ -372,7 +372,7 @@ def differential_expression(
         seed, steps, callbacks, checkpoint: see :meth:`HurdleDE.fit`; checkpoints of further fits add a number.
 
     Returns:
-        A DataFrame with a row for each contrast and gene, the most certain gene first; :data:`COLUMNS` describes its
+        A DataFrame with a row for each contrast and gene, the most certain gene first; :data:`~pyro_zilognormal.singlecell.results.COLUMNS` describes its
         columns. Probabilities are shares of the draws, so that 0 means less than 1 / draws.
 
     Raises:

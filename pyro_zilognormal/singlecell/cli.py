@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those of the command line; None for the process's own.
 
     Returns:
-        The exit code: 0; 1 if the run failed, such as for lack of disk space; 2 for input that cannot be used, with one
+        The exit code, 0; 1 if the run failed, such as for lack of disk space; 2 for input that cannot be used, with one
         line on standard error that says why; 3 with ``--strict`` if the fit has not converged; 130 on Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)

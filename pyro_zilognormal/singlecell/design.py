@@ -41,7 +41,7 @@ class Contrast:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """The two conditions in a word each: levels alone where one variable is given."""
+        """The two conditions in a word each, by their levels alone where one variable is given."""
         ends = self.test, self.reference
         alone = all([*end.levels] == [self.column] for end in ends)
         test, reference = (str(*end.levels.values()) if alone else end.name for end in ends)

@@ -51,7 +51,7 @@ class GeneCondition:
 
 @dataclass(frozen=True, eq=False)
 class GeneFit:
-    """One gene in the two conditions of a contrast, for :func:`~pyro_zilognormal.singlecell.pl.gene`.
+    """One gene in the two conditions of a contrast, for :func:`~pyro_zilognormal.singlecell.plots.gene`.
 
     Attributes:
         gene: the gene.
