@@ -9,7 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
-from pyro_zilognormal.models.hurdle.components import Block, log_scale, make_blocks
+from pyro_zilognormal.models.hurdle.components import log_scale, make_blocks
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
 from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal
@@ -67,8 +67,7 @@ class HurdleModel(PyroModule):
 
     def __init__(self, data: HurdleData, priors: HurdlePriors | None = None) -> None:
         super().__init__()
-        if not isinstance(data, HurdleData):
-            raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
+        _check_data(data)
         if not isinstance(priors, HurdlePriors | None):
             raise TypeError(f"priors is a {type(priors).__name__}; needed HurdlePriors(...), or None")
         self.sizes = data.sizes
@@ -76,14 +75,8 @@ class HurdleModel(PyroModule):
         self.blocks = make_blocks(data, self.priors)
 
     def check_sizes(self, data: HurdleData) -> None:
-        """Raise an error unless the data have the rows, genes, donors and columns of the model's.
-
-        Raises:
-            TypeError: data that are not :class:`HurdleData`.
-            ValueError: data of other sizes.
-        """
-        if not isinstance(data, HurdleData):
-            raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
+        """Raise an error unless the data have the rows, genes, donors and columns of the model's."""
+        _check_data(data)
         if data.sizes != self.sizes:
             raise ValueError(f"data has {data.sizes}, the model {self.sizes}; needed a model made from these data")
 
@@ -116,7 +109,8 @@ class HurdleModel(PyroModule):
         with pyro.plate("genes", self.sizes["genes"], dim=-1):
             for block in blocks.values():
                 values |= {c.name: pyro.sample(c.name, c.prior(values)) for c in block}
-                values |= zero_log_bayes_factor(block, blocks["zero"], values)
+                # A share that both parts have in common is that of effects which are in the slab in both, or in neither.
+                values |= block.last.update_share(values)
             mu = _predict("", values, design, donor)
             zi_logits = _predict("zero_", values, zero_design, donor)
             sigma = log_scale(values["log_sigma"]).squeeze(-1).exp()
@@ -128,18 +122,9 @@ class HurdleModel(PyroModule):
                 pyro.sample("x", likelihood, obs=None if value is None else value.double())
 
 
-def zero_log_bayes_factor(drawn: Block, zero: Block, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the evidence of the positive part's effects for those of the zero part: both are in the slab, or neither.
-
-    Args:
-        drawn: the block that has just been drawn; empty unless it has the share of the zero part's effects.
-        zero: the block of the zero part.
-        values: hyperparameters and sites so far.
-    """
-    sparse, share = drawn.spike_and_slab(values), zero.last.share
-    if sparse is None or drawn is zero or drawn.last.share != share:
-        return {}
-    return {f"{zero.last.name}_log_bayes_factor": sparse.log_density_ratio(values[drawn.last.name])}
+def _check_data(data: object) -> None:
+    if not isinstance(data, HurdleData):
+        raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
 
 
 def _predict(part: str, values: dict[str, Tensor], design: Tensor, donor: Tensor) -> Tensor:
