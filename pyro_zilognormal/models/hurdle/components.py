@@ -36,17 +36,11 @@ class RealMixture(dist.MixtureSameFamily):
 
 @dataclass(frozen=True)
 class SpikeAndSlab:
-    """The prior (1 - share) Normal(0, spike_sd) + share Normal(0, slab_sd) of the elements of a site.
+    """The prior (1 - share) Normal(0, spike_sd) + share Normal(0, slab_sd) of the elements of a site."""
 
-    Attributes:
-        logit_share: of shape (..., width), like log_slab_sd.
-        log_slab_sd: the log standard deviation of the slab.
-        spike_sd: of shape (width,).
-    """
-
-    logit_share: Tensor
+    logit_share: Tensor  # of shape (..., width), as log_slab_sd
     log_slab_sd: Tensor
-    spike_sd: Tensor
+    spike_sd: Tensor  # of shape (width,)
 
     @property
     def width(self) -> int:
@@ -74,10 +68,9 @@ class SpikeAndSlab:
         return spike - slab + elements.square() * ((-2 * spike).exp() - (-2 * slab).exp()) / 2
 
     def posterior(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the posterior of elements whose posterior under the slab alone is Normal(mean, 1 / precision).
+        """Return log probabilities, means and precisions of spike and slab, each of shape (..., width, 2).
 
-        Returns:
-            Log probabilities, means and precisions of spike and slab, each of shape (..., width, 2).
+        Of elements whose posterior under the slab alone is Normal(mean, 1 / precision).
         """
         means, precisions, log_bayes_factor = self._update(mean, precision)
         return _log_shares(self.logit_share + log_bayes_factor), means, precisions
@@ -105,16 +98,9 @@ def _log_shares(logit: Tensor) -> Tensor:
 class Component(nn.Module):
     """A latent site of shape (genes, width), whose elements share a prior across genes.
 
-    theta_g ~ Normal(mean, exp(log_sd)); a sparse one has that prior in a share of the genes and is nearly 0 in the
-    others. The mean is 0 unless it has a prior of its own.
-
-    Args:
-        name: of the site.
-        width: number of elements a gene.
-        hyperpriors: Normal priors of "mean" (1 element), "log_sd" (1 or width) and "logit_share" (width).
-        share: name of the hyperparameter with the log odds of the slab, which another component may own; None for a
-            Normal prior.
-        spike_sd: sd of nearly 0, of shape (width,), where there is a share.
+    theta_g ~ Normal(mean, exp(log_sd)), where mean is 0 unless it has a hyperprior. A sparse one has that prior in a
+    share of the genes, and an sd of ``spike_sd`` in the others; ``share`` names the hyperparameter with the log odds
+    of the slab, which another component may own.
     """
 
     spike_sd: Tensor
@@ -226,9 +212,7 @@ def _regression(part: str, design: Tensor, donors: int, priors: HurdlePriors, ow
 def _pair(pair: tuple[float | Tensor, float | Tensor], width: int) -> Normal:
     first, second = (torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in pair)
     if not {len(first), len(second)} <= {1, width}:
-        raise ValueError(
-            f"a prior of HurdlePriors is {pair}; needed numbers, or {width} elements where effects have it"
-        )
+        raise ValueError(f"a prior of HurdlePriors is {pair}; needed numbers, or {width} elements of an effects' prior")
     return first.expand(width), second.expand(width)
 
 

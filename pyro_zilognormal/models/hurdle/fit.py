@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.guide import HurdleGuide
 from pyro_zilognormal.models.hurdle.model import HurdleModel
-from pyro_zilognormal.svi import FitResult, Minibatches, Run, fit
+from pyro_zilognormal.svi import Callback, FitResult, Minibatches, Run, fit
 
 # The cost of a step of small data is overhead, which several draws share; draws of more numbers cost time.
 _MOST_DRAWS, _FREE_NUMBERS = 8, 50_000
@@ -39,7 +39,7 @@ def fit_hurdle(
     steps: int = 200,
     batch_size: int = 512,
     seed: int = 0,
-    callbacks: Sequence[Callable[[Run], Any]] = (),
+    callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
 ) -> FitResult:
     """Fit the guide, on all groups at once or on minibatches of cells.
 
@@ -114,8 +114,7 @@ def draw_coefficients(
 ) -> dict[str, Tensor]:
     """Return posterior draws of the coefficients of all genes.
 
-    The draws of a block are made at once, by a plate around the guide; blocks are so small that working memory is
-    bounded.
+    A plate around the guide makes a block of draws at once, of bounded memory.
 
     Args:
         result: of a fit with a :class:`HurdleGuide`.
@@ -139,9 +138,8 @@ def draw_coefficients(
     names += ["donors", "zero_donors"] if donors else []
     width = data.design.shape[1] + data.zero_design.shape[1] + 2 * data.donors + 1
     size = max(1, _COEFFICIENTS_A_BLOCK // (data.genes * width))
-    device = data.design.device
     found: dict[str, Tensor] = {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([data.design.device] if data.design.is_cuda else []):
         torch.manual_seed(seed)
         for start in range(0, draws, size):
             with pyro.plate("draws", min(size, draws - start), dim=-3):

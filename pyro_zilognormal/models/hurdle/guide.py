@@ -27,15 +27,15 @@ _PRETRAINING_PAIRS, _PRETRAINING_RATE = 8, 0.05
 class HurdleGuide(PyroModule):
     """The approximate posterior of a :class:`HurdleModel`.
 
-    Given the hyperparameters, the two parts of a gene are independent in the posterior (where effects are not sparse),
-    and so they are in the guide. Each is a full-covariance Normal, the product of the prior and a learned Gaussian
-    site, so that genes follow the hyperparameters as in the exact posterior; the positive part is one given sigma,
-    which is what it is in the exact posterior. Sparse effects make a mixture of two of it. Its white noise is
-    transformed by sinh-arcsinh and coupled where the posterior is skewed or curved, as that of a gene's zero part
-    without a positive value. The hyperparameters have a full-covariance Normal.
+    The hyperparameters have a full-covariance Normal. Given them, each part of a gene (the positive one also given
+    sigma) is the product of its prior and a learned Gaussian site, so that genes follow the hyperparameters as in the
+    exact posterior; sparse effects make it a mixture. The white noise of this Normal is transformed by sinh-arcsinh
+    and coupled, for the skewed and curved posterior of a zero part without a positive value.
 
     The guide starts at the posterior mode, found by Newton's method and EM; where rows are groups, the zero part of
     each gene is then pretrained by itself. Parameters are in units of posterior standard deviations at the start.
+    Under ``SVI`` a guide takes over what Pyro's parameter store holds by its names, as an AutoGuide does: call
+    ``pyro.clear_param_store()`` before you train a second one.
 
     Args:
         model: the model.
@@ -83,8 +83,7 @@ class HurdleGuide(PyroModule):
         """Draw all coefficients; the arguments are those of the model, and none is used."""
         vector = pyro.sample("hyperparameters", self.hyper.distribution(), infer={"is_auxiliary": True})
         values = self.hyper.split(vector)
-        for name, found in values.items():
-            pyro.sample(name, dist.Delta(found, event_dim=1))
+        _sample_delta(values)
         with pyro.plate("genes", self.genes, dim=-1):
             values |= self._draw("log_sigma", self.distribution("log_sigma", values))
             positive, zero = self.distribution("positive", values), self.distribution("zero", values)
@@ -104,8 +103,7 @@ class HurdleGuide(PyroModule):
         """Draw the components of a block."""
         theta = pyro.sample(f"{name}_block", distribution, infer={"is_auxiliary": True})
         sites = self.blocks[name].split(theta)
-        for site, found in sites.items():
-            pyro.sample(site, dist.Delta(found, event_dim=1))
+        _sample_delta(sites)
         return sites
 
     def _positive_with_prior(
@@ -121,12 +119,13 @@ class HurdleGuide(PyroModule):
         return positive.with_prior(*(own.updated(d.log_bayes_factor(other)) for d in (zero.live, zero.frozen)))
 
 
-class HyperparameterNormal(PyroModule):
-    """A full-covariance Normal of all hyperparameters, in units of the standard deviations at the start.
+def _sample_delta(sites: dict[str, Tensor]) -> None:
+    for name, value in sites.items():
+        pyro.sample(name, dist.Delta(value, event_dim=1))
 
-    Args:
-        start: mean and standard deviation of each at the start, by name, each of shape (k,).
-    """
+
+class HyperparameterNormal(PyroModule):
+    """A full-covariance Normal of all hyperparameters, in units of the standard deviations at the start."""
 
     start: Tensor
     unit: Tensor
@@ -141,16 +140,16 @@ class HyperparameterNormal(PyroModule):
 
     def distribution(self) -> PathDerivative:
         """Return the distribution of the vector of all hyperparameters."""
-        live = self.shift, self.tril
-        return PathDerivative(self._normal(*live), self._normal(*(p.detach() for p in live)))
+
+        def normal(shift: Tensor, tril: Tensor) -> dist.MultivariateNormal:
+            scale_tril = self.unit.unsqueeze(-1) * tril.tril()
+            return dist.MultivariateNormal(self.start + self.unit * shift, scale_tril=scale_tril, validate_args=False)
+
+        return PathDerivative(normal(self.shift, self.tril), normal(self.shift.detach(), self.tril.detach()))
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Return the hyperparameters by name."""
         return dict(zip(self.widths, vector.split(list(self.widths.values()), -1), strict=True))
-
-    def _normal(self, shift: Tensor, tril: Tensor) -> dist.MultivariateNormal:
-        scale_tril = self.unit.unsqueeze(-1) * tril.tril()
-        return dist.MultivariateNormal(self.start + self.unit * shift, scale_tril=scale_tril, validate_args=False)
 
 
 class GaussianSite(PyroModule):
@@ -159,13 +158,7 @@ class GaussianSite(PyroModule):
     The exact posterior has this form where the likelihood of theta is Gaussian: then A and b are its own, theta
     follows the hyperparameters as it should, and scale is the residual precision relative to the start. Parameters
     are in units of the posterior's standard deviations at the start, L^-1 with L L' = A + 1/sd^2, so that a step of the
-    optimiser has the same size for all genes.
-
-    Args:
-        theta: where to start, of shape (genes, donors + core).
-        information: the likelihood's negative Hessian there.
-        mean: of the prior at the start, of shape (donors + core,) or (genes, donors + core).
-        prior_precision: 1/sd^2 at the start, likewise.
+    optimiser has the same size for all genes. It starts at theta, with the likelihood's negative Hessian there.
     """
 
     centre: Tensor

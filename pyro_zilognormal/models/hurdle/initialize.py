@@ -75,11 +75,10 @@ class Part(ABC):
 
     def estimate(self, values: dict[str, Tensor], slab: dict[str, Tensor]) -> dict[str, Normal]:
         """Return mean and standard deviation of the block's hyperparameters after one step of EM."""
-        theta, variance = self.block.split(self.theta), self.block.split(self.variance)
         found: dict[str, Normal] = {}
         for c in self.block:
-            own = slab[c.share] if c.share else torch.ones_like(theta[c.name])
-            found |= _em_step(c, theta[c.name], variance[c.name], own, values)
+            theta, variance = (self.block.split(v)[c.name] for v in (self.theta, self.variance))
+            found |= _em_step(c, theta, variance, slab[c.share] if c.share else torch.ones_like(theta), values)
         return found
 
 
@@ -164,10 +163,7 @@ class _LogSigma(Part):
         return Arrowhead.from_diagonal(2 * left.clamp(min=0) * self._slope().square())
 
     def step(self, values: dict[str, Tensor]) -> None:
-        """Take a Newton step up  -n l - exp(-2 l) E[S] / 2 - precision (log sigma - mean)^2 / 2.
-
-        S are the squared residuals, and l is log sigma with its floor.
-        """
+        """Take a Newton step up -n l - exp(-2 l) E[squared residuals] / 2 + log prior, l = log_scale(log sigma)."""
         mean, precision = self.block.moments(values)
         squares = self.positive.squared_residuals() * (-2 * self.positive.log_scale).exp() + self.positive.fitted
         step = (squares - self.positive.total) * self._slope() - precision * (self.theta - mean)

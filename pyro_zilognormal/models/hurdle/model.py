@@ -33,13 +33,11 @@ class HurdleModel(PyroModule):
     of the genes only, which is learned for each column, and are nearly 0 in the others (spike and slab), in both parts
     together where these have the same design; ``effects_share=None`` gives it to all genes.
 
-    The sites of a gene, each of shape (genes, width), are ``intercept``, ``effects``, ``donors`` and ``log_sigma``, and
-    those of the zero part with ``zero_`` before them; the hyperparameters' end in ``_mean``, ``_log_sd`` and
-    ``_logit_share``; ``x`` is the value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of equal values would
-    otherwise have no posterior.
+    Sites of shape (genes, width) are ``intercept``, ``effects``, ``donors`` and ``log_sigma``, and those of the zero
+    part with ``zero_`` before them; hyperparameters end in ``_mean``, ``_log_sd`` and ``_logit_share``; ``x`` is the
+    value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of equal values would otherwise have no posterior.
 
-    The plate ``rows`` knows the number of rows N of ``data``, so that a minibatch of b rows is scaled by N / b. All is
-    float64, on the device of ``data``.
+    A minibatch of b of the N rows of ``data`` is scaled by N / b. All is float64, on the device of ``data``.
 
     Args:
         data: the data to fit; the model keeps their sizes, not their values.
@@ -109,7 +107,7 @@ class HurdleModel(PyroModule):
         with pyro.plate("genes", self.sizes["genes"], dim=-1):
             for block in blocks.values():
                 values |= {c.name: pyro.sample(c.name, c.prior(values)) for c in block}
-                # A share that both parts have in common is that of effects which are in the slab in both, or in neither.
+                # Of a share in common: effects are in the slab in both parts, or in neither.
                 values |= block.last.update_share(values)
             mu = _predict("", values, design, donor)
             zi_logits = _predict("zero_", values, zero_design, donor)
