@@ -129,7 +129,7 @@ def test_state_dict_and_deepcopy(kind):
     model, guide, data = hurdle(**kind)
     by_svi(model, guide, data.arguments)
     pyro.clear_param_store()
-    fresh = HurdleGuide(model, data)
+    fresh = hurdle(**kind)[1]
     fresh.load_state_dict(guide.state_dict())
     losses = []
     for each in (guide, fresh, copy.deepcopy(guide)):
