@@ -157,8 +157,7 @@ def test_good_input_that_is_near():
     """What stands beside the mistakes above."""
     assert cells(X.numpy(), np.ones((4, 1)), donor=np.array([0, 2, 0, 2])).donors == 3
     assert cells(X, ONE.tolist(), offset=[0, 1, 2, 3]).offset.dtype == torch.float64
-    assert groups(STATS, ONE[:2], donors=0).donors == 0
-    assert groups(STATS, ONE[:2], donor=[0, 1], donors=2).donors == 2
+    assert groups(STATS, ONE[:2], donor=[0, 1]).donors == 2
     assert HurdlePriors(effects_sd=(torch.ones(2), 1), effects_share=(0.5, 1)).effects_share == (0.5, 1)
     HurdleModel(DATA, HurdlePriors(effects_sd=(torch.ones(1), 1)))
 
