@@ -18,6 +18,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def pair(data: HurdleData) -> tuple[HurdleModel, HurdleGuide]:
     return model, HurdleGuide(model, data)
 
 
-def step_seconds(data: HurdleData) -> functools.partial[float]:
+def step_seconds(data: HurdleData) -> Callable[[], float]:
     """Return a function that times one step on the data."""
     elbo = Trace_ELBO()(*pair(data))
     optimizer = torch.optim.Adam(elbo.parameters(), lr=1e-4)
@@ -84,7 +85,7 @@ def step_seconds(data: HurdleData) -> functools.partial[float]:
         optimizer.step()
         return time.perf_counter() - start
 
-    return functools.partial(step)
+    return step
 
 
 def scaling(genes: int = 200, pairs: int = 60) -> dict[str, float]:

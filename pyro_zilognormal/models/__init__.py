@@ -1,19 +1,18 @@
 """Reference models on the zero-inflated log-normal, with guides whose posteriors are calibrated."""
 
-from pyro_zilognormal.models.hurdle import (
+from pyro_zilognormal.models.hurdle.data import HurdleData
+from pyro_zilognormal.models.hurdle.effects import (
     Condition,
     FoldChange,
-    HurdleData,
-    HurdleGuide,
-    HurdleModel,
-    HurdlePriors,
-    draw_coefficients,
     expected_fdr,
-    fit_hurdle,
     linear_predictor,
     local_false_sign_rate,
     log_fold_change,
 )
+from pyro_zilognormal.models.hurdle.fit import draw_coefficients, fit_hurdle
+from pyro_zilognormal.models.hurdle.guide import HurdleGuide
+from pyro_zilognormal.models.hurdle.model import HurdleModel
+from pyro_zilognormal.models.hurdle.priors import HurdlePriors
 
 __all__ = [
     "Condition",

@@ -20,17 +20,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Arrowhead:
-    """A symmetric arrowhead matrix, or its lower triangular factor; leading dimensions are a batch.
+    """A symmetric arrowhead matrix, or its lower triangular factor; leading dimensions are a batch."""
 
-    Attributes:
-        block: the diagonal of the diagonal block, of shape (..., donors).
-        border: the rows below it, of shape (..., core, donors).
-        core: the last block, of shape (..., core, core).
-    """
-
-    block: Tensor
-    border: Tensor
-    core: Tensor
+    block: Tensor  # the diagonal of the diagonal block, of shape (..., donors)
+    border: Tensor  # the rows below it, of shape (..., core, donors)
+    core: Tensor  # the last block, of shape (..., core, core)
 
     @classmethod
     def from_diagonal(cls, values: Tensor) -> Arrowhead:
@@ -62,8 +56,7 @@ class Arrowhead:
 
     def scale(self, scale: Tensor) -> Arrowhead:
         """Return scale * P, for a scale of shape (..., 1)."""
-        by_matrix = scale.unsqueeze(-1)
-        return Arrowhead(self.block * scale, self.border * by_matrix, self.core * by_matrix)
+        return Arrowhead(self.block * scale, self.border * scale.unsqueeze(-1), self.core * scale.unsqueeze(-1))
 
     def cholesky(self) -> Arrowhead:
         """Return the lower triangular factor of a positive definite P."""
@@ -116,13 +109,7 @@ def _solve(matrix: Tensor, vector: Tensor, upper: bool) -> Tensor:
 
 
 class DonorDesign:
-    """Rows of a design, each with a donor: eta_rg = design_r . core_g + donor effect_g[donor_r].
-
-    Args:
-        design: of shape (rows, core).
-        donor: of shape (rows,).
-        donors: number of donors; 0 for none.
-    """
+    """Rows of a design, each with a donor: eta_rg = design_r . core_g + donor effect_g[donor_r]."""
 
     def __init__(self, design: Tensor, donor: Tensor, donors: int) -> None:
         self.design, self.donors = design, donors

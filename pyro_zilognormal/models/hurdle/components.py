@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import pyro.distributions as dist
@@ -36,17 +36,11 @@ class RealMixture(dist.MixtureSameFamily):
 
 @dataclass(frozen=True)
 class SpikeAndSlab:
-    """The prior (1 - share) Normal(0, spike_sd) + share Normal(0, slab_sd) of the elements of a site.
+    """The prior (1 - share) Normal(0, spike_sd) + share Normal(0, slab_sd) of the elements of a site."""
 
-    Attributes:
-        logit_share: of shape (..., width).
-        log_slab_sd: of shape (..., width).
-        spike_sd: of shape (width,).
-    """
-
-    logit_share: Tensor
+    logit_share: Tensor  # of shape (..., width), as log_slab_sd
     log_slab_sd: Tensor
-    spike_sd: Tensor
+    spike_sd: Tensor  # of shape (width,)
 
     @property
     def width(self) -> int:
@@ -57,12 +51,11 @@ class SpikeAndSlab:
         """Return the prior as a distribution, of batch shape (..., width)."""
         logit, slab, spike = torch.broadcast_tensors(self.logit_share, self.log_slab_sd.exp(), self.spike_sd)
         scales = torch.stack([spike, slab], -1)
-        which = dist.Categorical(logits=_log_shares(logit))
-        return RealMixture(which, dist.Normal(torch.zeros_like(scales), scales))
+        return RealMixture(dist.Categorical(logits=_log_shares(logit)), dist.Normal(torch.zeros_like(scales), scales))
 
     def updated(self, log_bayes_factor: Tensor) -> SpikeAndSlab:
         """Return the prior after evidence for the slab against the spike."""
-        return SpikeAndSlab(self.logit_share + log_bayes_factor, self.log_slab_sd, self.spike_sd)
+        return replace(self, logit_share=self.logit_share + log_bayes_factor)
 
     def column(self, index: int) -> SpikeAndSlab:
         """Return the prior of one element, of width 1."""
@@ -75,31 +68,26 @@ class SpikeAndSlab:
         return spike - slab + elements.square() * ((-2 * spike).exp() - (-2 * slab).exp()) / 2
 
     def posterior(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the posterior of elements whose posterior under the slab alone is Normal(mean, 1 / precision).
+        """Return log probabilities, means and precisions of spike and slab, each of shape (..., width, 2).
 
-        Args:
-            mean: of shape (..., width).
-            precision: of the same shape.
-
-        Returns:
-            Log probabilities, means and precisions of spike and slab, each of shape (..., width, 2).
+        Of elements whose posterior under the slab alone is Normal(mean, 1 / precision).
         """
-        precisions, linear, log_marginal = self._updated(mean, precision)
-        log_odds = self.logit_share + log_marginal[..., 1] - log_marginal[..., 0]
-        return _log_shares(log_odds), linear / precisions, precisions
+        means, precisions, log_bayes_factor = self._update(mean, precision)
+        return _log_shares(self.logit_share + log_bayes_factor), means, precisions
 
     def log_bayes_factor(self, mean: Tensor, precision: Tensor) -> Tensor:
         """Return the log marginal likelihood of the slab minus that of the spike; arguments as in `posterior`."""
-        spike, slab = self._updated(mean, precision)[2].unbind(-1)
-        return slab - spike
+        return self._update(mean, precision)[2]
 
-    def _updated(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _update(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return means and precisions of spike and slab, and the log Bayes factor."""
         slab = (-2 * self.log_slab_sd).exp()
         prior = torch.stack([self.spike_sd.pow(-2).expand_as(slab), slab], -1)
         # Rounding may take the likelihood's own precision below 0 where there are no cells.
         precisions = (precision - slab).clamp(min=0).unsqueeze(-1) + prior
         linear = (mean * precision).unsqueeze(-1)
-        return precisions, linear, (prior.log() - precisions.log() + linear.square() / precisions) / 2
+        log_marginal = (prior.log() - precisions.log() + linear.square() / precisions) / 2
+        return linear / precisions, precisions, log_marginal[..., 1] - log_marginal[..., 0]
 
 
 def _log_shares(logit: Tensor) -> Tensor:
@@ -110,16 +98,9 @@ def _log_shares(logit: Tensor) -> Tensor:
 class Component(nn.Module):
     """A latent site of shape (genes, width), whose elements share a prior across genes.
 
-    theta_g ~ Normal(mean, exp(log_sd)); a sparse one has that prior in a share of the genes and is nearly 0 in the
-    others. The mean is 0 unless it has a prior of its own.
-
-    Args:
-        name: of the site.
-        width: number of elements a gene.
-        hyperpriors: Normal priors of "mean" (1 element), "log_sd" (1 or width) and "logit_share" (width).
-        share: name of the hyperparameter with the log odds of the slab, which another component may own; None for a
-            Normal prior.
-        spike_sd: sd of nearly 0, of shape (width,), where there is a share.
+    theta_g ~ Normal(mean, exp(log_sd)), where mean is 0 unless it has a hyperprior. A sparse one has that prior in a
+    share of the genes, and an sd of ``spike_sd`` in the others; ``share`` names the hyperparameter with the log odds
+    of the slab, which another component may own.
     """
 
     spike_sd: Tensor
@@ -134,22 +115,26 @@ class Component(nn.Module):
     ) -> None:
         super().__init__()
         self.name, self.width, self.share, self.kinds = name, width, share, list(hyperpriors)
-        for kind, (loc, scale) in hyperpriors.items():
-            self.register_buffer(f"{kind}_loc", loc.clone())
-            self.register_buffer(f"{kind}_scale", scale.clone())
+        for kind, prior in hyperpriors.items():
+            self.register_buffer(kind, torch.stack(prior))
         self.register_buffer("spike_sd", spike_sd)
 
     def hyperpriors(self) -> dict[str, Normal]:
         """Return mean and sd of the Normal prior of each hyperparameter, by its name."""
-        return {f"{self.name}_{k}": (getattr(self, f"{k}_loc"), getattr(self, f"{k}_scale")) for k in self.kinds}
+        return {f"{self.name}_{kind}": cast(Normal, getattr(self, kind).unbind()) for kind in self.kinds}
 
     def spike_and_slab(self, values: dict[str, Tensor]) -> SpikeAndSlab | None:
-        """Return the sparse prior given the hyperparameters and any log Bayes factor; None for a Normal prior."""
+        """Return the sparse prior given the hyperparameters; None for a Normal prior."""
         if self.share is None:
             return None
-        prior = SpikeAndSlab(values[self.share], values[f"{self.name}_log_sd"], self.spike_sd)
-        log_bayes_factor = values.get(f"{self.name}_log_bayes_factor")
-        return prior if log_bayes_factor is None else prior.updated(log_bayes_factor)
+        return SpikeAndSlab(values[self.share], values[f"{self.name}_log_sd"], self.spike_sd)
+
+    def update_share(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the log odds of the slab given the site, gene by gene, by the name of the share."""
+        sparse = self.spike_and_slab(values)
+        if sparse is None or self.share is None:
+            return {}
+        return {self.share: sparse.logit_share + sparse.log_density_ratio(values[self.name])}
 
     def prior(self, values: dict[str, Tensor]) -> dist.TorchDistribution:
         """Return the distribution of the site given the hyperparameters."""
@@ -179,10 +164,6 @@ class Block(nn.ModuleList):
     def hyperpriors(self) -> dict[str, Normal]:
         """Return mean and sd of the Normal prior of each hyperparameter, by its name."""
         return {name: prior for c in self for name, prior in c.hyperpriors().items()}
-
-    def spike_and_slab(self, values: dict[str, Tensor]) -> SpikeAndSlab | None:
-        """Return the sparse prior of the last component, None for a Normal one."""
-        return self.last.spike_and_slab(values)
 
     def moments(self, values: dict[str, Tensor]) -> Normal:
         """Return the mean and 1 / sd^2 of the prior of all elements, each of shape (..., donors + core)."""
@@ -231,9 +212,7 @@ def _regression(part: str, design: Tensor, donors: int, priors: HurdlePriors, ow
 def _pair(pair: tuple[float | Tensor, float | Tensor], width: int) -> Normal:
     first, second = (torch.as_tensor(v, dtype=torch.float64).reshape(-1) for v in pair)
     if not {len(first), len(second)} <= {1, width}:
-        raise ValueError(
-            f"a prior of HurdlePriors is {pair}; needed numbers, or {width} elements where effects have it"
-        )
+        raise ValueError(f"a prior of HurdlePriors is {pair}; needed numbers, or {width} elements of an effects' prior")
     return first.expand(width), second.expand(width)
 
 

@@ -82,10 +82,8 @@ class HurdleData:
         every = slice(None, None, -(-len(self.design) // _MOST_CELLS))
         design, offset = self.design[every], self.offset[every]
         stats = SufficientStatistics.from_cells(self.value[every], torch.arange(len(design)), len(design), offset)
-        value = stats.value.to(design.device)
-        return HurdleData(
-            value, design, self.zero_design[every], self.donor[every], torch.zeros_like(offset), self.donors
-        )
+        rows = design, self.zero_design[every], self.donor[every], torch.zeros_like(offset)
+        return HurdleData(stats.value.to(design.device), *rows, self.donors)
 
     @classmethod
     def from_cells(
@@ -122,18 +120,12 @@ class HurdleData:
             SufficientStatistics.from_cells(x)  # checks the values
             return cls(x, *rows, 0 if donor is None else int(rows[2].max()) + 1)
         stats = SufficientStatistics.from_cells(x, group, len(keys), rows[3])
-        ends = [rows[0].shape[1], rows[0].shape[1] + rows[1].shape[1]]
-        design, zero, who = keys.tensor_split(ends, 1)
+        design, zero, who = keys.split([rows[0].shape[1], rows[1].shape[1], 1], 1)
         return cls.from_groups(stats, design, zero, None if donor is None else who[:, 0])
 
     @classmethod
     def from_groups(
-        cls,
-        stats: SufficientStatistics,
-        design: Any,
-        zero_design: Any = None,
-        donor: Any = None,
-        donors: int | None = None,
+        cls, stats: SufficientStatistics, design: Any, zero_design: Any = None, donor: Any = None
     ) -> HurdleData:
         """Take statistics of groups that were reduced before, from chunks or a file.
 
@@ -142,31 +134,25 @@ class HurdleData:
             design: groups x columns, of which the first is 1.
             zero_design: design of the zero part; that of the positive part if None.
             donor: of each group, whole numbers from 0; None for no donors' effects.
-            donors: number of donors; as many as ``donor`` names if None.
 
         Returns:
             The data.
 
         Raises:
             TypeError: stats of another type, or an argument that holds no numbers.
-            ValueError: shapes that differ, a design without intercept or that is not finite, and too few donors.
+            ValueError: shapes that differ, or a design without intercept or that is not finite.
         """
         if not isinstance(stats, SufficientStatistics):
             raise TypeError(f"stats is a {type(stats).__name__}; needed SufficientStatistics of groups x genes")
         rows = _check_rows(design, zero_design, donor, None, len(stats.n_zero))
-        named = 0 if donor is None else int(rows[2].max()) + 1
-        if donors is not None and (donors < named or (donor is None and donors > 0)):
-            raise ValueError(f"donors is {donors}, but donor names {named}; needed at least as many, from 0 on")
-        return cls(stats.value, *rows, named if donors is None else donors)
+        return cls(stats.value, *rows, 0 if donor is None else int(rows[2].max()) + 1)
 
 
 def _count_cells(x: Any) -> int:
     shape = tuple(getattr(x, "shape", ()))
     if len(shape) != 2 or shape[0] == 0:
         came = f"shape {shape}" if hasattr(x, "shape") else f"a {type(x).__name__}"
-        raise ValueError(
-            f"x: {came}; needed a tensor, numpy array or CSR matrix of cells x genes, with at least one cell"
-        )
+        raise ValueError(f"x: {came}; needed a tensor, numpy array or CSR matrix of cells x genes, at least one cell")
     return int(shape[0])
 
 
@@ -176,9 +162,15 @@ def _check_rows(
     """Return design, zero design, donor and offset as checked tensors."""
     positive = _check_design("design", design, rows)
     zero = positive if zero_design is None else _check_design("zero_design", zero_design, rows)
-    who = torch.zeros(rows, dtype=torch.int64) if donor is None else _check_donor(donor, rows)
-    shift = torch.zeros(rows, dtype=torch.float64) if offset is None else _check_numbers("offset", offset, (rows,))
-    return positive, zero, who, shift
+    nothing = positive.new_zeros(rows)
+    who, shift = (
+        nothing if given is None else _check_numbers(name, given, (rows,))
+        for name, given in [("donor", donor), ("offset", offset)]
+    )
+    bad = who[(who < 0) | (who != who.round())]
+    if len(bad):
+        raise ValueError(f"donor: got {bad[0].item():g}; needed whole numbers from 0, such as pandas' category codes")
+    return positive, zero, who.long(), shift
 
 
 def _check_design(name: str, value: Any, rows: int) -> Tensor:
@@ -186,14 +178,6 @@ def _check_design(name: str, value: Any, rows: int) -> Tensor:
     if design.shape[1] == 0 or (design[:, 0] != 1).any():
         raise ValueError(f"{name}: the first column is not all 1; needed an intercept there (a formula without '0 +')")
     return design
-
-
-def _check_donor(value: Any, rows: int) -> Tensor:
-    donor = _check_numbers("donor", value, (rows,))
-    bad = donor[(donor < 0) | (donor != donor.round())]
-    if len(bad):
-        raise ValueError(f"donor: got {bad[0].item():g}; needed whole numbers from 0, such as pandas' category codes")
-    return donor.long()
 
 
 def _check_numbers(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:

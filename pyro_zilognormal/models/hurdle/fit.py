@@ -114,8 +114,7 @@ def draw_coefficients(
 ) -> dict[str, Tensor]:
     """Return posterior draws of the coefficients of all genes.
 
-    The draws of a block are made at once, by a plate around the guide; blocks are so small that working memory is
-    bounded.
+    A plate around the guide makes a block of draws at once, of bounded memory.
 
     Args:
         result: of a fit with a :class:`HurdleGuide`.
@@ -139,9 +138,8 @@ def draw_coefficients(
     names += ["donors", "zero_donors"] if donors else []
     width = data.design.shape[1] + data.zero_design.shape[1] + 2 * data.donors + 1
     size = max(1, _COEFFICIENTS_A_BLOCK // (data.genes * width))
-    device = data.design.device
     found: dict[str, Tensor] = {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([data.design.device] if data.design.is_cuda else []):
         torch.manual_seed(seed)
         for start in range(0, draws, size):
             with pyro.plate("draws", min(size, draws - start), dim=-3):

@@ -9,7 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
-from pyro_zilognormal.models.hurdle.components import Block, log_scale, make_blocks
+from pyro_zilognormal.models.hurdle.components import log_scale, make_blocks
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
 from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal
@@ -33,13 +33,11 @@ class HurdleModel(PyroModule):
     of the genes only, which is learned for each column, and are nearly 0 in the others (spike and slab), in both parts
     together where these have the same design; ``effects_share=None`` gives it to all genes.
 
-    The sites of a gene, each of shape (genes, width), are ``intercept``, ``effects``, ``donors`` and ``log_sigma``, and
-    those of the zero part with ``zero_`` before them; the hyperparameters' end in ``_mean``, ``_log_sd`` and
-    ``_logit_share``; ``x`` is the value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of equal values would
-    otherwise have no posterior.
+    Sites of shape (genes, width) are ``intercept``, ``effects``, ``donors`` and ``log_sigma``, and those of the zero
+    part with ``zero_`` before them; hyperparameters end in ``_mean``, ``_log_sd`` and ``_logit_share``; ``x`` is the
+    value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of equal values would otherwise have no posterior.
 
-    The plate ``rows`` knows the number of rows N of ``data``, so that a minibatch of b rows is scaled by N / b. All is
-    float64, on the device of ``data``.
+    A minibatch of b of the N rows of ``data`` is scaled by N / b. All is float64, on the device of ``data``.
 
     Args:
         data: the data to fit; the model keeps their sizes, not their values.
@@ -67,8 +65,7 @@ class HurdleModel(PyroModule):
 
     def __init__(self, data: HurdleData, priors: HurdlePriors | None = None) -> None:
         super().__init__()
-        if not isinstance(data, HurdleData):
-            raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
+        _check_data(data)
         if not isinstance(priors, HurdlePriors | None):
             raise TypeError(f"priors is a {type(priors).__name__}; needed HurdlePriors(...), or None")
         self.sizes = data.sizes
@@ -76,14 +73,8 @@ class HurdleModel(PyroModule):
         self.blocks = make_blocks(data, self.priors)
 
     def check_sizes(self, data: HurdleData) -> None:
-        """Raise an error unless the data have the rows, genes, donors and columns of the model's.
-
-        Raises:
-            TypeError: data that are not :class:`HurdleData`.
-            ValueError: data of other sizes.
-        """
-        if not isinstance(data, HurdleData):
-            raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
+        """Raise an error unless the data have the rows, genes, donors and columns of the model's."""
+        _check_data(data)
         if data.sizes != self.sizes:
             raise ValueError(f"data has {data.sizes}, the model {self.sizes}; needed a model made from these data")
 
@@ -116,7 +107,8 @@ class HurdleModel(PyroModule):
         with pyro.plate("genes", self.sizes["genes"], dim=-1):
             for block in blocks.values():
                 values |= {c.name: pyro.sample(c.name, c.prior(values)) for c in block}
-                values |= zero_log_bayes_factor(block, blocks["zero"], values)
+                # Of a share in common: effects are in the slab in both parts, or in neither.
+                values |= block.last.update_share(values)
             mu = _predict("", values, design, donor)
             zi_logits = _predict("zero_", values, zero_design, donor)
             sigma = log_scale(values["log_sigma"]).squeeze(-1).exp()
@@ -128,18 +120,9 @@ class HurdleModel(PyroModule):
                 pyro.sample("x", likelihood, obs=None if value is None else value.double())
 
 
-def zero_log_bayes_factor(drawn: Block, zero: Block, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the evidence of the positive part's effects for those of the zero part: both are in the slab, or neither.
-
-    Args:
-        drawn: the block that has just been drawn; empty unless it has the share of the zero part's effects.
-        zero: the block of the zero part.
-        values: hyperparameters and sites so far.
-    """
-    sparse, share = drawn.spike_and_slab(values), zero.last.share
-    if sparse is None or drawn is zero or drawn.last.share != share:
-        return {}
-    return {f"{zero.last.name}_log_bayes_factor": sparse.log_density_ratio(values[drawn.last.name])}
+def _check_data(data: object) -> None:
+    if not isinstance(data, HurdleData):
+        raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
 
 
 def _predict(part: str, values: dict[str, Tensor], design: Tensor, donor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,12 +63,12 @@ class HurdlePriors:
     spike_sd: float = 0.01
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "spike_sd":
-                _check_spike(value)
-            elif not (field.name == "effects_share" and value is None):
-                _check_pair(field.name, value)
+        spike = self.spike_sd
+        if isinstance(spike, bool) or not (isinstance(spike, int | float) and 0 < spike < math.inf):
+            raise ValueError(f"spike_sd is {spike!r}; needed a finite number > 0")
+        for name, value in vars(self).items():
+            if name != "spike_sd" and not (name == "effects_share" and value is None):
+                _check_pair(name, value)
 
     @classmethod
     def for_data(cls, data: HurdleData, **changed: Any) -> HurdlePriors:
@@ -109,19 +109,13 @@ def column_units(design: Tensor) -> Tensor:
     return torch.where(coded | (sd == 0), 1.0, sd)
 
 
-def _check_spike(value: object) -> None:
-    if isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ValueError(f"spike_sd is {value!r}; needed a finite number > 0")
-
-
 def _check_pair(name: str, value: object) -> None:
     spread = "sd" if name.endswith("_mean") else "median and spread"
     if not (isinstance(value, tuple) and len(value) == 2):
         raise TypeError(f"{name} is {value!r}; needed a pair of numbers or tensors")
     first, second = (torch.as_tensor(v, dtype=torch.float64) for v in value)
-    finite = first.isfinite().all() and second.isfinite().all()
-    positive = name.endswith("_mean") or (first > 0).all()
-    share = name != "effects_share" or (first < 1).all()
-    if not (finite and positive and share and (second > 0).all()):
+    low = -math.inf if name.endswith("_mean") else 0.0
+    high = 1.0 if name == "effects_share" else math.inf
+    if not (((low < first) & (first < high)).all() and ((second > 0) & second.isfinite()).all()):
         below = ", and a median < 1" if name == "effects_share" else ""
         raise ValueError(f"{name} is {value!r}; needed finite numbers, with {spread} > 0{below}")

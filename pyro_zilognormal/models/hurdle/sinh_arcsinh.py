@@ -69,20 +69,12 @@ def _split_core(noise: Tensor, coupling: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class SpikeAndSlabPosterior:
-    """A mixture of a Normal spike and a slab whose standardised noise is sinh-arcsinh.
+    """A mixture of a Normal spike and a slab whose standardised noise is sinh-arcsinh."""
 
-    Attributes:
-        log_shares: of spike and slab, of shape (..., width, 2).
-        means: of the same shape.
-        precisions: of the same shape.
-        skewness: of the slab, of shape (..., width).
-        log_tails: of the slab, likewise.
-    """
-
-    log_shares: Tensor
+    log_shares: Tensor  # of spike and slab, of shape (..., width, 2), as means and precisions
     means: Tensor
     precisions: Tensor
-    skewness: Tensor
+    skewness: Tensor  # of the slab, of shape (..., width), as log_tails
     log_tails: Tensor
 
     def rsample(self) -> Tensor:
@@ -99,11 +91,9 @@ class SpikeAndSlabPosterior:
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log density of each element."""
         spike, slab = ((x.unsqueeze(-1) - self.means) * self.precisions.sqrt()).unbind(-1)
-        densities = [
-            -spike.square() / 2 - _HALF_LOG_2PI,
-            sinh_arcsinh_log_density(slab, self.skewness, self.log_tails),
-        ]
-        return (self.log_shares + torch.stack(densities, -1) + self.precisions.log() / 2).logsumexp(-1)
+        density = sinh_arcsinh_log_density(slab, self.skewness, self.log_tails)
+        both = torch.stack([-spike.square() / 2 - _HALF_LOG_2PI, density], -1)
+        return (self.log_shares + both + self.precisions.log() / 2).logsumexp(-1)
 
 
 class SinhArcsinhNormal(TorchDistribution):
@@ -115,15 +105,7 @@ class SinhArcsinhNormal(TorchDistribution):
 
     with skewness epsilon and tail weight delta; at 0 and 1, with C = 0, it is the Normal of mean (L L')^-1 b. Its last
     elements may be given a spike-and-slab prior, of which L holds the slab: then each is the mixture that this prior
-    makes of its distribution given the elements after it.
-
-    Args:
-        factor: the lower triangular L, with batch shape (..., genes).
-        linear: b, of shape (..., genes, donors + core).
-        skewness: of shape (genes, donors + core).
-        log_tails: log delta, likewise.
-        coupling: C of the core's elements, of shape (genes, core, core), of which only the part above the diagonal
-            is used.
+    makes of its distribution given the elements after it. C, above the diagonal, has shape (genes, core, core).
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -200,22 +182,16 @@ class PathDerivative(TorchDistribution):
     What remains vanishes where the guide equals the posterior, so that the gradient has no noise there (Roeder, Wu
     and Duvenaud 2017, "Sticking the landing").
 
-    Args:
-        live: the distribution to draw from.
-        frozen: the same distribution, with the variational parameters held constant.
+    ``frozen`` is the distribution ``live`` with the variational parameters held constant.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    support = constraints.real_vector
     has_rsample = True
 
     def __init__(self, live: TorchDistribution, frozen: TorchDistribution) -> None:
         self.live, self.frozen = live, frozen
         super().__init__(live.batch_shape, live.event_shape, validate_args=False)
-
-    @property
-    def support(self) -> constraints.Constraint:
-        """The support of the distribution."""
-        return self.live.support
 
     def with_prior(self, live: SpikeAndSlab, frozen: SpikeAndSlab) -> PathDerivative:
         """Return the distribution under spike-and-slab priors, the second with variational parameters held constant."""

@@ -1,12 +1,15 @@
 """Small data, models of them, and densities that the tests of the hurdle regression share."""
 
 import copy
+import functools
+from unittest import mock
 
 import pyro
 import torch
 from pyro import poutine
 
 from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, HurdlePriors
+from pyro_zilognormal.models.hurdle import guide
 from pyro_zilognormal.models.hurdle.initialize import find_start
 
 # Priors so wide that they are flat, with fixed hyperparameters.
@@ -56,8 +59,10 @@ _MADE = {}
 
 
 def _make(reduce, offset, zero_design, priors, kinds):
+    """Ordinary genes need few steps of pretraining; test_hurdle_pretraining.py and others take all."""
     model, data = without_guide(reduce, offset, zero_design, priors, **kinds)
-    return model, HurdleGuide(model, data), data
+    with mock.patch.object(guide, "pretrain_zero", functools.partial(guide.pretrain_zero, steps=30)):
+        return model, HurdleGuide(model, data), data
 
 
 def without_guide(reduce=None, offset=None, zero_design=None, priors=None, **kinds):
@@ -69,10 +74,10 @@ def start(model, data):
     return find_start(data.as_groups(), model.blocks)
 
 
-def latents(guide, data, seed=0):
+def latents(posterior, data, seed=0):
     """One draw of all latent sites from the guide, without those that are only its own."""
     pyro.set_rng_seed(seed)
-    nodes = poutine.trace(guide).get_trace(*data.arguments).nodes
+    nodes = poutine.trace(posterior).get_trace(*data.arguments).nodes
     sites = {k: v for k, v in nodes.items() if v["type"] == "sample" and not v["infer"].get("is_auxiliary")}
     return {k: v["value"].detach() for k, v in sites.items() if k not in ("genes", "rows")}
 

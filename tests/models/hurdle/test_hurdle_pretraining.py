@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, HurdlePriors
 from pyro_zilognormal.models.hurdle.arrowhead import DonorDesign
-from pyro_zilognormal.models.hurdle.initialize import pretrain_zero
+from pyro_zilognormal.models.hurdle.guide import pretrain_zero
 
 # Zeros and positives in each of two conditions, gene by gene.
 ZEROS = torch.tensor([[149.0, 127], [126, 128], [144, 8], [130, 100], [60, 0], [149, 129]]).double()
@@ -69,7 +69,7 @@ def test_it_touches_no_global_generator_and_leaves_no_gradient(fitted):
     guide, data, prior = fitted
     site = copy.deepcopy(guide.zero)
     state = torch.get_rng_state()
-    pretrain_zero(site, data, prior, steps=3)
+    pretrain_zero(site, data, *prior, steps=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in site.parameters())
     assert not torch.equal(site.shift, guide.zero.shift)

@@ -54,19 +54,21 @@ def case(table, priors, donors=False):
     return model, HurdleGuide(model, data), data
 
 
-STARTS = [(table, False) for table in TABLES] + [("all", True), ("only silent", True)]
+CASES = [(table, priors) for table in ("all", "only silent") for priors in PRIORS]
+CASES += [("ordinary", "normal"), ("only constant", "sparse"), ("one gene", "sparse")]
 
 
-@pytest.mark.parametrize("priors", PRIORS)
-@pytest.mark.parametrize(("table", "donors"), STARTS)
-def test_the_start_is_finite(table, donors, priors):
+@pytest.mark.parametrize(
+    ("table", "priors", "donors"),
+    [(*c, False) for c in CASES] + [("all", "sparse", True), ("only silent", "normal", True)],
+)
+def test_the_start_is_finite(table, priors, donors):
     _, guide, _ = case(table, priors, donors)
     assert (guide.hyper.unit > 0).all()
     assert all(v.isfinite().all() for v in guide.state_dict().values())
 
 
-@pytest.mark.parametrize("priors", PRIORS)
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize(("table", "priors"), CASES)
 def test_posteriors_and_fold_changes_are_finite(table, priors):
     model, guide, data = case(table, priors)
     result = fit_hurdle(model, copy.deepcopy(guide), data, steps=10)

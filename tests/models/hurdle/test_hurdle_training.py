@@ -9,7 +9,9 @@ import pytest
 import scipy.sparse
 import torch
 from hurdle_cases import hurdle, offsets
+from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 
 from pyro_zilognormal.models import HurdleGuide, HurdleModel, HurdlePriors
 from pyro_zilognormal.svi import Minibatches, fit
@@ -102,15 +104,24 @@ def test_the_parameters_are_those_of_the_guide():
     assert not list(model.parameters())
 
 
-def test_a_second_guide_trains_too():
-    """As an AutoGuide's, its parameters are those of the store, unless that is cleared."""
-    model, guide, data = hurdle()
-    first = by_svi(model, guide, data.arguments)
-    again = HurdleGuide(model, data)
-    by_svi(model, again, data.arguments)
-    assert torch.equal(again.zero.shift, guide.zero.shift)
+@pytest.mark.parametrize("automatic", [False, True], ids=["HurdleGuide", "AutoNormal"])
+def test_a_second_guide_under_plain_pyro(automatic):
+    """Ours as an AutoGuide: its parameters are those of the store, of whatever shape, unless that is cleared."""
+
+    def fresh(**kind):
+        model, guide, data = hurdle(**kind)
+        pyro.set_rng_seed(0)  # for the start of AutoNormal
+        return model, AutoNormal(model) if automatic else guide, data.arguments
+
+    first, again = fresh(), fresh()
+    losses = by_svi(*first)
+    assert by_svi(*again)[0] != losses[0]
+    for name, value in first[1].named_parameters():
+        assert torch.equal(dict(again[1].named_parameters())[name], value)
+    with pytest.raises((RuntimeError, ValueError)):
+        by_svi(*fresh(genes=7))
     pyro.clear_param_store()
-    np.testing.assert_array_equal(by_svi(model, HurdleGuide(model, data), data.arguments), first)
+    np.testing.assert_array_equal(by_svi(*fresh()), losses)
 
 
 @kinds
@@ -118,7 +129,7 @@ def test_state_dict_and_deepcopy(kind):
     model, guide, data = hurdle(**kind)
     by_svi(model, guide, data.arguments)
     pyro.clear_param_store()
-    fresh = HurdleGuide(model, data)
+    fresh = hurdle(**kind)[1]
     fresh.load_state_dict(guide.state_dict())
     losses = []
     for each in (guide, fresh, copy.deepcopy(guide)):
@@ -187,6 +198,25 @@ def test_values_left_out_are_predicted(kind):
     zeros = x[..., 0] / counted if data.reduced else (x == 0).double()
     observed = data.value[..., 0] / data.cells if data.reduced else (data.value == 0).double()
     assert (zeros.mean((0, 1)) - observed.mean(0)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("automatic", [False, True], ids=["HurdleGuide", "AutoNormal"])
+def test_parallel_predictions_fail_for_want_of_event_dims(automatic):
+    """Pyro pads draws of (genes, 1) as if their last dim were a plate's, whatever guide they come from."""
+    model, guide, data = hurdle()
+    guide = AutoNormal(model) if automatic else guide
+    guide(*data.arguments)
+    with pytest.raises(ValueError, match=r"shapes do not broadcast: mu \(7, 2, 5\), scale \(7, 5\)"):
+        Predictive(model, guide=guide, num_samples=7, parallel=True)(*data.arguments[:-1])
+
+
+@kinds
+def test_a_plate_makes_parallel_predictions(kind):
+    model, guide, data = hurdle(**kind)
+    with pyro.plate("draws", 7, dim=-3):
+        drawn = poutine.trace(guide).get_trace(*data.arguments[:-1])
+        x = poutine.trace(poutine.replay(model, drawn)).get_trace(*data.arguments[:-1]).nodes["x"]["value"]
+    assert x.shape == (7, *data.value.shape)
 
 
 def test_cells_are_predicted_from_a_fit_to_groups():
