@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.density import autograd, reference
-from pyro_zilognormal.numerics.shapes import broadcast
+from pyro_zilognormal.numerics.shapes import broadcast, jit_tracing
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 FEW = 2**14  # entries: below, the many short calls of the blocks cost more than they save
@@ -38,7 +38,7 @@ def _all_inside(value: Tensor) -> bool:
 
 def _parameters(zero_part: ZeroPart, shape: torch.Size) -> tuple[Tensor, ...]:
     """The logits, where each is used about once; else log P(X = 0) and log P(X > 0)."""
-    sizes_are_numbers = torch._C._get_tracing_state() is None
-    if zero_part.parameter == "zi_logits" and sizes_are_numbers and MUCH * zero_part.tensor.numel() > math.prod(shape):
+    plain_sizes = not jit_tracing()  # a trace must serve other sizes too
+    if zero_part.parameter == "zi_logits" and plain_sizes and MUCH * zero_part.tensor.numel() > math.prod(shape):
         return (zero_part.tensor,)
     return zero_part.log_zero, zero_part.log_positive

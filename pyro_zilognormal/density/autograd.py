@@ -22,9 +22,9 @@ def _keys(tensor: Tensor) -> int:
     return torch._C._dispatch_keys(tensor).raw_repr()
 
 
+_ORDINARY = _keys(torch.empty(0, device="cpu"))
 with torch.inference_mode():
-    _ORDINARY = {_keys(torch.empty(0, device="cpu"))}
-_ORDINARY.add(_keys(torch.empty(0, device="cpu")))
+    _INFERENCE = _keys(torch.empty(0, device="cpu"))  # cannot be saved for a backward pass
 
 
 def suits(*tensors: Tensor) -> bool:
@@ -36,7 +36,9 @@ def suits(*tensors: Tensor) -> bool:
 
 
 def _ordinary(tensor: Tensor) -> bool:
-    return type(tensor) in (Tensor, torch.nn.Parameter) and _keys(tensor) in _ORDINARY
+    keys = _keys(tensor)
+    usable = keys == _ORDINARY or (keys == _INFERENCE and not torch.is_grad_enabled())
+    return usable and type(tensor) in (Tensor, torch.nn.Parameter)
 
 
 def log_density(*arguments: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, *zero: Tensor) -> Ten
     inside = (value > 0) & (value < math.inf)
     log_value = torch.where(inside, value, 1).log()
     # Standardise before squaring: scale**2 underflows long before scale does.
-    z = (log_value - loc) / scale
+    # At a zero z must be finite, or its gradient is 0 * inf = NaN.
+    z = torch.where(inside, log_value - loc, 0) / scale
     loss = log_value + z * z / 2 + (scale.log() + HALF_LOG_2PI)
     if len(zero) == 1:
         result = logsigmoid(torch.where(inside, -zero[0], zero[0])) - torch.where(inside, loss, 0)

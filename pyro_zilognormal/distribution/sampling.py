@@ -14,7 +14,7 @@ def draw(shape: torch.Size, loc: Tensor, scale: Tensor, zero_part: ZeroPart, dty
     noise = torch.randn(shape, dtype=loc.dtype, device=loc.device)
     info = torch.finfo(dtype)
     lowest, highest = (math.log(bound) * (1 - 2 * info.eps) for bound in (info.tiny, info.max))
-    positive = (loc + scale * noise).clamp(lowest, highest).exp_()
+    positive = torch.addcmul(loc, scale, noise).clamp(lowest, highest).exp_()
     zero = zero_part.tensor.detach()
     # As accurate as a uniform, which logsigmoid, several times slower, would not improve.
     pi = zero.sigmoid() if zero_part.parameter == "zi_logits" else zero

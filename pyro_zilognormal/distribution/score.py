@@ -19,6 +19,8 @@ from pyro.distributions.util import is_identically_zero, sum_rightmost
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pyro_zilognormal.numerics.shapes import jit_tracing
+
 ERROR = (
     "The zero inflation of a ZeroInflatedLogNormal draw has no pathwise gradient, and this loss differentiates such a "
     "draw with respect to {parameter} without the score of the zero inflation, so its gradient would be biased. Use "
@@ -68,7 +70,7 @@ class PathwiseUnlessTraced:
     def __get__(self, d: Any, owner: type) -> bool:
         if d is None:
             return True
-        return d.__dict__.get("has_rsample", True) and not (_jit_tracing() and d._zero_part.tensor.requires_grad)
+        return d.__dict__.get("has_rsample", True) and not (jit_tracing() and d._zero_part.tensor.requires_grad)
 
     def __set__(self, d: Any, value: bool) -> None:
         d.__dict__["has_rsample"] = value
@@ -134,12 +136,8 @@ def provide_score(score: Tensor, zero: Tensor, count: ScoreCount) -> Tensor:
 
 def _mark(x: Tensor, zero: Tensor, act: Callable[[], None]) -> Tensor:
     differentiable = zero.requires_grad or forward_ad.unpack_dual(zero).tangent is not None
-    watched = differentiable and torch.is_grad_enabled() and not _jit_tracing()
+    watched = differentiable and torch.is_grad_enabled() and not jit_tracing()
     return _Join.apply(x, _Tap.apply(zero, act)) if watched else x
-
-
-def _jit_tracing() -> bool:
-    return torch._C._get_tracing_state() is not None
 
 
 class ForwardsScore:

@@ -108,7 +108,9 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
             self._validate_args = validate_args
         if self._validate_args:
             self._check_parameters()
-        self._set_normal_mu(normal_mu)
+        if isinstance(normal_mu, Tensor):
+            validation.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
+        self.normal_mu = normal_mu
         self._score_count = ScoreCount(self._zero_part.parameter)
 
     def _check_parameters(self) -> None:
@@ -117,11 +119,6 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         validation.check_parameter("loc (mu)", self._loc, constraints.real, finite=True)
         validation.check_parameter("scale", self._scale, constraints.positive, finite=True)
         validation.check_parameter(name, zero, allowed, finite=False)
-
-    def _set_normal_mu(self, normal_mu: float | Tensor | None) -> None:
-        if isinstance(normal_mu, Tensor):
-            validation.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
-        self.normal_mu = normal_mu
 
     @property
     def loc(self) -> Tensor:

@@ -6,9 +6,14 @@ import torch
 from pyro.distributions.util import broadcast_shape
 
 
+def jit_tracing() -> bool:
+    """Whether torch.jit.trace records."""
+    return torch._C._get_tracing_state() is not None
+
+
 def tracing() -> bool:
     """Whether torch.compile or torch.jit.trace records: tensors may hold no data, and sizes may be symbols."""
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or jit_tracing()
 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:

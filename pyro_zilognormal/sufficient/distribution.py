@@ -10,6 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal, validation
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
+from pyro_zilognormal.numerics.shapes import tracing
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 NAMES = "(n_zero, n_pos, mean, m2, offset_sum)"
@@ -175,8 +176,9 @@ def _log_density(statistics: Tensor, loc: Tensor, scale: Tensor, zero_part: Zero
     positives = torch.where(n_pos == 0, 0, n_pos * zero_part.log_positive)
     # Divide by the scale before squaring: its square may underflow. sqrt(n_pos) comes first, so that 0 stays 0.
     residual, spread = n_pos.sqrt() * (mean - loc) / scale, m2.sqrt() / scale
-    normal = n_pos * (mean + scale.log() + HALF_LOG_2PI) + (residual * residual + spread * spread) / 2
-    return zeros + positives - normal - offset_sum
+    squares = torch.addcmul(spread * spread, residual, residual)
+    normal = torch.addcmul(offset_sum + n_pos * mean, n_pos, scale.log() + HALF_LOG_2PI)
+    return zeros + positives - torch.add(normal, squares, alpha=0.5)
 
 
 # The version of each valid value. A fit passes the same value at every step, and the check costs 0.6 to 0.9 times as
@@ -186,7 +188,7 @@ _versions = WeakIdKeyDictionary()
 
 def _check_statistics(value: Tensor) -> None:
     """Raise ValueError unless the value is in the support; where tracing hides the numbers, pass."""
-    lasting = not (torch.compiler.is_compiling() or torch._C._get_tracing_state() or value.is_inference())
+    lasting = not (tracing() or value.is_inference())
     if lasting and _versions.get(value) == value._version:
         return
     valid = GroupedZeroInflatedLogNormal.support.check(value)

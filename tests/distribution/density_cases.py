@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pytest
@@ -60,11 +61,20 @@ def formula(kind: type[ZeroPart], value: Tensor, mu: Tensor, scale: Tensor, zero
     return reference.log_density(value, mu, scale, part.log_zero, part.log_positive)
 
 
-def magnitudes(kind: type[ZeroPart], args: list[Tensor], weighted: bool) -> list[Tensor]:
-    """Sums of the absolute terms of what `both` returns, which bound its rounding errors."""
+def exact_sums(kind: type[ZeroPart], args: list[Tensor], weighted: bool) -> list[tuple[Tensor, Tensor]]:
+    """What `both` returns, by the formula in double precision with exact sums; and the sums of the absolute terms."""
     shape = torch.broadcast_shapes(*(a.shape for a in args))
-    _, (value, *gradients) = both(kind, [a.expand(shape) for a in args], weighted)
-    return [value.abs(), *(g.abs().sum_to_size(a.shape) for g, a in zip(gradients, args, strict=True))]
+    _, (value, *gradients) = both(kind, [a.double().expand(shape) for a in args], weighted)
+    sums = [(_sum_exactly(g, a.shape), g.abs().sum_to_size(a.shape)) for g, a in zip(gradients, args, strict=True)]
+    return [(value, value.abs()), *sums]
+
+
+def _sum_exactly(terms: Tensor, shape: torch.Size) -> Tensor:
+    if terms.shape == shape:
+        return terms
+    index = torch.arange(math.prod(shape)).reshape(shape).expand(terms.shape)
+    sums = [math.fsum(terms[index == i].tolist()) for i in range(math.prod(shape))]
+    return torch.tensor(sums, dtype=torch.float64).reshape(shape)
 
 
 def both(kind: type[ZeroPart], args: list[Tensor], weighted: bool) -> tuple[list[Tensor], list[Tensor]]:
