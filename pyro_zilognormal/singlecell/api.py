@@ -234,8 +234,8 @@ class HurdleDE:
             credible: probability of the interval.
 
         Returns:
-            A DataFrame with the columns of :data:`~pyro_zilognormal.singlecell.results.COLUMNS`, contrast by contrast, the
-            most certain gene first.
+            A DataFrame with the columns of :data:`~pyro_zilognormal.singlecell.results.COLUMNS`, contrast by
+            contrast, the most certain gene first.
         """
         check_fractions(delta, fdr, credible)
         levels = {"delta": delta, "fdr": fdr, "credible": credible, "negligible": _negligible(self.priors)}
@@ -374,7 +374,8 @@ def differential_expression(
 
     Returns:
         A DataFrame with a row for each contrast and gene, the most certain gene first;
-        :data:`~pyro_zilognormal.singlecell.results.COLUMNS` describes its columns. Probabilities are shares of the draws, so that 0 means less than 1 / draws.
+        :data:`~pyro_zilognormal.singlecell.results.COLUMNS` describes its columns. Probabilities are shares of the
+        draws, so that 0 means less than 1 / draws.
 
     Raises:
         SingleCellError: data or arguments that cannot be used; the message says why and how to fix it.
