@@ -1,9 +1,11 @@
 """Name the site, the parameters and the rows that a loss or gradient that is not finite comes from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -107,6 +109,31 @@ def data_frames(node: Any, plate: str | None, rows: int) -> list[Any]:
     """
     frames = [f for f in node["cond_indep_stack"] if f.vectorized]
     return [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
+
+
+def row_axis(node: Any, plate: str | None, rows: int) -> int | None:
+    """Return the axis of a site's value that runs over rows, counted from the end, or None."""
+    frames, value, event = data_frames(node, plate, rows), node["value"], node["fn"].event_dim
+    if len(frames) != 1:
+        return None
+    if node["infer"].get("_deterministic") and event == value.dim():
+        # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
+        event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
+    axis = frames[0].dim - event
+    return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
+
+
+def holds_data(node: Any) -> bool:
+    """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
+    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
+
+
+def known_sites(sites: Sequence[str], known: list[str], what: str) -> list[str]:
+    """Return the named sites as a list; raise a ValueError for one that is not known."""
+    for name in sites:
+        if name not in known:
+            raise ValueError(f"sites holds {name!r}; the model's {what} are {known}")
+    return list(sites)
 
 
 def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:

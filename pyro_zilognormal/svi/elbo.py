@@ -1,4 +1,4 @@
-"""The loss of a model and a guide as one module, with parameters of its own."""
+"""The loss of a model and a guide as one module, with parameters, and a process state, of its own."""
 
 import copy
 import functools
@@ -10,17 +10,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import (
-    ELBO,
-    JitTrace_ELBO,
-    JitTraceEnum_ELBO,
-    JitTraceGraph_ELBO,
-    JitTraceMeanField_ELBO,
-    ReweightedWakeSleep,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceTMC_ELBO,
-)
+from pyro.infer import ELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.nn import PyroModule
 from pyro.params.param_store import normalize_param_name
@@ -29,19 +19,15 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.checks import number
-from pyro_zilognormal.svi.data import Batch
-
-_JIT = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
+from pyro_zilognormal.svi.data import Batch, number
 
 
 class SVIModule(nn.Module):
     """The loss of a model and a guide on a batch, as an nn.Module with its own parameter store.
 
-    It is what ``pyro.infer.ELBO`` makes of a model and a guide, an ``ELBOModule``, with three additions: parameters
-    of ``pyro.param`` and ``pyro.module`` live in this object and not in Pyro's global store; the plate over rows is
-    scaled from a batch to all N rows; and losses that only know ``loss_and_grads``, such as ``TraceGraph_ELBO``, are
-    differentiable too. Parameters of modules stay in the modules and are trained in place, as in torch.
+    It is what ``pyro.infer.ELBO`` makes of a model and a guide, an ``ELBOModule``, with two additions: parameters of
+    ``pyro.param`` and ``pyro.module`` live in this object and not in Pyro's global store, and the plate over rows is
+    scaled from a batch to all N rows. Parameters of modules stay in the modules and are trained in place, as in torch.
 
     Call :meth:`setup` with the first batch before you build an optimiser: many parameters are made when model and
     guide first run.
@@ -82,6 +68,7 @@ class SVIModule(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = _checked_loss(loss)
+        self._differentiates_itself = isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss")
         self.plate, self.rows = plate, rows
         self.batch: Batch | None = None
         self.held_out = False
@@ -131,7 +118,7 @@ class SVIModule(nn.Module):
         with self.running(batch), torch.no_grad():
             guide = poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
             self._check_guide(prior, guide)
-        self._count_plates(prior, guide)
+            self._count_plates(batch)
         self._collect()
         if not self._trainable:
             raise ValueError(
@@ -144,13 +131,22 @@ class SVIModule(nn.Module):
                 now[name].copy_(buffers[name])
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
-        with self.running(batch):
-            if isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss"):
-                loss = self._surrogate(batch)
-            else:
-                loss = self._loss_function("differentiable_loss")(self.model, self.guide, *batch.args, **batch.kwargs)
-        return loss
+        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar.
+
+        Raises:
+            TypeError: for a loss that differentiates itself, such as ``TraceGraph_ELBO``: use :meth:`loss_and_grads`.
+        """
+        if self._differentiates_itself:
+            raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
+        return self._call("differentiable_loss", batch)
+
+    def loss_and_grads(self, batch: Batch) -> float:
+        """Return the loss of a batch, and add its gradient to that of the parameters."""
+        if self._differentiates_itself:
+            return float(self._call("loss_and_grads", batch))
+        loss = self(batch)
+        loss.backward()
+        return float(loss.item())
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> float:
@@ -159,13 +155,18 @@ class SVIModule(nn.Module):
         Raises:
             ValueError: if the guide has a parameter for every row of the training data.
         """
-        training = [m for m in self.modules() if m.training]
-        self.eval()
-        self.held_out = True
-        try:
+        with self.evaluating(held_out=True):
             self._check_joint_guide(lambda frame: frame.full_size == self.rows, _HELD_OUT)
-            with self.running(batch):
-                return float(self._loss_function("loss")(self.model, self.guide, *batch.args, **batch.kwargs))
+            return float(self._call("loss", batch))
+
+    @contextmanager
+    def evaluating(self, held_out: bool) -> Iterator[None]:
+        """Run a block in eval mode; where rows are held out, parameters of rows are refused."""
+        training = [part for part in self.modules() if part.training]
+        self.eval()
+        self.held_out = held_out
+        try:
+            yield
         finally:
             self.held_out = False
             for part in training:
@@ -246,22 +247,10 @@ class SVIModule(nn.Module):
         handled = self.plate is not None or self.held_out or self._kl_weight != 1.0
         return self._handled[part] if handled else self._given[part]
 
-    def _loss_function(self, method: str) -> Callable[..., Any]:
-        return getattr(self.loss, method, self.loss)
-
-    def _surrogate(self, batch: Batch) -> Tensor:
-        """Return the loss of an ELBO that runs backward itself, with the gradient that it found."""
-        parameters = list(self._trainable.values())
-        outer = [p.grad for p in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        try:
-            loss = self.loss.loss_and_grads(self.model, self.guide, *batch.args, **batch.kwargs)
-            gradients = [(p, p.grad) for p in parameters if p.grad is not None]
-        finally:
-            for parameter, gradient in zip(parameters, outer, strict=True):
-                parameter.grad = gradient
-        return _KnownGradient.apply(float(loss), [g for _, g in gradients], *[p for p, _ in gradients])
+    def _call(self, method: str, batch: Batch) -> Any:
+        """Call a method of the loss, or a loss that is a function."""
+        with self.running(batch):
+            return getattr(self.loss, method, self.loss)(self.model, self.guide, *batch.args, **batch.kwargs)
 
     def _find_plate(self, trace: Any) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
@@ -275,14 +264,13 @@ class SVIModule(nn.Module):
             )
         self._frame = frames[self.plate] if frames[self.plate].full_size == self.rows else None
 
-    def _count_plates(self, *traces: Any) -> None:
-        """Tell a loss that needs it how deep plates nest; it would run model and guide in the first step to see."""
-        loss = self.loss
-        needed = isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO) or getattr(loss, "vectorize_particles", False)
-        if needed and loss.max_plate_nesting == math.inf:
-            nodes = [node for trace in traces for node in trace.nodes.values() if node["type"] == "sample"]
-            dims = [f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized]
-            loss.max_plate_nesting = -min(dims, default=0) + (loss.vectorize_particles and loss.num_particles > 1)
+    def _count_plates(self, batch: Batch) -> None:
+        """Let a loss that needs it see now how deep plates nest: in the first step it would draw random numbers."""
+        needed = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO) or getattr(
+            self.loss, "vectorize_particles", False
+        )
+        if needed and self.loss.max_plate_nesting == math.inf:
+            self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
 
     def _create_plate(self, *args: Any, **kwargs: Any) -> Any:
         # An AutoGuide would else make the plate with the size of its first batch.
@@ -357,7 +345,10 @@ class _BatchHandler(Messenger):
             if indices is None:
                 return
             if msg["value"] is not None and not torch.equal(torch.as_tensor(msg["value"]), indices):
-                raise ValueError(_OTHER_ROWS.format(msg["name"]))
+                raise ValueError(
+                    f"plate {msg['name']!r} is given other rows (subsample=) than those of this batch; pass "
+                    "torch.arange(N) to Minibatches as one more array, or write subsample_size=len(x) in the plate"
+                )
             if msg["fn"].subsample_size not in (None, len(indices)):
                 raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, self.module.rows, len(indices)))
             msg["value"], msg["done"] = indices, True
@@ -394,7 +385,10 @@ class _BatchHandler(Messenger):
                 raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, rows, batch.rows))
             return 1.0
         if frame.full_size != batch.rows:
-            raise ValueError(_PLATE_SIZE.format(self.module.plate, frame.full_size, rows, batch.rows))
+            raise ValueError(
+                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {rows}, the number of rows in "
+                f"all, or {batch.rows}, the rows of this batch. Name the plate over rows in plate=, or correct its size"
+            )
         return rows / batch.rows
 
     def _check_row_parameter(self, msg: Any, frame: Any) -> None:
@@ -402,20 +396,11 @@ class _BatchHandler(Messenger):
         if self.module.held_out and frame.full_size == rows:
             raise ValueError(_HELD_OUT.format(f"parameter {msg['name']!r}", [frame.name]))
         if batch is not None and (batch.indices is None or (batch.rows != rows and frame.full_size != rows)):
-            raise ValueError(_BATCH_ROWS.format(msg["name"], self.module.plate, rows))
-
-
-class _KnownGradient(torch.autograd.Function):
-    """A loss whose gradient with respect to the parameters has been computed already."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: float, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return torch.tensor(loss, device=parameters[0].device, dtype=parameters[0].dtype)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, None, *(g * upstream.to(g.dtype) for g in ctx.gradients)
+            raise ValueError(
+                f"parameter {msg['name']!r} holds a value for every row, and a batch must say which rows it holds: use "
+                f"Minibatches, with a plate pyro.plate({self.module.plate!r}, {rows}, subsample_size=len(x)), or "
+                "compute local values from the data"
+            )
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
@@ -433,13 +418,12 @@ def all_finite(tensors: list[Tensor]) -> bool:
 def _checked_loss(loss: Any) -> Any:
     """Return a copy of the loss, which forgets the plates of other models."""
     loss = Trace_ELBO() if loss is None else loss
-    if isinstance(loss, _JIT):
+    shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+    if isinstance(loss, ELBO) and shown.startswith("Jit"):
         raise TypeError(
-            f"loss is a {type(loss).__name__}, which makes constants of the first batch's rows and scale; use "
-            f"{type(loss).__name__.removeprefix('Jit')}()"
+            f"loss is a {shown}, which makes constants of the first batch's rows and scale; use {shown[3:]}()"
         )
     if isinstance(loss, type | ReweightedWakeSleep) or not (isinstance(loss, ELBO) or callable(loss)):
-        shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
         raise TypeError(
             f"loss is {shown}; needed one number from a loss of pyro.infer, such as Trace_ELBO(), or from a function "
             "of model, guide and data"
@@ -475,18 +459,6 @@ def _module_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, A
 _SUBSAMPLE_SIZE = (
     "plate {0!r} is declared with {1} rows, but its subsample_size is not the {2} rows of this batch; "
     "write pyro.plate({0!r}, {1}, subsample_size=len(x))"
-)
-_PLATE_SIZE = (
-    "plate {0!r} is declared with size {1}; needed {2}, the number of rows in all, or {3}, the rows of this batch. "
-    "Name the plate over the rows of the data in plate=, or correct its size"
-)
-_OTHER_ROWS = (
-    "plate {0!r} is given other rows (subsample=) than those of this batch; pass torch.arange(N) to Minibatches as one "
-    "more array, or write subsample_size=len(x) in the plate"
-)
-_BATCH_ROWS = (
-    "parameter {0!r} holds a value for every row, and a batch must say which rows it holds: use Minibatches, with the "
-    "plate written pyro.plate({1!r}, {2}, subsample_size=len(x)), or compute local values from the data"
 )
 _JOINT = (
     "{0} holds values for every row, of {1}, in one joint vector, which all minibatches would share; use AutoNormal, "

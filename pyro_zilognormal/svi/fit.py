@@ -18,17 +18,15 @@ from torch import Tensor, nn
 
 from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.checks import number, whole
-from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source
+from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, number, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, diagnose
 from pyro_zilognormal.svi.elbo import SVIModule, all_finite
-from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
+from pyro_zilognormal.svi.isolation import isolated, rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
     "rising": "stopped because the loss rose; lower the learning rate",
     "rising held out": "stopped because the held-out loss rose: more steps overfit",
-    "slowed down": "stopped because the learning rate had become too low for a loss that still fell; lower it later",
     "steps": "ran out of steps before it was found to have converged",
     "max_seconds": "ran out of time before it was found to have converged",
     "interrupted": "was interrupted",
@@ -205,7 +203,7 @@ class Run:
 
     def advance(self) -> None:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        batch, random = next(self.reader), torch_rng_state()
+        batch, random = next(self.reader), rng_state()
         self.optimizer.zero_grad(set_to_none=True)
         for kept, buffer in self._buffers():
             kept.copy_(buffer)
@@ -248,17 +246,23 @@ class Run:
     def _backward(self, batch: Batch) -> tuple[str, Exception | None]:
         """Compute loss and gradient; return which of them is not finite, "" for neither, and the error that said so."""
         try:
-            loss = self.module(batch)
-            (loss if batch.weight == 1.0 else loss * batch.weight).backward()
+            self.losses.append(self.module.loss_and_grads(batch))
         except (ValueError, RuntimeError) as error:
             # Validation and linear algebra refuse a NaN where arithmetic would pass it on.
             self.losses.append(math.nan)
             return "loss", error
         self.module.check_no_new_parameters()
-        self.losses.append(loss.item())
         if not math.isfinite(self.loss):
             return "loss", None
         gradients = [p.grad for p in self.module.trainable().values() if p.grad is not None]
+        if not gradients:
+            raise ValueError(
+                "no parameter got a gradient from the loss; a loss that runs backward itself, such as TraceGraph_ELBO, "
+                "trains pyro.param and PyroModule alone: make modules PyroModules, or register them by pyro.module"
+            )
+        if batch.weight != 1.0:
+            for gradient in gradients:
+                gradient.mul_(batch.weight)
         return ("" if all_finite(gradients) else "gradient"), None
 
     def _buffers(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -305,7 +309,7 @@ class FitResult:
         steps: number of steps taken.
         rows: number of rows of the data: the length of the first array.
         seconds: seconds spent, those before a resume included.
-        stop_reason: "converged", "rising", "slowed down", "steps", "max_seconds", "interrupted", "diverged" or a
+        stop_reason: "converged", "rising", "steps", "max_seconds", "interrupted", "diverged" or a
             callback's own.
         converged: whether a stopping rule found that the loss had stopped improving and stays so. Running out of
             steps is not converging, nor is a loss that rises again, though its best parameters are kept.
@@ -405,7 +409,7 @@ def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parame
 
 
 def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """Return one torch optimiser with a group of options for each parameter, where these differ."""
+    """Return one torch optimiser, with a group for each parameter where options are a function of its name."""
     if isinstance(optimizer, PyroLRScheduler):
         raise TypeError(
             "optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(functools.partial("
@@ -413,17 +417,14 @@ def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> tor
         )
     options, clip = optimizer.pt_optim_args, optimizer.pt_clip_args
     if callable(options):
-        groups: list[Any] = [{"params": [p], **options(name)} for name, p in parameters.items()]
-        built = optimizer.pt_optim_constructor(groups)
+        built = optimizer.pt_optim_constructor([{"params": [p], **options(name)} for name, p in parameters.items()])
     else:
         built = optimizer.pt_optim_constructor(list(parameters.values()), **options)
-    if callable(clip):
-        raise TypeError("optimizer has clip_args that is a function; needed a dict of clip_norm or clip_value")
+
+    def clip_each(*_: Any) -> None:
+        for name, parameter in parameters.items():
+            PyroOptim._clip_grad(parameter, **(clip(name) if callable(clip) else clip))
+
     if clip:
-
-        def clip_each(*_: Any) -> None:
-            for parameter in parameters.values():
-                PyroOptim._clip_grad(parameter, **clip)
-
         built.register_step_pre_hook(clip_each)
     return built
