@@ -14,12 +14,13 @@ from pyro.infer import ELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, Tr
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.nn import PyroModule
 from pyro.params.param_store import normalize_param_name
-from pyro.poutine.messenger import Messenger, unwrap
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.data import Batch, number
+from pyro_zilognormal.svi.data import Batch
+from pyro_zilognormal.svi.plates import HELD_OUT, BatchHandler
 
 
 class SVIModule(nn.Module):
@@ -73,7 +74,7 @@ class SVIModule(nn.Module):
         self.batch: Batch | None = None
         self.held_out = False
         self.running_buffers: list[str] = []
-        self._kl_weight = 1.0
+        self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
         self._frame: Any = None  # of the plate over rows, where an AutoGuide is to make it
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._trainable: dict[str, nn.Parameter] = {}
@@ -83,7 +84,7 @@ class SVIModule(nn.Module):
         self._given = {"model": model, "guide": guide}
         owners = {part: _owner(part, fn) for part, fn in self._given.items()}
         self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
-        self._handled = {part: _BatchHandler(self)(fn) for part, fn in self._given.items()}
+        self._handled = {part: BatchHandler(self)(fn) for part, fn in self._given.items()}
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -94,15 +95,6 @@ class SVIModule(nn.Module):
     def guide(self) -> Callable[..., Any]:
         """The guide with its plate scaled for the batch, inside :meth:`running`."""
         return self._for_batch("guide")
-
-    @property
-    def kl_weight(self) -> float:
-        """The factor of the latent sites' log densities in the training loss; 1 unless set."""
-        return self._kl_weight
-
-    @kl_weight.setter
-    def kl_weight(self, weight: float) -> None:
-        self._kl_weight = number("kl_weight", weight)
 
     def setup(self, batch: Batch) -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
@@ -156,7 +148,7 @@ class SVIModule(nn.Module):
             ValueError: if the guide has a parameter for every row of the training data.
         """
         with self.evaluating(held_out=True):
-            self._check_joint_guide(lambda frame: frame.full_size == self.rows, _HELD_OUT)
+            self._check_joint_guide(lambda frame: frame.full_size == self.rows, HELD_OUT)
             return float(self._call("loss", batch))
 
     @contextmanager
@@ -223,14 +215,16 @@ class SVIModule(nn.Module):
     @contextmanager
     def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
         """Let model and guide have the given values of parameters and buffers, from :meth:`snapshot`, for a block."""
-        ours = {k: t for k, t in self._values().items() if k in values}
+        ours, store = {k: t for k, t in self._values().items() if k in values}, self._store
         kept = {k: t.data for k, t in ours.items()}
-        for name, tensor in ours.items():
-            tensor.data = values[name].clone()  # what the block does to it must not reach the stored value
+        for name, tensor in ours.items():  # memory of its own: what is drawn in the block may be a view of it
+            tensor.data = values[name].clone()
+        self._store = {k: dict(v) for k, v in store.items()}  # what the block sets by name stays inside
         try:
             with self.running(self.batch):
                 yield
         finally:
+            self._store = store
             for name, tensor in ours.items():
                 tensor.data = kept[name]
 
@@ -244,7 +238,7 @@ class SVIModule(nn.Module):
             )
 
     def _for_batch(self, part: str) -> Callable[..., Any]:
-        handled = self.plate is not None or self.held_out or self._kl_weight != 1.0
+        handled = self.plate is not None or self.held_out or self.kl_weight != 1.0
         return self._handled[part] if handled else self._given[part]
 
     def _call(self, method: str, batch: Batch) -> Any:
@@ -327,94 +321,6 @@ class SVIModule(nn.Module):
         self._names = set(map(normalize_param_name, params))
 
 
-class _BatchHandler(Messenger):
-    """Scale the plate over rows from a batch to all rows, give it the batch's indices, and weight latent sites.
-
-    ``pyro.plate(name, N, subsample_size=len(x))`` is scaled by Pyro itself, and gets the indices of the batch, so
-    that parameters held for every row line up with the data. ``pyro.plate(name, len(x))`` knows only the batch, and
-    its sites are scaled by N / len(x) here.
-    """
-
-    def __init__(self, module: SVIModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def _process_message(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            indices = self._indices(msg)
-            if indices is None:
-                return
-            if msg["value"] is not None and not torch.equal(torch.as_tensor(msg["value"]), indices):
-                raise ValueError(
-                    f"plate {msg['name']!r} is given other rows (subsample=) than those of this batch; pass "
-                    "torch.arange(N) to Minibatches as one more array, or write subsample_size=len(x) in the plate"
-                )
-            if msg["fn"].subsample_size not in (None, len(indices)):
-                raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, self.module.rows, len(indices)))
-            msg["value"], msg["done"] = indices, True
-            return
-        frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
-        if msg["type"] == "sample":
-            if frame is not None and self.module.plate is not None:
-                msg["scale"] = msg["scale"] * self._scale(frame)
-            if not msg["is_observed"] and self.module.kl_weight != 1.0 and not self.module.held_out:
-                msg["scale"] = msg["scale"] * self.module.kl_weight
-        elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
-            self._check_row_parameter(msg, frame)
-
-    def _postprocess_message(self, msg: Any) -> None:
-        if site_is_subsample(msg):  # a replay has put the indices of the guide's plate in their place
-            indices = self._indices(msg)
-            msg["value"] = msg["value"] if indices is None else indices
-
-    def _indices(self, msg: Any) -> Tensor | None:
-        module, batch = self.module, self.module.batch
-        if batch is None or msg["name"] != module.plate or msg["fn"].size != module.rows or batch.rows == module.rows:
-            return None
-        return batch.indices
-
-    def _over_rows(self, frame: Any) -> bool:
-        if self.module.plate is None:
-            return self.module.held_out and frame.full_size == self.module.rows
-        return frame.name == self.module.plate
-
-    def _scale(self, frame: Any) -> float:
-        rows, batch = self.module.rows, self.module.batch
-        if batch is None or frame.full_size == rows:
-            if batch is not None and frame.size != batch.rows != rows:
-                raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, rows, batch.rows))
-            return 1.0
-        if frame.full_size != batch.rows:
-            raise ValueError(
-                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {rows}, the number of rows in "
-                f"all, or {batch.rows}, the rows of this batch. Name the plate over rows in plate=, or correct its size"
-            )
-        return rows / batch.rows
-
-    def _check_row_parameter(self, msg: Any, frame: Any) -> None:
-        rows, batch = self.module.rows, self.module.batch
-        if self.module.held_out and frame.full_size == rows:
-            raise ValueError(_HELD_OUT.format(f"parameter {msg['name']!r}", [frame.name]))
-        if batch is not None and (batch.indices is None or (batch.rows != rows and frame.full_size != rows)):
-            raise ValueError(
-                f"parameter {msg['name']!r} holds a value for every row, and a batch must say which rows it holds: use "
-                f"Minibatches, with a plate pyro.plate({self.module.plate!r}, {rows}, subsample_size=len(x)), or "
-                "compute local values from the data"
-            )
-
-
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every value of every tensor is finite; reads one number from the device for each dtype."""
-    groups: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
-        values = tensor.coalesce().values() if tensor.is_sparse else tensor
-        if values.numel():
-            groups.setdefault((values.device, values.dtype), []).append(values)
-    # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
-    norms = [torch.stack(list(torch._foreach_norm(g, math.inf))).max() for g in groups.values()]
-    return all(math.isfinite(n.item()) for n in norms)
-
-
 def _checked_loss(loss: Any) -> Any:
     """Return a copy of the loss, which forgets the plates of other models."""
     loss = Trace_ELBO() if loss is None else loss
@@ -456,15 +362,7 @@ def _module_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, A
                 yield prefix + name, parameter, constraints.real
 
 
-_SUBSAMPLE_SIZE = (
-    "plate {0!r} is declared with {1} rows, but its subsample_size is not the {2} rows of this batch; "
-    "write pyro.plate({0!r}, {1}, subsample_size=len(x))"
-)
 _JOINT = (
     "{0} holds values for every row, of {1}, in one joint vector, which all minibatches would share; use AutoNormal, "
     "a guide that computes local values from the data, or all data at once"
-)
-_HELD_OUT = (
-    "{0} holds values for every row, of {1}; held-out rows have none. Use EarlyStopping() without held_out, or a guide "
-    "that computes local values from the data"
 )

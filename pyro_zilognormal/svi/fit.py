@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
 from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, number, whole
-from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule, all_finite
-from pyro_zilognormal.svi.isolation import isolated, rng_state
+from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
+from pyro_zilognormal.svi.elbo import SVIModule
+from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
@@ -185,7 +185,7 @@ class Run:
 
     @kl_weight.setter
     def kl_weight(self, weight: float) -> None:
-        self.module.kl_weight = weight
+        self.module.kl_weight = number("kl_weight", weight)
 
     @property
     def finished(self) -> bool:
@@ -203,7 +203,7 @@ class Run:
 
     def advance(self) -> None:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        batch, random = next(self.reader), rng_state()
+        batch, random = next(self.reader), torch_rng_state()
         self.optimizer.zero_grad(set_to_none=True)
         for kept, buffer in self._buffers():
             kept.copy_(buffer)
@@ -256,10 +256,7 @@ class Run:
             return "loss", None
         gradients = [p.grad for p in self.module.trainable().values() if p.grad is not None]
         if not gradients:
-            raise ValueError(
-                "no parameter got a gradient from the loss; a loss that runs backward itself, such as TraceGraph_ELBO, "
-                "trains pyro.param and PyroModule alone: make modules PyroModules, or register them by pyro.module"
-            )
+            raise ValueError("no parameter got a gradient: RenyiELBO, for one, needs PyroModules or pyro.param")
         if batch.weight != 1.0:
             for gradient in gradients:
                 gradient.mul_(batch.weight)
@@ -350,37 +347,27 @@ class FitResult:
         one. Another fit, even of the same objects, does not change what is seen inside.
 
         Example:
-            >>> import pyro, pyro.distributions as dist, torch
-            >>> def model(x):
-            ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
-            ...     with pyro.plate("rows", len(x)):
-            ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+            >>> import pyro
+            >>> def model():
+            ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
             >>> guide = pyro.infer.autoguide.AutoNormal(model)
-            >>> result = fit(model, guide, torch.ones(4), steps=2)
+            >>> result = fit(model, guide, steps=2)
             >>> with result.scope():
-            ...     median = guide.median()
-            >>> list(median)
+            ...     list(guide.median())
             ['m']
         """
         with self.module.holding(self.values):
             yield
 
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model with this fit's parameters, whenever it is called."""
-        return self._with_parameters("model")
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with this fit's parameters."""
+        with self.scope():
+            return self.module.callable("model")(*args, **kwargs)
 
-    @property
-    def guide(self) -> Callable[..., Any]:
-        """The guide with this fit's parameters, whenever it is called."""
-        return self._with_parameters("guide")
-
-    def _with_parameters(self, part: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.scope():
-                return self.module.callable(part)(*args, **kwargs)
-
-        return call
+    def guide(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the guide with this fit's parameters."""
+        with self.scope():
+            return self.module.callable("guide")(*args, **kwargs)
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -401,20 +388,14 @@ def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parame
         )
     held = {id(p) for group in built.param_groups for p in group["params"]}
     if held != {id(p) for p in parameters.values()}:
-        raise ValueError(
-            f"optimizer holds {len(held)} tensors, not exactly the {len(parameters)} parameters it was given; "
-            "needed a function that passes all of them on"
-        )
+        raise ValueError(f"optimizer holds {len(held)} tensors, not exactly the {len(parameters)} parameters passed on")
     return built
 
 
 def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """Return one torch optimiser, with a group for each parameter where options are a function of its name."""
     if isinstance(optimizer, PyroLRScheduler):
-        raise TypeError(
-            "optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(functools.partial("
-            "torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)), or the like, in callbacks"
-        )
+        raise TypeError("optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(...) in callbacks")
     options, clip = optimizer.pt_optim_args, optimizer.pt_clip_args
     if callable(options):
         built = optimizer.pt_optim_constructor([{"params": [p], **options(name)} for name, p in parameters.items()])

@@ -45,13 +45,20 @@ def isolated(seed: int | None = None) -> Iterator[None]:
 def rng_state() -> dict[str, Any]:
     """Return the states of all generators, in types that ``torch.load(weights_only=True)`` reads."""
     name, words, *rest = np.random.get_state()  # noqa: NPY002 - the one that models draw from
+    numpy_state = (str(name), np.asarray(words).tolist(), *rest)
+    return {**torch_rng_state(), "numpy": numpy_state, "random": random.getstate()}
+
+
+def torch_rng_state() -> dict[str, Any]:
+    """Return the states of torch's generators alone, which is cheap enough to do at every step."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    numpy = (str(name), np.asarray(words).tolist(), *rest)
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "random": random.getstate()}
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Set all generators to a state from :func:`rng_state`."""
-    pyro.util.set_rng_state(state)
+    """Set all generators to a state from :func:`rng_state`, or torch's to one from :func:`torch_rng_state`."""
+    torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state:
+        pyro.util.set_rng_state(state)

@@ -77,14 +77,11 @@ def posterior_draws(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro, pyro.distributions as dist
-        >>> def model(x):
-        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
-        ...     with pyro.plate("rows", len(x)):
-        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
-        >>> x = torch.ones(8)
-        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), x, steps=5)
-        >>> posterior_draws(result, x, draws=3)["m"].shape
+        >>> import pyro
+        >>> def model():
+        ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
+        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
+        >>> posterior_draws(result, draws=3)["m"].shape
         torch.Size([3])
     """
     draws = whole("draws", draws, 1)
@@ -141,9 +138,9 @@ def posterior_summary(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro
         >>> def model():
-        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
         >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
         >>> summary = posterior_summary(result, draws=10)["m"]
         >>> summary.quantiles.shape, summary.exact
@@ -221,9 +218,8 @@ def quantiles_of(values: Tensor, levels: Sequence[float]) -> Tensor:
 def _exact_quantiles(sampler: "Sampler", levels: list[float]) -> Values:
     """Return quantiles that the guide knows exactly, of shape (number of levels, ...), by site.
 
-    An AutoGuide that is normal on the unconstrained scale knows those of a site that is an increasing function,
-    element by element, of its own unconstrained value. For a simplex, and for a decreasing transform,
-    ``guide.quantiles`` of Pyro is not the quantile.
+    An AutoGuide that is normal on the unconstrained scale knows those of increasing functions of it, element by
+    element. For a simplex, and for a decreasing transform, ``guide.quantiles`` of Pyro is not the quantile.
     """
     guide: Any = unwrap(sampler.module.callable("guide"))
     if not levels or not isinstance(guide, AutoGuide):
@@ -234,13 +230,11 @@ def _exact_quantiles(sampler: "Sampler", levels: list[float]) -> Values:
             found = guide.quantiles(levels, *batch.args, **batch.kwargs)
     except (NotImplementedError, AttributeError):  # an AutoGuide whose distribution has no known quantiles
         return {}
-    return {k: v for k, v in found.items() if _is_exact(sampler, k, v)}
+    return {k: v for k, v in found.items() if k in sampler.model and _is_exact(sampler, k, v)}
 
 
 def _is_exact(sampler: "Sampler", name: str, quantiles: Tensor) -> bool:
     """Whether the site has this shape, and its transform acts element by element and increases."""
-    if name not in sampler.model:
-        return False
     shape, axis = list(sampler.model[name]["value"].shape), sampler.axes[name]
     if axis is not None:
         shape[axis] = sampler.source.rows

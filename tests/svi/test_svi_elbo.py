@@ -202,6 +202,27 @@ def test_modules_are_trained_in_place(wrap, name):
 
 
 @pytest.mark.parametrize("local", [False, True])
+def test_two_fits_with_pyro_module_train_their_own_module(local):
+    def pair(loc):
+        net = torch.nn.Linear(1, 1, bias=False)
+
+        def guide(x):
+            pyro.module("net", net)
+            pyro.sample("loc", dist.Delta(net(torch.ones(1)).squeeze()))
+
+        return net, fit(normal_model, guide, data(100, loc=loc), steps=300, optimizer=adam)
+
+    with pyro.settings.context(module_local_params=local):
+        (net, first), (other, second) = pair(-2.0), pair(3.0)
+    assert net.weight.item() == pytest.approx(-2.0, abs=0.3)
+    assert other.weight.item() == pytest.approx(3.0, abs=0.3)
+    for owner, result in ((net, first), (other, second)):
+        (name,) = result.params
+        assert torch.equal(result.params[name], owner.weight)
+    assert not pyro.get_param_store()
+
+
+@pytest.mark.parametrize("local", [False, True])
 def test_a_pyro_module_with_methods_is_trained_and_constrained(local):
     with pyro.settings.context(module_local_params=local):
         module = Amortised(20)
