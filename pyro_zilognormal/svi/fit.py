@@ -51,10 +51,9 @@ def fit(
 ) -> "FitResult":
     """Fit a guide to a model by stochastic variational inference.
 
-    Parameters made by ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor writes Pyro's
-    global store, so that a value set there beforehand is not seen. Parameters of modules are trained in place, as
-    everywhere in torch; the result keeps a copy. Random seeds, the default dtype and validation flags are put back
-    afterwards, also after an error.
+    Parameters of ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor writes Pyro's global
+    store. Parameters of modules are trained in place, as everywhere in torch; the result keeps a copy. Random seeds,
+    the default dtype and validation flags are put back afterwards, also after an error.
 
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
@@ -66,9 +65,9 @@ def fit(
             ``functools.partial(torch.optim.Adam, lr=0.01)``, which is the default, or an optimiser of ``pyro.optim``.
         loss: a loss of ``pyro.infer`` or a function of ``(model, guide, *args, **kwargs)`` that returns a
             differentiable scalar; ``Trace_ELBO()`` if None.
-        seed: the random seed of torch, numpy, Python and the shuffling, from 0 to 2^32 - 1.
+        seed: the random seed of torch, numpy, Python and the shuffling.
         max_seconds: stop this call after so many seconds; a resumed fit has them anew.
-        callbacks: :class:`Callback` objects, or functions of the :class:`Run` that are called after each step.
+        callbacks: :class:`Callback` objects, or functions of the :class:`Run`, called after each step.
         kwargs: keyword arguments of model and guide; each minibatch gets them whole.
 
     Returns:
@@ -76,8 +75,7 @@ def fit(
 
     Raises:
         DivergenceError: at a loss or gradient that is not finite; holds the last finite state.
-        TypeError: for arguments of the wrong kind.
-        ValueError: for arguments out of range, or a model that does not suit the minibatches.
+        TypeError, ValueError: for arguments of the wrong kind or size, or a model that does not suit minibatches.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -145,8 +143,7 @@ class Run:
         callbacks: list[Callback],
     ) -> None:
         self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
-        self.steps, self.callbacks, self.rows = steps, callbacks, source.rows
-        self.reader = Reader(source, seed)
+        self.steps, self.callbacks, self.rows, self.reader = steps, callbacks, source.rows, Reader(source, seed)
         self.step = self.best_step = self.bad_in_a_row = self.held_out_rows = 0
         self.losses: list[float] = []
         self.held_out: list[tuple[int, float]] = []
@@ -193,12 +190,7 @@ class Run:
         return bool(self.stop_reason) or self.step >= self.steps
 
     def stop(self, reason: str, converged: bool = False) -> None:
-        """End the fit after this step.
-
-        Args:
-            reason: why, for ``FitResult.stop_reason``.
-            converged: whether the loss has stopped improving.
-        """
+        """End the fit after this step, for a reason, and say whether the loss has stopped improving."""
         self.stop_reason, self.converged = reason, converged
 
     def advance(self) -> None:
@@ -300,16 +292,13 @@ class FitResult:
     Attributes:
         params: every parameter by name, as the model sees it.
         losses: the loss of every step, an estimate of the loss of all rows; NaN for a skipped step.
-        held_out: (step, loss) of every evaluation on held-out data; where a plate over rows is named, scaled to the
-            rows of the fit, so that it can be compared with the training loss.
+        held_out: (step, loss) of every evaluation on held-out data, scaled to the rows of the fit if a plate is named.
         held_out_rows: number of rows of the held-out data; 0 without any.
         steps: number of steps taken.
         rows: number of rows of the data: the length of the first array.
         seconds: seconds spent, those before a resume included.
-        stop_reason: "converged", "rising", "steps", "max_seconds", "interrupted", "diverged" or a
-            callback's own.
-        converged: whether a stopping rule found that the loss had stopped improving and stays so. Running out of
-            steps is not converging, nor is a loss that rises again, though its best parameters are kept.
+        stop_reason: "converged", "rising", "steps", "max_seconds", "interrupted", "diverged" or a callback's own.
+        converged: whether a stopping rule found that the loss had stopped improving, and was level.
         skipped: the steps left out because their loss or gradient was not finite.
         best_step: the step whose parameters these are.
         smoothed: (step, loss) of every evaluation of the mean training loss.
@@ -343,8 +332,8 @@ class FitResult:
     def scope(self) -> Iterator[None]:
         """Let modules and ``pyro.param`` have this fit's parameters for the length of a block.
 
-        Use it around anything that runs model or guide outside this package, ``pyro.infer.Predictive`` for
-        one. Another fit, even of the same objects, does not change what is seen inside.
+        Use it around anything that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What
+        the block sets by name stays inside it.
 
         Example:
             >>> import pyro
@@ -383,8 +372,8 @@ def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parame
     built = make(list(parameters.values())) if callable(make) else make
     if not callable(make) or not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
         raise TypeError(
-            f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a "
-            "first-order torch optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
+            f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a torch "
+            "optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
         )
     held = {id(p) for group in built.param_groups for p in group["params"]}
     if held != {id(p) for p in parameters.values()}:

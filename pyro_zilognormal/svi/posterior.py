@@ -34,8 +34,7 @@ class SiteSummary:
     """Moments and quantiles of the draws of a site.
 
     Attributes:
-        mean: of the shape of the site over all rows.
-        sd: of the same shape.
+        mean, sd: of the shape of the site over all rows.
         quantiles: of shape (number of quantiles,) + that of the site.
         exact: whether the quantiles are the guide's own and not those of draws.
     """
@@ -61,10 +60,9 @@ def posterior_draws(
         result: a fit.
         data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them.
         draws: how many.
-        sites: latent, deterministic or observed sites; None for all latent ones, without those that have a value for
-            every row if ``data`` are minibatches and ``joint`` is False.
-        joint: hold sites that have a value for every row too, over all rows; the minibatches of a draw share its global
-            values.
+        sites: latent, deterministic or observed sites; None for all latent ones, of minibatches without ``joint`` the
+            global ones alone.
+        joint: hold sites that have a value for every row too; the minibatches of a draw share its global values.
         seed: the random seed.
         kwargs: keyword arguments of model and guide.
 
@@ -72,8 +70,8 @@ def posterior_draws(
         A dict of tensors of shape (draws,) + that of the site.
 
     Raises:
-        ValueError: for an unknown site, one that the guide lacks (an enumerated one), one of every row without
-            ``joint``, or one of every row of a stream that shuffles.
+        ValueError: for an unknown site, one that the guide lacks (an enumerated one), or one of every row without
+            ``joint`` or of a stream that shuffles.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -113,18 +111,15 @@ def posterior_summary(
 ) -> dict[str, SiteSummary]:
     """Summarise draws from the fitted guide without holding them.
 
-    Welford's update takes each draw into mean and sd. Quantiles are the guide's own where its ``quantiles`` are exact;
-    else those of the draws, of as many elements at a time as fit in ``max_bytes``, drawing again with the same seed
-    for the others.
+    Quantiles are the guide's own where its ``quantiles`` are exact; else those of the draws, of as many elements at a
+    time as fit in ``max_bytes``, drawing again with the same seed for the others. Batches are summarised in turn.
 
     Args:
         result: a fit.
-        data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them, which is
-            summarised a batch at a time.
+        data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them.
         draws: how many; at least 2.
         quantiles: probabilities from 0 to 1.
-        sites: latent, deterministic or observed sites; None for all latent ones, with those that have a value for
-            every row.
+        sites: latent, deterministic or observed sites; None for all latent ones.
         seed: the random seed.
         max_bytes: memory for held draws.
         kwargs: keyword arguments of model and guide.
@@ -133,8 +128,7 @@ def posterior_summary(
         A dict of summaries by site, over all rows.
 
     Raises:
-        ValueError: for an unknown site, one that the guide lacks (an enumerated one), quantiles out of range, or
-            a site with a value for every row of a stream that shuffles.
+        ValueError: for quantiles out of range, and for sites as :func:`posterior_draws` with ``joint``.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -168,10 +162,7 @@ def posterior_summary(
 def _summarise(
     draw: Callable[..., Values], draws: int, levels: list[float], held: list[str], rest: list[str], max_bytes: int
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Return mean, sd and quantiles of sites; quantiles of those ``held`` alone, some elements at a time.
-
-    ``draw(number)`` returns values by site, the same each time.
-    """
+    """Return mean, sd and quantiles of sites; quantiles of those ``held`` alone, from the same draws again."""
     first = draw(0)
     sizes = {k: first[k].numel() for k in (*held, *rest)}
     stop, room = sum(sizes[k] for k in held), max(1, max_bytes // (8 * draws))
@@ -218,8 +209,7 @@ def quantiles_of(values: Tensor, levels: Sequence[float]) -> Tensor:
 def _exact_quantiles(sampler: "Sampler", levels: list[float]) -> Values:
     """Return quantiles that the guide knows exactly, of shape (number of levels, ...), by site.
 
-    An AutoGuide that is normal on the unconstrained scale knows those of increasing functions of it, element by
-    element. For a simplex, and for a decreasing transform, ``guide.quantiles`` of Pyro is not the quantile.
+    For a simplex, and for a decreasing transform, ``guide.quantiles`` of Pyro is not the quantile.
     """
     guide: Any = unwrap(sampler.module.callable("guide"))
     if not levels or not isinstance(guide, AutoGuide):
@@ -259,8 +249,7 @@ def check_levels(quantiles: Sequence[float]) -> list[float]:
 class Sampler:
     """Draws guide and model with a fit's parameters, a batch of rows at a time.
 
-    ``guide`` and ``model`` hold their sample sites, and ``axes`` by site the axis of its value that runs over rows,
-    counted from the end; None for a global site.
+    ``axes`` holds for each site the axis of its value that runs over rows, counted from the end; None if it is global.
     """
 
     def __init__(self, result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> None:
@@ -278,8 +267,8 @@ class Sampler:
             )
         if any(isinstance(part, AutoLaplaceApproximation) for part in self.module.modules()):
             raise ValueError(
-                "the guide is an AutoLaplaceApproximation, which draws nothing but the mode; inside result.scope(), "
-                "draw from guide.laplace_approximation(*data) instead"
+                "the guide is an AutoLaplaceApproximation, which draws the mode alone; draw from "
+                "guide.laplace_approximation(*data) inside result.scope()"
             )
 
     @contextmanager
@@ -310,8 +299,7 @@ class Sampler:
     ) -> Values:
         """Return a draw of all sites of the guide, and of the model's where ``names`` holds one.
 
-        The same numbers of batch and draw give the same values. ``shared`` holds those of the guide's global sites;
-        the observed sites in ``redraw`` are drawn from their distributions.
+        ``shared`` holds values of the guide's global sites; the observed sites in ``redraw`` are drawn.
         """
         pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
         with_model = bool(redraw) or not all(k in self.guide for k in names)
@@ -330,12 +318,11 @@ class Sampler:
     def choose(self, sites: Sequence[str] | None, joint: bool = True) -> list[str]:
         """Return the sites to read, all latent ones if ``sites`` is None; raise a ValueError for one without draws."""
         batched = self.source.plate is not None and not joint
+        known = [k for k, n in self.model.items() if not isinstance(n["fn"], dist.Unit)]
+        names = known_sites(sites or [], known, "sites")
         if sites is None:
             names = [k for k, n in self.model.items() if k in self.guide and not n["is_observed"]]
             names = [k for k in names if not (batched and self.axes[k] is not None)]
-        else:
-            known = [k for k, n in self.model.items() if not isinstance(n["fn"], dist.Unit)]
-            names = known_sites(sites, known, "sites")
         local = [k for k in names if self.axes[k] is not None]
         if batched and local:
             raise ValueError(f"sites holds {local[0]!r}, which has a value for every row; pass joint=True to hold it")
