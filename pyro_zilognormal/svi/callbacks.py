@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_zilognormal.svi.checks import number, whole
-from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.data import as_source, number, whole
 from pyro_zilognormal.svi.isolation import isolated
 
 if TYPE_CHECKING:
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 
 # By how many standard errors a trend must differ from 0 to be believed.
 _CLEAR = 4.0
-# A learning rate below this share of its peak is low.
-_LOW = 0.1
 
 
 class Callback:
@@ -86,13 +83,10 @@ class EarlyStopping(Callback):
         B - L > max(min_delta max(|B|, min(F - B, N)), noise SE),
 
     where F is the first evaluation and N the number of rows, so that a loss near 0 has a size too, and SE is the
-    standard error of B - L: over particles that share their random numbers, or over the two windows of training
-    losses. After ``patience`` evaluations with nothing better it stops, unless the training losses that it evaluates
-    still fall by a least-squares line.
-
-    The fit has "converged" then, with two exceptions. It is "rising" if the loss is worse than the best by as much as
-    would count as better, and a trend of more than 4 standard errors says so: it overfits, or diverges. It is "slowed
-    down" if the learning rate had come down to a tenth of its peak while the training losses still fell as clearly.
+    standard error of B - L: over particles that share their random numbers, or over the steps of a window. After
+    ``patience`` evaluations with nothing better it stops: "converged" if the loss is level, "rising" if it is worse
+    than the best by as much as would count as better and a trend of more than 4 standard errors says so. Without
+    held-out data, it goes on while a line through the last 2 (patience + 1) windows falls by enough to count.
 
     Args:
         held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
@@ -132,11 +126,13 @@ class EarlyStopping(Callback):
         self.seed = whole("seed", seed, 0, 2**32 - 1)
         data = tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
         self.held_out = None if held_out is None else as_source(data, {})
-        self._state = _fresh_state()
+        self._state: dict[str, Any] = {}
 
     def on_fit_start(self, run: "Run") -> None:
         """Forget an earlier fit, and let the held-out data's plate be that of the fit."""
-        self._state = _fresh_state()
+        # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
+        self._state = {"first": math.nan, "reference": None, "waited": 0}
+        self._state |= {"best": math.inf, "best_step": 0, "values": {}}
         if self.held_out is None:
             return
         plate, module = self.held_out.plate, run.module
@@ -147,7 +143,6 @@ class EarlyStopping(Callback):
 
     def on_step_end(self, run: "Run") -> None:
         """Evaluate the loss when it is time to."""
-        self._state["rates"].append(max(float(group["lr"]) for group in run.optimizer.param_groups))
         if run.step % self.every or run.step < self.warm_up + self.every:
             return
         losses = self._evaluate(run)
@@ -202,25 +197,20 @@ class EarlyStopping(Callback):
             state |= {"reference": losses, "waited": 0}
             return
         state["waited"] += 1
-        if finite and self.held_out is None and gain > 0 and losses.var() < reference.var() / 4:
-            # One wild loss in the window would make every later one no better than its error.
-            state["reference"] = losses
-        if state["waited"] < self.patience or self._still_falling(run):
+        if state["waited"] < self.patience or (self.held_out is None and self._may_fall(run)):
             return
         if -gain > needed and self._rising(run):
             run.stop("rising")
-        elif not finite:
-            run.stop("held-out loss not finite")
+        elif finite:
+            run.stop("converged", converged=True)
         else:
-            reason = self._why_level(run)
-            if reason:
-                run.stop(reason, converged=reason == "converged")
+            run.stop("held-out loss not finite")
 
     def _gain(self, run: "Run", losses: Tensor) -> tuple[float, float]:
         """Return how much better the losses are than the reference, and how much counts as better."""
         reference = self._state["reference"]
-        if self.held_out is None:
-            error = math.sqrt(float(reference.var() / len(reference) + losses.var() / len(losses)))
+        if self.held_out is None:  # the error of the window now: one wild loss in the reference must not hide the rest
+            error = math.sqrt(2 * float(losses.var()) / len(losses))
         else:
             error = float((reference - losses).std()) / math.sqrt(self.particles)
         return float(reference.mean() - losses.mean()), max(self._least(run), self.noise * error)
@@ -230,19 +220,11 @@ class EarlyStopping(Callback):
         # A wild start must not make all that follows look small: beyond 1 a row, its size does not count.
         return self.min_delta * max(abs(best), min(self._state["first"] - best, run.rows))
 
-    def _still_falling(self, run: "Run") -> bool:
-        """Whether the training losses fall by enough to count, or may do so, over the last evaluations together."""
-        if self.held_out is not None:
-            return False
-        steps, least = (self._state["waited"] + 1) * self.every, self._least(run)
+    def _may_fall(self, run: "Run") -> bool:
+        """Whether the training losses fall by enough to count, or are too few to tell."""
+        steps = 2 * (self.patience + 1) * self.every
         slope, error = trend(run.losses[-steps:])
-        if self.noise * error * steps > least:
-            # Too noisy to tell: twice as many evaluations as it waits for tell a fall of a third of the size.
-            steps = max(steps, 2 * (self.patience + 1) * self.every)
-            if run.step - self.warm_up < steps:
-                return True
-            slope, error = trend(run.losses[-steps:])
-        return -slope * steps > max(least, self.noise / 2 * error * steps)
+        return run.step - self.warm_up < steps or -slope * steps > max(self._least(run), self.noise * error * steps)
 
     def _rising(self, run: "Run") -> bool:
         """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""
@@ -254,42 +236,9 @@ class EarlyStopping(Callback):
         held_out = _significance([loss for _, loss in run.held_out[-waited:]]) if waited > 2 else 0.0
         return max(abs(training), held_out) > _CLEAR
 
-    def _why_level(self, run: "Run") -> str:
-        """Return "converged", or "slowed down" where losses clearly fell until the learning rate was low; "" to wait.
-
-        An optimiser such as Adam moves a parameter by about its learning rate at each step, so that the sum of the
-        rates tells how far a fit can have come. Once the rates since the fall have led as far as those in it, the
-        losses since then tell enough; until then it waits, unless the rate has become too low for that to come.
-        """
-        rate = torch.tensor(self._state["rates"], dtype=torch.float64)
-        most = 2 * (self.patience + 1) * self.every
-        low_from = int((rate >= _LOW * rate.max()).nonzero().max()) + 1
-        start = max(low_from // 2, low_from - most)
-        slope, error = trend(run.losses[start:low_from])
-        fell = -slope * (low_from - start) > self._least(run) and -slope > _CLEAR * error
-        way = float(rate[start:low_from].sum())
-        if low_from == len(rate) or not fell or float(rate[low_from:].sum()) >= way:
-            return "converged"
-        return "" if float(rate[-1]) * most > _LOW * way else "slowed down"
-
-
-def _fresh_state() -> dict[str, Any]:
-    # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
-    return {
-        "first": math.nan,
-        "reference": None,
-        "best": math.inf,
-        "best_step": 0,
-        "values": {},
-        "waited": 0,
-        "rates": [],
-    }
-
 
 def trend(values: Sequence[float]) -> tuple[float, float]:
-    """Return the slope of a least-squares line through a series, per step, and its standard error.
-
-    Values that are not finite are left out; of fewer than 3, the error is 0.
+    """Return the slope of a least-squares line through the finite values of a series, and its standard error.
 
     Example:
         >>> trend([3.0, float("nan"), 1.0, 0.0])

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_zilognormal.svi.callbacks import Callback
-from pyro_zilognormal.svi.checks import number, whole
-from pyro_zilognormal.svi.data import Reader, digest
+from pyro_zilognormal.svi.data import Reader, digest, number, whole
 from pyro_zilognormal.svi.isolation import isolated, rng_state, set_rng_state
 
 if TYPE_CHECKING:

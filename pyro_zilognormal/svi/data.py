@@ -1,16 +1,18 @@
 """Data of a fit: all rows at once, shuffled minibatches of arrays, or a stream of batches."""
 
+import copy
 import hashlib
+import math
+import operator
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.svi.checks import whole
 from pyro_zilognormal.svi.isolation import isolated
 
 
@@ -31,22 +33,6 @@ class Batch:
     rows: int = 1
     weight: float = 1.0
     indices: Tensor | None = None
-
-
-class Source(Protocol):
-    """Where batches come from: ``rows`` in all, in ``batches`` an epoch, along the plate named ``plate``."""
-
-    rows: int
-    batches: int
-    plate: str | None
-
-    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the batches of epoch ``number``, without the first ``skip``, in the order that ``seed`` gives."""
-        ...
-
-    def digest(self, seed: int) -> str:
-        """Return a hash of the data and how they are batched."""
-        ...
 
 
 class FullData:
@@ -110,6 +96,7 @@ class Minibatches:
         _check_plate_and_dtype(plate, dtype)
         self.arrays, self.plate, self.shuffle, self.device, self.dtype = arrays, plate, shuffle, device, dtype
         self.rows = _common_rows(arrays)
+        self.kwargs: dict[str, Any] = {}
         self.batch_size = min(whole("batch_size", batch_size, 1), self.rows)
         self.batches = -(-self.rows // self.batch_size)
 
@@ -123,15 +110,21 @@ class Minibatches:
 
     def batch(self, indices: Tensor) -> Batch:
         """Return the batch of the rows ``indices``, of shape (b,)."""
-        picked = (None if a is None else pick_rows(a, indices, f"array {i}") for i, a in enumerate(self.arrays))
-        args = tuple(None if a is None else _placed(a, self.device, self.dtype) for a in picked)
+        args = tuple(self._rows(f"array {i}", array, indices) for i, array in enumerate(self.arrays))
         device = next(a.device for a in args if a is not None)
         weight = self.batches * len(indices) / self.rows
-        return Batch(args, {}, len(indices), weight, indices.to(device))
+        return Batch(args, self.kwargs, len(indices), weight, indices.to(device))
 
     def digest(self, seed: int) -> str:
         """Return a hash of the arrays and how they are batched."""
-        return digest([self.arrays, self.batch_size, self.shuffle, self.plate, str(self.dtype)])
+        return digest([self.arrays, self.batch_size, self.shuffle, self.plate, str(self.dtype), self.kwargs])
+
+    def _rows(self, name: str, array: Any, indices: Tensor) -> Tensor | None:
+        if array is None:
+            return None
+        tensor = isinstance(array, Tensor)
+        rows = array[indices.to(array.device)] if tensor else as_tensor(array[indices.numpy()], name)
+        return _placed(rows, self.device, self.dtype)
 
 
 class BatchStream:
@@ -171,6 +164,7 @@ class BatchStream:
                 "list or a DataLoader"
             )
         self.iterable, self.plate, self.device, self.dtype = iterable, plate, device, dtype
+        self.kwargs: dict[str, Any] = {}
         counts = [_rows_of(args) for args in self._read(seed=0)]
         self.rows, self.batches = sum(counts), len(counts)
         if self.rows == 0:
@@ -183,7 +177,7 @@ class BatchStream:
             rows = _rows_of(args)
             seen += rows
             if position >= skip:
-                yield Batch(args, {}, rows, self.batches * rows / self.rows)
+                yield Batch(args, self.kwargs, rows, self.batches * rows / self.rows)
         if seen != self.rows:
             raise ValueError(
                 f"iterable gave {self.rows} rows when first read and {seen} in epoch {number}; "
@@ -192,7 +186,7 @@ class BatchStream:
 
     def digest(self, seed: int) -> str:
         """Return a hash of the batches of the first epoch."""
-        return digest([self.plate, *(batch.args for batch in self.epoch(0, seed))])
+        return digest([self.plate, self.kwargs, *(batch.args for batch in self.epoch(0, seed))])
 
     def _read(self, seed: int) -> Iterator[tuple[Any, ...]]:
         # Opening the iterable and taking its first batch is where a loader draws its order.
@@ -211,19 +205,7 @@ class BatchStream:
         return tuple(_placed(as_tensor(a, "batch"), self.device, self.dtype) if is_array(a) else a for a in args)
 
 
-class _WithKeywords:
-    """Batches of a source, each with the same keyword arguments."""
-
-    def __init__(self, source: Minibatches | BatchStream, kwargs: dict[str, Any]) -> None:
-        self.source, self.kwargs = source, kwargs
-        self.rows, self.batches, self.plate = source.rows, source.batches, source.plate
-
-    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
-        for batch in self.source.epoch(number, seed, skip):
-            yield replace(batch, kwargs=self.kwargs)
-
-    def digest(self, seed: int) -> str:
-        return digest([self.source.digest(seed), self.kwargs])
+Source: TypeAlias = FullData | Minibatches | BatchStream
 
 
 def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
@@ -242,7 +224,9 @@ def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
         if isinstance(value, Minibatches | BatchStream) and len(args) > 1:
             raise TypeError(f"{type(value).__name__} came with other data; pass all arrays inside it")
     if len(args) == 1 and isinstance(args[0], Minibatches | BatchStream):
-        return _WithKeywords(args[0], kwargs) if kwargs else args[0]
+        source = copy.copy(args[0])
+        source.kwargs = kwargs
+        return source
     return FullData(args, kwargs)
 
 
@@ -302,13 +286,6 @@ def as_tensor(value: Any, name: str = "data") -> Tensor:
     # Torch needs memory that it may write to, in the byte order of the machine.
     array = np.require(array, dtype=array.dtype.newbyteorder("="), requirements=["C", "W"])
     return torch.from_numpy(array)
-
-
-def pick_rows(value: Any, indices: Tensor, name: str = "data") -> Tensor:
-    """Return the given rows of an array as a dense tensor, in the order of ``indices``."""
-    if isinstance(value, Tensor):
-        return value[indices.to(value.device)]
-    return as_tensor(value[indices.numpy()], name)
 
 
 def digest(value: Any) -> str:
@@ -389,3 +366,29 @@ def _generators(iterable: Any) -> list[torch.Generator]:
     holders = (iterable, getattr(iterable, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     found = (getattr(holder, "generator", None) for holder in holders)
     return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+
+def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """Return an argument as an int; raise a ValueError unless it is a whole number from ``least`` to ``most``.
+
+    Numpy integers and tensors of one whole number count as whole numbers; booleans and floats do not.
+    """
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        bound = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+        raise ValueError(f"{name} is {value!r}; needed a whole number {bound}")
+    return number
+
+
+def number(name: str, value: Any, least: float = 0.0, above: bool = False) -> float:
+    """Return an argument as a float; raise a ValueError unless it is finite and of at least, or above, ``least``."""
+    try:
+        found = math.nan if isinstance(value, bool | str) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not (found > least if above else found >= least) or found == math.inf:
+        raise ValueError(f"{name} is {value!r}; needed a finite number {'above' if above else 'of at least'} {least:g}")
+    return found

@@ -1,9 +1,12 @@
 """Name the site, the parameters and the rows that a loss or gradient that is not finite comes from."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -82,14 +85,15 @@ def diagnose(module: "SVIModule", batch: "Batch", random: dict[str, Any], step: 
         step: its number, from 1.
         what: "loss" or "gradient".
     """
-    bad = [k for k, p in module.trainable().items() if not (_finite(p) and _finite(p.grad))]
+    found = {k: [p.detach()] + ([] if p.grad is None else [p.grad]) for k, p in module.trainable().items()}
+    bad = [k for k, tensors in found.items() if not all_finite(tensors)]
     with isolated(), torch.enable_grad(), pyro.validation_enabled(False):
         set_rng_state(random)
         try:
-            found = _search(module, batch)
+            where = _search(module, batch)
         except (RuntimeError, ValueError) as error:
-            found = {"cause": f"running model and guide again failed: {error}"}
-    return DivergenceReport(step, what, parameters=bad, **found)
+            where = {"cause": f"running model and guide again failed: {error}"}
+    return DivergenceReport(step, what, parameters=bad, **where)
 
 
 def sample_sites(trace: Any) -> list[Any]:
@@ -107,6 +111,31 @@ def data_frames(node: Any, plate: str | None, rows: int) -> list[Any]:
     """
     frames = [f for f in node["cond_indep_stack"] if f.vectorized]
     return [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
+
+
+def row_axis(node: Any, plate: str | None, rows: int) -> int | None:
+    """Return the axis of a site's value that runs over rows, counted from the end, or None."""
+    frames, value, event = data_frames(node, plate, rows), node["value"], node["fn"].event_dim
+    if len(frames) != 1:
+        return None
+    if node["infer"].get("_deterministic") and event == value.dim():
+        # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
+        event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
+    axis = frames[0].dim - event
+    return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
+
+
+def holds_data(node: Any) -> bool:
+    """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
+    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
+
+
+def known_sites(sites: Sequence[str], known: list[str], what: str) -> list[str]:
+    """Return the named sites as a list; raise a ValueError for one that is not known."""
+    for name in sites:
+        if name not in known:
+            raise ValueError(f"sites holds {name!r}; the model's {what} are {known}")
+    return list(sites)
 
 
 def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
@@ -144,7 +173,7 @@ def _cause(node: Any, density: Tensor, bad: Tensor) -> str:
     # A latent value that is not finite comes from its parameters, an observed one from the data.
     ordered = {**values, **parameters} if node["is_observed"] else {**parameters, **values}
     for name, tensor in ordered.items():
-        if isinstance(tensor, Tensor) and not _finite(tensor):
+        if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
             return f"its {name} is {tensor[~torch.isfinite(tensor)][0].item()}"
     return f"its log density is {density[bad][0].item()}"
 
@@ -160,7 +189,7 @@ def _bad_gradients(density: Tensor, parameters: list[Tensor]) -> Tensor | None:
         return None
     weights = torch.ones_like(density, requires_grad=True)
     found = torch.autograd.grad(density, parameters, weights, create_graph=True, allow_unused=True)
-    if all(map(_finite, found)):
+    if all_finite([g.detach() for g in found if g is not None]):
         return None
     try:
         total = torch.stack([g.sum() for g in found if g is not None]).sum()
@@ -182,9 +211,13 @@ def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[s
     return {"rows": batch.indices.cpu()[rows].sort().values[:_ROWS_SHOWN].tolist()}
 
 
-def _finite(tensor: Tensor | None) -> bool:
-    """Whether every value is finite; None is the gradient of an unused parameter."""
-    if tensor is None:
-        return True
-    values = tensor.coalesce().values() if tensor.is_sparse else tensor
-    return bool(torch.isfinite(values.detach()).all())
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether every value of every tensor is finite; reads one number from the device for each dtype."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        values = tensor.coalesce().values() if tensor.is_sparse else tensor
+        if values.numel():
+            groups.setdefault((values.device, values.dtype), []).append(values)
+    # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
+    norms = [torch.stack(list(torch._foreach_norm(g, math.inf))).max() for g in groups.values()]
+    return all(math.isfinite(n.item()) for n in norms)

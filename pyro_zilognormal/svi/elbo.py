@@ -1,4 +1,4 @@
-"""The loss of a model and a guide as one module, with parameters of its own."""
+"""The loss of a model and a guide as one module, with parameters, and a process state, of its own."""
 
 import copy
 import functools
@@ -10,38 +10,25 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import (
-    ELBO,
-    JitTrace_ELBO,
-    JitTraceEnum_ELBO,
-    JitTraceGraph_ELBO,
-    JitTraceMeanField_ELBO,
-    ReweightedWakeSleep,
-    Trace_ELBO,
-    TraceEnum_ELBO,
-    TraceTMC_ELBO,
-)
+from pyro.infer import ELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
 from pyro.infer.autoguide import AutoContinuous, AutoGuide
 from pyro.nn import PyroModule
 from pyro.params.param_store import normalize_param_name
-from pyro.poutine.messenger import Messenger, unwrap
+from pyro.poutine.messenger import unwrap
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.checks import number
 from pyro_zilognormal.svi.data import Batch
-
-_JIT = (JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO)
+from pyro_zilognormal.svi.plates import HELD_OUT, BatchHandler
 
 
 class SVIModule(nn.Module):
     """The loss of a model and a guide on a batch, as an nn.Module with its own parameter store.
 
-    It is what ``pyro.infer.ELBO`` makes of a model and a guide, an ``ELBOModule``, with three additions: parameters
-    of ``pyro.param`` and ``pyro.module`` live in this object and not in Pyro's global store; the plate over rows is
-    scaled from a batch to all N rows; and losses that only know ``loss_and_grads``, such as ``TraceGraph_ELBO``, are
-    differentiable too. Parameters of modules stay in the modules and are trained in place, as in torch.
+    It is what ``pyro.infer.ELBO`` makes of a model and a guide, an ``ELBOModule``, with two additions: parameters of
+    ``pyro.param`` and ``pyro.module`` live in this object and not in Pyro's global store, and the plate over rows is
+    scaled from a batch to all N rows. Parameters of modules stay in the modules and are trained in place, as in torch.
 
     Call :meth:`setup` with the first batch before you build an optimiser: many parameters are made when model and
     guide first run.
@@ -82,11 +69,12 @@ class SVIModule(nn.Module):
     ) -> None:
         super().__init__()
         self.loss = _checked_loss(loss)
+        self._differentiates_itself = isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss")
         self.plate, self.rows = plate, rows
         self.batch: Batch | None = None
         self.held_out = False
         self.running_buffers: list[str] = []
-        self._kl_weight = 1.0
+        self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
         self._frame: Any = None  # of the plate over rows, where an AutoGuide is to make it
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._trainable: dict[str, nn.Parameter] = {}
@@ -96,7 +84,7 @@ class SVIModule(nn.Module):
         self._given = {"model": model, "guide": guide}
         owners = {part: _owner(part, fn) for part, fn in self._given.items()}
         self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
-        self._handled = {part: _BatchHandler(self)(fn) for part, fn in self._given.items()}
+        self._handled = {part: BatchHandler(self)(fn) for part, fn in self._given.items()}
 
     @property
     def model(self) -> Callable[..., Any]:
@@ -107,15 +95,6 @@ class SVIModule(nn.Module):
     def guide(self) -> Callable[..., Any]:
         """The guide with its plate scaled for the batch, inside :meth:`running`."""
         return self._for_batch("guide")
-
-    @property
-    def kl_weight(self) -> float:
-        """The factor of the latent sites' log densities in the training loss; 1 unless set."""
-        return self._kl_weight
-
-    @kl_weight.setter
-    def kl_weight(self, weight: float) -> None:
-        self._kl_weight = number("kl_weight", weight)
 
     def setup(self, batch: Batch) -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
@@ -131,7 +110,7 @@ class SVIModule(nn.Module):
         with self.running(batch), torch.no_grad():
             guide = poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
             self._check_guide(prior, guide)
-        self._count_plates(prior, guide)
+            self._count_plates(batch)
         self._collect()
         if not self._trainable:
             raise ValueError(
@@ -144,13 +123,22 @@ class SVIModule(nn.Module):
                 now[name].copy_(buffers[name])
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
-        with self.running(batch):
-            if isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss"):
-                loss = self._surrogate(batch)
-            else:
-                loss = self._loss_function("differentiable_loss")(self.model, self.guide, *batch.args, **batch.kwargs)
-        return loss
+        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar.
+
+        Raises:
+            TypeError: for a loss that differentiates itself, such as ``TraceGraph_ELBO``: use :meth:`loss_and_grads`.
+        """
+        if self._differentiates_itself:
+            raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
+        return self._call("differentiable_loss", batch)
+
+    def loss_and_grads(self, batch: Batch) -> float:
+        """Return the loss of a batch, and add its gradient to that of the parameters."""
+        if self._differentiates_itself:
+            return float(self._call("loss_and_grads", batch))
+        loss = self(batch)
+        loss.backward()
+        return float(loss.item())
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> float:
@@ -159,13 +147,18 @@ class SVIModule(nn.Module):
         Raises:
             ValueError: if the guide has a parameter for every row of the training data.
         """
-        training = [m for m in self.modules() if m.training]
+        with self.evaluating(held_out=True):
+            self._check_joint_guide(lambda frame: frame.full_size == self.rows, HELD_OUT)
+            return float(self._call("loss", batch))
+
+    @contextmanager
+    def evaluating(self, held_out: bool) -> Iterator[None]:
+        """Run a block in eval mode; where rows are held out, parameters of rows are refused."""
+        training = [part for part in self.modules() if part.training]
         self.eval()
-        self.held_out = True
+        self.held_out = held_out
         try:
-            self._check_joint_guide(lambda frame: frame.full_size == self.rows, _HELD_OUT)
-            with self.running(batch):
-                return float(self._loss_function("loss")(self.model, self.guide, *batch.args, **batch.kwargs))
+            yield
         finally:
             self.held_out = False
             for part in training:
@@ -222,14 +215,16 @@ class SVIModule(nn.Module):
     @contextmanager
     def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
         """Let model and guide have the given values of parameters and buffers, from :meth:`snapshot`, for a block."""
-        ours = {k: t for k, t in self._values().items() if k in values}
+        ours, store = {k: t for k, t in self._values().items() if k in values}, self._store
         kept = {k: t.data for k, t in ours.items()}
-        for name, tensor in ours.items():
-            tensor.data = values[name].clone()  # what the block does to it must not reach the stored value
+        for name, tensor in ours.items():  # memory of its own: what is drawn in the block may be a view of it
+            tensor.data = values[name].clone()
+        self._store = {k: dict(v) for k, v in store.items()}  # what the block sets by name stays inside
         try:
             with self.running(self.batch):
                 yield
         finally:
+            self._store = store
             for name, tensor in ours.items():
                 tensor.data = kept[name]
 
@@ -243,25 +238,13 @@ class SVIModule(nn.Module):
             )
 
     def _for_batch(self, part: str) -> Callable[..., Any]:
-        handled = self.plate is not None or self.held_out or self._kl_weight != 1.0
+        handled = self.plate is not None or self.held_out or self.kl_weight != 1.0
         return self._handled[part] if handled else self._given[part]
 
-    def _loss_function(self, method: str) -> Callable[..., Any]:
-        return getattr(self.loss, method, self.loss)
-
-    def _surrogate(self, batch: Batch) -> Tensor:
-        """Return the loss of an ELBO that runs backward itself, with the gradient that it found."""
-        parameters = list(self._trainable.values())
-        outer = [p.grad for p in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        try:
-            loss = self.loss.loss_and_grads(self.model, self.guide, *batch.args, **batch.kwargs)
-            gradients = [(p, p.grad) for p in parameters if p.grad is not None]
-        finally:
-            for parameter, gradient in zip(parameters, outer, strict=True):
-                parameter.grad = gradient
-        return _KnownGradient.apply(float(loss), [g for _, g in gradients], *[p for p, _ in gradients])
+    def _call(self, method: str, batch: Batch) -> Any:
+        """Call a method of the loss, or a loss that is a function."""
+        with self.running(batch):
+            return getattr(self.loss, method, self.loss)(self.model, self.guide, *batch.args, **batch.kwargs)
 
     def _find_plate(self, trace: Any) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
@@ -275,14 +258,13 @@ class SVIModule(nn.Module):
             )
         self._frame = frames[self.plate] if frames[self.plate].full_size == self.rows else None
 
-    def _count_plates(self, *traces: Any) -> None:
-        """Tell a loss that needs it how deep plates nest; it would run model and guide in the first step to see."""
-        loss = self.loss
-        needed = isinstance(loss, TraceEnum_ELBO | TraceTMC_ELBO) or getattr(loss, "vectorize_particles", False)
-        if needed and loss.max_plate_nesting == math.inf:
-            nodes = [node for trace in traces for node in trace.nodes.values() if node["type"] == "sample"]
-            dims = [f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized]
-            loss.max_plate_nesting = -min(dims, default=0) + (loss.vectorize_particles and loss.num_particles > 1)
+    def _count_plates(self, batch: Batch) -> None:
+        """Let a loss that needs it see now how deep plates nest: in the first step it would draw random numbers."""
+        needed = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO) or getattr(
+            self.loss, "vectorize_particles", False
+        )
+        if needed and self.loss.max_plate_nesting == math.inf:
+            self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
 
     def _create_plate(self, *args: Any, **kwargs: Any) -> Any:
         # An AutoGuide would else make the plate with the size of its first batch.
@@ -339,107 +321,15 @@ class SVIModule(nn.Module):
         self._names = set(map(normalize_param_name, params))
 
 
-class _BatchHandler(Messenger):
-    """Scale the plate over rows from a batch to all rows, give it the batch's indices, and weight latent sites.
-
-    ``pyro.plate(name, N, subsample_size=len(x))`` is scaled by Pyro itself, and gets the indices of the batch, so
-    that parameters held for every row line up with the data. ``pyro.plate(name, len(x))`` knows only the batch, and
-    its sites are scaled by N / len(x) here.
-    """
-
-    def __init__(self, module: SVIModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def _process_message(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            indices = self._indices(msg)
-            if indices is None:
-                return
-            if msg["value"] is not None and not torch.equal(torch.as_tensor(msg["value"]), indices):
-                raise ValueError(_OTHER_ROWS.format(msg["name"]))
-            if msg["fn"].subsample_size not in (None, len(indices)):
-                raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, self.module.rows, len(indices)))
-            msg["value"], msg["done"] = indices, True
-            return
-        frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
-        if msg["type"] == "sample":
-            if frame is not None and self.module.plate is not None:
-                msg["scale"] = msg["scale"] * self._scale(frame)
-            if not msg["is_observed"] and self.module.kl_weight != 1.0 and not self.module.held_out:
-                msg["scale"] = msg["scale"] * self.module.kl_weight
-        elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
-            self._check_row_parameter(msg, frame)
-
-    def _postprocess_message(self, msg: Any) -> None:
-        if site_is_subsample(msg):  # a replay has put the indices of the guide's plate in their place
-            indices = self._indices(msg)
-            msg["value"] = msg["value"] if indices is None else indices
-
-    def _indices(self, msg: Any) -> Tensor | None:
-        module, batch = self.module, self.module.batch
-        if batch is None or msg["name"] != module.plate or msg["fn"].size != module.rows or batch.rows == module.rows:
-            return None
-        return batch.indices
-
-    def _over_rows(self, frame: Any) -> bool:
-        if self.module.plate is None:
-            return self.module.held_out and frame.full_size == self.module.rows
-        return frame.name == self.module.plate
-
-    def _scale(self, frame: Any) -> float:
-        rows, batch = self.module.rows, self.module.batch
-        if batch is None or frame.full_size == rows:
-            if batch is not None and frame.size != batch.rows != rows:
-                raise ValueError(_SUBSAMPLE_SIZE.format(self.module.plate, rows, batch.rows))
-            return 1.0
-        if frame.full_size != batch.rows:
-            raise ValueError(_PLATE_SIZE.format(self.module.plate, frame.full_size, rows, batch.rows))
-        return rows / batch.rows
-
-    def _check_row_parameter(self, msg: Any, frame: Any) -> None:
-        rows, batch = self.module.rows, self.module.batch
-        if self.module.held_out and frame.full_size == rows:
-            raise ValueError(_HELD_OUT.format(f"parameter {msg['name']!r}", [frame.name]))
-        if batch is not None and (batch.indices is None or (batch.rows != rows and frame.full_size != rows)):
-            raise ValueError(_BATCH_ROWS.format(msg["name"], self.module.plate, rows))
-
-
-class _KnownGradient(torch.autograd.Function):
-    """A loss whose gradient with respect to the parameters has been computed already."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: float, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
-        return torch.tensor(loss, device=parameters[0].device, dtype=parameters[0].dtype)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return None, None, *(g * upstream.to(g.dtype) for g in ctx.gradients)
-
-
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every value of every tensor is finite; reads one number from the device for each dtype."""
-    groups: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
-        values = tensor.coalesce().values() if tensor.is_sparse else tensor
-        if values.numel():
-            groups.setdefault((values.device, values.dtype), []).append(values)
-    # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
-    norms = [torch.stack(list(torch._foreach_norm(g, math.inf))).max() for g in groups.values()]
-    return all(math.isfinite(n.item()) for n in norms)
-
-
 def _checked_loss(loss: Any) -> Any:
     """Return a copy of the loss, which forgets the plates of other models."""
     loss = Trace_ELBO() if loss is None else loss
-    if isinstance(loss, _JIT):
+    shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
+    if isinstance(loss, ELBO) and shown.startswith("Jit"):
         raise TypeError(
-            f"loss is a {type(loss).__name__}, which makes constants of the first batch's rows and scale; use "
-            f"{type(loss).__name__.removeprefix('Jit')}()"
+            f"loss is a {shown}, which makes constants of the first batch's rows and scale; use {shown[3:]}()"
         )
     if isinstance(loss, type | ReweightedWakeSleep) or not (isinstance(loss, ELBO) or callable(loss)):
-        shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
         raise TypeError(
             f"loss is {shown}; needed one number from a loss of pyro.infer, such as Trace_ELBO(), or from a function "
             "of model, guide and data"
@@ -472,27 +362,7 @@ def _module_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, A
                 yield prefix + name, parameter, constraints.real
 
 
-_SUBSAMPLE_SIZE = (
-    "plate {0!r} is declared with {1} rows, but its subsample_size is not the {2} rows of this batch; "
-    "write pyro.plate({0!r}, {1}, subsample_size=len(x))"
-)
-_PLATE_SIZE = (
-    "plate {0!r} is declared with size {1}; needed {2}, the number of rows in all, or {3}, the rows of this batch. "
-    "Name the plate over the rows of the data in plate=, or correct its size"
-)
-_OTHER_ROWS = (
-    "plate {0!r} is given other rows (subsample=) than those of this batch; pass torch.arange(N) to Minibatches as one "
-    "more array, or write subsample_size=len(x) in the plate"
-)
-_BATCH_ROWS = (
-    "parameter {0!r} holds a value for every row, and a batch must say which rows it holds: use Minibatches, with the "
-    "plate written pyro.plate({1!r}, {2}, subsample_size=len(x)), or compute local values from the data"
-)
 _JOINT = (
     "{0} holds values for every row, of {1}, in one joint vector, which all minibatches would share; use AutoNormal, "
     "a guide that computes local values from the data, or all data at once"
-)
-_HELD_OUT = (
-    "{0} holds values for every row, of {1}; held-out rows have none. Use EarlyStopping() without held_out, or a guide "
-    "that computes local values from the data"
 )

@@ -18,17 +18,15 @@ from torch import Tensor, nn
 
 from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.checks import number, whole
-from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source
-from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule, all_finite
+from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, number, whole
+from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
+from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
     "rising": "stopped because the loss rose; lower the learning rate",
     "rising held out": "stopped because the held-out loss rose: more steps overfit",
-    "slowed down": "stopped because the learning rate had become too low for a loss that still fell; lower it later",
     "steps": "ran out of steps before it was found to have converged",
     "max_seconds": "ran out of time before it was found to have converged",
     "interrupted": "was interrupted",
@@ -53,10 +51,9 @@ def fit(
 ) -> "FitResult":
     """Fit a guide to a model by stochastic variational inference.
 
-    Parameters made by ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor writes Pyro's
-    global store, so that a value set there beforehand is not seen. Parameters of modules are trained in place, as
-    everywhere in torch; the result keeps a copy. Random seeds, the default dtype and validation flags are put back
-    afterwards, also after an error.
+    Parameters of ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor writes Pyro's global
+    store. Parameters of modules are trained in place, as everywhere in torch; the result keeps a copy. Random seeds,
+    the default dtype and validation flags are put back afterwards, also after an error.
 
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
@@ -68,9 +65,9 @@ def fit(
             ``functools.partial(torch.optim.Adam, lr=0.01)``, which is the default, or an optimiser of ``pyro.optim``.
         loss: a loss of ``pyro.infer`` or a function of ``(model, guide, *args, **kwargs)`` that returns a
             differentiable scalar; ``Trace_ELBO()`` if None.
-        seed: the random seed of torch, numpy, Python and the shuffling, from 0 to 2^32 - 1.
+        seed: the random seed of torch, numpy, Python and the shuffling.
         max_seconds: stop this call after so many seconds; a resumed fit has them anew.
-        callbacks: :class:`Callback` objects, or functions of the :class:`Run` that are called after each step.
+        callbacks: :class:`Callback` objects, or functions of the :class:`Run`, called after each step.
         kwargs: keyword arguments of model and guide; each minibatch gets them whole.
 
     Returns:
@@ -78,8 +75,7 @@ def fit(
 
     Raises:
         DivergenceError: at a loss or gradient that is not finite; holds the last finite state.
-        TypeError: for arguments of the wrong kind.
-        ValueError: for arguments out of range, or a model that does not suit the minibatches.
+        TypeError, ValueError: for arguments of the wrong kind or size, or a model that does not suit minibatches.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -147,8 +143,7 @@ class Run:
         callbacks: list[Callback],
     ) -> None:
         self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
-        self.steps, self.callbacks, self.rows = steps, callbacks, source.rows
-        self.reader = Reader(source, seed)
+        self.steps, self.callbacks, self.rows, self.reader = steps, callbacks, source.rows, Reader(source, seed)
         self.step = self.best_step = self.bad_in_a_row = self.held_out_rows = 0
         self.losses: list[float] = []
         self.held_out: list[tuple[int, float]] = []
@@ -187,7 +182,7 @@ class Run:
 
     @kl_weight.setter
     def kl_weight(self, weight: float) -> None:
-        self.module.kl_weight = weight
+        self.module.kl_weight = number("kl_weight", weight)
 
     @property
     def finished(self) -> bool:
@@ -195,12 +190,7 @@ class Run:
         return bool(self.stop_reason) or self.step >= self.steps
 
     def stop(self, reason: str, converged: bool = False) -> None:
-        """End the fit after this step.
-
-        Args:
-            reason: why, for ``FitResult.stop_reason``.
-            converged: whether the loss has stopped improving.
-        """
+        """End the fit after this step, for a reason, and say whether the loss has stopped improving."""
         self.stop_reason, self.converged = reason, converged
 
     def advance(self) -> None:
@@ -248,17 +238,20 @@ class Run:
     def _backward(self, batch: Batch) -> tuple[str, Exception | None]:
         """Compute loss and gradient; return which of them is not finite, "" for neither, and the error that said so."""
         try:
-            loss = self.module(batch)
-            (loss if batch.weight == 1.0 else loss * batch.weight).backward()
+            self.losses.append(self.module.loss_and_grads(batch))
         except (ValueError, RuntimeError) as error:
             # Validation and linear algebra refuse a NaN where arithmetic would pass it on.
             self.losses.append(math.nan)
             return "loss", error
         self.module.check_no_new_parameters()
-        self.losses.append(loss.item())
         if not math.isfinite(self.loss):
             return "loss", None
         gradients = [p.grad for p in self.module.trainable().values() if p.grad is not None]
+        if not gradients:
+            raise ValueError("no parameter got a gradient: RenyiELBO, for one, needs PyroModules or pyro.param")
+        if batch.weight != 1.0:
+            for gradient in gradients:
+                gradient.mul_(batch.weight)
         return ("" if all_finite(gradients) else "gradient"), None
 
     def _buffers(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -299,16 +292,13 @@ class FitResult:
     Attributes:
         params: every parameter by name, as the model sees it.
         losses: the loss of every step, an estimate of the loss of all rows; NaN for a skipped step.
-        held_out: (step, loss) of every evaluation on held-out data; where a plate over rows is named, scaled to the
-            rows of the fit, so that it can be compared with the training loss.
+        held_out: (step, loss) of every evaluation on held-out data, scaled to the rows of the fit if a plate is named.
         held_out_rows: number of rows of the held-out data; 0 without any.
         steps: number of steps taken.
         rows: number of rows of the data: the length of the first array.
         seconds: seconds spent, those before a resume included.
-        stop_reason: "converged", "rising", "slowed down", "steps", "max_seconds", "interrupted", "diverged" or a
-            callback's own.
-        converged: whether a stopping rule found that the loss had stopped improving and stays so. Running out of
-            steps is not converging, nor is a loss that rises again, though its best parameters are kept.
+        stop_reason: "converged", "rising", "steps", "max_seconds", "interrupted", "diverged" or a callback's own.
+        converged: whether a stopping rule found that the loss had stopped improving, and was level.
         skipped: the steps left out because their loss or gradient was not finite.
         best_step: the step whose parameters these are.
         smoothed: (step, loss) of every evaluation of the mean training loss.
@@ -342,41 +332,31 @@ class FitResult:
     def scope(self) -> Iterator[None]:
         """Let modules and ``pyro.param`` have this fit's parameters for the length of a block.
 
-        Use it around anything that runs model or guide outside this package, ``pyro.infer.Predictive`` for
-        one. Another fit, even of the same objects, does not change what is seen inside.
+        Use it around anything that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What
+        the block sets by name stays inside it.
 
         Example:
-            >>> import pyro, pyro.distributions as dist, torch
-            >>> def model(x):
-            ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
-            ...     with pyro.plate("rows", len(x)):
-            ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+            >>> import pyro
+            >>> def model():
+            ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
             >>> guide = pyro.infer.autoguide.AutoNormal(model)
-            >>> result = fit(model, guide, torch.ones(4), steps=2)
+            >>> result = fit(model, guide, steps=2)
             >>> with result.scope():
-            ...     median = guide.median()
-            >>> list(median)
+            ...     list(guide.median())
             ['m']
         """
         with self.module.holding(self.values):
             yield
 
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model with this fit's parameters, whenever it is called."""
-        return self._with_parameters("model")
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model with this fit's parameters."""
+        with self.scope():
+            return self.module.callable("model")(*args, **kwargs)
 
-    @property
-    def guide(self) -> Callable[..., Any]:
-        """The guide with this fit's parameters, whenever it is called."""
-        return self._with_parameters("guide")
-
-    def _with_parameters(self, part: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with self.scope():
-                return self.module.callable(part)(*args, **kwargs)
-
-        return call
+    def guide(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the guide with this fit's parameters."""
+        with self.scope():
+            return self.module.callable("guide")(*args, **kwargs)
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
@@ -392,38 +372,29 @@ def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parame
     built = make(list(parameters.values())) if callable(make) else make
     if not callable(make) or not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
         raise TypeError(
-            f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a "
-            "first-order torch optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
+            f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a torch "
+            "optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
         )
     held = {id(p) for group in built.param_groups for p in group["params"]}
     if held != {id(p) for p in parameters.values()}:
-        raise ValueError(
-            f"optimizer holds {len(held)} tensors, not exactly the {len(parameters)} parameters it was given; "
-            "needed a function that passes all of them on"
-        )
+        raise ValueError(f"optimizer holds {len(held)} tensors, not exactly the {len(parameters)} parameters passed on")
     return built
 
 
 def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """Return one torch optimiser with a group of options for each parameter, where these differ."""
+    """Return one torch optimiser, with a group for each parameter where options are a function of its name."""
     if isinstance(optimizer, PyroLRScheduler):
-        raise TypeError(
-            "optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(functools.partial("
-            "torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)), or the like, in callbacks"
-        )
+        raise TypeError("optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(...) in callbacks")
     options, clip = optimizer.pt_optim_args, optimizer.pt_clip_args
     if callable(options):
-        groups: list[Any] = [{"params": [p], **options(name)} for name, p in parameters.items()]
-        built = optimizer.pt_optim_constructor(groups)
+        built = optimizer.pt_optim_constructor([{"params": [p], **options(name)} for name, p in parameters.items()])
     else:
         built = optimizer.pt_optim_constructor(list(parameters.values()), **options)
-    if callable(clip):
-        raise TypeError("optimizer has clip_args that is a function; needed a dict of clip_norm or clip_value")
+
+    def clip_each(*_: Any) -> None:
+        for name, parameter in parameters.items():
+            PyroOptim._clip_grad(parameter, **(clip(name) if callable(clip) else clip))
+
     if clip:
-
-        def clip_each(*_: Any) -> None:
-            for parameter in parameters.values():
-                PyroOptim._clip_grad(parameter, **clip)
-
         built.register_step_pre_hook(clip_each)
     return built

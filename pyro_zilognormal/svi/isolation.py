@@ -16,10 +16,7 @@ def isolated(seed: int | None = None) -> Iterator[None]:
     """Run a block with a parameter store of its own, and put the process's global state back afterwards.
 
     That is Pyro's parameter store and settings, among them the validation flags, torch's default dtype, and the
-    random number generators of torch (CPU and CUDA), numpy and Python.
-
-    Args:
-        seed: seeds all generators inside the block; None leaves them running.
+    random number generators of torch (CPU and CUDA), numpy and Python. A seed seeds all of these inside the block.
 
     Example:
         >>> with isolated(seed=0):
@@ -27,8 +24,7 @@ def isolated(seed: int | None = None) -> Iterator[None]:
         >>> "a" in pyro.get_param_store()
         False
     """
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the one that models draw from
-    dtype = torch.get_default_dtype()
+    state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
     with (
         torch.random.fork_rng(range(torch.cuda.device_count())),
         pyro.settings.context(**pyro.settings.get()),
@@ -42,24 +38,21 @@ def isolated(seed: int | None = None) -> Iterator[None]:
                 pyro.set_rng_seed(seed)
             yield
         finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+            pyro.util.set_rng_state(state)
             torch.set_default_dtype(dtype)
 
 
 def rng_state() -> dict[str, Any]:
-    """Return the states of all generators as tensors, numbers and tuples, which can be saved without pickling objects.
+    """Return the states of all generators, in types that ``torch.load(weights_only=True)`` reads."""
+    name, words, *rest = np.random.get_state()  # noqa: NPY002 - the one that models draw from
+    numpy_state = (str(name), np.asarray(words).tolist(), *rest)
+    return {**torch_rng_state(), "numpy": numpy_state, "random": random.getstate()}
 
-    Example:
-        >>> state = rng_state()
-        >>> first = torch.rand(2)
-        >>> set_rng_state(state)
-        >>> bool((torch.rand(2) == first).all())
-        True
-    """
-    name, words, *rest = np.random.get_state()  # noqa: NPY002
-    numpy_state = (str(name), torch.from_numpy(np.asarray(words).astype(np.int64)), *rest)
-    return {**torch_rng_state(), "numpy": numpy_state, "python": random.getstate()}
+
+def torch_rng_state() -> dict[str, Any]:
+    """Return the states of torch's generators alone, which is cheap enough to do at every step."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
@@ -68,12 +61,4 @@ def set_rng_state(state: dict[str, Any]) -> None:
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
     if "numpy" in state:
-        name, words, *rest = state["numpy"]
-        np.random.set_state((name, words.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        random.setstate(state["python"])
-
-
-def torch_rng_state() -> dict[str, Any]:
-    """Return the states of torch's generators alone, which is cheap enough to do at every step."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}
+        pyro.util.set_rng_state(state)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyro_zilognormal.svi.checks import whole
+from pyro_zilognormal.svi.data import whole
 from pyro_zilognormal.svi.fit import FitResult
 from pyro_zilognormal.svi.predictive import PredictiveCheck
 

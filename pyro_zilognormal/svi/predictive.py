@@ -11,11 +11,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.svi.checks import whole
-from pyro_zilognormal.svi.diagnose import data_frames
+from pyro_zilognormal.svi.data import whole
+from pyro_zilognormal.svi.diagnose import data_frames, holds_data, known_sites
 from pyro_zilognormal.svi.fit import FitResult
-from pyro_zilognormal.svi.posterior import check_levels, quantiles_of
-from pyro_zilognormal.svi.sampling import Sampler, Values, check_sites, holds_data
+from pyro_zilognormal.svi.posterior import Sampler, Values, check_levels, quantiles_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def _observed(sampler: Sampler, sites: Sequence[str] | None) -> list[str]:
     known = [k for k, n in sampler.model.items() if holds_data(n)]
     if not known:
         raise ValueError("the model observes no site; needed at least one to check")
-    names = known if sites is None else check_sites(sites, known, "observed sites")
+    names = known if sites is None else known_sites(sites, known, "observed sites")
     faults = {k: fault for k in names if (fault := _fault(sampler.model[k], sampler.plate, sampler.source.rows))}
     reasons = "; ".join(f"site {k!r} {fault}" for k, fault in faults.items())
     if faults and (sites is not None or len(faults) == len(names)):

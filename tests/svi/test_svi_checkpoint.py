@@ -204,11 +204,12 @@ def test_stopping_and_skipping_and_annealing_resume_bit_for_bit(tmp_path):
         def anneal(run):
             run.kl_weight = min(1.0, run.step / 30)
 
-        stop = EarlyStopping(data(9, seed=5), every=5, patience=3, noise=0.0)
-        return plain(SkipBadSteps(), stop, anneal, *callbacks, steps=400, loss=sometimes)
+        slow = functools.partial(torch.optim.Adam, lr=0.02)
+        stop = EarlyStopping(data(9, seed=5), every=10, patience=3)
+        return plain(SkipBadSteps(), stop, anneal, *callbacks, steps=1000, loss=sometimes, optimizer=slow)
 
     whole = run([])
-    assert whole.stop_reason in ("converged", "rising")
+    assert whole.stop_reason == "converged"
     assert whole.skipped
     check_resume(tmp_path / "a.ckpt", run, [1, 7, whole.steps - 1])
 

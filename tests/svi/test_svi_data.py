@@ -34,12 +34,14 @@ def flat(fn):
 
 
 def gradient(module, batches):
-    for parameter in module.trainable().values():
-        parameter.grad = None
-    count = 0
+    total = {}
     for count, batch in enumerate(batches, 1):  # noqa: B007 - counted
-        (batch.weight * module(batch)).backward()
-    return {k: p.grad / count for k, p in module.trainable().items()}
+        for parameter in module.trainable().values():
+            parameter.grad = None
+        module.loss_and_grads(batch)
+        for name, parameter in module.trainable().items():
+            total[name] = total.get(name, 0.0) + batch.weight * parameter.grad
+    return {k: v / count for k, v in total.items()}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import math
 import random
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from svi_cases import adam, auto, data, normal_guide, normal_model
 
@@ -61,6 +61,60 @@ def test_a_result_keeps_its_parameters_when_its_guide_is_fitted_again():
     assert torch.equal(guide.locs.loc.detach(), second.params["AutoNormal.locs.loc"])
     assert first.guide(data())["loc"] < second.guide(data())["loc"]
     assert "loc" in pyro.poutine.trace(first.model).get_trace(data()).nodes
+
+
+def test_a_value_set_in_the_global_store_does_not_leak_in():
+    def start(x):
+        seen.append(pyro.param("a", torch.tensor(1.0)).item())
+        pyro.sample("loc", dist.Normal(pyro.param("a"), 1.0))
+
+    seen = []
+    with pyro.get_param_store().scope():
+        pyro.param("a", torch.tensor(99.0))
+        result = fitted(guide=start, steps=1, optimizer=functools.partial(torch.optim.SGD, lr=0.0))
+        assert set(seen) == {1.0}
+        assert result.params == {"a": 1.0}
+        with result.scope():  # a block sees the fit's value, and what it sets stays inside
+            assert pyro.param("a") == 1.0
+            pyro.get_param_store()["a"] = torch.tensor(5.0)
+        assert pyro.param("a") == 99.0
+        with result.scope():
+            assert pyro.param("a") == 1.0
+
+
+def test_two_fits_of_a_plain_guide_have_parameters_of_their_own():
+    first, second = fitted(data(loc=-5.0), steps=100), fitted(data(loc=50.0), steps=100)
+    assert first.params["q_loc"] < 0 < second.params["q_loc"]
+    for result in (first, second, first):
+        with result.scope():
+            assert torch.equal(pyro.param("q_loc").detach(), result.params["q_loc"])
+    assert not pyro.get_param_store()
+
+
+def test_scope_puts_parameters_back_also_after_an_error():
+    guide = auto()
+    first, second = fitted(guide=guide), fitted(data(loc=50.0), guide)
+    with suppress(RuntimeError), first.scope():
+        guide.locs.loc.data.fill_(7.0)
+        raise RuntimeError
+    assert torch.equal(guide.locs.loc.detach(), second.params["AutoNormal.locs.loc"])
+    with first.scope(), second.scope():
+        assert torch.equal(guide.locs.loc.detach(), second.params["AutoNormal.locs.loc"])
+
+
+def test_a_loss_that_trains_nothing_is_refused():
+    class Guide(torch.nn.Module):
+        """Without pyro.param, which is what some of Pyro's losses look for before they run backward."""
+
+        def __init__(self):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x):
+            pyro.sample("loc", dist.Normal(self.loc, 1.0))
+
+    with pytest.raises(ValueError, match="no parameter got a gradient"):
+        fitted(guide=Guide(), loss=RenyiELBO(num_particles=2))
 
 
 def global_state():

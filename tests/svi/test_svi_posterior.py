@@ -348,7 +348,6 @@ BAD = [
     ({"draws": 2.5}, ValueError, "draws is 2.5"),
     ({"seed": -1}, ValueError, "seed is -1"),
     ({"sites": ["y"]}, ValueError, r"sites holds 'y'; the model's (observed )?sites are \[.*'x'\]"),
-    ({"sites": "loc"}, TypeError, r"sites is the text 'loc'; needed a list of names, \['loc'\]"),
     ({"quantiles": [0.5, 1.5]}, ValueError, r"quantiles is \[0.5, 1.5\]; needed probabilities from 0 to 1"),
 ]
 
