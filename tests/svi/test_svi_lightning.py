@@ -14,7 +14,8 @@ from pyro_zilognormal.svi import Batch, SVIModule
 
 @pytest.mark.filterwarnings("ignore")  # of Lightning's own: few workers, deprecated parts of torch
 def test_lightning_gets_the_losses_of_a_plain_loop():
-    lightning = pytest.importorskip("lightning")
+    import lightning
+
     from pyro_zilognormal.svi.lightning import LightningSVI
 
     x, losses, expected = data(20), [], []
