@@ -2,7 +2,6 @@
 
 import functools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -137,17 +136,12 @@ def check_resume(path, run, kills, every=3):
 
 
 class Script:
-    """A run whose losses, and learning rates, are written beforehand."""
+    """A run whose losses are written beforehand."""
 
-    def __init__(self, losses, rates=None):
+    def __init__(self, losses):
         self.losses, self.step, self.stop_reason, self.converged = [], 0, "", False
         self.smoothed, self.held_out, self.best_step, self.rows = [], [], 0, 1000
         self.script, self.module, self.plate = losses, self, None
-        self.rates = rates or [1.0] * len(losses)
-
-    @property
-    def optimizer(self):
-        return SimpleNamespace(param_groups=[{"lr": 0.0}, {"lr": self.rates[self.step - 1] if self.rates else 1.0}])
 
     def snapshot(self):
         return {"step": torch.tensor(self.step)}
@@ -158,8 +152,11 @@ class Script:
     def stop(self, reason, converged=False):
         self.stop_reason, self.converged = reason, converged
 
-    def play(self, callback):
+    def on_fit_start(self, callback):
         callback.on_fit_start(self)
+
+    def play(self, callback):
+        self.on_fit_start(callback)
         for loss in self.script:
             self.losses.append(loss)
             self.step += 1

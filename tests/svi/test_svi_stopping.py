@@ -184,21 +184,15 @@ def evaluations(values, patience, training, size=0.01):
     stop = EarlyStopping(every=10, patience=patience)
     shared = noise_of(8, 1, 5.0)
 
-    class Play(Script):
-        def play(self, callback):
-            callback.on_fit_start(self)
-            callback.held_out = "written"
-            callback._evaluate = lambda run: values[run.step // 10 - 1] + shared + noise_of(8, run.step, size)
-            for loss in training:
-                self.losses.append(loss)
-                self.step += 1
-                callback.on_step_end(self)
-                if self.stop_reason:
-                    break
-            callback.on_fit_end(self)
-            return self
+    def evaluate(run):
+        return values[run.step // 10 - 1] + shared + noise_of(8, run.step, size)
 
-    return Play([]).play(stop)
+    class HeldOut(Script):
+        def on_fit_start(self, callback):
+            callback.on_fit_start(self)
+            callback.held_out, callback._evaluate = "written", evaluate
+
+    return HeldOut(training).play(stop)
 
 
 FALLING = [-0.01 * t + w for t, w in enumerate(noise_of(600, 5, 0.03).tolist())]
