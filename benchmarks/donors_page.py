@@ -109,26 +109,21 @@ def design_table(design: str, found: dict[str, list[dict[str, Any]]]) -> str:
         ]
         return table(head, rows)
     if design == "interferon":
-        head = ["method", "cell type", "genes called", "of the 7", "ranks", "called within 0.3 of observed, %", "CPU s"]
-        types = ("CD14 monocytes", "CD4 T cells")
-        rows = [
-            [
-                m,
-                t,
-                s["calls"],
-                s["known"],
-                ", ".join(map(str, s["ranks"])),
-                show(s["close"] or np.nan, True),
-                show(s["seconds"]),
-            ]
-            for m in methods
-            for t, s in zip(types, found[m], strict=False)
-        ]
-        return table(head, rows)
+        return _interferon_table({m: found[m] for m in methods})
     calls = ("calls, delta 0", "mean", "calls, delta 0.25", "mean", "with any call, %")
     return table(
         ["method", "data sets", "genes", *calls, "CPU s"], [_null_row(method, found[method]) for method in methods]
     )
+
+
+def _interferon_table(found: dict[str, list[dict[str, Any]]]) -> str:
+    head = ["method", "cell type", "genes called", "of the 7", "ranks", "called within 0.3 of observed, %", "CPU s"]
+    rows: list[list[object]] = []
+    for method, sets in found.items():
+        for cell_type, s in zip(("CD14 monocytes", "CD4 T cells"), sets, strict=False):
+            ranks, close = ", ".join(map(str, s["ranks"])), show(s["close"] or np.nan, True)
+            rows.append([method, cell_type, s["calls"], s["known"], ranks, close, show(s["seconds"])])
+    return table(head, rows)
 
 
 def _null_row(method: str, sets: list[dict[str, Any]]) -> list[object]:
