@@ -72,7 +72,7 @@ class HurdleData:
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Any]:
-        """The arguments of model and guide, the value last: ``arguments[:-1]`` predicts it."""
+        """What model and guide take, the value last; ``arguments[:-1]`` predicts it."""
         return self.design, self.zero_design, self.donor, self.offset, self.cells, self.value
 
     def as_groups(self) -> HurdleData:
