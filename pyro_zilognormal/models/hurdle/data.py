@@ -17,36 +17,39 @@ _MOST_CELLS = 2000
 
 @dataclass(frozen=True)
 class HurdleData:
-    """Expression, and the design that explains it, row by row.
+    """Expression, and the designs that explain it, row by row.
 
-    A row is a cell, or a group of all cells that share design, zero design and donor, held by its sufficient
-    statistics: the likelihood is the same to rounding, and its cost does not depend on the number of cells.
+    A row is a cell, or a group of all cells that share their rows of all designs and their levels of all factors, held
+    by its sufficient statistics: the likelihood is the same to rounding, and its cost does not depend on the number of
+    cells.
 
     Attributes:
         value: statistics, a float64 tensor of shape (rows, genes, 5) in the order of
             :class:`~pyro_zilognormal.SufficientStatistics`, or cells, of shape (rows, genes): a tensor, numpy array or
             CSR matrix.
-        design: of the positive part, float64, of shape (rows, columns); the first column is 1, the intercept.
+        design: of the log mean, float64, of shape (rows, columns); the first column is 1, the intercept.
         zero_design: of the zero part, float64, of shape (rows, zero columns), likewise.
-        donor: int64, of shape (rows,), from 0; all 0 where there are no donors.
+        scale_design: of log sigma, float64, of shape (rows, scale columns), likewise.
+        factors: the level of each random-effects factor, int64, of shape (rows, factors), each from 0.
         offset: float64, of shape (rows,), added to the mean of log x: the log size factor; 0 for groups, from whose
             statistics it has been taken out.
-        donors: number of donors; 0 for none.
+        levels: number of levels of each factor.
 
     Example:
         >>> x = torch.tensor([[0.0, 2.0], [1.5, 0.0], [3.0, 1.0], [2.0, 2.0]])
         >>> treated = torch.tensor([0, 0, 1, 1])
-        >>> data = HurdleData.from_cells(x, torch.stack([torch.ones(4), treated], 1))
-        >>> data.value.shape, data.design.tolist(), data.cells.tolist()
-        (torch.Size([2, 2, 5]), [[1.0, 0.0], [1.0, 1.0]], [[2.0, 2.0], [2.0, 2.0]])
+        >>> data = HurdleData.from_cells(x, torch.stack([torch.ones(4), treated], 1), factors=torch.tensor([0, 0, 1, 1]))
+        >>> data.value.shape, data.design.tolist(), data.levels
+        (torch.Size([2, 2, 5]), [[1.0, 0.0], [1.0, 1.0]], (2,))
     """
 
     value: Any
     design: Tensor
     zero_design: Tensor
-    donor: Tensor
+    scale_design: Tensor
+    factors: Tensor
     offset: Tensor
-    donors: int = 0
+    levels: tuple[int, ...] = ()
 
     @property
     def reduced(self) -> bool:
@@ -64,16 +67,24 @@ class HurdleData:
         return self.value[..., 0] + self.value[..., 1] if self.reduced else None
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """The sizes that a model made from these data needs of any others."""
-        rows, columns = self.design.shape
-        sizes = {"rows": rows, "genes": self.genes, "donors": self.donors}
-        return sizes | {"columns": columns, "zero columns": self.zero_design.shape[1]}
+        sizes: dict[str, Any] = {"rows": len(self.design), "genes": self.genes, "levels": self.levels}
+        for name in ("design", "zero_design", "scale_design"):
+            sizes[f"{name} columns"] = getattr(self, name).shape[1]
+        return sizes
 
     @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Any]:
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Any]:
         """What model and guide take, the value last; ``arguments[:-1]`` predicts it."""
-        return self.design, self.zero_design, self.donor, self.offset, self.cells, self.value
+        designs = self.design, self.zero_design, self.scale_design
+        return *designs, self.factors, self.offset, self.cells, self.value
+
+    @property
+    def random_elements(self) -> Tensor:
+        """Which elements of the random effects' sites a row has, of shape (rows, factors)."""
+        before = [sum(self.levels[:k]) for k in range(len(self.levels))]
+        return self.factors + torch.tensor(before, dtype=torch.int64, device=self.factors.device)
 
     def as_groups(self) -> HurdleData:
         """Return the data as groups; a cell becomes a group of one, and of many cells about 2000 are kept."""
@@ -82,8 +93,10 @@ class HurdleData:
         every = slice(None, None, -(-len(self.design) // _MOST_CELLS))
         design, offset = self.design[every], self.offset[every]
         stats = SufficientStatistics.from_cells(self.value[every], torch.arange(len(design)), len(design), offset)
-        rows = design, self.zero_design[every], self.donor[every], torch.zeros_like(offset)
-        return HurdleData(stats.value.to(design.device), *rows, self.donors)
+        designs = design, self.zero_design[every], self.scale_design[every]
+        return HurdleData(
+            stats.value.to(design.device), *designs, self.factors[every], torch.zeros_like(offset), self.levels
+        )
 
     @classmethod
     def from_cells(
@@ -91,22 +104,25 @@ class HurdleData:
         x: Any,
         design: Any,
         zero_design: Any = None,
-        donor: Any = None,
+        scale_design: Any = None,
+        factors: Any = None,
         offset: Any = None,
         reduce: bool | None = None,
     ) -> HurdleData:
-        """Group the cells that share their row of the design, or keep them.
+        """Group the cells that share their rows of the designs and their levels of the factors, or keep them.
 
         Args:
             x: cells x genes, >= 0, on the linear scale: a tensor, numpy array or CSR matrix.
             design: cells x columns, of which the first is 1.
-            zero_design: design of the zero part; that of the positive part if None.
-            donor: of each cell, whole numbers from 0; None for no donors' effects.
+            zero_design: design of the zero part; ``design`` if None.
+            scale_design: design of log sigma; ``design`` if None.
+            factors: random-effects factors, such as the donor: the level of each cell, whole numbers from 0, of shape
+                (cells,) or (cells, factors); None for none.
             offset: log size factor of each cell; 0 if None.
             reduce: whether to group cells; None groups them where that at least halves the rows.
 
         Returns:
-            The data; groups are sorted by design, zero design and donor.
+            The data; groups are sorted by their rows of the designs, then by the factors.
 
         Raises:
             TypeError: an argument that holds no numbers.
@@ -114,26 +130,33 @@ class HurdleData:
                 are negative or not finite.
         """
         cells = _count_cells(x)
-        rows = _check_rows(design, zero_design, donor, offset, cells)
-        keys, group = torch.unique(torch.cat([*rows[:2], rows[2][:, None]], 1), dim=0, return_inverse=True)
+        designs, who, shift = _check_rows((design, zero_design, scale_design), factors, offset, cells)
+        widths = [d.shape[1] for d in designs] + [who.shape[1]]
+        keys, group = torch.unique(torch.cat([*designs, who], 1), dim=0, return_inverse=True)
         if not (2 * len(keys) <= cells if reduce is None else reduce):
             SufficientStatistics.from_cells(x)  # checks the values
-            return cls(x, *rows, 0 if donor is None else int(rows[2].max()) + 1)
-        stats = SufficientStatistics.from_cells(x, group, len(keys), rows[3])
-        design, zero, who = keys.split([rows[0].shape[1], rows[1].shape[1], 1], 1)
-        return cls.from_groups(stats, design, zero, None if donor is None else who[:, 0])
+            return cls(x, *designs, who, shift, _count_levels(who))
+        stats = SufficientStatistics.from_cells(x, group, len(keys), shift)
+        *rows, who = keys.split(widths, 1)
+        return cls.from_groups(stats, *rows, who)
 
     @classmethod
     def from_groups(
-        cls, stats: SufficientStatistics, design: Any, zero_design: Any = None, donor: Any = None
+        cls,
+        stats: SufficientStatistics,
+        design: Any,
+        zero_design: Any = None,
+        scale_design: Any = None,
+        factors: Any = None,
     ) -> HurdleData:
         """Take statistics of groups that were reduced before, from chunks or a file.
 
         Args:
             stats: of groups x genes.
             design: groups x columns, of which the first is 1.
-            zero_design: design of the zero part; that of the positive part if None.
-            donor: of each group, whole numbers from 0; None for no donors' effects.
+            zero_design: design of the zero part; ``design`` if None.
+            scale_design: design of log sigma; ``design`` if None.
+            factors: random-effects factors, of shape (groups,) or (groups, factors); None for none.
 
         Returns:
             The data.
@@ -144,8 +167,8 @@ class HurdleData:
         """
         if not isinstance(stats, SufficientStatistics):
             raise TypeError(f"stats is a {type(stats).__name__}; needed SufficientStatistics of groups x genes")
-        rows = _check_rows(design, zero_design, donor, None, len(stats.n_zero))
-        return cls(stats.value, *rows, 0 if donor is None else int(rows[2].max()) + 1)
+        designs, who, shift = _check_rows((design, zero_design, scale_design), factors, None, len(stats.n_zero))
+        return cls(stats.value, *designs, who, shift, _count_levels(who))
 
 
 def _count_cells(x: Any) -> int:
@@ -157,20 +180,31 @@ def _count_cells(x: Any) -> int:
 
 
 def _check_rows(
-    design: Any, zero_design: Any, donor: Any, offset: Any, rows: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return design, zero design, donor and offset as checked tensors."""
-    positive = _check_design("design", design, rows)
-    zero = positive if zero_design is None else _check_design("zero_design", zero_design, rows)
-    nothing = positive.new_zeros(rows)
-    who, shift = (
-        nothing if given is None else _check_numbers(name, given, (rows,))
-        for name, given in [("donor", donor), ("offset", offset)]
+    given: tuple[Any, Any, Any], factors: Any, offset: Any, rows: int
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """Return designs, factors and offset as checked tensors."""
+    design = _check_design("design", given[0], rows)
+    zero, scale = (
+        design if value is None else _check_design(name, value, rows)
+        for name, value in zip(("zero_design", "scale_design"), given[1:], strict=True)
     )
+    shift = design.new_zeros(rows) if offset is None else _check_numbers("offset", offset, (rows,))
+    return (design, zero, scale), _check_factors(factors, rows), shift
+
+
+def _check_factors(factors: Any, rows: int) -> Tensor:
+    if factors is None:
+        return torch.zeros(rows, 0, dtype=torch.int64)
+    who = _as_tensor("factors", factors)
+    who = _check_numbers("factors", who.unsqueeze(-1) if who.dim() == 1 else who, (rows, -1))
     bad = who[(who < 0) | (who != who.round())]
     if len(bad):
-        raise ValueError(f"donor: got {bad[0].item():g}; needed whole numbers from 0, such as pandas' category codes")
-    return positive, zero, who.long(), shift
+        raise ValueError(f"factors: got {bad[0].item():g}; needed whole numbers from 0, such as pandas' category codes")
+    return who.long()
+
+
+def _count_levels(factors: Tensor) -> tuple[int, ...]:
+    return tuple((factors.amax(0) + 1).tolist()) if factors.numel() else ()
 
 
 def _check_design(name: str, value: Any, rows: int) -> Tensor:
