@@ -154,7 +154,8 @@ class _Ascent:
         middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
         before = self.hyper["zero_slope"][0]
         own, other = self.shared
-        theta, deviation, weight = self.theta[:, own], (self.theta - mean)[:, other], precision[:, other]
+        theta, deviation = self.theta[:, own], (self.theta - mean)[:, other]
+        weight = precision.expand_as(self.theta)[:, other]
         product = (weight * (theta * deviation + self.covariance[:, own, other])).sum()
         square = (weight * (theta.square() + self.variance[:, own])).sum()
         resolved = (weight * theta.square() * (1 - weight * self.variance[:, other]).clamp(min=0)).sum()
