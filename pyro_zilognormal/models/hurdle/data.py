@@ -38,7 +38,7 @@ class HurdleData:
     Example:
         >>> x = torch.tensor([[0.0, 2.0], [1.5, 0.0], [3.0, 1.0], [2.0, 2.0]])
         >>> treated = torch.tensor([0, 0, 1, 1])
-        >>> data = HurdleData.from_cells(x, torch.stack([torch.ones(4), treated], 1), factors=torch.tensor([0, 0, 1, 1]))
+        >>> data = HurdleData.from_cells(x, torch.stack([torch.ones(4), treated], 1), factors=treated)
         >>> data.value.shape, data.design.tolist(), data.levels
         (torch.Size([2, 2, 5]), [[1.0, 0.0], [1.0, 1.0]], (2,))
     """
@@ -137,8 +137,8 @@ class HurdleData:
             SufficientStatistics.from_cells(x)  # checks the values
             return cls(x, *designs, who, shift, _count_levels(who))
         stats = SufficientStatistics.from_cells(x, group, len(keys), shift)
-        *rows, who = keys.split(widths, 1)
-        return cls.from_groups(stats, *rows, who)
+        own, zero, scale, who = keys.split(widths, 1)
+        return cls.from_groups(stats, own, zero, scale, who)
 
     @classmethod
     def from_groups(

@@ -87,9 +87,7 @@ def location(log_mean: Tensor, scale: Tensor, zi_logits: Tensor) -> Tensor:
     return log_mean - logsigmoid(-zi_logits) - scale.square() / 2
 
 
-def cell_parameters(
-    draws: Mapping[str, Tensor], condition: Condition, random: Sequence[int] = ()
-) -> CellParameters:
+def cell_parameters(draws: Mapping[str, Tensor], condition: Condition, random: Sequence[int] = ()) -> CellParameters:
     """Return the parameters of a cell of a condition, draw by draw.
 
     Args:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
@@ -76,7 +74,7 @@ def fit_hurdle(
     if steps < 10:
         raise ValueError(f"steps is {steps}; needed at least 10, to see whether the loss still falls")
     rows = len(data.design) if data.reduced else batch_size
-    numbers = data.genes * max(rows, model.hierarchy.coefficients.width ** 2)
+    numbers = data.genes * max(rows, model.hierarchy.coefficients.width**2)
     particles = min(max(_FREE_NUMBERS // numbers, 1), _MOST_DRAWS)
     arguments = data.arguments if data.reduced else (Minibatches(*data.arguments, batch_size=batch_size, plate="rows"),)
     return fit(
@@ -139,7 +137,7 @@ def draw_coefficients(
     """
     names = ["intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "zero_slope"]
     names += ["random", "zero_random"] if random else []
-    guide: HurdleGuide = result.module.callable("guide")
+    guide = cast(HurdleGuide, result.module.callable("guide"))
     width = guide.hierarchy.coefficients.width
     size = max(1, _NUMBERS_A_BLOCK // (data.genes * width * (width + _DRAWS_A_FACTOR)))
     found: dict[str, Tensor] = {}

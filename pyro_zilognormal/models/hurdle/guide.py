@@ -1,4 +1,4 @@
-"""The guide of the hurdle regression: for each gene, the prior times a Gaussian likelihood, with learned corrections."""
+"""The guide of the hurdle regression: gene by gene, the prior times a Gaussian likelihood, with learned corrections."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class HurdleGuide(PyroModule):
     """The approximate posterior of a :class:`HurdleModel`.
 
     The hyperparameters have a full-covariance Normal. Given them, the log sds of a gene's random effects, and given
-    these its coefficients, have the product of their prior and a Gaussian approximation of the likelihood, so that genes
-    follow the hyperparameters as in the exact posterior; the scale mixture of the effects makes it a mixture. The white
-    noise of this Normal is transformed by sinh-arcsinh and coupled, for skewed and curved posteriors such as those of a
-    zero part without a positive value.
+    these its coefficients, have the product of their prior and a Gaussian approximation of the likelihood, so that
+    genes follow the hyperparameters as in the exact posterior; the scale mixture of the effects makes it a mixture. The
+    white noise of this Normal is transformed by sinh-arcsinh and coupled, for skewed and curved posteriors such as
+    those of a zero part without a positive value.
 
     The guide starts at nested Laplace approximations, with hyperparameters by empirical Bayes, which are nearly the
     posterior; training corrects their means and shapes. Parameters are in units of posterior standard deviations.
@@ -104,9 +104,7 @@ class HurdleGuide(PyroModule):
             shape = (draws,) if name == "coefficients" else ()
             sites = block.split(self.distribution(name, values).live.rsample(shape))
             values, found = values | sites, found | sites
-        return {
-            name: v.expand(draws, *v.shape[-3:]).flatten(0, 1) for name, v in found.items()
-        }
+        return {name: v.expand(draws, *v.shape[-3:]).flatten(0, 1) for name, v in found.items()}
 
 
 def _sample_delta(sites: dict[str, Tensor]) -> None:
@@ -166,9 +164,9 @@ class GaussianSite(PyroModule):
         factor = torch.linalg.cholesky(self.information + torch.diag_embed(precision))
         linear = (self.linear + precision * mean).unsqueeze(-1)
         white_mean = torch.linalg.solve_triangular(factor, linear, upper=False).squeeze(-1)
+
+        def given(shift: Tensor, skewness: Tensor, log_tails: Tensor, coupling: Tensor) -> SinhArcsinhNormal:
+            return SinhArcsinhNormal(factor, white_mean + shift, skewness, log_tails, coupling, sparse)
+
         learned = self.shift, self.skewness, self.log_tails, self.coupling
-
-        def given(shift: Tensor, *noise: Tensor) -> SinhArcsinhNormal:
-            return SinhArcsinhNormal(factor, white_mean + shift, *noise, sparse=sparse)
-
         return PathDerivative(given(*learned), given(*(p.detach() for p in learned)))

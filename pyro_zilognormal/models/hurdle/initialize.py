@@ -67,9 +67,7 @@ class _Ascent:
         self.shared = _shared_elements(groups, self.block.slices)
         genes, likelihood = groups.genes, self.likelihood
         self.damping = groups.design.new_ones(genes, 1)
-        self.log_sds = {
-            c.name: self.hyper[f"{c.name}_mean"][0].expand(genes, -1).clone() for c in hierarchy.log_sds
-        }
+        self.log_sds = {c.name: self.hyper[f"{c.name}_mean"][0].expand(genes, -1).clone() for c in hierarchy.log_sds}
         # Pooled moments of each gene, and hyperparameters of intercepts that match them.
         positives = likelihood.positives.sum(1)
         mean = (likelihood.positives * likelihood.mean).sum(1) / positives.clamp(min=1)
@@ -154,7 +152,8 @@ class _Ascent:
         middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
         before = self.hyper["zero_slope"][0]
         own, other = self.shared
-        theta, deviation, weight = self.theta[:, own], (self.theta - mean)[:, other], precision[:, other]
+        theta, deviation = self.theta[:, own], (self.theta - mean)[:, other]
+        weight = precision.expand_as(self.theta)[:, other]
         product = (weight * (theta * deviation + self.covariance[:, own, other])).sum()
         square = (weight * (theta.square() + self.variance[:, own])).sum()
         resolved = (weight * theta.square() * (1 - weight * self.variance[:, other]).clamp(min=0)).sum()
@@ -172,7 +171,8 @@ def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list
     """Return the elements of the log mean that have a counterpart in the zero part, and these."""
     pairs = []
     if "random" in slices:
-        pairs += list(zip(range(*slices["random"].indices(10**9)), range(*slices["zero_random"].indices(10**9)), strict=True))
+        own, zero = (range(s.start, s.stop) for s in (slices["random"], slices["zero_random"]))
+        pairs += list(zip(own, zero, strict=True))
     for j, column in enumerate(groups.design.mT[1:]):
         for k, other in enumerate(groups.zero_design.mT[1:]):
             if torch.equal(column, other):
@@ -183,7 +183,7 @@ def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list
 def _normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
     """Return mean and log sd across genes of a component's elements, given their means and variances."""
     (middle, sd), (log_middle, log_spread) = c.hyperpriors().values()
-    mean, precision = c.moments(values)
+    _, precision = c.moments(values)
     information = len(theta) * precision + sd.pow(-2)
     at = (theta.sum(0) * precision + middle * sd.pow(-2)) / information
     squares = ((theta - at).square() + variance).mean(0)
@@ -223,7 +223,7 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
         evidence = torch.stack([_log_evidence(ascent, site, c, k) for k in range(component.width)], 1)
         size = _FINER * (len(_NODES) - 1) + 1
         evidence = torch.nn.functional.interpolate(evidence, size=size, mode="linear", align_corners=True)
-        nodes = torch.linspace(*_NODES[[0, -1]].tolist(), size).to(evidence)
+        nodes = torch.linspace(float(_NODES[0]), float(_NODES[-1]), size).to(evidence)
         for _ in range(_GRID_ROUNDS):
             mean, precision = component.moments(ascent.values)
             prior = -precision.unsqueeze(-1) * (nodes - mean.unsqueeze(-1)).square() / 2
@@ -238,7 +238,7 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
 
 
 def _log_evidence(ascent: _Ascent, site: Site, component: RandomEffects, factor: int) -> Tensor:
-    """Return the log marginal likelihood of a factor's sd at each node, of shape (genes, nodes), the others at modes."""
+    """Return the log marginal likelihood of a factor's sd at each node, (genes, nodes), the others at their modes."""
     name, sparse, block = f"{component.name}_log_sd", ascent.block.sparse, ascent.block
     found = []
     for node in _NODES.tolist():

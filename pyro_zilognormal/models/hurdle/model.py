@@ -123,7 +123,7 @@ class HurdleModel(PyroModule):
             log_mean = values["intercept"].mT + deviation
             intercept = values["zero_intercept"].mT
             zero = intercept + self._predict("zero_", values, zero_design[:, 1:], factors)
-            zero = zero - values["zero_slope"].unsqueeze(-1) * deviation
+            zero = zero - values["zero_slope"] * deviation
             scale = log_scale((values["log_sigma"] @ scale_design.mT).mT).exp()
             with pyro.plate("rows", max(self.sizes["rows"], rows), subsample_size=rows, dim=-2):
                 mu, scale, zero = (_beside_rows(v) for v in (location(log_mean, scale, zero), scale, zero))

@@ -20,8 +20,8 @@ class HurdlePriors:
 
     A field that ends in ``_mean`` is (mean, sd) of a Normal, for the mean of a coefficient across genes. One that ends
     in ``_sd`` or ``_spread`` is (median, spread) of a LogNormal(log median, spread), for a standard deviation across
-    genes; it keeps away from 0, where variational and sampled posteriors break down. Each is a number or a tensor; those of effects
-    may have one element for each column of the design but the first.
+    genes; it keeps away from 0, where variational and sampled posteriors break down. Each is a number or a tensor;
+    those of effects may have one element for each column of the design but the first.
 
     Attributes:
         intercept_mean: of the log mean, log E[X], at the reference.
@@ -84,8 +84,8 @@ class HurdlePriors:
         """Return the defaults in the units of the data.
 
         The mean intercept is centred at the mean log of the data, that of log x - offset over all positive values, with
-        an sd of 2.5 of theirs, at least 2.5. A column that holds only -1, 0 and 1 is a code, whose effect is a log ratio
-        as it stands; the effect of any other is taken per standard deviation of the column.
+        an sd of 2.5 of theirs, at least 2.5. A column that holds only -1, 0 and 1 is a code, whose effect is a log
+        ratio as it stands; the effect of any other is taken per standard deviation of the column.
 
         Args:
             data: the data to fit.

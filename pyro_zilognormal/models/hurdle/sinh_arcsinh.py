@@ -61,7 +61,9 @@ def _curve(later: Tensor, coupling: Tensor) -> Tensor:
 class MixturePosterior:
     """A mixture of Normals whose standardised noise is sinh-arcsinh: a scale mixture after some evidence."""
 
-    def __init__(self, prior: ScaleMixture, mean: Tensor, precision: Tensor, skewness: Tensor, log_tails: Tensor) -> None:
+    def __init__(
+        self, prior: ScaleMixture, mean: Tensor, precision: Tensor, skewness: Tensor, log_tails: Tensor
+    ) -> None:
         self.log_shares, self.means, precisions = prior.posterior(mean, precision)
         self.roots = precisions.sqrt().expand_as(self.means)
         self.skewness, self.log_tails = skewness.unsqueeze(-1), log_tails.unsqueeze(-1)
@@ -140,7 +142,7 @@ class SinhArcsinhNormal(TorchDistribution):
         if self.sparse is None:
             return each.sum(-1)
         last = slice(-self.sparse.width, None)
-        mean = (value[..., last] - noise[..., last] / diagonal[..., last])
+        mean = value[..., last] - noise[..., last] / diagonal[..., last]
         mixture = self._mixture(self.sparse, mean, diagonal[..., last], last)
         return each[..., : -self.sparse.width].sum(-1) + mixture.log_prob(value[..., last]).sum(-1)
 
