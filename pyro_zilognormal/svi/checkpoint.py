@@ -14,7 +14,7 @@ import torch
 
 from pyro_zilognormal.svi.callbacks import Callback
 from pyro_zilognormal.svi.data import Reader, digest, number, whole
-from pyro_zilognormal.svi.isolation import isolated, rng_state, set_rng_state
+from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run

@@ -20,8 +20,7 @@ from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
 from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, number, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule
-from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
+from pyro_zilognormal.svi.elbo import SVIModule, isolated, rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
@@ -195,7 +194,7 @@ class Run:
 
     def advance(self) -> None:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        batch, random = next(self.reader), torch_rng_state()
+        batch, random = next(self.reader), rng_state()
         self.optimizer.zero_grad(set_to_none=True)
         for kept, buffer in self._buffers():
             kept.copy_(buffer)
@@ -351,12 +350,12 @@ class FitResult:
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with this fit's parameters."""
         with self.scope():
-            return self.module.callable("model")(*args, **kwargs)
+            return self.module.model(*args, **kwargs)
 
     def guide(self, *args: Any, **kwargs: Any) -> Any:
         """Call the guide with this fit's parameters."""
         with self.scope():
-            return self.module.callable("guide")(*args, **kwargs)
+            return self.module.guide(*args, **kwargs)
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -23,8 +23,8 @@ from torch.distributions.transforms import IndependentTransform
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, as_source, whole
 from pyro_zilognormal.svi.diagnose import data_frames, holds_data, known_sites, row_axis, sample_sites
+from pyro_zilognormal.svi.elbo import isolated
 from pyro_zilognormal.svi.fit import FitResult
-from pyro_zilognormal.svi.isolation import isolated
 
 Values = dict[str, Tensor]
 
@@ -211,7 +211,7 @@ def _exact_quantiles(sampler: "Sampler", levels: list[float]) -> Values:
 
     For a simplex, and for a decreasing transform, ``guide.quantiles`` of Pyro is not the quantile.
     """
-    guide: Any = unwrap(sampler.module.callable("guide"))
+    guide: Any = unwrap(sampler.module.guide)
     if not levels or not isinstance(guide, AutoGuide):
         return {}
     batch = next(sampler.source.epoch(0, sampler.seed))
