@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_zilognormal.svi.data import as_source, number, whole
+from pyro_zilognormal.svi.data import as_source, whole
 from pyro_zilognormal.svi.elbo import isolated
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class EarlyStopping(Callback):
         seed: int = 0,
     ) -> None:
         self.every, self.patience = whole("every", every, 2), whole("patience", patience, 1)
-        self.min_delta, self.noise = number("min_delta", min_delta), number("noise", noise)
+        self.min_delta, self.noise = min_delta, noise
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
         self.seed = whole("seed", seed, 0, 2**32 - 1)
         data = tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)

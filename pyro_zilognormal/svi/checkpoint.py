@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_zilognormal.svi.callbacks import Callback
-from pyro_zilognormal.svi.data import Reader, digest, number, whole
+from pyro_zilognormal.svi.data import Reader, digest, whole
 from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Checkpoint(Callback):
         resume: whether to go on from ``path`` if it exists; False starts anew and replaces it.
 
     Raises:
-        ValueError: for an interval that is not positive, a path that is a folder, or a folder that does not exist.
+        ValueError: for an interval below 1 step, a path that is a folder, or a folder that does not exist.
 
     Example:
         >>> import tempfile, os
@@ -63,7 +63,7 @@ class Checkpoint(Callback):
     ) -> None:
         self.path, self.resume = Path(path), resume
         self.steps = None if steps is None else whole("steps", steps, 1)
-        self.seconds = None if seconds is None else number("seconds", seconds, above=True)
+        self.seconds = seconds
         if self.path.is_dir() or not self.path.parent.is_dir():
             raise ValueError(f"path is {str(path)!r}; needed the name of a file in a folder that exists")
         self._identity: dict[str, str] = {}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, number, whole
+from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
 from pyro_zilognormal.svi.elbo import SVIModule, isolated, rng_state
 
@@ -88,7 +88,7 @@ def fit(
         ('steps', False)
     """
     steps, seed = whole("steps", steps, 1), whole("seed", seed, 0, 2**32 - 1)
-    limit = math.inf if max_seconds is None else number("max_seconds", max_seconds, above=True)
+    limit = math.inf if max_seconds is None else max_seconds
     # A checkpoint comes last, when every other callback has had its turn.
     called = sorted(as_callbacks(callbacks), key=lambda callback: isinstance(callback, Checkpoint))
     with isolated(seed), torch.enable_grad():
@@ -181,7 +181,7 @@ class Run:
 
     @kl_weight.setter
     def kl_weight(self, weight: float) -> None:
-        self.module.kl_weight = number("kl_weight", weight)
+        self.module.kl_weight = weight
 
     @property
     def finished(self) -> bool:

@@ -321,11 +321,8 @@ BAD = [
     ({"guide": no_parameters}, ValueError, "no parameters"),
     ({"steps": 0}, ValueError, "steps is 0; needed a whole number of at least 1"),
     ({"steps": 2.0}, ValueError, "steps is 2.0"),
-    ({"steps": True}, ValueError, "steps is True"),
     ({"seed": -1}, ValueError, "seed is -1; needed a whole number from 0 to 4294967295"),
     ({"seed": 2**32}, ValueError, "seed is 4294967296"),
-    ({"max_seconds": 0}, ValueError, "max_seconds is 0; needed a finite number above 0"),
-    ({"max_seconds": "a"}, ValueError, "max_seconds is 'a'"),
     ({"optimizer": lambda p: None}, TypeError, "optimizer is or gave a NoneType"),
     ({"optimizer": torch.optim.LBFGS}, TypeError, "optimizer is or gave a LBFGS"),
     ({"optimizer": torch.optim.Adam([OTHER])}, TypeError, "needed a function of the parameters"),
@@ -336,8 +333,6 @@ BAD = [
     ({"callbacks": print}, TypeError, "callbacks is"),
     ({"callbacks": [EarlyStopping]}, TypeError, "callbacks holds the class EarlyStopping"),
     ({"callbacks": [Schedule(lambda optimizer: None)]}, TypeError, "make gave a NoneType; needed a schedule"),
-    ({"callbacks": [lambda run: setattr(run, "kl_weight", -0.1)]}, ValueError, "kl_weight is -0.1; needed a finite"),
-    ({"callbacks": [lambda run: setattr(run, "kl_weight", math.inf)]}, ValueError, "kl_weight is inf"),
 ]
 
 
@@ -356,7 +351,6 @@ def test_bad_arguments_are_refused(change, error, message):
         (lambda: SkipBadSteps(in_a_row=0), "in_a_row is 0; needed a whole number of at least 1"),
         (lambda: EarlyStopping(every="3"), "every is '3'"),
         (lambda: EarlyStopping(seed=2**70), "needed a whole number from 0 to 4294967295"),
-        (lambda: Schedule(HALVE, every=True), "every is True"),
     ],
 )
 def test_bad_arguments_of_callbacks_are_refused(make, message):
