@@ -99,13 +99,11 @@ class Checkpoint(Callback):
         if not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint at {path}")
         content = _load(Path(path))
-        state = content["run"]
         names = ("step", "params", "held_out", "smoothed", "skipped", "seconds", "stop_reason", "converged")
-        found = {name: state[name] for name in names}
-        return found | {"losses": state["losses"].numpy(), "identity": content["identity"]}
+        found = {name: content["run"][name] for name in names}
+        return found | {"losses": content["run"]["losses"].numpy(), "identity": content["identity"]}
 
     def on_fit_start(self, run: "Run") -> None:
-        """Go on from the file if there is one, and take note of signals from now on."""
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
         if self.path.exists():
             self._resume(run)
@@ -115,7 +113,6 @@ class Checkpoint(Callback):
                     self._handlers[which] = signal.signal(which, self._note)
 
     def on_step_end(self, run: "Run") -> None:
-        """Save at the end, if it is time to, or if a signal came."""
         late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
         if self._signal is not None and not run.stop_reason:
             run.stop("interrupted")
@@ -123,7 +120,6 @@ class Checkpoint(Callback):
             self.save(run)
 
     def on_fit_end(self, run: "Run") -> None:
-        """Put the signal handlers back, and let a signal that came have its effect."""
         for which, handler in self._handlers.items():
             signal.signal(which, handler)
         self._handlers = {}
@@ -145,7 +141,10 @@ class Checkpoint(Callback):
         except BaseException:
             new.unlink(missing_ok=True)  # of a full disk it would take what is left
             raise
-        _sync_folder(self.path.parent)
+        if os.name == "posix":  # so that the rename outlives a power cut
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
         self._saved_at = time.monotonic()
 
     def _resume(self, run: "Run") -> None:
@@ -198,16 +197,6 @@ def _load(path: Path) -> dict[str, Any]:
         )
     content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return content
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make sure that a rename in ``folder`` outlives a power cut, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _identity(run: "Run") -> dict[str, str]:

@@ -16,7 +16,7 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 
-from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
+from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callback
 from pyro_zilognormal.svi.checkpoint import Checkpoint
 from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
@@ -90,7 +90,7 @@ def fit(
     steps, seed = whole("steps", steps, 1), whole("seed", seed, 0, 2**32 - 1)
     limit = math.inf if max_seconds is None else max_seconds
     # A checkpoint comes last, when every other callback has had its turn.
-    called = sorted(as_callbacks(callbacks), key=lambda callback: isinstance(callback, Checkpoint))
+    called = sorted(map(as_callback, callbacks), key=lambda callback: isinstance(callback, Checkpoint))
     with isolated(seed), torch.enable_grad():
         source = as_source(args, kwargs)
         module = SVIModule(model, guide, loss, source.plate, source.rows)

@@ -329,10 +329,8 @@ BAD = [
     ({"optimizer": lambda p: torch.optim.Adam([OTHER])}, ValueError, "not exactly the 2 parameters"),
     ({"optimizer": lambda p: torch.optim.Adam(list(p)[:1])}, ValueError, "holds 1 tensors"),
     ({"optimizer": SCHEDULER}, TypeError, "a scheduler of pyro.optim; pass the optimiser, and Schedule"),
-    ({"callbacks": [3]}, TypeError, "callbacks is"),
-    ({"callbacks": print}, TypeError, "callbacks is"),
-    ({"callbacks": [EarlyStopping]}, TypeError, "callbacks holds the class EarlyStopping"),
-    ({"callbacks": [Schedule(lambda optimizer: None)]}, TypeError, "make gave a NoneType; needed a schedule"),
+    ({"callbacks": [3]}, TypeError, "callbacks holds 3; needed instances"),
+    ({"callbacks": [EarlyStopping]}, TypeError, "callbacks holds <class .*EarlyStopping"),
 ]
 
 
@@ -346,11 +344,9 @@ def test_bad_arguments_are_refused(change, error, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Progress(window=0), "window is 0"),
         (lambda: SkipBadSteps(in_a_row=2.5), "in_a_row is 2.5"),
         (lambda: SkipBadSteps(in_a_row=0), "in_a_row is 0; needed a whole number of at least 1"),
         (lambda: EarlyStopping(every="3"), "every is '3'"),
-        (lambda: EarlyStopping(seed=2**70), "needed a whole number from 0 to 4294967295"),
     ],
 )
 def test_bad_arguments_of_callbacks_are_refused(make, message):
@@ -359,7 +355,7 @@ def test_bad_arguments_of_callbacks_are_refused(make, message):
 
 
 def test_good_arguments_are_taken(tmp_path):
-    callbacks = (Progress(window=np.int64(1)), SkipBadSteps(1), EarlyStopping(noise=0, min_delta=0.0, seed=2**32 - 1))
+    callbacks = (Progress(window=np.int64(1)), SkipBadSteps(1), EarlyStopping(noise=0, min_delta=0.0))
     save = Checkpoint(tmp_path / "a", seconds=0.5, steps=torch.tensor(1))
     loss = Trace_ELBO().differentiable_loss
     assert fitted(steps=2, loss=loss, max_seconds=100, callbacks=(*callbacks, save)).steps == 2
