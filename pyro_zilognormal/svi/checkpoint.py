@@ -209,8 +209,8 @@ def _identity(run: "Run") -> dict[str, str]:
     groups = [{k: v for k, v in g.items() if isinstance(v, plain | tuple | None)} for g in optimizer.param_groups]
     found["optimizer"] = f"{type(optimizer).__qualname__} {groups if len(groups) > 1 else groups[0]}"
     found["seed"] = str(run.seed)
-    constant = {k: b for k, b in run.module.owners.named_buffers() if k not in run.module.running_buffers}
-    found["buffers"] = digest(constant)
+    changing = {*run.module.trainable(), *run.module.running_buffers}
+    found["buffers"] = digest({k: b for k, b in run.module.state().items() if k not in changing})
     with isolated(run.seed):  # a stream may draw random numbers when it is read
         for i, callback in enumerate(_stateful(run)):
             found[f"callback {i} with a state"] = f"{type(callback).__qualname__} {callback.settings()}"

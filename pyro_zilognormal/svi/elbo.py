@@ -146,7 +146,7 @@ class SVIModule(nn.Module):
         Raises:
             ValueError: if there is nothing to train, or the model lacks the plate.
         """
-        buffers = {k: b.detach().clone() for k, b in self.owners.named_buffers()}
+        buffers = self.snapshot()  # there are no parameters yet
         with self.running(batch), torch.no_grad():
             # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
             self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
@@ -157,9 +157,9 @@ class SVIModule(nn.Module):
             if counts and self.loss.max_plate_nesting == math.inf:  # in the first step, it would draw random numbers
                 self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
         self._collect()
-        now = dict(self.owners.named_buffers())
+        now = self.state()
         self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
-        self.restore({f"buffer {k}": buffers[k] for k in self.running_buffers})
+        self.restore({k: buffers[k] for k in self.running_buffers})
 
     def forward(self, batch: "Batch") -> Tensor:
         """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar.

@@ -339,7 +339,7 @@ def test_setup_and_evaluation_leave_buffers_as_they_were():
     module = SVIModule(owner, lambda x: None)
     module.setup(BATCH)
     assert sorted(module.running_buffers) == [
-        f"model.norm.{k}" for k in ("num_batches_tracked", "running_mean", "running_var")
+        f"buffer model.norm.{k}" for k in ("num_batches_tracked", "running_mean", "running_var")
     ]
     module.evaluate(BATCH)
     assert (owner.norm.running_mean, owner.norm.num_batches_tracked) == (0, 0)
