@@ -1,12 +1,10 @@
 """Name the site, the parameters and the rows that a loss or gradient that is not finite comes from."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -101,41 +99,11 @@ def sample_sites(trace: Any) -> list[Any]:
     return [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
 
 
-def data_frames(node: Any, plate: str | None, rows: int) -> list[Any]:
-    """Return the plate over rows around a site, as a list of at most one, or the plates that may be it.
-
-    Args:
-        node: of a trace.
-        plate: its name; None for a plate with as many elements as there are rows.
-        rows: how many rows model and guide were given.
-    """
+def row_plate(node: Any, plate: str | None, rows: int) -> Any:
+    """Return the plate over rows around a site: that of the name, or else the only one of so many elements; or None."""
     frames = [f for f in node["cond_indep_stack"] if f.vectorized]
-    return [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
-
-
-def row_axis(node: Any, plate: str | None, rows: int) -> int | None:
-    """Return the axis of a site's value that runs over rows, counted from the end, or None."""
-    frames, value, event = data_frames(node, plate, rows), node["value"], node["fn"].event_dim
-    if len(frames) != 1:
-        return None
-    if node["infer"].get("_deterministic") and event == value.dim():
-        # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
-        event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
-    axis = frames[0].dim - event
-    return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
-
-
-def holds_data(node: Any) -> bool:
-    """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
-    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
-
-
-def known_sites(sites: Sequence[str], known: list[str], what: str) -> list[str]:
-    """Return the named sites as a list; raise a ValueError for one that is not known."""
-    for name in sites:
-        if name not in known:
-            raise ValueError(f"sites holds {name!r}; the model's {what} are {known}")
-    return list(sites)
+    frames = [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
+    return frames[0] if len(frames) == 1 else None
 
 
 def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
@@ -201,10 +169,9 @@ def _bad_gradients(density: Tensor, parameters: list[Tensor]) -> Tensor | None:
 
 def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[str, Any]:
     """Return the first rows in which an element is marked, if the site is inside the plate over rows."""
-    frames = data_frames(node, module.plate, batch.rows)
-    if len(frames) != 1 or bad.dim() < -frames[0].dim:
+    frame = row_plate(node, module.plate, batch.rows)
+    if frame is None or bad.dim() < -frame.dim:
         return {}
-    frame = frames[0]
     rows = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1).nonzero().flatten().cpu()
     if batch.indices is None:
         return {"rows": rows[:_ROWS_SHOWN].tolist(), "rows_of": "the batch"}
