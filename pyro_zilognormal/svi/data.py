@@ -7,6 +7,7 @@ import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -120,7 +121,8 @@ class Minibatches:
 
     def _read(self, array: Any, indices: Tensor) -> Tensor:
         rows = array[indices.to(array.device) if isinstance(array, Tensor) else indices.numpy()]
-        return _placed(as_tensor(rows), self.device, self.dtype)
+        tensor: Tensor = as_tensor(rows)
+        return tensor.to(self.device, self.dtype if tensor.is_floating_point() else None)
 
 
 class BatchStream:
@@ -133,8 +135,6 @@ class BatchStream:
     Args:
         iterable: gives the same rows each time it is read, in any order.
         plate: the name of the model's plate over rows, as in :class:`Minibatches`.
-        device: where to put the batches; None leaves them where they are.
-        dtype: what floating arrays become; None keeps their dtype.
 
     Raises:
         TypeError: for an iterator, which can be read only once.
@@ -146,19 +146,13 @@ class BatchStream:
         (6, 2)
     """
 
-    def __init__(
-        self,
-        iterable: Iterable[Any],
-        plate: str | None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, iterable: Iterable[Any], plate: str | None) -> None:
         if isinstance(iterable, Iterator):
             raise TypeError(
                 f"iterable is a {type(iterable).__name__}; needed batches that can be read again each epoch, such as a "
                 "list or a DataLoader"
             )
-        self.iterable, self.plate, self.device, self.dtype = iterable, plate, device, dtype
+        self.iterable, self.plate = iterable, plate
         self.kwargs: dict[str, Any] = {}
         counts = [_rows_of(args) for args in self._read(seed=0)]
         self.rows, self.batches = sum(counts), len(counts)
@@ -182,30 +176,16 @@ class BatchStream:
             if isinstance(self.iterable, DataLoader) and self.iterable.generator is not None:
                 self.iterable.generator.manual_seed(seed)
             batches = iter(self.iterable)
-            first = next(batches, None)
-        if first is not None:
-            yield self._arguments(first)
-        for item in batches:
-            yield self._arguments(item)
-
-    def _arguments(self, item: Any) -> tuple[Any, ...]:
-        args = map(as_tensor, item if isinstance(item, tuple | list) else (item,))
-        return tuple(_placed(a, self.device, self.dtype) if isinstance(a, Tensor) else a for a in args)
+            first = list(islice(batches, 1))
+        for item in chain(first, batches):
+            yield tuple(map(as_tensor, item if isinstance(item, tuple | list) else (item,)))
 
 
 Source: TypeAlias = FullData | Minibatches | BatchStream
 
 
 def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
-    """Return the source of batches that the arguments of a fit stand for.
-
-    Args:
-        args: the positional arguments of model and guide, or one :class:`Minibatches` or :class:`BatchStream`.
-        kwargs: their keyword arguments, which every batch gets whole.
-
-    Raises:
-        TypeError: for a loader that is not wrapped in a :class:`BatchStream`, or minibatches beside other data.
-    """
+    """Return the source of batches that the arguments of a fit stand for; a copy, with the keyword arguments."""
     for value in args:
         if isinstance(value, DataLoader):
             raise TypeError(f"data holds a {type(value).__name__}; wrap it as BatchStream(loader, plate=...)")
@@ -219,12 +199,7 @@ def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
 
 
 class Reader:
-    """The batches of a source, epoch after epoch, from any place in them.
-
-    Attributes:
-        epoch: number of the current epoch, from 0.
-        position: how many of its batches have been read.
-    """
+    """The batches of a source, epoch after epoch, from where ``position`` batches of an epoch have been read."""
 
     def __init__(self, source: Source, seed: int, epoch: int = 0, position: int = 0) -> None:
         self.source, self.seed, self.epoch, self.position = source, seed, epoch, position
@@ -293,10 +268,6 @@ def _add(found: Any, value: Any) -> None:
 def _rows_of(values: Iterable[Any]) -> int:
     """Return the length of the first tensor; 1 without any."""
     return next((len(a) for a in values if isinstance(a, Tensor) and a.dim() > 0), 1)
-
-
-def _placed(tensor: Tensor, device: torch.device | str | None, dtype: torch.dtype | None) -> Tensor:
-    return tensor.to(device, dtype if tensor.is_floating_point() else None)
 
 
 def _epoch_seed(seed: int, number: int) -> int:

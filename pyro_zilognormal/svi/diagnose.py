@@ -74,15 +74,7 @@ class DivergenceError(RuntimeError):
 
 
 def diagnose(module: "SVIModule", batch: "Batch", random: dict[str, Any], step: int, what: str) -> DivergenceReport:
-    """Run guide and model on a batch again, with the same random numbers, and name the first site at fault.
-
-    Args:
-        module: model and guide, with the parameters and the gradients of the bad step.
-        batch: the batch of that step.
-        random: the state of torch's generators before that step.
-        step: its number, from 1.
-        what: "loss" or "gradient".
-    """
+    """Run guide and model on the batch of a bad step again, from the same random state, and name the site at fault."""
     found = {k: [p.detach()] + ([] if p.grad is None else [p.grad]) for k, p in module.trainable().items()}
     bad = [k for k, tensors in found.items() if not all_finite(tensors)]
     with isolated(), torch.enable_grad(), pyro.validation_enabled(False):
@@ -107,7 +99,7 @@ def row_plate(node: Any, plate: str | None, rows: int) -> Any:
 
 
 def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
-    """Return part, site, cause and rows of the first density, or else of the first gradient, that is not finite."""
+    """Describe the first density, or else the first gradient, that is not finite."""
     with module.running(batch):
         guide = poutine.trace(module.guide).get_trace(*batch.args, **batch.kwargs)
         model = poutine.trace(poutine.replay(module.model, guide)).get_trace(*batch.args, **batch.kwargs)
@@ -179,12 +171,7 @@ def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[s
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every value of every tensor is finite; reads one number from the device for each dtype."""
-    groups: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
-        values = tensor.coalesce().values() if tensor.is_sparse else tensor
-        if values.numel():
-            groups.setdefault((values.device, values.dtype), []).append(values)
+    """Whether every value of every tensor is finite; reads one number from the device."""
     # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
-    norms = [torch.stack(list(torch._foreach_norm(g, math.inf))).max() for g in groups.values()]
-    return all(math.isfinite(n.item()) for n in norms)
+    tensors = [tensor for tensor in tensors if tensor.numel()]
+    return not tensors or math.isfinite(torch.stack(list(torch._foreach_norm(tensors, math.inf))).max().item())

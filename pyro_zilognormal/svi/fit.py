@@ -354,11 +354,7 @@ class FitResult:
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the torch optimiser of all parameters that a function of them, or one of ``pyro.optim``, stands for.
-
-    Raises:
-        TypeError: for anything else.
-    """
+    """Return the torch optimiser of all parameters that a function of them, or one of ``pyro.optim``, stands for."""
     if isinstance(optimizer, PyroOptim):
         return _from_pyro(optimizer, parameters)
     make = functools.partial(torch.optim.Adam, lr=0.01) if optimizer is None else optimizer
