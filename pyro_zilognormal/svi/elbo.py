@@ -59,15 +59,22 @@ def rng_state() -> dict[str, Any]:
     """Return the states of all generators, in types that ``torch.load(weights_only=True)`` reads."""
     state = pyro.util.get_rng_state()
     name, words, *rest = state["numpy"]
+    return {**state, **torch_rng_state(), "numpy": (str(name), words.tolist(), *rest)}
+
+
+def torch_rng_state() -> dict[str, Any]:
+    """Return the states of torch's generators alone, which is cheap enough to do at every step."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {**state, "numpy": (str(name), words.tolist(), *rest), "cuda": cuda}
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Set all generators to a state from :func:`rng_state`."""
-    pyro.util.set_rng_state(state)
+    """Set the generators to a state from :func:`rng_state` or :func:`torch_rng_state`."""
+    torch.set_rng_state(state["torch"])
     if state["cuda"]:
         torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state:
+        pyro.util.set_rng_state(state)
 
 
 class SVIModule(nn.Module):

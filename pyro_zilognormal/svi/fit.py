@@ -20,7 +20,7 @@ from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callback
 from pyro_zilognormal.svi.checkpoint import Checkpoint
 from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule, isolated, rng_state
+from pyro_zilognormal.svi.elbo import SVIModule, isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
@@ -193,7 +193,7 @@ class Run:
 
     def advance(self) -> None:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        batch, random = next(self.reader), rng_state()
+        batch, random = next(self.reader), torch_rng_state()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         what, error = self._backward(batch)

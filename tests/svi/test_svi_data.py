@@ -115,12 +115,6 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_the_seed(batch_size):
     assert len({tuple(order(e, s)) for e in range(3) for s in range(3)}) == 9
 
 
-def test_without_shuffle_rows_come_in_order():
-    source = Minibatches(torch.arange(5), batch_size=2, plate="rows", shuffle=False)
-    assert [b.args[0].tolist() for b in source.epoch(3, 1)] == [[0, 1], [2, 3], [4]]
-    assert [b.args[0].tolist() for b in source.epoch(3, 1, skip=2)] == [[4]]
-
-
 @pytest.mark.parametrize("generator", [None, torch.Generator()])
 def test_a_loader_shuffles_by_the_seed_of_the_fit(generator):
     stream = BatchStream(DataLoader(torch.arange(9), batch_size=4, shuffle=True, generator=generator), plate=None)
@@ -226,20 +220,6 @@ def test_keyword_arguments_reach_model_and_guide_whole():
 
     for source in (data(60, loc=7.0), Minibatches(data(60, loc=7.0), batch_size=25, plate="rows")):
         assert run(source).params["q_loc"] == pytest.approx(1.0, abs=0.4)
-
-
-def test_a_fit_reaches_the_posterior_whatever_it_reads():
-    x = data(200)
-    sets = {
-        "full": x,
-        "numpy": x.numpy(),
-        "batches": Minibatches(x, batch_size=30, plate="rows"),
-        "stream": BatchStream(DataLoader(x, batch_size=30, shuffle=True), plate="rows"),
-    }
-    for name, source in sets.items():
-        result = fit(normal_model, normal_guide, source, steps=250, optimizer=adam)
-        assert abs(result.params["q_loc"] - x.mean()) < 0.15, name
-        assert result.rows == 200
 
 
 BAD = {

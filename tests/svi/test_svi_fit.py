@@ -17,7 +17,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO
 from svi_cases import adam, auto, data, normal_guide, normal_model
 
-from pyro_zilognormal.svi import Callback, Checkpoint, EarlyStopping, Progress, Schedule, SkipBadSteps, fit
+from pyro_zilognormal.svi import Callback, EarlyStopping, Progress, Schedule, SkipBadSteps, fit
 
 
 def fitted(x=None, guide=normal_guide, **settings):
@@ -79,15 +79,6 @@ def test_a_value_set_in_the_global_store_does_not_leak_in():
         assert pyro.param("a") == 99.0
         with result.scope():
             assert pyro.param("a") == 1.0
-
-
-def test_two_fits_of_a_plain_guide_have_parameters_of_their_own():
-    first, second = fitted(data(loc=-5.0), steps=100), fitted(data(loc=50.0), steps=100)
-    assert first.params["q_loc"] < 0 < second.params["q_loc"]
-    for result in (first, second, first):
-        with result.scope():
-            assert torch.equal(pyro.param("q_loc").detach(), result.params["q_loc"])
-    assert not pyro.get_param_store()
 
 
 def test_scope_puts_parameters_back_also_after_an_error():
@@ -348,10 +339,3 @@ def test_bad_arguments_are_refused(change, error, message):
 def test_bad_arguments_of_callbacks_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_good_arguments_are_taken(tmp_path):
-    callbacks = (Progress(window=np.int64(1)), SkipBadSteps(1), EarlyStopping(noise=0, min_delta=0.0))
-    save = Checkpoint(tmp_path / "a", seconds=0.5, steps=torch.tensor(1))
-    loss = Trace_ELBO().differentiable_loss
-    assert fitted(steps=2, loss=loss, max_seconds=100, callbacks=(*callbacks, save)).steps == 2
