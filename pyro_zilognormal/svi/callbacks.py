@@ -96,7 +96,7 @@ class EarlyStopping(Callback):
         particles: how many times to evaluate the held-out loss.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for an ``every``, ``patience``, ``warm_up`` or ``particles`` that is not whole or out of range.
 
     Example:
         >>> stop = EarlyStopping(every=50, patience=3)

@@ -343,7 +343,7 @@ class _BatchHandler(Messenger):
         if msg["type"] == "sample":
             if frame is not None and module.plate is not None:
                 msg["scale"] = msg["scale"] * self._scale(frame)
-            if not msg["is_observed"] and module.kl_weight != 1.0 and not module.held_out:
+            if not msg["is_observed"] and batch is not None and not module.held_out:
                 msg["scale"] = msg["scale"] * module.kl_weight
         elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
             self._check_row_parameter(msg["name"], frame.full_size == module.rows)

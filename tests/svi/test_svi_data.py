@@ -12,7 +12,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from pyro.infer.autoguide import AutoDelta, AutoHierarchicalNormalMessenger, AutoNormal
 from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal_model, sized_model
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from pyro_zilognormal.svi import BatchStream, Minibatches, Schedule, SVIModule, fit
 from pyro_zilognormal.svi.data import as_source
@@ -197,12 +197,6 @@ def test_memory_of_csr_batches_does_not_grow_with_rows():
     small, large = peak_of_an_epoch(500), peak_of_an_epoch(10_000)
     # All that grows is the shuffled order, 8 bytes a row; the dense matrix would take 1600 bytes a row.
     assert large < small + 8 * 10_000 + 10_000
-
-
-def test_reading_a_shuffling_loader_leaves_the_seed_alone():
-    before = torch.get_rng_state()
-    BatchStream(DataLoader(TensorDataset(data()), batch_size=3, shuffle=True), plate="rows")
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def scaled_model(x, scale=1.0, *, shift):

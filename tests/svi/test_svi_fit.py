@@ -326,16 +326,3 @@ def test_bad_arguments_are_refused(change, error, message):
     arguments = {"model": normal_model, "guide": normal_guide, "steps": 2, **change}
     with pytest.raises(error, match=message):
         fit(arguments.pop("model"), arguments.pop("guide"), data(), **arguments)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: SkipBadSteps(in_a_row=2.5), "in_a_row is 2.5"),
-        (lambda: SkipBadSteps(in_a_row=0), "in_a_row is 0; needed a whole number of at least 1"),
-        (lambda: EarlyStopping(every="3"), "every is '3'"),
-    ],
-)
-def test_bad_arguments_of_callbacks_are_refused(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

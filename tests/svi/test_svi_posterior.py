@@ -233,13 +233,6 @@ def test_the_batches_of_a_joint_draw_share_global_and_auxiliary_values():
     assert posterior_predictive(result, source, draws=2).keys() == {"x"}
 
 
-def test_a_stream_in_the_order_of_its_rows_has_local_sites():
-    stream = BatchStream(list(data(ROWS).split(5)), plate="rows")
-    result = fit(auxiliary_model, auxiliary_guide, stream, steps=1, optimizer=still)
-    joint = posterior_draws(result, stream, draws=3, sites=["loc", "z"])
-    within(joint["z"] - joint["loc"][:, None], data(ROWS), 0.1, 6.0)
-
-
 @pytest.mark.parametrize("vector", [False, True])
 def test_deterministic_sites_inside_the_plate_have_rows(vector):
     def model(x):
