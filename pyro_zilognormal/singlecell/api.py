@@ -21,6 +21,7 @@ from pyro_zilognormal.models import (
     draw_coefficients,
     fit_hurdle,
 )
+from pyro_zilognormal.singlecell.depth import AUTO
 from pyro_zilognormal.singlecell.design import Contrast, Variable, column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
@@ -43,21 +44,30 @@ class HurdleDE:
 
     Args:
         adata: an AnnData, in memory, backed, or from :func:`open_cells`.
-        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``.
-        donor: the column of obs that names the donors, for random effects; None takes cells as independent, and
-            conclusions are about these cells, not about other donors.
+        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``. Random effects
+            are written as in lme4: ``(1 | donor)``, ``(1 | batch:donor)``, ``(1 | batch/donor)`` for (1 | batch) +
+            (1 | batch:donor), ``(condition | donor)`` for (1 | donor) + (1 | donor:condition) of a category.
+        donor: the column of obs that names the donors: (1 | donor), and (1 | donor:condition) if some donor has cells
+            in several levels of variables of the formula, so that the replicate is the sample. None, without random
+            effects in the formula, takes cells as independent, and conclusions are about these cells, not about other
+            donors.
         layer: the layer to use; None for X.
         use_raw: whether to use ``adata.raw``.
-        scale: the stored scale: "linear", "log1p" for log(1 + x), or "log2p1" for log2(1 + x).
+        scale: the stored scale: "linear", "log1p" for log(1 + x), "log2p1" for log2(1 + x), or "counts" for raw
+            counts, whose size factors are the cells' total counts over the median of these.
         offset: the log size factor of each cell, or the column of obs that holds it, added to the mean of log x; None
-            for normalised values.
+            for normalised values and for counts.
+        depth: the column of obs that holds the total counts or the detection rate of each cell; "auto" for the totals
+            of ``scale="counts"``, else the column "total_counts", "n_counts" or "nCount_RNA", if there is one; None for
+            none. P(X = 0) depends on it: cells are put in 4 bins of equal size, and the bin's mean log depth, centred,
+            is a column of the zero part's design. Size factors of counts are made of it too.
         detection_threshold: linear values of at most this are taken as zeros.
         priors: hyperpriors, or a dict of those that differ from :meth:`~pyro_zilognormal.models.HurdlePriors.for_data`.
         draws: number of posterior draws that summaries are made of.
         device: the torch device.
 
     Attributes:
-        cells: the design, the donors and the observations.
+        cells: the design, the random effects and the observations.
         data: the data of the fit.
         priors: the hyperpriors.
         settings: all arguments, and those of :meth:`fit`, as plain values.
@@ -88,6 +98,7 @@ class HurdleDE:
         use_raw: bool = False,
         scale: str = "linear",
         offset: Any = None,
+        depth: str | None = AUTO,
         detection_threshold: float = 0.0,
         priors: HurdlePriors | Mapping[str, Any] | None = None,
         draws: int = 1000,
@@ -99,24 +110,28 @@ class HurdleDE:
             raise SingleCellError(f"draws is {draws!r}; needed a whole number of at least 100")
         _check_device(device)
         expression = find_expression(adata, layer, use_raw)
-        self.cells = read(adata.obs, formula, donor, offset, Cleaner(expression, scale, detection_threshold))
+        self.cells = read(adata.obs, formula, donor, offset, depth, Cleaner(expression, scale, detection_threshold))
         self.data = _on_device(self.cells.data, device)
         self.priors = _priors(priors, self.data)
         self._result: FitResult | None = None
         self.settings: dict[str, Any] = {
             "formula": formula,
             "donor": donor,
+            "random_effects": [str(term) for term in self.cells.terms],
+            "random_effects_left_out": self.cells.left_out,
             "layer": layer,
             "use_raw": bool(use_raw),
             "scale": scale,
             "offset": offset if isinstance(offset, str | None) else "array",
+            "depth": self.cells.depth.name if self.cells.depth else None,
+            "depth_bins": self.cells.depth_bins,
             "detection_threshold": detection_threshold,
             "draws": draws,
             "device": str(device),
             "n_cells": expression.shape[0],
             "n_genes": expression.shape[1],
             "n_rows": len(self.data.design),
-            "n_donors": self.data.donors,
+            "n_donors": next((len(term.names) for term in self.cells.terms if term.columns == (donor,)), 0),
         }
         self._draws: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._checks: dict[Any, dict[str, Any]] = {}
@@ -340,6 +355,7 @@ def differential_expression(
     use_raw: bool = False,
     scale: str = "linear",
     offset: Any = None,
+    depth: str | None = AUTO,
     detection_threshold: float = 0.0,
     delta: float = 0.25,
     fdr: float = 0.05,
@@ -362,7 +378,7 @@ def differential_expression(
 
     Args:
         adata: an AnnData with cells in rows, in memory or on disk.
-        formula, donor, layer, use_raw, scale, offset, detection_threshold, draws, priors, device: see
+        formula, donor, layer, use_raw, scale, offset, depth, detection_threshold, draws, priors, device: see
             :class:`HurdleDE`.
         contrast, delta, fdr, credible: see :meth:`HurdleDE.test`.
         groupby: the column of obs whose groups are compared, instead of a formula.
@@ -406,6 +422,7 @@ def differential_expression(
             use_raw=use_raw,
             scale=scale,
             offset=offset,
+            depth=depth,
             detection_threshold=detection_threshold,
             priors=priors,
             draws=draws,

@@ -20,6 +20,7 @@ import torch
 from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE, check_fractions
+from pyro_zilognormal.singlecell.depth import AUTO
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.io import open_cells
 from pyro_zilognormal.singlecell.predictive_check import CREDIBLE
@@ -31,7 +32,7 @@ _FAILED, _BAD_INPUT, _NOT_CONVERGED, _INTERRUPTED = 1, 2, 3, 130
 _SECONDS_A_SAVE = 10.0
 _GENES_DRAWN = 6
 _CHECKPOINT, _PARTIAL = "fit.ckpt", ".writing"
-_MODEL = ("donor", "layer", "use_raw", "scale", "offset", "detection_threshold", "device")
+_MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,13 +222,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
+_DEPTH = "column of obs with total counts or detection rates, or none (auto: total_counts, n_counts or nCount_RNA)"
 _DEMO = "Compare monocytes with T cells in 700 blood cells that come with the package; nothing is downloaded."
 
 
 def _add_de(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
-    add("--formula", required=True, help='model formula of columns of obs, such as "~ condition + batch"')
+    add("--formula", required=True, help='model formula of columns of obs, such as "~ condition + batch + (1 | lane)"')
     add(
         "--contrast",
         required=True,
@@ -236,11 +238,16 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
         metavar=("COLUMN", "TEST", "REFERENCE"),
         help="the column and the two levels to compare; can be repeated",
     )
-    add("--donor", metavar="COLUMN", help="column of obs that names the donors, for random effects")
+    add(
+        "--donor",
+        metavar="COLUMN",
+        help="column of obs that names the donors, for random effects of donors and samples",
+    )
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x) or log2(1 + x) (linear)")
+    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x), log2(1 + x) or counts (linear)")
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
+    add("--depth", type=_name_or_none, default=AUTO, metavar="COLUMN", help=_DEPTH)
     add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
     _add_common(parser)
 
@@ -256,6 +263,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
     add("--strict", action="store_true", help="exit with code 3 if the fit has not converged")
     add("--quiet", action="store_true", help="print only warnings and errors")
+
+
+def _name_or_none(text: str) -> str | None:
+    return None if text == "none" else text
 
 
 def _whole(least: int) -> Any:
