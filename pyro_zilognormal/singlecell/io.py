@@ -284,7 +284,7 @@ def _warn_of_depths(cells: Cells, known: Depth | None) -> None:
     positive = data.value[..., 1].sum(1).numpy() if data.reduced else np.asarray((data.value > 0).sum(1)).reshape(-1)
     measures = {} if known is None else {known.name: np.bincount(cells.row, known.value) / cells.count}
     if data.genes >= _FEWEST_GENES:
-        measures["share of positive values"] = positive / cells.count
+        measures["share of positive values"] = positive / (cells.count * data.genes)
     groups = {name: v.values.to_numpy()[example] for name, v in cells.design.variables.items() if v.categorical}
     groups |= {term.name: term.code[example] for term in cells.terms if len(term.columns) == 1}
     warn_of_depths(measures, groups, cells.count)

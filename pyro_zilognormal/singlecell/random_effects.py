@@ -163,8 +163,8 @@ def _categories(obs: Any, slope: str, term: str) -> tuple[str, ...]:
         number = slope.isdecimal() or column(obs, name, "formula").dtype.kind in "fiu"
         if number and not written.strip().startswith("C("):
             raise SingleCellError(
-                f"formula: {term} is a random slope of the number {name}, which the model has not; needed 1, 0 or a "
-                f"category left of the bar, such as C({name})"
+                f"formula: {term} is a random slope of the number {name}, which the model has not; needed 0, 1 or a "
+                "category left of the bar, written C(...) if it holds numbers"
             )
     return names
 
