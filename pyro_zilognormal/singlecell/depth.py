@@ -72,7 +72,9 @@ class Depth:
 
     @property
     def column(self) -> NDArray[np.float64]:
-        """The mean log depth of each cell's bin, less the mean over all cells."""
+        """The mean log depth of each cell's bin, less the mean over all cells; 0 if there is one bin."""
+        if not self.bin.any():
+            return np.zeros(len(self.bin))
         log = np.log(self.value)
         return (np.bincount(self.bin, log - log.mean()) / np.bincount(self.bin))[self.bin]
 

@@ -134,22 +134,26 @@ class Design:
         formula: that of the fixed effects.
         matrix: float64, of shape (cells, columns); the first column is 1.
         columns: names of the columns.
-        zero_columns: those of the zero part, which has one more where depth explains zeros.
+        zero_matrix: that of the zero part: ``matrix``, and the log depth of the cells where it explains zeros.
+        zero_columns: names of its columns.
         variables: the columns of obs that the formula uses, by name.
     """
 
-    def __init__(self, formula: str, obs: Any, depth: bool = False) -> None:
+    def __init__(self, formula: str, obs: Any, log_depth: NDArray[np.float64] | None = None) -> None:
         self.formula = formula
         frame, model_matrix = _materialise(formula, obs)
         self._spec = spec = model_matrix.model_spec
         self._dtypes = frame.dtypes
         self.columns = [str(name) for name in model_matrix.columns]
-        self.zero_columns = [*self.columns, LOG_DEPTH] if depth else self.columns
         coded = {str(name) for factor in spec.factor_contrasts for name in spec.factor_variables[factor]}
         used = sorted(map(str, spec.variables_by_source.get("data", ())))
         self.variables = {name: Variable.of(frame[name], name in coded) for name in used}
         self.matrix = np.asarray(model_matrix, dtype=np.float64)
         self._check_matrix()
+        self.zero_matrix, self.zero_columns = self.matrix, self.columns
+        if log_depth is not None and log_depth.any():
+            self.zero_matrix = np.column_stack([self.matrix, log_depth])
+            self.zero_columns = [*self.columns, LOG_DEPTH]
         self._lengths = _column_lengths(self.matrix)
         self._basis = _row_space(self.matrix / self._lengths)
 
@@ -157,6 +161,11 @@ class Design:
     def rank(self) -> int:
         """The number of independent columns."""
         return len(self._basis)
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the zero part has a column for the depth of cells."""
+        return len(self.zero_columns) > len(self.columns)
 
     def estimable(self, row: NDArray[np.float64]) -> bool:
         """Return whether the cells determine a combination of the coefficients: it lies in the matrix's row space."""
@@ -235,8 +244,7 @@ class Design:
 
     def _condition(self, row: NDArray[np.float64], levels: Mapping[str, Any]) -> Condition:
         """Return the condition of a row: a cell of mean depth."""
-        zero_row = np.append(row, np.zeros(len(self.zero_columns) - len(row)))
-        return Condition(row, zero_row, row, levels)
+        return Condition(row, np.append(row, 0.0) if self.has_depth else row, row, levels)
 
     def _checked(self, contrast: Contrast) -> Contrast:
         difference = contrast.test.design - contrast.reference.design

@@ -246,34 +246,32 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     if clean.scale == "counts" and offset is not None:
         raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
     known = Depth.find(obs, depth, clean)
-    explains_zeros = known if known and depth and known.bin.any() else None
+    used = known if depth is not None else None
     fixed, bars = split_formula(formula)
-    design = Design(fixed, obs, depth=explains_zeros is not None)
+    design = Design(fixed, obs, None if used is None else used.column)
     terms, left_out = random_terms(obs, design, donor, bars)
     shift = None if offset is None else _offset(obs, offset)
     if known and clean.scale == "counts":
         shift = np.log(known.size_factor)
     alike = [variable.values for variable in design.variables.values()] + [term.code for term in terms]
-    of_cell, example = strata([*alike, explains_zeros.bin] if explains_zeros else alike, len(obs))
+    row, example = strata([*alike, design.zero_matrix[:, -1]] if design.has_depth else alike, len(obs))
     for term in terms:
         term.check_confounding(design, example, donor)
     factor = np.ones(len(obs)) if shift is None else np.exp(shift)
     if 2 * len(example) > len(obs):
-        of_cell = example = np.arange(len(obs))
-        value, totals, left = read_cells(clean), None, np.log(factor)
+        row = example = np.arange(len(obs))
+        value, totals, left = read_cells(clean), None, np.zeros(len(obs)) if shift is None else shift
         size = np.stack([factor, factor**2], 1)
     else:  # the offset is taken out of statistics and totals
-        statistics, totals = read_statistics(clean, of_cell, len(example), shift)
+        statistics, totals = read_statistics(clean, row, len(example), shift)
         value, left, size = statistics.value, np.zeros(len(example)), np.ones((len(example), 2))
-    rows = zero_rows = torch.from_numpy(design.matrix[example])
-    if explains_zeros:
-        zero_rows = torch.column_stack([rows, torch.from_numpy(explains_zeros.column[example])])
-    levels = np.array([term.code[example] for term in terms], dtype=np.int64).reshape(len(terms), len(example))
-    factors, widths = torch.from_numpy(levels.T.copy()), tuple(len(term.names) for term in terms)
-    data = HurdleData(value, rows, zero_rows, rows, factors, torch.from_numpy(left), widths)
-    used, count = known if depth else None, np.bincount(of_cell)
-    cells = Cells(clean, design, terms, left_out, used, factor, data, of_cell, example, count, totals, size)
-    if explains_zeros is None:
+    mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
+    codes = [term.code[example] for term in terms]
+    factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
+    levels = tuple(len(term.names) for term in terms)
+    data = HurdleData(value, mean, zero, mean, factors, torch.from_numpy(left), levels)
+    cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals, size)
+    if not design.has_depth:
         _warn_of_depths(cells, known)
     return cells
 
