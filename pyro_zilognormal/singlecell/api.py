@@ -54,13 +54,13 @@ class HurdleDE:
         layer: the layer to use; None for X.
         use_raw: whether to use ``adata.raw``.
         scale: the stored scale: "linear", "log1p" for log(1 + x), "log2p1" for log2(1 + x), or "counts" for raw
-            counts, whose size factors are the cells' total counts over the median of these.
+            counts: a cell's size factor is its total over all genes of the matrix, divided by the median of these.
         offset: the log size factor of each cell, or the column of obs that holds it, added to the mean of log x; None
             for normalised values and for counts.
         depth: the column of obs that holds the total counts or the detection rate of each cell; "auto" for the totals
             of ``scale="counts"``, else the column "total_counts", "n_counts" or "nCount_RNA", if there is one; None for
             none. P(X = 0) depends on it: cells are put in 4 bins of equal size, and the bin's mean log depth, centred,
-            is a column of the zero part's design. Size factors of counts are made of it too.
+            is a column of the zero part's design. Size factors of counts are made of a column that is named here.
         detection_threshold: linear values of at most this are taken as zeros.
         priors: hyperpriors, or a dict of those that differ from :meth:`~pyro_zilognormal.models.HurdlePriors.for_data`.
         draws: number of posterior draws that summaries are made of.

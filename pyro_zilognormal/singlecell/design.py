@@ -139,7 +139,7 @@ class Design:
         variables: the columns of obs that the formula uses, by name.
     """
 
-    def __init__(self, formula: str, obs: Any, log_depth: NDArray[np.float64] | None = None) -> None:
+    def __init__(self, formula: str, obs: Any) -> None:
         self.formula = formula
         frame, model_matrix = _materialise(formula, obs)
         self._spec = spec = model_matrix.model_spec
@@ -151,9 +151,6 @@ class Design:
         self.matrix = np.asarray(model_matrix, dtype=np.float64)
         self._check_matrix()
         self.zero_matrix, self.zero_columns = self.matrix, self.columns
-        if log_depth is not None and log_depth.any():
-            self.zero_matrix = np.column_stack([self.matrix, log_depth])
-            self.zero_columns = [*self.columns, LOG_DEPTH]
         self._lengths = _column_lengths(self.matrix)
         self._basis = _row_space(self.matrix / self._lengths)
 
@@ -161,6 +158,12 @@ class Design:
     def rank(self) -> int:
         """The number of independent columns."""
         return len(self._basis)
+
+    def add_depth(self, log_depth: NDArray[np.float64]) -> None:
+        """Let the centred log depth of the cells explain zeros, unless it is 0 in all of them."""
+        if log_depth.any():
+            self.zero_matrix = np.column_stack([self.matrix, log_depth])
+            self.zero_columns = [*self.columns, LOG_DEPTH]
 
     @property
     def has_depth(self) -> bool:

@@ -245,12 +245,14 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     """
     if clean.scale == "counts" and offset is not None:
         raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
-    known = Depth.find(obs, depth, clean)
-    used = known if depth is not None else None
     fixed, bars = split_formula(formula)
-    design = Design(fixed, obs, None if used is None else used.column)
+    design = Design(fixed, obs)
     terms, left_out = random_terms(obs, design, donor, bars)
     shift = None if offset is None else _offset(obs, offset)
+    known = Depth.find(obs, depth, clean)
+    used = known if depth is not None else None
+    if used:
+        design.add_depth(used.column)
     if known and clean.scale == "counts":
         shift = np.log(known.size_factor)
     alike = [variable.values for variable in design.variables.values()] + [term.code for term in terms]
