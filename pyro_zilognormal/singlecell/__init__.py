@@ -7,7 +7,8 @@ from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import DepthWarning, ScaleWarning, SingleCellError, UnknownNameError
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
 from pyro_zilognormal.singlecell.io import open_cells
-from pyro_zilognormal.singlecell.results import COLUMNS, to_scanpy, write_results
+from pyro_zilognormal.singlecell.results import COLUMNS
+from pyro_zilognormal.singlecell.write import to_scanpy, write_results
 
 __all__ = [
     "COLUMNS",

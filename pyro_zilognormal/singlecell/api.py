@@ -26,13 +26,17 @@ from pyro_zilognormal.singlecell.design import Contrast, Variable, column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.io import find_expression, read
-from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, lack_of_fit_columns
-from pyro_zilognormal.singlecell.results import by_condition, check_key, contrast_table, prediction_table, write_results
+from pyro_zilognormal.singlecell.moderated_t import compare_samples
+from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, outside_of
+from pyro_zilognormal.singlecell.results import Calls, by_condition, contrast_table, prediction_table
 from pyro_zilognormal.singlecell.scale import Cleaner
+from pyro_zilognormal.singlecell.write import check_key, write_results
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
-# Draws that keep the donors' effects, for replicated cells and pictures of genes: enough for 99 % intervals.
-_DONOR_DRAWS = 200
+# Draws that keep the random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
+_RANDOM_DRAWS = 200
+# Fewer samples in a condition do not tell how much samples vary.
+_FEWEST_SAMPLES = 2
 
 
 class HurdleDE:
@@ -189,16 +193,19 @@ class HurdleDE:
 
     @property
     def draws(self) -> dict[str, Tensor]:
-        """Posterior draws of the coefficients of all genes, each of shape (draws, genes, width), without donors."""
+        """Posterior draws of the coefficients of all genes, each of shape (draws, genes, width), no random effects.
+
+        ``zero_slope``, which all genes share, has shape (draws, 1, 1).
+        """
         return self._drawn()[0]
 
     def _drawn(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return all draws without donors, and the first ones with donors, which take much memory."""
+        """Return all draws without random effects, and the first ones with them, which take much memory."""
         if self._draws is None:
             result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
-            some = min(number, _DONOR_DRAWS)
-            first = draw_coefficients(result, self.data, some, seed=seed, donors=True)
-            draws = {name: value for name, value in first.items() if "donors" not in name}
+            some = min(number, _RANDOM_DRAWS)
+            first = draw_coefficients(result, self.data, some, seed=seed, random=True)
+            draws = {name: value for name, value in first.items() if name not in ("random", "zero_random")}
             if number > some:
                 rest = draw_coefficients(result, self.data, number - some, seed=seed + 1)
                 draws = {name: torch.cat([value, rest[name]]) for name, value in draws.items()}
@@ -238,34 +245,45 @@ class HurdleDE:
         """
         return self.cells.design.contrast(column, group_to_compare, baseline, name)
 
-    def test(self, contrast: Any, *, delta: float = 0.25, fdr: float = 0.05, credible: float = 0.95) -> Any:
+    def test(
+        self, contrast: Any, *, delta: float = 0.25, fdr: float = 0.05, max_error: float = 0.2, credible: float = 0.95
+    ) -> Any:
         """Return the changes between conditions, gene by gene.
 
         Args:
             contrast: (column, test level, reference level), a pair of conditions, or a :class:`Contrast`; a list of
                 such; or a dict of such by name.
             delta: changes of at most this many log2 units are of no interest; 0 tests the sign alone.
-            fdr: the expected false discovery rate of the calls.
+            fdr: the expected false discovery rate of the calls; with random effects, also the false discovery rate of
+                the test of samples that calls need too.
+            max_error: the largest posterior probability that a called gene does not change.
             credible: probability of the interval.
 
         Returns:
             A DataFrame with the columns of :data:`~pyro_zilognormal.singlecell.results.COLUMNS`, contrast by
             contrast, the most certain gene first.
         """
-        check_fractions(delta, fdr, credible)
-        levels = {"delta": delta, "fdr": fdr, "credible": credible, "negligible": _negligible(self.priors)}
+        check_fractions(delta, fdr, credible, max_error)
+        calls = Calls(delta, fdr, max_error, credible, _negligible(self.priors))
         tables = []
         for one in self.cells.design.contrasts(contrast):
             ends = one.test.levels, one.reference.levels
-            arms = self.cells.arm(ends[0]), self.cells.arm(ends[1]), self.cells.arm({})
+            test, reference, everything = self.cells.arm(ends[0]), self.cells.arm(ends[1]), self.cells.arm({})
             # A condition without cells, such as a value of a number, cannot be checked.
-            checks = [self._check(end, CREDIBLE) if arm.cells else None for end, arm in zip(ends, arms, strict=False)]
-            lack_of_fit = lack_of_fit_columns(checks[0], checks[1], len(self.genes))
-            tables.append(contrast_table(self.genes, self.draws, one, arms, lack_of_fit, **levels))
+            known = test.cells > 0 and reference.cells > 0
+            outside = outside_of(*(self._check(end, CREDIBLE) for end in ends)) if known else None
+            samples, few = compare_samples(self.cells, one), known and min(map(self._samples, ends)) < _FEWEST_SAMPLES
+            arms = test, reference, everything
+            tables.append(contrast_table(self.genes, self.draws, one, arms, samples, outside, calls, few))
         return require("pandas").concat(tables, ignore_index=True)
 
+    def _samples(self, levels: Mapping[str, Any]) -> float:
+        """Return how many samples have cells of a condition; infinite without random effects."""
+        found = self.cells.data.factors[self.cells.rows(levels)]
+        return len(found.unique(dim=0)) if self.cells.terms else math.inf
+
     def predict(self, *conditions: Condition, quantiles: Sequence[float] = (), credible: float = 0.95) -> Any:
-        """Return predictions for a cell of a condition, for a donor without effects and an offset of 0.
+        """Return predictions for a cell of a condition, of mean depth, for random effects and an offset of 0.
 
         Args:
             conditions: from :meth:`cond`.
@@ -297,8 +315,9 @@ class HurdleDE:
         Returns:
             A DataFrame with a row for each condition and gene. It has ``variable``, ``condition``, the observed
             ``zero_fraction``, ``mean`` and ``sd_log``, and for each, with ``_predicted``, ``_low`` and ``_high``, the
-            median and interval of as many cells replicated for the same donors. ``sd_log`` is the standard deviation
-            of log x where x > 0 among cells alike in all variables, ``sd_log_freedom`` its degrees of freedom.
+            median and interval of as many cells replicated for the same levels of the random effects. ``sd_log`` is
+            the standard deviation of log x where x > 0 among cells alike in all variables, ``sd_log_freedom`` its
+            degrees of freedom.
 
         Raises:
             TypeError: something else than conditions.
@@ -316,8 +335,9 @@ class HurdleDE:
     def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = 0.95) -> list[GeneFit]:
         """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.
 
-        The distribution is that of the cells of a condition, averaged over their donors and other variables. The
-        matrix is read once more, so that its file must still be open.
+        The distribution is that of the cells of a condition, averaged over their random effects and other variables.
+        With random effects, each donor's own fold change comes with it, or each sample's own mean where donors have
+        cells in one of the conditions only. The matrix is read once more, so that its file must still be open.
 
         Args:
             genes: names.
@@ -359,6 +379,7 @@ def differential_expression(
     detection_threshold: float = 0.0,
     delta: float = 0.25,
     fdr: float = 0.05,
+    max_error: float = 0.2,
     credible: float = 0.95,
     key_added: str = "ziln_de",
     copy: bool = False,
@@ -380,7 +401,7 @@ def differential_expression(
         adata: an AnnData with cells in rows, in memory or on disk.
         formula, donor, layer, use_raw, scale, offset, depth, detection_threshold, draws, priors, device: see
             :class:`HurdleDE`.
-        contrast, delta, fdr, credible: see :meth:`HurdleDE.test`.
+        contrast, delta, fdr, max_error, credible: see :meth:`HurdleDE.test`.
         groupby: the column of obs whose groups are compared, instead of a formula.
         groups: the groups to compare; "all" for all but the reference.
         reference: the group to compare with; "rest" compares each group with all other cells, in a fit of its own.
@@ -409,7 +430,7 @@ def differential_expression(
         ('up', 3)
     """
     _check_one_way(formula, contrast, groupby, groups, reference)
-    check_fractions(delta, fdr, credible)
+    check_fractions(delta, fdr, credible, max_error)
     check_key(key_added)
     given = [(adata, formula or "", contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
     tables, parameters = [], []
@@ -431,11 +452,11 @@ def differential_expression(
         contrasts = de.cells.design.contrasts(own_contrast)
         path = None if checkpoint is None else os.fspath(checkpoint) + (f".{number}" if number > 1 else "")
         de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=path)
-        tables.append(de.test(contrasts, delta=delta, fdr=fdr, credible=credible))
+        tables.append(de.test(contrasts, delta=delta, fdr=fdr, max_error=max_error, credible=credible))
         parameters.append(result_parameters(de, contrasts))
     table = require("pandas").concat(tables, ignore_index=True)
     if not copy:
-        settings = {"delta": delta, "fdr": fdr, "credible": credible}
+        settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
         write_results(adata, table, _merged(parameters, groupby) | settings, key_added)
     return table
 
@@ -519,13 +540,15 @@ def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[A
         raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")
 
 
-def check_fractions(delta: float, fdr: float, credible: float) -> None:
+def check_fractions(delta: float, fdr: float, credible: float, max_error: float = 0.2) -> None:
     """Raise for settings of a table that are out of range."""
     if not 0 <= delta < math.inf:
         raise SingleCellError(f"delta is {delta!r}; needed a number >= 0, in log2 units")
     for name, value in (("fdr", fdr), ("credible", credible)):
         if not 0 < value < 1:
             raise SingleCellError(f"{name} is {value!r}; needed a number between 0 and 1")
+    if not 0 < max_error <= 1:
+        raise SingleCellError(f"max_error is {max_error!r}; needed a probability above 0")
 
 
 def _check_device(device: str) -> None:
@@ -551,5 +574,5 @@ def _priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData) ->
 
 
 def _negligible(priors: HurdlePriors) -> float:
-    """Return the log2 fold change below which genes without effects may lie: 5 sds of two spikes."""
-    return 0.0 if priors.effects_share is None else 5 * math.sqrt(2) * priors.spike_sd / math.log(2)
+    """Return the log2 fold change below which genes without effects may lie: 5 sds of the difference of two spikes."""
+    return 5 * math.sqrt(2) * priors.spike_sd / math.log(2)

@@ -136,9 +136,9 @@ def log_means(samples: Samples) -> tuple[Floats, Floats]:
     .. math:: y_s = \log\frac{t_s + m / 2}{n_s + 1 / (2 p)}, \qquad
         v_s = \frac{(1 - p) + (e^{s^2} - 1)}{n_s p + 1 / 2}
 
-    Here t_s is the sum of the values of n_s cells, and p, m and s^2 are the gene's share of positive values, their mean,
-    and the variance of their logarithms. Half a typical positive value is added to each sample, which draws samples of
-    few positive values to the mean of all.
+    Here t_s is the sum of the values of n_s cells, and p, m and s^2 are the gene's share of positive values, their
+    mean, and the variance of their logarithms. Half a typical positive value is added to each sample, which draws
+    samples of few positive values to the mean of all.
     """
     positive, number = samples.positive.sum(0), samples.cells[:, None]
     share, mean = positive / samples.cells.sum(), samples.total.sum(0) / positive
