@@ -4,7 +4,8 @@
     python -m tests.calibration.nuts_reference
 
 writes means and standard deviations of all sites to nuts_reference.json, which the guide is compared with. Of
-our code only the numbers in ``HurdlePriors`` are used. Effects are dense.
+our code only numbers are used, those of ``HurdlePriors`` and the sds of the effects. Most genes have effects, since a
+sampler does not move between a narrow and a wide component.
 """
 
 from __future__ import annotations
@@ -17,54 +18,90 @@ from typing import Any
 import numpy as np
 
 from pyro_zilognormal.models import HurdleData, HurdlePriors
-from tests.calibration.simulations import NUTS_DATA
+from pyro_zilognormal.models.hurdle.components import EFFECT_SDS
+from tests.calibration.simulations import DENSE, NUTS_DATA
 
 PATH = Path(__file__).with_suffix(".json")
-DRAWS, WARMUP = 8000, 1500
+DRAWS, WARMUP = 3000, 1000
 
 
-def hurdle(value: Any, design: Any, donor: Any, donors: int, priors: HurdlePriors) -> None:
-    """Draw both parts' coefficients and log sigma, and add up the log likelihood of groups."""
+def hurdle(value: Any, designs: Any, factors: Any, levels: Any, priors: HurdlePriors) -> None:
+    """Draw the coefficients of log mean, zero part and log sigma, and add up the log likelihood of groups."""
     import jax.numpy as jnp
     import numpyro
+    import numpyro.distributions as dist
     from jax.nn import log_sigmoid
 
-    zeros, positives, mean, squares = (jnp.asarray(value[..., k]) for k in range(4))
-    mu = predictor("", design, donor, donors, value.shape[1], priors)
-    zero = predictor("zero_", design, donor, donors, value.shape[1], priors)
-    log_sigma = hierarchical("log_sigma", priors.log_sigma_sd, value.shape[1], 1, priors.log_sigma_mean)[:, 0]
+    zeros, positives, mean, squares = (jnp.asarray(value[..., k]).T for k in range(4))
+    genes = value.shape[1]
+    design, zero_design, scale_design = designs
+    intercept = hierarchical("intercept", priors.intercept_mean, priors.intercept_sd, genes, 1)
+    deviation = sparse_effects(design.shape[1] - 1, genes, priors) @ design[:, 1:].T
+    deviation = deviation + random_effects("", factors, levels, genes, priors)
+    zero_intercept = hierarchical("zero_intercept", priors.zero_intercept_mean, priors.zero_intercept_sd, genes, 1)
+    effects = hierarchical(
+        "zero_effects", priors.zero_effects_mean, priors.zero_effects_sd, genes, zero_design.shape[1] - 1
+    )
+    slope = numpyro.sample("zero_slope", dist.Normal(*priors.zero_slope))
+    zero = zero_intercept + effects @ zero_design[:, 1:].T - slope * deviation
+    zero = zero + random_effects("zero_", factors, levels, genes, priors)
+    sigma_mean, sigma_sd = (
+        tuple(np.append(a, b) for a, b in zip(*(getattr(priors, f"log_sigma_{e}{k}") for e in ("", "effects_")), strict=True))
+        for k in ("mean", "sd")
+    )
+    log_sigma = hierarchical("log_sigma", sigma_mean, sigma_sd, genes, scale_design.shape[1]) @ scale_design.T
     variance = jnp.exp(2 * log_sigma) + 0.001**2
+    mu = intercept + deviation - log_sigmoid(-zero) - variance / 2
     numpyro.factor("zero", (zeros * log_sigmoid(zero) + positives * log_sigmoid(-zero)).sum())
     residual = squares + positives * (mean - mu) ** 2
     numpyro.factor("positive", (-positives * jnp.log(variance) / 2 - residual / (2 * variance)).sum())
 
 
-def predictor(part: str, design: Any, donor: Any, donors: int, genes: int, priors: HurdlePriors) -> Any:
-    """Return the linear predictor, of shape (rows, genes)."""
-    import jax.numpy as jnp
-
-    def own(name: str) -> Any:
-        return getattr(priors, part + name)
-
-    intercept = hierarchical(f"{part}intercept", own("intercept_sd"), genes, 1, own("intercept_mean"))
-    effects = hierarchical(f"{part}effects", own("effects_sd"), genes, design.shape[1] - 1)
-    eta = jnp.concatenate([intercept, effects], -1) @ design.T
-    if donors:
-        eta = eta + hierarchical(f"{part}donors", own("donors_sd"), genes, donors, shared=True)[:, donor]
-    return eta.T
-
-
-def hierarchical(name: str, sd: Any, genes: int, width: int, mean: Any = None, shared: bool = False) -> Any:
-    """Draw coefficients of all genes, Normal about a learned mean (or 0) with a learned sd."""
+def hierarchical(name: str, mean: Any, sd: Any, genes: int, width: int) -> Any:
+    """Draw coefficients of all genes, Normal about a learned mean with a learned sd."""
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
 
-    median, spread = (jnp.broadcast_to(jnp.asarray(v), (1 if shared else width,)) for v in sd)
+    centre, spread = (jnp.broadcast_to(jnp.asarray(v), (width,)) for v in mean)
+    middle = numpyro.sample(f"{name}_mean", dist.Normal(centre, spread).to_event(1))
+    median, spread = (jnp.broadcast_to(jnp.asarray(v), (width,)) for v in sd)
     log_sd = numpyro.sample(f"{name}_log_sd", dist.Normal(jnp.log(median), spread).to_event(1))
-    centre = 0.0 if mean is None else numpyro.sample(f"{name}_mean", dist.Normal(*mean))
-    normal = dist.Normal(centre, jnp.exp(log_sd)).expand([genes, width])
-    return numpyro.sample(name, normal.to_event(2))
+    return numpyro.sample(name, dist.Normal(middle, jnp.exp(log_sd)).expand([genes, width]).to_event(2))
+
+
+def sparse_effects(width: int, genes: int, priors: HurdlePriors) -> Any:
+    """Draw effects from a mixture of Normals of several sds, with learned weights for each column."""
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    sds = jnp.asarray((priors.spike_sd, *EFFECT_SDS))
+    share, spread = priors.effects_share
+    centre = jnp.full((width, len(EFFECT_SDS)), jnp.log(share / (1 - share) / len(EFFECT_SDS)))
+    logits = numpyro.sample("effects_logits", dist.Normal(centre, spread).to_event(2))
+    weights = dist.Categorical(logits=jnp.pad(logits, ((0, 0), (1, 0))))
+    normals = dist.Normal(jnp.zeros((width, len(sds))), sds)
+    mixture = dist.MixtureSameFamily(weights, normals)
+    return numpyro.sample("effects", mixture.expand([genes, width]).to_event(2))
+
+
+def random_effects(part: str, factors: Any, levels: Any, genes: int, priors: HurdlePriors) -> Any:
+    """Draw effects of the levels of each factor, with sds of each gene, and return their sums, (genes, rows)."""
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    if not levels:
+        return 0.0
+    sd, spread = (getattr(priors, f"{part}random_{k}") for k in ("sd", "spread"))
+    mean = (np.log(sd[0]), sd[1])
+    log_sds = hierarchical(f"{part}random_log_sd", mean, spread, genes, len(levels))
+    owner = np.repeat(np.arange(len(levels)), levels)
+    noise = numpyro.sample(f"{part}noise", dist.Normal(0, 1).expand([genes, sum(levels)]).to_event(2))
+    effects = numpyro.deterministic(f"{part}random", noise * jnp.exp(log_sds[:, owner]))
+    before = np.concatenate([[0], np.cumsum(levels)[:-1]]).astype(int)
+    return sum(effects[:, before[f] + factors[:, f]] for f in range(len(levels)))
 
 
 def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dict[str, np.ndarray]:
@@ -74,14 +111,16 @@ def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dic
     from numpyro.infer import MCMC, NUTS
 
     numpyro.enable_x64()
-    priors = HurdlePriors.for_data(data, effects_share=None)
+    priors = HurdlePriors.for_data(data, **DENSE)
     numbers = {
-        k: tuple(np.asarray(v) for v in getattr(priors, k)) for k in vars(priors) if isinstance(vars(priors)[k], tuple)
+        k: tuple(np.asarray(v) for v in value) if isinstance(value, tuple) else value for k, value in vars(priors).items()
     }
     mcmc = MCMC(NUTS(hurdle, target_accept_prob=0.9), num_warmup=warmup, num_samples=draws, progress_bar=False)
-    given = data.value.numpy(), data.design.numpy(), data.donor.numpy(), data.donors
-    mcmc.run(jax.random.PRNGKey(0), *given, HurdlePriors(**numbers, effects_share=None))
-    return {name: np.asarray(values) for name, values in mcmc.get_samples().items()}
+    designs = tuple(d.numpy() for d in (data.design, data.zero_design, data.scale_design))
+    mcmc.run(
+        jax.random.PRNGKey(0), data.value.numpy(), designs, data.factors.numpy(), data.levels, HurdlePriors(**numbers)
+    )
+    return {name: np.asarray(values) for name, values in mcmc.get_samples().items() if "noise" not in name}
 
 
 def summary(draws: np.ndarray) -> dict[str, list[float]]:

@@ -21,23 +21,32 @@ from pyro_zilognormal.models import (
     fit_hurdle,
     log_fold_change,
 )
+from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi import FitResult
 
 TEST, REFERENCE = Condition([1.0, 1.0]), Condition([1.0, 0.0])
+
+# Effects in most genes, of sds that a sampler can move between.
+DENSE = {"effects_share": (0.95, 0.5), "spike_sd": 0.1}
 
 # Informative enough that a handful of genes and cells make data like real ones, for calibration over the prior.
 PRIORS = HurdlePriors(
     intercept_mean=(1.5, 0.5),
     intercept_sd=(0.6, 0.3),
-    effects_sd=(0.5, 0.4),
-    donors_sd=(0.25, 0.4),
+    effects_share=(0.5, 0.5),
+    spike_sd=0.05,
+    random_sd=(0.25, 0.4),
+    random_spread=(0.5, 0.3),
     log_sigma_mean=(-0.5, 0.3),
     log_sigma_sd=(0.25, 0.3),
+    log_sigma_effects_sd=(0.1, 0.3),
+    zero_slope=(1.0, 0.2),
     zero_intercept_mean=(0.0, 0.5),
     zero_intercept_sd=(1.0, 0.3),
-    zero_effects_sd=(0.7, 0.4),
-    zero_donors_sd=(0.3, 0.4),
-    effects_share=None,
+    zero_effects_mean=(0.0, 0.2),
+    zero_effects_sd=(0.3, 0.3),
+    zero_random_sd=(0.2, 0.4),
+    zero_random_spread=(0.5, 0.3),
 )
 
 
@@ -52,12 +61,13 @@ def draw_from_prior(seed: int, genes: int, donors: int, cells: int) -> tuple[Hur
     rows, donor = design(donors)
     silent = torch.zeros(donors, genes, 5, dtype=torch.float64)
     silent[..., 0] = cells
-    blank = HurdleData(silent, rows, rows, donor, torch.zeros(donors).double(), donors)
+    blank = HurdleData.from_groups(SufficientStatistics.from_value(silent), rows, factors=donor)
     with torch.random.fork_rng(devices=[]):
         pyro.set_rng_seed(seed)
         trace = poutine.trace(HurdleModel(blank, PRIORS)).get_trace(*blank.arguments[:-1])
     truth = {name: trace.nodes[name]["value"] for name in trace.stochastic_nodes if name not in ("x", "genes", "rows")}
-    return HurdleData(trace.nodes["x"]["value"], rows, rows, donor, blank.offset, donors), truth
+    stats = SufficientStatistics.from_value(trace.nodes["x"]["value"])
+    return HurdleData.from_groups(stats, rows, factors=donor), truth
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ def with_donors() -> HurdleData:
     """Return simulated cells of 8 donors, 20 genes that all change."""
     made = experiment(3, genes=20, share=1.0, donors=8, cells=40)
     rows = torch.stack([torch.ones_like(made.condition), made.condition], 1)
-    return HurdleData.from_cells(made.x, rows, donor=made.donor)
+    return HurdleData.from_cells(made.x, rows, factors=made.donor)
 
 
 NUTS_DATA = {"blood": blood, "donors": with_donors}

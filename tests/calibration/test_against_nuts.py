@@ -7,12 +7,12 @@ import pytest
 
 from pyro_zilognormal.models import HurdlePriors, draw_coefficients
 from tests.calibration.nuts_reference import PATH
-from tests.calibration.simulations import NUTS_DATA, fit
+from tests.calibration.simulations import DENSE, NUTS_DATA, fit
 
 pytestmark = pytest.mark.slow
 
-DRAWS = 8000
-COEFFICIENTS = ("intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "donors", "zero_donors")
+DRAWS = 20000
+COEFFICIENTS = ("intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "random", "zero_random")
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -21,8 +21,8 @@ def test_every_coefficient(name, seed):
     """Means within 0.1 posterior sd and sds within 10 %, but for two standard errors of both samplers."""
     data, reference = NUTS_DATA[name](), json.loads(PATH.read_text())[name]
     assert float(data.value.sum()) == pytest.approx(reference["statistics"], rel=1e-12), "made for other data"
-    result = fit(data, HurdlePriors.for_data(data, effects_share=None), seed)
-    drawn = draw_coefficients(result, data, DRAWS, seed, donors=True)
+    result = fit(data, HurdlePriors.for_data(data, **DENSE), seed)
+    drawn = draw_coefficients(result, data, DRAWS, seed, random=True)
     compared = [site for site in COEFFICIENTS if site in reference["sites"]]
     for site in compared:
         exact = {k: np.array(v) for k, v in reference["sites"][site].items()}

@@ -13,7 +13,7 @@ DELTA = 0.25
 def fold_changes(made: Experiment, donors: bool, seed: int) -> torch.Tensor:
     """Return draws of log2 fold changes, of shape (draws, genes), under the default priors."""
     rows = torch.stack([torch.ones_like(made.condition), made.condition], 1)
-    data = HurdleData.from_cells(made.x, rows, donor=made.donor if donors else None)
+    data = HurdleData.from_cells(made.x, rows, factors=made.donor if donors else None)
     return fitted_log_fc(data, None, seed)
 
 

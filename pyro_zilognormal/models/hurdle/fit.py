@@ -29,7 +29,7 @@ _NEGLIGIBLE = 0.02
 
 # Numbers in the factors of the precisions that are drawn from at a time: some hundred MB of working memory.
 _NUMBERS_A_BLOCK = 1 << 23
-_DRAWS_A_FACTOR = 10
+_DRAWS_A_FACTOR = 20
 
 
 def fit_hurdle(
@@ -37,7 +37,7 @@ def fit_hurdle(
     guide: HurdleGuide,
     data: HurdleData,
     *,
-    steps: int = 200,
+    steps: int = 50,
     batch_size: int = 512,
     seed: int = 0,
     callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
@@ -115,8 +115,8 @@ def draw_coefficients(
 ) -> dict[str, Tensor]:
     """Return posterior draws of the coefficients of all genes.
 
-    Ten draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000
-    draws these have 100 values.
+    Twenty draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000
+    draws these have 50 values.
 
     Args:
         result: of a fit with a :class:`HurdleGuide`.

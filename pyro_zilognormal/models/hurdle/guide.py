@@ -56,7 +56,7 @@ class HurdleGuide(PyroModule):
         self.genes, self.hierarchy = data.genes, model.hierarchy
         coefficients, log_sds, hyper = find_start(data.as_groups(), model.hierarchy)
         self.hyper = HyperparameterNormal(hyper)
-        self.log_sds = None if log_sds is None else GaussianSite(log_sds, 0)
+        self.log_sds = None if log_sds is None else GaussianSite(log_sds, log_sds.linear.shape[-1])
         random = 2 * sum(data.levels)
         self.coefficients = GaussianSite(coefficients, model.hierarchy.coefficients.width - random)
 
@@ -145,8 +145,8 @@ class HyperparameterNormal(PyroModule):
 class GaussianSite(PyroModule):
     """q(theta | mean, precision), proportional to Normal(theta; mean, precision) exp(b' theta - theta' A theta / 2).
 
-    This is the posterior where the likelihood of theta is Gaussian; where it is not, the learned shift, skewness, tails
-    and coupling of its white noise correct it.
+    This is the posterior where the likelihood of theta is Gaussian; where it is not, a learned shift of its white noise
+    and the skewness, tails and coupling of the last elements, ``core`` of them, correct it.
     """
 
     information: Tensor
@@ -156,9 +156,10 @@ class GaussianSite(PyroModule):
         super().__init__()
         self.register_buffer("information", site.information)
         self.register_buffer("linear", site.linear)
-        for name in ("shift", "skewness", "log_tails"):
-            setattr(self, name, PyroParam(torch.zeros_like(site.linear)))
-        self.coupling = PyroParam(site.linear.new_zeros(len(site.linear), core, core))
+        genes = len(site.linear)
+        shapes = {"shift": site.linear.shape, "skewness": (genes, core), "log_tails": (genes, core)}
+        for name, shape in (shapes | {"coupling": (genes, core, core)}).items():
+            setattr(self, name, PyroParam(site.linear.new_zeros(shape)))
 
     def distribution(self, mean: Tensor, precision: Tensor, sparse: ScaleMixture | None) -> PathDerivative:
         """Return the distribution of theta under that prior, the last elements under a scale mixture."""

@@ -40,28 +40,22 @@ def sinh_arcsinh_log_density(x: Tensor, skewness: Tensor, log_tails: Tensor) -> 
 
 
 def couple(noise: Tensor, coupling: Tensor) -> Tensor:
-    """Return v of noise w, of shape (..., others + core), and C, strictly upper, of shape (..., core, core)."""
-    others, core = _split_core(noise, coupling)
-    return torch.cat([others, core + _curve(core, coupling)], -1)
+    """Return v of noise w, of shape (..., core), and C, strictly upper, of shape (..., core, core)."""
+    return noise + _curve(noise, coupling)
 
 
 def uncouple(coupled: Tensor, coupling: Tensor) -> Tensor:
     """Return the noise w of v, from its last element backwards."""
-    others, core = _split_core(coupled, coupling)
-    noise = core[..., -1:]
-    for k in range(core.shape[-1] - 2, -1, -1):
-        own = core[..., k : k + 1] - _curve(noise, coupling[..., k : k + 1, k + 1 :])
+    noise = coupled[..., -1:]
+    for k in range(coupled.shape[-1] - 2, -1, -1):
+        own = coupled[..., k : k + 1] - _curve(noise, coupling[..., k : k + 1, k + 1 :])
         noise = torch.cat([own, noise], -1)
-    return torch.cat([others, noise], -1)
+    return noise
 
 
 def _curve(later: Tensor, coupling: Tensor) -> Tensor:
     """Return what the noise of later elements, of shape (..., k), adds to those of the rows of C (..., rows, k)."""
     return (coupling * later.asinh().square().unsqueeze(-2)).sum(-1)
-
-
-def _split_core(noise: Tensor, coupling: Tensor) -> tuple[Tensor, ...]:
-    return noise.tensor_split([noise.shape[-1] - coupling.shape[-1]], -1)
 
 
 class MixturePosterior:
@@ -92,16 +86,16 @@ class MixturePosterior:
 
 
 class SinhArcsinhNormal(TorchDistribution):
-    r"""A multivariate Normal of precision L L', whose white noise is sinh-arcsinh and coupled.
+    r"""A multivariate Normal of precision L L', the last elements of whose white noise are sinh-arcsinh and coupled.
 
     .. math::
         \theta = L'^{-1} (m + v), \quad v_i = w_i + \sum_{j > i} C_{ij} \operatorname{arsinh}(w_j)^2, \quad
         w_i = \sinh((\operatorname{arsinh} e_i + \epsilon_i) / \delta_i), \quad e_i \sim N(0, 1)
 
-    with skewness epsilon and tail weight delta; at 0 and 1, with C = 0, it is the Normal of mean L'^-1 m. Its last
-    elements may have a scale mixture as prior, of which L holds the widest component: then each is the mixture that
-    this prior makes of its distribution given the elements after it. C, above the diagonal, is that of the last
-    elements, of shape (genes, core, core).
+    with skewness epsilon and tail weight delta; at 0 and 1, with C = 0, it is the Normal of mean L'^-1 m. These three
+    are those of the last elements, the core, of shapes (genes, core) and (genes, core, core); all others have v = e.
+    The very last elements may have a scale mixture as prior, of which L holds the widest component: then each is the
+    mixture that this prior makes of its distribution given the elements after it.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -125,10 +119,11 @@ class SinhArcsinhNormal(TorchDistribution):
         """Draw by the reparameterization above."""
         shape = self._extended_shape(torch.Size(sample_shape))
         noise = torch.randn(shape, dtype=self.white_mean.dtype, device=self.white_mean.device)
-        noise = sinh_arcsinh(noise, self.skewness, self.log_tails)
+        others, core = self._split(noise)
+        core = sinh_arcsinh(core, self.skewness, self.log_tails)
         if self.sparse is not None:
-            noise = self._sparse_noise(noise, self.sparse)
-        white = self.white_mean + couple(noise, self.coupling)
+            core = self._sparse_noise(core, self.sparse)
+        white = self.white_mean + torch.cat([others, couple(core, self.coupling)], -1)
         # Draws of one factor are right-hand sides of one system.
         columns = white.reshape(-1, *self.white_mean.shape).movedim(0, -1)
         theta = torch.linalg.solve_triangular(self.factor.mT, columns, upper=True).movedim(-1, 0)
@@ -137,27 +132,32 @@ class SinhArcsinhNormal(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, of batch shape."""
         white = (self.factor.mT @ value.unsqueeze(-1)).squeeze(-1)
-        noise = uncouple(white - self.white_mean, self.coupling)
+        others, core = self._split(white - self.white_mean)
+        noise = uncouple(core, self.coupling)
         diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
-        each = sinh_arcsinh_log_density(noise, self.skewness, self.log_tails) + diagonal.log()
+        normal = -others.square() / 2 - _HALF_LOG_2PI
+        each = torch.cat([normal, sinh_arcsinh_log_density(noise, self.skewness, self.log_tails)], -1) + diagonal.log()
         if self.sparse is None:
             return each.sum(-1)
         last = slice(-self.sparse.width, None)
-        mean = (value - noise / diagonal)[..., last]
+        mean = (value[..., last] - noise[..., last] / diagonal[..., last])
         mixture = self._mixture(self.sparse, mean, diagonal[..., last], last)
         return each[..., : -self.sparse.width].sum(-1) + mixture.log_prob(value[..., last]).sum(-1)
 
+    def _split(self, noise: Tensor) -> tuple[Tensor, ...]:
+        return noise.tensor_split([noise.shape[-1] - self.coupling.shape[-1]], -1)
+
     def _sparse_noise(self, noise: Tensor, sparse: ScaleMixture) -> Tensor:
         """Replace the noise of the last elements, each depending on those after it, by that of their mixtures."""
-        upper, white, size = self.factor.mT, self.white_mean, noise.shape[-1]
+        upper, white = self.factor.mT, self.white_mean
         values = last = noise[..., :0]
-        core = self.coupling.shape[-1]
+        size, core = white.shape[-1], noise.shape[-1]
         for k in range(1, sparse.width + 1):
             row = upper[..., -k, size - k :]
             later = (row[..., 1:] * values).sum(-1, keepdim=True)
             curved = _curve(last, self.coupling[..., -k, None, core - k + 1 :])
             mean = (white[..., -k, None] + curved - later) / row[..., :1]
-            at = slice(-k, size - k + 1)
+            at = slice(-k, core - k + 1)
             value = self._mixture(sparse.column(sparse.width - k), mean, row[..., :1], at).rsample()
             values = torch.cat([value, values], -1)
             last = torch.cat([row[..., :1] * (value - mean), last], -1)
