@@ -89,7 +89,7 @@ def _compute(options: argparse.Namespace, adata: Any) -> Results:
     seconds: dict[str, float] = {}
     with _record_warnings() as recorded:
         with _timed(seconds, "read"):
-            check_fractions(options.delta, options.fdr, CREDIBLE)
+            check_fractions(options.delta, options.fdr, CREDIBLE, options.max_error)
             settings = {name: getattr(options, name) for name in _MODEL if hasattr(options, name)}
             de = HurdleDE(adata, options.formula, **settings)
             contrasts = de.cells.design.contrasts([tuple(contrast) for contrast in options.contrast])
@@ -100,14 +100,16 @@ def _compute(options: argparse.Namespace, adata: Any) -> Results:
             progress = Progress(False if options.quiet else None)
             de.fit(seed=options.seed, steps=options.steps, callbacks=[progress], checkpoint=checkpoint)
         with _timed(seconds, "summarise"):
-            table = de.test(contrasts, delta=options.delta, fdr=options.fdr)
+            table = de.test(contrasts, delta=options.delta, fdr=options.fdr, max_error=options.max_error)
             ends = {end.name: end for contrast in contrasts for end in (contrast.test, contrast.reference)}
             check = de.predictive_check(*ends.values(), credible=CREDIBLE)
             genes = []
             for contrast in contrasts:
                 some = table[(table["contrast"] == contrast.name) & (table["status"] != "all_zero")]["variable"]
                 genes += de.gene_fits(some.head(max(2, _GENES_DRAWN // len(contrasts))).tolist(), contrast)
-    specification = {name: getattr(options, name) for name in ("source", "delta", "fdr", "resume", "command")}
+    specification = {
+        name: getattr(options, name) for name in ("source", "delta", "fdr", "max_error", "resume", "command")
+    }
     return Results(specification, de, contrasts, table, check, genes, recorded, seconds)
 
 
@@ -257,6 +259,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
     add("--delta", type=float, default=0.25, help="smallest change of interest, in log2 units (0.25)")
     add("--fdr", type=float, default=0.05, help="expected false discovery rate of the calls (0.05)")
+    add("--max-error", type=float, default=0.2, help="largest probability that a called gene does not change (0.2)")
     add("--seed", type=_whole(0), default=0, help="random seed (0)")
     add("--steps", type=_whole(10), default=None, help="number of steps of the fit; increase if it has not converged")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (cpu)")

@@ -158,7 +158,7 @@ def _paired_term(factors: NDArray[np.int64], arms: Sequence[NDArray[np.int64]]) 
     """Return the random effects whose levels pair the samples of two conditions, one with one; None if none do."""
     for term in reversed(range(factors.shape[1])):
         levels = [np.unique(factors[rows], axis=0)[:, term] for rows in arms]
-        shared = np.intersect1d(*levels)
+        shared = np.intersect1d(levels[0], levels[1])
         if len(shared) and all(np.isin(level, shared).sum() == len(shared) for level in levels):
             return term
     return None

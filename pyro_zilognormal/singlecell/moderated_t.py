@@ -117,8 +117,10 @@ def read_samples(cells: Cells) -> Samples:
         value, total = data.value.numpy(), member @ cells.totals
         positive = member @ value[..., 1]
     else:
-        value = SufficientStatistics.from_cells(data.value, torch.from_numpy(of_row), len(first), data.offset).value
-        value, positive = value.numpy(), value[..., 1].numpy()
+        value = SufficientStatistics.from_cells(
+            data.value, torch.from_numpy(of_row), len(first), data.offset
+        ).value.numpy()
+        positive = value[..., 1]
         total = member.multiply(1 / cells.factor).tocsr() @ data.value
         total = total.toarray() if hasattr(total, "toarray") else np.asarray(total)
     freedom, squares = np.maximum(value[..., 1] - 1, 0).sum(0), value[..., 3].sum(0)
