@@ -2,10 +2,11 @@
 
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.effects import (
+    CellParameters,
     Condition,
     FoldChange,
+    cell_parameters,
     expected_fdr,
-    linear_predictor,
     local_false_sign_rate,
     log_fold_change,
 )
@@ -15,16 +16,17 @@ from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
 
 __all__ = [
+    "CellParameters",
     "Condition",
     "FoldChange",
     "HurdleData",
     "HurdleGuide",
     "HurdleModel",
     "HurdlePriors",
+    "cell_parameters",
     "draw_coefficients",
     "expected_fdr",
     "fit_hurdle",
-    "linear_predictor",
     "local_false_sign_rate",
     "log_fold_change",
 ]

@@ -1,17 +1,16 @@
-"""The hierarchical priors of a gene's coefficients: sites, and blocks of sites that share a likelihood."""
+"""The hierarchical priors of a gene's coefficients: sites, and blocks of sites that the guide draws together."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors, column_units
@@ -21,6 +20,9 @@ Normal = tuple[Tensor, Tensor]
 
 # Positive values that differ by a thousandth are the same: a gene of equal values has no posterior at sigma = 0.
 LEAST_SIGMA = 1e-3
+
+# Sds of an effect in the genes that have one, in natural log units per unit of the column: from 10 % to 25-fold.
+EFFECT_SDS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 
 
 def log_scale(log_sigma: Tensor) -> Tensor:
@@ -35,178 +37,212 @@ class RealMixture(dist.MixtureSameFamily):
 
 
 @dataclass(frozen=True)
-class SpikeAndSlab:
-    """The prior (1 - share) Normal(0, spike_sd) + share Normal(0, slab_sd) of the elements of a site."""
+class ScaleMixture:
+    """A mixture of Normals of mean 0, the prior of each element of a site."""
 
-    logit_share: Tensor  # of shape (..., width), as log_slab_sd
-    log_slab_sd: Tensor
-    spike_sd: Tensor  # of shape (width,)
+    log_weights: Tensor  # of shape (..., width, components), as sds
+    sds: Tensor
 
     @property
     def width(self) -> int:
         """Number of elements."""
-        return self.log_slab_sd.shape[-1]
+        return self.sds.shape[-2]
 
     def distribution(self) -> dist.TorchDistribution:
         """Return the prior as a distribution, of batch shape (..., width)."""
-        logit, slab, spike = torch.broadcast_tensors(self.logit_share, self.log_slab_sd.exp(), self.spike_sd)
-        scales = torch.stack([spike, slab], -1)
-        return RealMixture(dist.Categorical(logits=_log_shares(logit)), dist.Normal(torch.zeros_like(scales), scales))
+        logits, sds = torch.broadcast_tensors(self.log_weights, self.sds)
+        return RealMixture(dist.Categorical(logits=logits), dist.Normal(torch.zeros_like(sds), sds))
 
-    def updated(self, log_bayes_factor: Tensor) -> SpikeAndSlab:
-        """Return the prior after evidence for the slab against the spike."""
-        return replace(self, logit_share=self.logit_share + log_bayes_factor)
-
-    def column(self, index: int) -> SpikeAndSlab:
+    def column(self, index: int) -> ScaleMixture:
         """Return the prior of one element, of width 1."""
         at = slice(index, index + 1)
-        return SpikeAndSlab(self.logit_share[..., at], self.log_slab_sd[..., at], self.spike_sd[at])
-
-    def log_density_ratio(self, elements: Tensor) -> Tensor:
-        """Return log Normal(element; 0, slab_sd) - log Normal(element; 0, spike_sd)."""
-        slab, spike = self.log_slab_sd, self.spike_sd.log()
-        return spike - slab + elements.square() * ((-2 * spike).exp() - (-2 * slab).exp()) / 2
+        return ScaleMixture(self.log_weights[..., at, :], self.sds[..., at, :])
 
     def posterior(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log probabilities, means and precisions of spike and slab, each of shape (..., width, 2).
+        """Return log probabilities, means and precisions of the components, each of shape (..., width, components).
 
-        Of elements whose posterior under the slab alone is Normal(mean, 1 / precision).
+        Of elements whose posterior under the widest component alone is Normal(mean, 1 / precision).
         """
-        means, precisions, log_bayes_factor = self._update(mean, precision)
-        return _log_shares(self.logit_share + log_bayes_factor), means, precisions
+        log_joint, means, precisions = self._update(mean, precision)
+        return log_joint.log_softmax(-1), means, precisions
 
-    def log_bayes_factor(self, mean: Tensor, precision: Tensor) -> Tensor:
-        """Return the log marginal likelihood of the slab minus that of the spike; arguments as in `posterior`."""
-        return self._update(mean, precision)[2]
+    def log_evidence(self, mean: Tensor, precision: Tensor) -> Tensor:
+        """Return the log marginal likelihood of the mixture against its widest component; arguments as `posterior`."""
+        log_joint, _, _ = self._update(mean, precision)
+        return log_joint.logsumexp(-1) - (log_joint - self.log_weights)[..., -1]
 
     def _update(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return means and precisions of spike and slab, and the log Bayes factor."""
-        slab = (-2 * self.log_slab_sd).exp()
-        prior = torch.stack([self.spike_sd.pow(-2).expand_as(slab), slab], -1)
+        prior = self.sds.pow(-2)
         # Rounding may take the likelihood's own precision below 0 where there are no cells.
-        precisions = (precision - slab).clamp(min=0).unsqueeze(-1) + prior
+        precisions = (precision - prior[..., -1]).clamp(min=0).unsqueeze(-1) + prior
         linear = (mean * precision).unsqueeze(-1)
-        log_marginal = (prior.log() - precisions.log() + linear.square() / precisions) / 2
-        return linear / precisions, precisions, log_marginal[..., 1] - log_marginal[..., 0]
-
-
-def _log_shares(logit: Tensor) -> Tensor:
-    """Return the log probabilities of spike and slab, of shape (..., 2)."""
-    return torch.stack([logsigmoid(-logit), logsigmoid(logit)], -1)
+        means = linear / precisions
+        log_marginal = (prior.log() - precisions.log() + linear * means) / 2
+        return self.log_weights + log_marginal, means, precisions
 
 
 class Component(nn.Module):
-    """A latent site of shape (genes, width), whose elements share a prior across genes.
+    """A latent site of shape (genes, width): theta_g ~ Normal(mean, exp(log_sd)), element by element.
 
-    theta_g ~ Normal(mean, exp(log_sd)), where mean is 0 unless it has a hyperprior. A sparse one has that prior in a
-    share of the genes, and an sd of ``spike_sd`` in the others; ``share`` names the hyperparameter with the log odds
-    of the slab, which another component may own.
+    ``mean`` and ``log_sd`` are hyperparameters, shared by all genes.
     """
 
-    spike_sd: Tensor
-
-    def __init__(
-        self,
-        name: str,
-        width: int,
-        hyperpriors: dict[str, Normal],
-        share: str | None = None,
-        spike_sd: Tensor | None = None,
-    ) -> None:
+    def __init__(self, name: str, width: int, hyperpriors: Mapping[str, Normal]) -> None:
         super().__init__()
-        self.name, self.width, self.share, self.kinds = name, width, share, list(hyperpriors)
+        self.name, self.width, self.kinds = name, width, list(hyperpriors)
         for kind, prior in hyperpriors.items():
             self.register_buffer(kind, torch.stack(prior))
-        self.register_buffer("spike_sd", spike_sd)
 
     def hyperpriors(self) -> dict[str, Normal]:
         """Return mean and sd of the Normal prior of each hyperparameter, by its name."""
         return {f"{self.name}_{kind}": cast(Normal, getattr(self, kind).unbind()) for kind in self.kinds}
 
-    def spike_and_slab(self, values: dict[str, Tensor]) -> SpikeAndSlab | None:
-        """Return the sparse prior given the hyperparameters; None for a Normal prior."""
-        if self.share is None:
-            return None
-        return SpikeAndSlab(values[self.share], values[f"{self.name}_log_sd"], self.spike_sd)
-
-    def update_share(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the log odds of the slab given the site, gene by gene, by the name of the share."""
-        sparse = self.spike_and_slab(values)
-        if sparse is None or self.share is None:
-            return {}
-        return {self.share: sparse.logit_share + sparse.log_density_ratio(values[self.name])}
-
     def prior(self, values: dict[str, Tensor]) -> dist.TorchDistribution:
-        """Return the distribution of the site given the hyperparameters."""
-        sparse = self.spike_and_slab(values)
+        """Return the distribution of the site given what has been drawn before."""
         mean, precision = self.moments(values)
-        return (dist.Normal(mean, precision.rsqrt()) if sparse is None else sparse.distribution()).to_event(1)
+        return dist.Normal(mean, precision.rsqrt()).to_event(1)
 
     def moments(self, values: dict[str, Tensor]) -> Normal:
-        """Return the mean and 1 / sd^2 of the prior (of its slab), each of shape (..., width)."""
-        precision = (-2 * values[f"{self.name}_log_sd"]).exp()
-        shape = (*precision.shape[:-1], self.width)
-        mean = values.get(f"{self.name}_mean", torch.zeros_like(precision[..., :1]))
-        return mean.expand(shape), precision.expand(shape)
+        """Return the mean and 1 / sd^2 of the prior, each of shape (..., width)."""
+        return values[f"{self.name}_mean"], (-2 * values[f"{self.name}_log_sd"]).exp()
+
+
+class RandomEffects(Component):
+    """Effects of the levels of some factors, u_gk ~ Normal(0, exp(log_sd_gf)): each gene has sds of its own."""
+
+    owner: Tensor
+
+    def __init__(self, name: str, levels: tuple[int, ...]) -> None:
+        super().__init__(name, sum(levels), {})
+        self.register_buffer("owner", torch.arange(len(levels)).repeat_interleave(torch.tensor(levels)))
+
+    def moments(self, values: dict[str, Tensor]) -> Normal:
+        """Return 0 and 1 / sd^2 of the levels, each of shape (..., genes, levels)."""
+        precision = (-2 * values[f"{self.name}_log_sd"][..., self.owner]).exp()
+        return torch.zeros_like(precision), precision
+
+
+class SparseEffects(Component):
+    """Effects that few genes have: a scale mixture whose weights are learned for each column of the design."""
+
+    sds: Tensor
+
+    def __init__(self, name: str, sds: Tensor, logit: Normal) -> None:
+        super().__init__(name, len(sds), {"logits": logit})
+        self.register_buffer("sds", sds)
+
+    def mixture(self, values: dict[str, Tensor]) -> ScaleMixture:
+        """Return the prior given the log odds of the components against the narrowest."""
+        logits = values[f"{self.name}_logits"].unflatten(-1, (self.width, -1))
+        return ScaleMixture(torch.nn.functional.pad(logits, (1, 0)).log_softmax(-1), self.sds)
+
+    def prior(self, values: dict[str, Tensor]) -> dist.TorchDistribution:
+        """Return the mixture."""
+        return self.mixture(values).distribution().to_event(1)
+
+    def moments(self, values: dict[str, Tensor]) -> Normal:
+        """Return 0 and 1 / sd^2 of the widest component."""
+        precision = self.sds[:, -1].pow(-2)
+        return torch.zeros_like(precision), precision
 
 
 class Block(nn.ModuleList):
-    """The components of one likelihood in the order of their elements: donors first, sparse effects last."""
+    """Components that the guide draws together, in the order of their elements; sparse effects stand last."""
 
     def __iter__(self) -> Iterator[Component]:
         return cast(Iterator[Component], super().__iter__())
 
     @property
-    def last(self) -> Component:
-        """The only component that can be sparse."""
-        return cast(Component, self[-1])
+    def width(self) -> int:
+        """Number of elements."""
+        return sum(c.width for c in self)
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """The elements of each component, by its name."""
+        ends = torch.tensor([0, *(c.width for c in self)]).cumsum(0).tolist()
+        return {c.name: slice(*ends[k : k + 2]) for k, c in enumerate(self)}
+
+    @property
+    def sparse(self) -> SparseEffects | None:
+        """The sparse effects; None without any."""
+        last = self[-1] if len(self) else None
+        return last if isinstance(last, SparseEffects) else None
 
     def hyperpriors(self) -> dict[str, Normal]:
         """Return mean and sd of the Normal prior of each hyperparameter, by its name."""
         return {name: prior for c in self for name, prior in c.hyperpriors().items()}
 
     def moments(self, values: dict[str, Tensor]) -> Normal:
-        """Return the mean and 1 / sd^2 of the prior of all elements, each of shape (..., donors + core)."""
+        """Return mean and 1 / sd^2 of the prior of all elements, each of shape (..., width)."""
         means, precisions = zip(*(c.moments(values) for c in self), strict=True)
-        return torch.cat(means, -1), torch.cat(precisions, -1)
+        return _join(means), _join(precisions)
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
         """Return the values of each component from those of all elements."""
         return dict(zip((c.name for c in self), theta.split([c.width for c in self], -1), strict=True))
 
 
-def make_blocks(data: HurdleData, priors: HurdlePriors) -> Mapping[str, Block]:
-    """Return the blocks "log_sigma", "positive" (given sigma) and "zero", in the order in which they are drawn."""
-    hyperpriors = {"mean": _pair(priors.log_sigma_mean, 1), "log_sd": _log(priors.log_sigma_sd, 1)}
-    owner = "effects" if torch.equal(data.design, data.zero_design) else "zero_effects"
-    blocks = {
-        "log_sigma": Block([Component("log_sigma", 1, hyperpriors)]),
-        "positive": _regression("", data.design, data.donors, priors, "effects"),
-        "zero": _regression("zero_", data.zero_design, data.donors, priors, owner),
-    }
-    return cast(Mapping[str, Block], nn.ModuleDict(blocks).to(data.design.device))
+class Hierarchy(nn.Module):
+    """All sites of the regression: ``log_sds`` of random effects, and ``coefficients`` given these."""
+
+    slope: Tensor
+
+    def __init__(self, log_sds: Block, coefficients: Block, slope: Normal) -> None:
+        super().__init__()
+        self.log_sds, self.coefficients = log_sds, coefficients
+        self.register_buffer("slope", torch.stack(slope))
+
+    def hyperpriors(self) -> dict[str, Normal]:
+        """Return mean and sd of the Normal prior of each hyperparameter, by its name."""
+        slope = cast(Normal, self.slope.unbind())
+        return self.log_sds.hyperpriors() | self.coefficients.hyperpriors() | {"zero_slope": slope}
 
 
-def _regression(part: str, design: Tensor, donors: int, priors: HurdlePriors, owner: str) -> Block:
-    """Return donors, intercept and effects of a part; ``owner`` is the site that has the share of its effects."""
-    intercept_mean, intercept_sd, donors_sd, effects_sd = (
-        getattr(priors, f"{part}{name}") for name in ("intercept_mean", "intercept_sd", "donors_sd", "effects_sd")
-    )
-    width = design.shape[1] - 1
-    intercept = {"mean": _pair(intercept_mean, 1), "log_sd": _log(intercept_sd, 1)}
-    effects = {"log_sd": _log(effects_sd, width)}
-    share = spike_sd = None
-    if priors.effects_share is not None:
-        share, spike_sd = f"{owner}_logit_share", priors.spike_sd / column_units(design)
-        if owner == f"{part}effects":
-            median, spread = _pair(priors.effects_share, width)
-            effects["logit_share"] = median.logit(), spread
-    components = [
-        Component(f"{part}donors", donors, {"log_sd": _log(donors_sd, 1)}),
-        Component(f"{part}intercept", 1, intercept),
-        Component(f"{part}effects", width, effects, share, spike_sd),
+def make_hierarchy(data: HurdleData, priors: HurdlePriors) -> Hierarchy:
+    """Return the sites for the designs and factors of the data."""
+    log_sds, random = [], []
+    for part in ("", "zero_") if data.levels else ():
+        mean = _log(getattr(priors, f"{part}random_sd"), len(data.levels))
+        spread = _log(getattr(priors, f"{part}random_spread"), len(data.levels))
+        log_sds.append(Component(f"{part}random_log_sd", len(data.levels), {"mean": mean, "log_sd": spread}))
+        random.append(RandomEffects(f"{part}random", data.levels))
+    zeros, columns, scales = (d.shape[1] for d in (data.zero_design, data.design, data.scale_design))
+    sigma = [
+        torch.cat([first, rest])
+        for name in ("mean", "sd")
+        for first, rest in zip(
+            _pair(getattr(priors, f"log_sigma_{name}"), 1),
+            _pair(getattr(priors, f"log_sigma_effects_{name}"), scales - 1),
+            strict=True,
+        )
     ]
-    return Block([c for c in components if c.width])
+    fixed = [
+        Component("log_sigma", scales, {"mean": (sigma[0], sigma[1]), "log_sd": (sigma[2].log(), sigma[3])}),
+        _normal("zero_intercept", 1, priors),
+        _normal("zero_effects", zeros - 1, priors),
+        _normal("intercept", 1, priors),
+        _sparse(data, priors, columns - 1),
+    ]
+    blocks = Block(log_sds), Block([c for c in [*random, *fixed] if c.width])
+    return Hierarchy(*blocks, _pair(priors.zero_slope, 1)).to(data.design.device)
+
+
+def _normal(name: str, width: int, priors: HurdlePriors) -> Component:
+    mean, sd = getattr(priors, f"{name}_mean"), getattr(priors, f"{name}_sd")
+    return Component(name, width, {"mean": _pair(mean, width), "log_sd": _log(sd, width)})
+
+
+def _sparse(data: HurdleData, priors: HurdlePriors, width: int) -> SparseEffects:
+    sds = torch.tensor((priors.spike_sd, *EFFECT_SDS), dtype=torch.float64)
+    share, spread = _pair(priors.effects_share, width * len(EFFECT_SDS))
+    logit = (share / (1 - share) / len(EFFECT_SDS)).log(), spread
+    return SparseEffects("effects", sds / column_units(data.design).cpu().unsqueeze(-1), logit)
+
+
+def _join(tensors: tuple[Tensor, ...]) -> Tensor:
+    shape = torch.broadcast_shapes(*(t.shape[:-1] for t in tensors))
+    return torch.cat([t.expand(*shape, t.shape[-1]) for t in tensors], -1)
 
 
 def _pair(pair: tuple[float | Tensor, float | Tensor], width: int) -> Normal:

@@ -27,8 +27,9 @@ _LEARNING_RATE = 0.01
 # Nats a gene: less than a shift of one coefficient by 0.2 of its posterior standard deviation costs.
 _NEGLIGIBLE = 0.02
 
-# Coefficients drawn at a time: some hundred MB of working memory.
-_COEFFICIENTS_A_BLOCK = 1 << 22
+# Numbers in the factors of the precisions that are drawn from at a time: some hundred MB of working memory.
+_NUMBERS_A_BLOCK = 1 << 23
+_DRAWS_A_FACTOR = 10
 
 
 def fit_hurdle(
@@ -62,7 +63,7 @@ def fit_hurdle(
 
     Raises:
         TypeError: data that are not :class:`HurdleData`.
-        ValueError: fewer than 10 steps, or data of other rows, genes, donors or columns than the model's.
+        ValueError: fewer than 10 steps, or data of other rows, genes, levels or columns than the model's.
 
     Example:
         >>> from pyro_zilognormal.datasets import pbmc68k_reduced
@@ -75,7 +76,7 @@ def fit_hurdle(
     if steps < 10:
         raise ValueError(f"steps is {steps}; needed at least 10, to see whether the loss still falls")
     rows = len(data.design) if data.reduced else batch_size
-    numbers = data.genes * max(rows, data.donors + data.design.shape[1])
+    numbers = data.genes * max(rows, model.hierarchy.coefficients.width ** 2)
     particles = min(max(_FREE_NUMBERS // numbers, 1), _MOST_DRAWS)
     arguments = data.arguments if data.reduced else (Minibatches(*data.arguments, batch_size=batch_size, plate="rows"),)
     return fit(
@@ -110,22 +111,24 @@ def _converged(losses: Sequence[float], negligible: float) -> bool:
 
 @torch.no_grad()
 def draw_coefficients(
-    result: FitResult, data: HurdleData, draws: int, seed: int = 0, donors: bool = False
+    result: FitResult, data: HurdleData, draws: int, seed: int = 0, random: bool = False
 ) -> dict[str, Tensor]:
     """Return posterior draws of the coefficients of all genes.
 
-    A plate around the guide makes a block of draws at once, of bounded memory.
+    Ten draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000
+    draws these have 100 values.
 
     Args:
         result: of a fit with a :class:`HurdleGuide`.
         data: the data that it was fitted to.
         draws: number of draws.
         seed: of the draws; torch's generator is left as it was.
-        donors: whether to return the donors' effects too.
+        random: whether to return the random effects too.
 
     Returns:
-        Draws of shape (draws, genes, width), on the CPU, of the sites ``intercept``, ``effects``, ``zero_intercept``,
-        ``zero_effects``, ``log_sigma``, and ``donors`` and ``zero_donors``, as far as the model has them.
+        Draws of shape (draws, genes, width), on the CPU, of the sites ``intercept``, ``effects``, ``log_sigma``,
+        ``zero_intercept``, ``zero_effects``, and ``random`` and ``zero_random``, as far as the model has them;
+        ``zero_slope``, the same for all genes, has shape (draws, 1, 1).
 
     Example:
         >>> data = HurdleData.from_cells(torch.rand(50, 3).round(decimals=1), torch.ones(50, 1))
@@ -134,18 +137,19 @@ def draw_coefficients(
         >>> draw_coefficients(result, data, draws=20)["log_sigma"].shape
         torch.Size([20, 3, 1])
     """
-    names = ["intercept", "effects", "zero_intercept", "zero_effects", "log_sigma"]
-    names += ["donors", "zero_donors"] if donors else []
-    width = data.design.shape[1] + data.zero_design.shape[1] + 2 * data.donors + 1
-    size = max(1, _COEFFICIENTS_A_BLOCK // (data.genes * width))
+    names = ["intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "zero_slope"]
+    names += ["random", "zero_random"] if random else []
+    guide: HurdleGuide = result.module.callable("guide")
+    width = guide.hierarchy.coefficients.width
+    size = max(1, _NUMBERS_A_BLOCK // (data.genes * width * (width + _DRAWS_A_FACTOR)))
     found: dict[str, Tensor] = {}
-    with torch.random.fork_rng([data.design.device] if data.design.is_cuda else []):
+    with torch.random.fork_rng([data.design.device] if data.design.is_cuda else []), result.scope():
         torch.manual_seed(seed)
-        for start in range(0, draws, size):
-            with pyro.plate("draws", min(size, draws - start), dim=-3):
-                nodes = poutine.trace(result.guide).get_trace(*data.arguments[:-1]).nodes
-            for name in (n for n in names if n in nodes):
-                block = nodes[name]["value"].squeeze(1).cpu()
+        for start in range(0, draws, size * _DRAWS_A_FACTOR):
+            stop = min(start + size * _DRAWS_A_FACTOR, draws)
+            sites = guide.sample_coefficients(-(-(stop - start) // _DRAWS_A_FACTOR), _DRAWS_A_FACTOR)
+            for name in (n for n in names if n in sites):
+                block = sites[name][: stop - start].cpu()
                 # Filled as they come: to join them at the end would hold them in memory twice.
-                found.setdefault(name, block.new_empty(draws, *block.shape[1:]))[start : start + len(block)] = block
+                found.setdefault(name, block.new_empty(draws, *block.shape[1:]))[start:stop] = block
     return found

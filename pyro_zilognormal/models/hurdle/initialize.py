@@ -1,217 +1,264 @@
-"""Where the guide starts: the posterior mode of both parts and its curvature, with hyperparameters by empirical Bayes.
+"""Where the guide starts: nested Laplace approximations of all genes, with hyperparameters by empirical Bayes.
 
-All genes take one Newton step together, then the hyperparameters one step of EM, and so on. Given these, the zero
-part's log posterior is concave; the positive part's is a ridge regression given sigma, and concave in log sigma.
+Given the sds of a gene's random effects the posterior of its coefficients is nearly Normal at their mode; given the
+modes, the posterior of each sd is found on a grid (Rue, Martino and Chopin 2009, "Approximate Bayesian inference for
+latent Gaussian models by using integrated nested Laplace approximations"). The hyperparameters take EM steps.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, DonorDesign
-from pyro_zilognormal.models.hurdle.components import Block, Component, Normal, log_scale
+from pyro_zilognormal.models.hurdle.components import (
+    Component,
+    Hierarchy,
+    Normal,
+    RandomEffects,
+    SparseEffects,
+)
 from pyro_zilognormal.models.hurdle.data import HurdleData
+from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
 
-# Rounds of one Newton step and one EM step.
-_ROUNDS = 100
+# Rounds of one scoring step and one EM step.
+_ROUNDS = 60
+# Rounds before the hyperparameters are estimated: the modes must be near.
+_WARM_UP = 4
+# The largest change of a predictor in one step: log odds saturate, and the scale is exponential.
+_LARGEST_STEP = 1.5
+# The grid of the log sd of random effects, the points between two nodes for which the log evidence is interpolated, and
+# EM steps of the hyperparameters on the grid.
+_NODES = torch.linspace(math.log(0.01), math.log(3.0), 13, dtype=torch.float64)
+_FINER = 8
+_GRID_ROUNDS = 20
 
-# The largest change of log odds in one Newton step: they saturate beyond.
-_LARGEST_STEP = 2.0
+
+@dataclass(frozen=True)
+class Site:
+    """A likelihood exp(linear' theta - theta' information theta / 2) of some elements of a gene."""
+
+    information: Tensor  # of shape (genes, width, width)
+    linear: Tensor  # of shape (genes, width)
 
 
 @torch.no_grad()
-def find_start(groups: HurdleData, blocks: Mapping[str, Block]) -> tuple[dict[str, Part], dict[str, Normal]]:
-    """Return each block at its posterior mode, and mean and standard deviation of each hyperparameter."""
-    positive = _Positive(groups, blocks["positive"])
-    parts: dict[str, Part] = {
-        "positive": positive,
-        "log_sigma": _LogSigma(positive, blocks["log_sigma"]),
-        "zero": _Zero(groups, blocks["zero"]),
+def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site | None, dict[str, Normal]]:
+    """Return the sites of the coefficients and of the log sds, and mean and sd of each hyperparameter."""
+    ascent = _Ascent(groups, hierarchy)
+    for round_ in range(_ROUNDS):
+        ascent.step()
+        if round_ >= _WARM_UP:
+            ascent.estimate()
+    site = ascent.site()
+    log_sds = _grid_site(ascent, site) if groups.levels else None
+    return site, log_sds, ascent.hyper
+
+
+class _Ascent:
+    """All genes on their way to the modes of coefficients (given the log sds) and log sds."""
+
+    def __init__(self, groups: HurdleData, hierarchy: Hierarchy) -> None:
+        self.hierarchy, self.block = hierarchy, hierarchy.coefficients
+        self.likelihood, self.predictors = GroupLikelihood(groups), Predictors(groups, self.block)
+        self.hyper = hierarchy.hyperpriors()
+        self.shared = _shared_elements(groups, self.block.slices)
+        genes, likelihood = groups.genes, self.likelihood
+        self.damping = groups.design.new_ones(genes, 1)
+        self.log_sds = {
+            c.name: self.hyper[f"{c.name}_mean"][0].expand(genes, -1).clone() for c in hierarchy.log_sds
+        }
+        # Pooled moments of each gene, and hyperparameters of intercepts that match them.
+        positives = likelihood.positives.sum(1)
+        mean = (likelihood.positives * likelihood.mean).sum(1) / positives.clamp(min=1)
+        spread = (likelihood.squares + likelihood.positives * (likelihood.mean - mean[:, None]).square()).sum(1)
+        variance = ((spread + 0.3) / (positives + 1)).clamp(min=0.02)
+        zero = ((likelihood.zeros.sum(1) + 0.5) / (positives + 0.5)).log()
+        centre = self.hyper["intercept_mean"][0]
+        first = {
+            "intercept": torch.where(positives > 0, mean, centre) - (1 + zero.exp()).log() + variance / 2,
+            "zero_intercept": zero,
+            "log_sigma": variance.log() / 2,
+        }
+        parts = {c.name: groups.design.new_zeros(genes, c.width) for c in self.block}
+        for name, values in first.items():
+            parts[name][:, 0] = values
+        self.theta = torch.cat([parts[c.name] for c in self.block], -1)
+        self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The hyperparameters and log sds, by name."""
+        return {name: mean for name, (mean, _) in self.hyper.items()} | self.log_sds
+
+    def step(self) -> None:
+        """Take a scoring step of the coefficients, cut back in genes where it does not climb, then one of log sds."""
+        self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
+        mean, precision = self.block.moments(self.values)
+        score, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
+        factor = _cholesky(self.quadratic.information(information), precision)
+        score = self.quadratic.score(score) - precision * (self.theta - mean)
+        step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
+        largest = torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
+        new = self.theta + step * (_LARGEST_STEP / largest).clamp(max=1) * self.damping
+        climbs = (self._log_joint(new, mean, precision) >= self._log_joint(self.theta, mean, precision) - 1e-9)[:, None]
+        self.theta = torch.where(climbs, new, self.theta)
+        self.damping = torch.where(climbs, 2 * self.damping, self.damping / 4).clamp(max=1)
+        self.covariance = torch.cholesky_inverse(factor)
+        self.variance = self.covariance.diagonal(dim1=-2, dim2=-1)
+        self._step_log_sds()
+
+    def _log_joint(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+        prior = (precision * (theta - mean).square()).sum(-1)
+        return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
+
+    def _step_log_sds(self) -> None:
+        """Take a Newton step up the log posterior of each log sd, the coefficients integrated out."""
+        theta, variance = self.block.split(self.theta), self.block.split(self.variance)
+        self.log_sd_variance = {}
+        for c in (c for c in self.block if isinstance(c, RandomEffects)):
+            name = f"{c.name}_log_sd"
+            (mean, _), (log_spread, _) = self.hyper[f"{name}_mean"], self.hyper[f"{name}_log_sd"]
+            log_sd, prior = self.log_sds[name], (-2 * log_spread).exp()
+            owner = torch.nn.functional.one_hot(c.owner).to(theta[c.name])
+            precision = (-2 * log_sd).exp()
+            squares = ((theta[c.name].square() + variance[c.name]) @ owner) * precision
+            count = owner.sum(0)
+            resolved = (count - (variance[c.name] @ owner) * precision).clamp(min=0)
+            slope = squares - count - prior * (log_sd - mean)
+            curvature = 2 * resolved + prior + (squares - count).abs() / 2
+            self.log_sds[name] = (log_sd + (slope / curvature).clamp(-0.7, 0.7)).clamp(*_NODES[[0, -1]].tolist())
+            self.log_sd_variance[name] = (resolved + prior).reciprocal()
+
+    def estimate(self) -> None:
+        """Take an EM step of all hyperparameters."""
+        values = self.values
+        theta, variance = self.block.split(self.theta), self.block.split(self.variance)
+        for c in [*self.block, *self.hierarchy.log_sds]:
+            if isinstance(c, RandomEffects):
+                continue
+            if isinstance(c, SparseEffects):
+                posterior = c.mixture(values).posterior(theta[c.name], variance[c.name].reciprocal())[0].exp()
+                self.hyper |= _logits_step(c, posterior, values)
+            elif c.name in self.log_sds:
+                self.hyper |= _normal_step(c, self.log_sds[c.name], self.log_sd_variance[c.name], values)
+            else:
+                self.hyper |= _normal_step(c, theta[c.name], variance[c.name], values)
+        self.hyper["zero_slope"] = self._slope_step()
+
+    def _slope_step(self) -> Normal:
+        """Return the slope of the zero part: the regression of its deviations on those of the log mean."""
+        mean, precision = self.block.moments(self.values)
+        middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
+        before = self.hyper["zero_slope"][0]
+        own, other = self.shared
+        theta, deviation, weight = self.theta[:, own], (self.theta - mean)[:, other], precision[:, other]
+        product = (weight * (theta * deviation + self.covariance[:, own, other])).sum()
+        square = (weight * (theta.square() + self.variance[:, own])).sum()
+        resolved = (weight * theta.square() * (1 - weight * self.variance[:, other]).clamp(min=0)).sum()
+        step = (product + (before - middle) * sd.pow(-2)) / (square + sd.pow(-2))
+        return (before - step).clamp(min=0), (resolved + sd.pow(-2)).rsqrt()
+
+    def site(self) -> Site:
+        """Return the likelihood at the mode as a quadratic."""
+        score, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
+        matrix = self.quadratic.information(information)
+        return Site(matrix, self.quadratic.score(score) + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1))
+
+
+def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list[int], list[int]]:
+    """Return the elements of the log mean that have a counterpart in the zero part, and these."""
+    pairs = []
+    if "random" in slices:
+        pairs += list(zip(range(*slices["random"].indices(10**9)), range(*slices["zero_random"].indices(10**9)), strict=True))
+    for j, column in enumerate(groups.design.mT[1:]):
+        for k, other in enumerate(groups.zero_design.mT[1:]):
+            if torch.equal(column, other):
+                pairs.append((slices["effects"].start + j, slices["zero_effects"].start + k))
+    return [j for j, _ in pairs], [k for _, k in pairs]
+
+
+def _normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
+    """Return mean and log sd across genes of a component's elements, given their means and variances."""
+    (middle, sd), (log_middle, log_spread) = c.hyperpriors().values()
+    mean, precision = c.moments(values)
+    information = len(theta) * precision + sd.pow(-2)
+    at = (theta.sum(0) * precision + middle * sd.pow(-2)) / information
+    squares = ((theta - at).square() + variance).mean(0)
+    # Each element known for sure has information 2 on log sd.
+    complete, before = 2 * len(theta), log_spread.pow(-2)
+    log_sd = (complete * squares.log() / 2 + before * log_middle) / (complete + before)
+    resolved = (1 - variance * precision).clamp(min=0).square().sum(0)
+    return {
+        f"{c.name}_mean": (at, information.rsqrt()),
+        f"{c.name}_log_sd": (log_sd, (2 * resolved + before).rsqrt()),
     }
-    hyper = {name: prior for block in blocks.values() for name, prior in block.hyperpriors().items()}
-    for _ in range(_ROUNDS):
-        values = {name: mean for name, (mean, _) in hyper.items()}
-        for part in parts.values():
-            part.step(values)
-        slab = _slab_probabilities(parts.values(), values)
-        for part in parts.values():
-            hyper |= part.estimate(values, slab)
-    for part in reversed(parts.values()):  # the positive part after sigma, which it is given
-        part.step({name: mean for name, (mean, _) in hyper.items()})
-    return parts, hyper
 
 
-def _slab_probabilities(parts: Iterable[Part], values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the posterior probability of the slab, by the name of its share (which parts may have in common)."""
-    log_odds: dict[str, Tensor] = {}
-    for part in parts:
-        last = part.block.last
-        sparse = last.spike_and_slab(values)
-        if sparse is not None and last.share is not None:
-            theta, variance = (part.block.split(v)[last.name] for v in (part.theta, part.variance))
-            before = log_odds.get(last.share, sparse.logit_share)
-            log_odds[last.share] = before + sparse.log_bayes_factor(theta, variance.reciprocal())
-    return {share: odds.sigmoid() for share, odds in log_odds.items()}
+def _logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
+    """Return the logits of the components after a Newton step, given each gene's probabilities of them."""
+    name = f"{c.name}_logits"
+    shape = c.width, c.sds.shape[-1] - 1
+    middle, sd = (v.reshape(shape) for v in c.hyperpriors()[name])
+    logits = values[name].reshape(shape)
+    weights = c.mixture(values).log_weights.exp()[:, 1:]
+    rest = posterior[..., 1:] - weights
+    slope = rest.sum(0) - (logits - middle) * sd.pow(-2)
+    prior = torch.diag_embed(sd.pow(-2))
+    curvature = len(posterior) * (torch.diag_embed(weights) - weights.unsqueeze(-1) * weights.unsqueeze(-2)) + prior
+    step = torch.linalg.solve(curvature, slope.unsqueeze(-1)).squeeze(-1).clamp(-1, 1)
+    observed = torch.einsum("gpk,gpl->pkl", rest, rest) + prior
+    uncertainty = torch.linalg.inv(observed).diagonal(dim1=-2, dim2=-1).sqrt()
+    return {name: ((logits + step).flatten(), uncertainty.flatten())}
 
 
-class Part(ABC):
-    """One block of all genes on its way to the mode ``theta``, with its variance, each (genes, donors + core)."""
-
-    def __init__(self, block: Block, theta: Tensor) -> None:
-        self.block, self.theta, self.variance = block, theta, torch.zeros_like(theta)
-
-    @abstractmethod
-    def information(self) -> Arrowhead:
-        """Return the likelihood's negative Hessian."""
-
-    @abstractmethod
-    def step(self, values: dict[str, Tensor]) -> None:
-        """Move theta up the log posterior given the hyperparameters, and keep its variance."""
-
-    def estimate(self, values: dict[str, Tensor], slab: dict[str, Tensor]) -> dict[str, Normal]:
-        """Return mean and standard deviation of the block's hyperparameters after one step of EM."""
-        found: dict[str, Normal] = {}
-        for c in self.block:
-            theta, variance = (self.block.split(v)[c.name] for v in (self.theta, self.variance))
-            found |= _em_step(c, theta, variance, slab[c.share] if c.share else torch.ones_like(theta), values)
-        return found
-
-
-class _Regression(Part):
-    """The coefficients of a linear predictor eta."""
-
-    largest_step = math.inf
-
-    def __init__(self, groups: HurdleData, design: Tensor, block: Block) -> None:
-        self.rows = DonorDesign(design, groups.donor, groups.donors)
-        super().__init__(block, design.new_zeros(groups.genes, groups.donors + design.shape[1]))
-
-    @abstractmethod
-    def derivatives(self) -> tuple[Tensor, Tensor]:
-        """Return the log likelihood's slope and negative curvature by eta, each of shape (genes, rows)."""
-
-    def information(self) -> Arrowhead:
-        return self.rows.information(self.derivatives()[1])
-
-    def step(self, values: dict[str, Tensor]) -> None:
-        """Take a Newton step, cut where it would leave the range in which the curvature holds."""
-        mean, precision = self.block.moments(values)
-        slope, curvature = self.derivatives()
-        factor = self.rows.information(curvature).add_diagonal(precision).cholesky()
-        score = self.rows.score(slope) - precision * (self.theta - mean)
-        step = factor.transpose_solve(factor.solve(score))
-        largest = self.rows.predict(step).abs().amax(-1, keepdim=True)
-        self.theta = self.theta + step * (self.largest_step / largest).clamp(max=1)
-        self.variance = factor.inverse_diagonal()
+def _grid_site(ascent: _Ascent, site: Site) -> Site:
+    """Return the log sds' likelihood as a quadratic, from their posteriors on a grid, the hyperparameters estimated."""
+    information, linear = [], []
+    for c in (c for c in ascent.block if isinstance(c, RandomEffects)):
+        name = f"{c.name}_log_sd"
+        component = next(s for s in ascent.hierarchy.log_sds if s.name == name)
+        evidence = torch.stack([_log_evidence(ascent, site, c, k) for k in range(component.width)], 1)
+        size = _FINER * (len(_NODES) - 1) + 1
+        evidence = torch.nn.functional.interpolate(evidence, size=size, mode="linear", align_corners=True)
+        nodes = torch.linspace(*_NODES[[0, -1]].tolist(), size).to(evidence)
+        for _ in range(_GRID_ROUNDS):
+            mean, precision = component.moments(ascent.values)
+            prior = -precision.unsqueeze(-1) * (nodes - mean.unsqueeze(-1)).square() / 2
+            weights = (evidence + prior).softmax(-1)
+            at = weights @ nodes
+            variance = weights @ nodes.square() - at.square()
+            ascent.hyper |= _normal_step(component, at, variance, ascent.values)
+        variance = torch.minimum(variance.clamp(min=1e-3), 0.99 / precision)
+        information.append(1 / variance - precision)
+        linear.append(at / variance - precision * mean)
+    return Site(torch.diag_embed(torch.cat(information, 1)), torch.cat(linear, 1))
 
 
-class _Zero(_Regression):
-    """Logistic regression of zero or not."""
-
-    largest_step = _LARGEST_STEP
-
-    def __init__(self, groups: HurdleData, block: Block) -> None:
-        super().__init__(groups, groups.zero_design, block)
-        self.zeros, positives = (groups.value[..., k].mT for k in (0, 1))
-        self.cells = self.zeros + positives
-        self.theta[:, groups.donors] = ((self.zeros.sum(-1) + 0.5) / (positives.sum(-1) + 0.5)).log()
-
-    def derivatives(self) -> tuple[Tensor, Tensor]:
-        pi = self.rows.predict(self.theta).sigmoid()
-        return self.zeros - self.cells * pi, self.cells * pi * (1 - pi)
-
-
-class _Positive(_Regression):
-    """Linear regression of log x given sigma, for which one Newton step is exact."""
-
-    def __init__(self, groups: HurdleData, block: Block) -> None:
-        super().__init__(groups, groups.design, block)
-        self.count, self.mean, self.squares = (groups.value[..., k].mT for k in (1, 2, 3))
-        self.total = self.count.sum(-1, keepdim=True)
-        self.log_scale = torch.zeros_like(self.total)
-
-    def derivatives(self) -> tuple[Tensor, Tensor]:
-        weight = self.count * (-2 * self.log_scale).exp()
-        return weight * (self.mean - self.rows.predict(self.theta)), weight
-
-    def step(self, values: dict[str, Tensor]) -> None:
-        super().step(values)
-        # The degrees of freedom that the coefficients take from log sigma.
-        self.fitted = (1 - self.block.moments(values)[1] * self.variance).sum(-1, keepdim=True)
-
-    def squared_residuals(self) -> Tensor:
-        """Return the sum over cells of squared residuals, of shape (genes, 1)."""
-        rest = self.mean - self.rows.predict(self.theta)
-        return (self.squares + self.count * rest.square()).sum(-1, keepdim=True)
+def _log_evidence(ascent: _Ascent, site: Site, component: RandomEffects, factor: int) -> Tensor:
+    """Return the log marginal likelihood of a factor's sd at each node, of shape (genes, nodes), the others at modes."""
+    name, sparse, block = f"{component.name}_log_sd", ascent.block.sparse, ascent.block
+    found = []
+    for node in _NODES.tolist():
+        log_sds = ascent.log_sds[name].clone()
+        log_sds[:, factor] = node
+        values = ascent.values | {name: log_sds}
+        mean, precision = block.moments(values)
+        matrix = _cholesky(site.information, precision)
+        linear = site.linear + precision * mean
+        theta = torch.cholesky_solve(linear.unsqueeze(-1), matrix).squeeze(-1)
+        log_det = matrix.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_evidence = (linear * theta).sum(-1) / 2 - log_det + precision.log().sum(-1) / 2
+        if sparse is not None:
+            last = slice(-sparse.width, None)
+            marginal = torch.cholesky_inverse(matrix).diagonal(dim1=-2, dim2=-1)[:, last].reciprocal()
+            log_evidence = log_evidence + sparse.mixture(values).log_evidence(theta[:, last], marginal).sum(-1)
+        found.append(log_evidence)
+    return torch.stack(found, -1)
 
 
-class _LogSigma(Part):
-    """log sigma, with the coefficients integrated out."""
-
-    def __init__(self, positive: _Positive, block: Block) -> None:
-        self.positive = positive
-        super().__init__(block, positive.log_scale)
-
-    def information(self) -> Arrowhead:
-        """Return the expected information: 2 for each degree of freedom left, less near the floor of sigma."""
-        left = self.positive.total - self.positive.fitted
-        return Arrowhead.from_diagonal(2 * left.clamp(min=0) * self._slope().square())
-
-    def step(self, values: dict[str, Tensor]) -> None:
-        """Take a Newton step up -n l - exp(-2 l) E[squared residuals] / 2 + log prior, l = log_scale(log sigma)."""
-        mean, precision = self.block.moments(values)
-        squares = self.positive.squared_residuals() * (-2 * self.positive.log_scale).exp() + self.positive.fitted
-        step = (squares - self.positive.total) * self._slope() - precision * (self.theta - mean)
-        step = step / (2 * squares * self._slope().square() + precision)
-        self.theta = self.theta + step.clamp(-_LARGEST_STEP / 2, _LARGEST_STEP / 2)
-        self.variance = (self.information().block + precision).reciprocal()
-        self.positive.log_scale = log_scale(self.theta)
-
-    def _slope(self) -> Tensor:
-        """Return the derivative of log sigma with its floor by that without."""
-        return (2 * (self.theta - log_scale(self.theta))).exp()
-
-
-def _em_step(
-    component: Component, theta: Tensor, variance: Tensor, slab: Tensor, values: dict[str, Tensor]
-) -> dict[str, Normal]:
-    """Return a component's hyperparameters given its elements' posteriors in the slab, and their probability of it."""
-    name, hyperpriors, found = component.name, component.hyperpriors(), dict[str, Normal]()
-    mean, precision = component.moments(values)
-    if f"{name}_mean" in hyperpriors:
-        prior_mean, prior_sd = hyperpriors[f"{name}_mean"]
-        information = len(theta) * precision + prior_sd.pow(-2)
-        mean = (theta.sum(0) * precision + prior_mean * prior_sd.pow(-2)) / information
-        found[f"{name}_mean"] = mean, information.rsqrt()
-    if f"{name}_logit_share" in hyperpriors:
-        found[f"{name}_logit_share"] = _logit_share(hyperpriors[f"{name}_logit_share"], slab)
-    # An element informs on the slab as far as it belongs to it, and as its data have resolved it.
-    informed = slab * (1 - variance * precision).clamp(min=0).square()
-    squares = (theta - mean).square() + variance
-    found[f"{name}_log_sd"] = _log_sd(hyperpriors[f"{name}_log_sd"], squares, slab, informed)
-    return found
-
-
-def _logit_share(prior: Normal, slab: Tensor) -> Normal:
-    """Return the fixed point of Newton's step for the share given each element's probability, and its sd."""
-    middle, sd = prior
-    share = ((slab.sum(0) + 0.5) / (len(slab) + 1)).clamp(1e-6, 1 - 1e-6)
-    information = len(slab) * share * (1 - share)
-    at = (information * share.logit() + middle * sd.pow(-2)) / (information + sd.pow(-2))
-    resolved = (slab - 0.5).square().mul(4).sum(0) * share * (1 - share)
-    return at, (resolved + sd.pow(-2)).rsqrt()
-
-
-def _log_sd(prior: Normal, squares: Tensor, slab: Tensor, informed: Tensor) -> Normal:
-    """Return the mode of log sd given expected squares, and its sd; each element known for sure has information 2."""
-    middle, sd = prior
-    if len(middle) == 1:
-        squares, slab, informed = (v.reshape(-1, 1) for v in (squares, slab, informed))
-    complete, before = 2 * slab.sum(0), sd.pow(-2)
-    at = (complete * ((slab * squares).sum(0) / slab.sum(0)).log() / 2 + before * middle) / (complete + before)
-    return at, (2 * informed.sum(0) + before).rsqrt()
+def _cholesky(information: Tensor, precision: Tensor) -> Tensor:
+    """Return the lower factor of information + diagonal precision."""
+    return torch.linalg.cholesky(information + torch.diag_embed(precision))

@@ -4,38 +4,48 @@ from __future__ import annotations
 
 import pyro
 import pyro.distributions as dist
-import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
-from pyro_zilognormal.models.hurdle.components import log_scale, make_blocks
+from pyro_zilognormal.models.hurdle.components import log_scale, make_hierarchy
 from pyro_zilognormal.models.hurdle.data import HurdleData
+from pyro_zilognormal.models.hurdle.effects import location
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
 from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal
 
 
 class HurdleModel(PyroModule):
-    r"""Regression of both parts of the zero-inflated log-normal, gene by gene, with strength shared across genes.
+    r"""Regression of the mean of a zero-inflated log-normal, gene by gene, with strength shared across genes.
 
-    For cell n with rows :math:`D_n` and :math:`E_n` of the designs, and donor d(n), and gene g,
-
-    .. math::
-        x_{ng} \sim \mathrm{ZILN}(D_n \beta_g + u_{g d(n)} + \mathrm{offset}_n,\; \sigma_g,\; E_n \gamma_g + v_{g d(n)})
-
-    with priors across genes, each m and log s with a prior of its own (:class:`HurdlePriors`),
+    For cell n and gene g, with rows :math:`D_n, E_n, S_n` of the designs of mean, zero part and sigma, and with the
+    levels f(n) of some random-effects factors f,
 
     .. math::
-        \beta_{g0} \sim N(m_0, s_0), \; \beta_{gp} \sim N(0, s_p), \; \log \sigma_g \sim N(m_\sigma, s_\sigma), \;
-        u_{gd} \sim N(0, s_u)
+        \lambda_{ng} &= D_n \beta_g + \sum_f u_{g f(n)} \\
+        z_{ng} &= E_n \gamma_g + \sum_f v_{g f(n)} - \kappa (\lambda_{ng} - \beta_{g0}), \qquad
+            \log \sigma_{ng} = S_n \zeta_g \\
+        x_{ng} &\sim \mathrm{ZILN}(\lambda_{ng} - \log(1 - \mathrm{sigmoid}\, z_{ng}) - \sigma_{ng}^2 / 2
+            + \mathrm{offset}_n,\; \sigma_{ng},\; z_{ng})
 
-    and likewise for the zero part, whose coefficients are log odds of a zero. The effects have that prior in a share
-    of the genes only, which is learned for each column, and are nearly 0 in the others (spike and slab), in both parts
-    together where these have the same design; ``effects_share=None`` gives it to all genes.
+    so that :math:`\lambda` is the log mean, log E[X], zeros included, and a log fold change is a difference of
+    :math:`\lambda`: a marginalised two-part model (Smith, Preisser, Neelon and Maciejewski 2014, "A marginalized
+    two-part model for semicontinuous data"). The log odds of a zero fall with the log mean, by :math:`\kappa` for each
+    unit, and deviate from this line.
 
-    Sites of shape (genes, width) are ``intercept``, ``effects``, ``donors`` and ``log_sigma``, and those of the zero
-    part with ``zero_`` before them; hyperparameters end in ``_mean``, ``_log_sd`` and ``_logit_share``; ``x`` is the
-    value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of equal values would otherwise have no posterior.
+    Each gene has its own sds of the random effects, which have a distribution across genes; the effects
+    :math:`\beta_{gp}` are a scale mixture of Normals (Stephens 2017, "False discovery rates: a new deal") whose weights
+    are learned for each column and prefer none; all else is Normal across genes, with hyperpriors of
+    :class:`HurdlePriors`:
+
+    .. math::
+        u_{g k} \sim N(0, \tau_{g f}), \; \log \tau_{g f} \sim N(m_f, s_f), \quad
+        \beta_{gp} \sim \sum_k w_{pk} N(0, s_k), \quad \beta_{g0} \sim N(m_0, s_0), \; \ldots
+
+    Sites of shape (genes, width) are ``intercept``, ``effects``, ``random`` and ``random_log_sd``, those of the zero
+    part with ``zero_`` before them, and ``log_sigma``; hyperparameters are ``zero_slope`` and those that end in
+    ``_mean``, ``_log_sd`` and ``_logits``; ``x`` is the value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of
+    equal values would otherwise have no posterior.
 
     A minibatch of b of the N rows of ``data`` is scaled by N / b. All is float64, on the device of ``data``.
 
@@ -48,6 +58,7 @@ class HurdleModel(PyroModule):
         ValueError: priors of more elements than the design has columns.
 
     Example:
+        >>> import torch
         >>> from pyro.infer import SVI, Predictive, Trace_ELBO
         >>> from pyro_zilognormal.datasets import pbmc68k_reduced
         >>> from pyro_zilognormal.models import HurdleGuide
@@ -70,10 +81,10 @@ class HurdleModel(PyroModule):
             raise TypeError(f"priors is a {type(priors).__name__}; needed HurdlePriors(...), or None")
         self.sizes = data.sizes
         self.priors = HurdlePriors.for_data(data) if priors is None else priors
-        self.blocks = make_blocks(data, self.priors)
+        self.hierarchy = make_hierarchy(data, self.priors)
 
     def check_sizes(self, data: HurdleData) -> None:
-        """Raise an error unless the data have the rows, genes, donors and columns of the model's."""
+        """Raise an error unless the data have the rows, genes, levels and columns of the model's."""
         _check_data(data)
         if data.sizes != self.sizes:
             raise ValueError(f"data has {data.sizes}, the model {self.sizes}; needed a model made from these data")
@@ -82,7 +93,8 @@ class HurdleModel(PyroModule):
         self,
         design: Tensor,
         zero_design: Tensor,
-        donor: Tensor,
+        scale_design: Tensor,
+        factors: Tensor,
         offset: Tensor,
         cells: Tensor | None = None,
         value: Tensor | None = None,
@@ -90,46 +102,53 @@ class HurdleModel(PyroModule):
         """Draw all coefficients and the values of the rows, or observe the values.
 
         Args:
-            design: of the positive part, of shape (rows, columns).
+            design: of the log mean, of shape (rows, columns).
             zero_design: of the zero part, of shape (rows, zero columns).
-            donor: of shape (rows,).
+            scale_design: of log sigma, of shape (rows, scale columns).
+            factors: levels of the random-effects factors, of shape (rows, factors).
             offset: of shape (rows,).
             cells: cells in each group, of shape (rows, genes) or (rows, 1); None where rows are cells.
             value: statistics, of shape (rows, genes, 5), where rows are groups; cells, of shape (rows, genes), where
                 they are not; None draws them.
         """
-        blocks, rows = self.blocks, len(design)
+        rows = len(design)
         values = {
             name: pyro.sample(name, dist.Normal(loc, scale).to_event(1))
-            for block in blocks.values()
-            for name, (loc, scale) in block.hyperpriors().items()
+            for name, (loc, scale) in self.hierarchy.hyperpriors().items()
         }
         with pyro.plate("genes", self.sizes["genes"], dim=-1):
-            for block in blocks.values():
-                values |= {c.name: pyro.sample(c.name, c.prior(values)) for c in block}
-                # Of a share in common: effects are in the slab in both parts, or in neither.
-                values |= block.last.update_share(values)
-            mu = _predict("", values, design, donor)
-            zi_logits = _predict("zero_", values, zero_design, donor)
-            sigma = log_scale(values["log_sigma"]).squeeze(-1).exp()
+            for component in [*self.hierarchy.log_sds, *self.hierarchy.coefficients]:
+                values[component.name] = pyro.sample(component.name, component.prior(values))
+            deviation = self._predict("", values, design[:, 1:], factors)
+            log_mean = values["intercept"].mT + deviation
+            intercept = values["zero_intercept"].mT
+            zero = intercept + self._predict("zero_", values, zero_design[:, 1:], factors)
+            zero = zero - values["zero_slope"].unsqueeze(-1) * deviation
+            scale = log_scale((values["log_sigma"] @ scale_design.mT).mT).exp()
             with pyro.plate("rows", max(self.sizes["rows"], rows), subsample_size=rows, dim=-2):
+                mu, scale, zero = (_beside_rows(v) for v in (location(log_mean, scale, zero), scale, zero))
                 if cells is None:
-                    likelihood = ZeroInflatedLogNormal(mu + offset.unsqueeze(-1), sigma, zi_logits)
+                    likelihood = ZeroInflatedLogNormal(mu + offset.unsqueeze(-1), scale, zero)
                 else:
-                    likelihood = GroupedZeroInflatedLogNormal(mu, sigma, zi_logits, cells)
+                    likelihood = GroupedZeroInflatedLogNormal(mu, scale, zero, cells)
                 pyro.sample("x", likelihood, obs=None if value is None else value.double())
+
+    def _predict(self, part: str, values: dict[str, Tensor], effects: Tensor, factors: Tensor) -> Tensor:
+        """Return a part's deviation from its intercept, of shape (..., rows, genes)."""
+        eta = values[f"{part}effects"] @ effects.mT if effects.shape[1] else effects.new_zeros(1, len(effects))
+        if self.sizes["levels"]:
+            before = 0
+            for factor, levels in zip(factors.mT, self.sizes["levels"], strict=True):
+                eta = eta + values[f"{part}random"][..., before + factor]
+                before += levels
+        return eta.mT
+
+
+def _beside_rows(eta: Tensor) -> Tensor:
+    """Drop the dimension of the plate of rows, which coefficients are not in, left of (rows, genes)."""
+    return eta if eta.dim() == 2 else eta.squeeze(-3)
 
 
 def _check_data(data: object) -> None:
     if not isinstance(data, HurdleData):
         raise TypeError(f"data is a {type(data).__name__}; needed HurdleData.from_cells(x, design, ...)")
-
-
-def _predict(part: str, values: dict[str, Tensor], design: Tensor, donor: Tensor) -> Tensor:
-    """Return the linear predictor of a part, of shape (..., rows, genes)."""
-    sites = [values[part + name] for name in ("intercept", "effects") if part + name in values]
-    eta = torch.cat(sites, -1) @ design.mT
-    if f"{part}donors" in values:
-        eta = eta + values[f"{part}donors"][..., donor]
-    # Particles stand left of the plate of rows, which the coefficients are not in.
-    return (eta if eta.dim() == 2 else eta.squeeze(-3)).mT

@@ -19,64 +19,73 @@ class HurdlePriors:
     """Hyperpriors of a hurdle regression: what the genes of one experiment have in common.
 
     A field that ends in ``_mean`` is (mean, sd) of a Normal, for the mean of a coefficient across genes. One that ends
-    in ``_sd`` is (median, spread) of a LogNormal(log median, spread), for a standard deviation across genes; it keeps
-    away from 0, where variational and sampled posteriors break down. Each is a number or a tensor; those of effects
+    in ``_sd`` or ``_spread`` is (median, spread) of a LogNormal(log median, spread), for a standard deviation across
+    genes; it keeps away from 0, where variational and sampled posteriors break down. Each is a number or a tensor; those of effects
     may have one element for each column of the design but the first.
 
     Attributes:
-        intercept_mean: of log x where it is positive, at the reference, in log units of x.
+        intercept_mean: of the log mean, log E[X], at the reference.
         intercept_sd: likewise.
-        effects_sd: of the positive part's coefficients, natural log fold changes per unit of the column.
-        donors_sd: of the donors' effects on the positive part.
-        log_sigma_mean: of log sigma.
+        effects_share: (median, spread) of a logit-Normal for the share of genes that a column of the design affects:
+            effects are a scale mixture of Normals, of which the narrowest takes all other genes.
+        spike_sd: sd of the effects in unaffected genes, a difference of no interest: a natural log fold change per unit
+            of a column that holds -1, 0 and 1 alone, per standard deviation of any other.
+        random_sd: for each random-effects factor, of the median over genes of the sd of its levels, in log units.
+        random_spread: of the sd over genes of the log of that sd.
+        log_sigma_mean: of log sigma at the reference.
         log_sigma_sd: likewise.
+        log_sigma_effects_mean: of the change of log sigma per unit of a column.
+        log_sigma_effects_sd: likewise.
+        zero_slope: mean and sd of the fall of the log odds of a zero per unit of the log mean, 1 for rare counts.
         zero_intercept_mean: of the log odds of a zero at the reference.
         zero_intercept_sd: likewise.
-        zero_effects_sd: of the zero part's coefficients, log odds ratios per unit of the column.
-        zero_donors_sd: of the donors' effects on the zero part.
-        effects_share: (median, spread) of a logit-Normal for the share of genes that a column of the design affects:
-            effects are spike and slab, so that genes without effects do not pass for genes with small ones; None for a
-            Normal prior of the effects of all genes.
-        spike_sd: sd of the effects in unaffected genes, a difference of no interest: a natural log fold change or log
-            odds ratio, per unit of a column that holds -1, 0 and 1 alone, per standard deviation of any other.
+        zero_effects_mean: of the change of the log odds of a zero, per unit of a column, beyond that of the log mean.
+        zero_effects_sd: likewise.
+        zero_random_sd: as ``random_sd``, of the log odds of a zero beyond what the log mean explains.
+        zero_random_spread: likewise.
 
     Raises:
         TypeError: a field that is not a pair.
         ValueError: numbers out of range.
 
     Example:
-        >>> HurdlePriors(effects_sd=(0.2, 0.5)).effects_share
+        >>> HurdlePriors(random_sd=(0.3, 0.5)).effects_share
         (0.1, 1.5)
     """
 
     intercept_mean: Pair = (0.0, 10.0)
     intercept_sd: Pair = (1.0, 1.0)
-    effects_sd: Pair = (0.3, 1.0)
-    donors_sd: Pair = (0.2, 1.0)
+    effects_share: Pair = (0.1, 1.5)
+    spike_sd: float = 0.01
+    random_sd: Pair = (0.15, 1.0)
+    random_spread: Pair = (0.7, 0.5)
     log_sigma_mean: Pair = (-0.5, 1.0)
     log_sigma_sd: Pair = (0.3, 1.0)
+    log_sigma_effects_mean: Pair = (0.0, 0.2)
+    log_sigma_effects_sd: Pair = (0.1, 1.0)
+    zero_slope: Pair = (1.0, 0.5)
     zero_intercept_mean: Pair = (0.0, 3.0)
     zero_intercept_sd: Pair = (1.5, 1.0)
-    zero_effects_sd: Pair = (0.5, 1.0)
-    zero_donors_sd: Pair = (0.3, 1.0)
-    effects_share: Pair | None = (0.1, 1.5)
-    spike_sd: float = 0.01
+    zero_effects_mean: Pair = (0.0, 1.0)
+    zero_effects_sd: Pair = (0.3, 1.0)
+    zero_random_sd: Pair = (0.1, 1.0)
+    zero_random_spread: Pair = (0.7, 0.5)
 
     def __post_init__(self) -> None:
         spike = self.spike_sd
         if isinstance(spike, bool) or not (isinstance(spike, int | float) and 0 < spike < math.inf):
             raise ValueError(f"spike_sd is {spike!r}; needed a finite number > 0")
         for name, value in vars(self).items():
-            if name != "spike_sd" and not (name == "effects_share" and value is None):
+            if name != "spike_sd":
                 _check_pair(name, value)
 
     @classmethod
     def for_data(cls, data: HurdleData, **changed: Any) -> HurdlePriors:
         """Return the defaults in the units of the data.
 
-        The mean intercept is centred at the data's, the mean of log x - offset over all positive values, with an sd of
-        2.5 of theirs, at least 2.5. A column that holds only -1, 0 and 1 is a code, whose effect is a log ratio as it
-        stands; the effect of any other is taken per standard deviation of the column.
+        The mean intercept is centred at the mean log of the data, that of log x - offset over all positive values, with
+        an sd of 2.5 of theirs, at least 2.5. A column that holds only -1, 0 and 1 is a code, whose effect is a log ratio
+        as it stands; the effect of any other is taken per standard deviation of the column.
 
         Args:
             data: the data to fit.
@@ -87,7 +96,7 @@ class HurdlePriors:
 
         Example:
             >>> data = HurdleData.from_cells(torch.tensor([[0.0], [100.0], [100.0]]), torch.ones(3, 1))
-            >>> HurdlePriors.for_data(data, effects_sd=(0.2, 0.5)).intercept_mean
+            >>> HurdlePriors.for_data(data, random_sd=(0.2, 0.5)).intercept_mean
             (4.605170185988092, 2.5)
         """
         count, mean, squares = (v.reshape(-1) for v in data.as_groups().value.unbind(-1)[1:4])
@@ -95,9 +104,11 @@ class HurdlePriors:
         centre = (count * mean).sum() / total
         sd = ((squares.sum() + (count * (mean - centre).square()).sum()) / total).sqrt()
         scaled: dict[str, Any] = {"intercept_mean": (float(centre), max(2.5, 2.5 * float(sd)))}
-        for name, design in [("effects_sd", data.design), ("zero_effects_sd", data.zero_design)]:
-            median, spread = getattr(cls, name)
-            scaled[name] = (median / column_units(design), spread)
+        for name, design in [("zero_effects", data.zero_design), ("log_sigma_effects", data.scale_design)]:
+            unit = column_units(design).cpu()
+            if len(unit):
+                (mean, sd), (median, spread) = getattr(cls, f"{name}_mean"), getattr(cls, f"{name}_sd")
+                scaled |= {f"{name}_mean": (mean / unit, sd / unit), f"{name}_sd": (median / unit, spread)}
         return cls(**scaled | changed)
 
 
@@ -110,12 +121,12 @@ def column_units(design: Tensor) -> Tensor:
 
 
 def _check_pair(name: str, value: object) -> None:
-    spread = "sd" if name.endswith("_mean") else "median and spread"
+    normal = name.endswith("_mean") or name == "zero_slope"
     if not (isinstance(value, tuple) and len(value) == 2):
         raise TypeError(f"{name} is {value!r}; needed a pair of numbers or tensors")
     first, second = (torch.as_tensor(v, dtype=torch.float64) for v in value)
-    low = -math.inf if name.endswith("_mean") else 0.0
+    low = -math.inf if normal else 0.0
     high = 1.0 if name == "effects_share" else math.inf
     if not (((low < first) & (first < high)).all() and ((second > 0) & second.isfinite()).all()):
-        below = ", and a median < 1" if name == "effects_share" else ""
+        spread, below = "sd" if normal else "median and spread", ", and a median < 1" if high == 1 else ""
         raise ValueError(f"{name} is {value!r}; needed finite numbers, with {spread} > 0{below}")

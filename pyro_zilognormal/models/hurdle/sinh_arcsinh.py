@@ -7,9 +7,7 @@ shaped like a banana. Its Jacobian has determinant 1.
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +16,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
-from pyro_zilognormal.models.hurdle.components import SpikeAndSlab
+from pyro_zilognormal.models.hurdle.components import ScaleMixture
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -67,45 +64,44 @@ def _split_core(noise: Tensor, coupling: Tensor) -> tuple[Tensor, ...]:
     return noise.tensor_split([noise.shape[-1] - coupling.shape[-1]], -1)
 
 
-@dataclass(frozen=True)
-class SpikeAndSlabPosterior:
-    """A mixture of a Normal spike and a slab whose standardised noise is sinh-arcsinh."""
+class MixturePosterior:
+    """A mixture of Normals whose standardised noise is sinh-arcsinh: a scale mixture after some evidence."""
 
-    log_shares: Tensor  # of spike and slab, of shape (..., width, 2), as means and precisions
-    means: Tensor
-    precisions: Tensor
-    skewness: Tensor  # of the slab, of shape (..., width), as log_tails
-    log_tails: Tensor
+    def __init__(self, prior: ScaleMixture, mean: Tensor, precision: Tensor, skewness: Tensor, log_tails: Tensor) -> None:
+        self.log_shares, self.means, precisions = prior.posterior(mean, precision)
+        self.roots = precisions.sqrt()
+        self.skewness, self.log_tails = skewness.unsqueeze(-1), log_tails.unsqueeze(-1)
 
     def rsample(self) -> Tensor:
-        """Draw spike or slab, and within it by reparameterization.
+        """Draw a component, and within it by reparameterization.
 
         The path through the choice is left out: its gradient is 0 where the guide equals the posterior, and the
-        variance of an implicit one is too large where spike and slab lie apart.
+        variance of an implicit one is too large where components lie apart.
         """
-        spike, slab = torch.randn_like(self.means).unbind(-1)
-        noise = torch.stack([spike, sinh_arcsinh(slab, self.skewness, self.log_tails)], -1)
-        spike, slab = (self.means + noise * self.precisions.rsqrt()).unbind(-1)
-        return torch.where(torch.rand_like(spike) < self.log_shares[..., 1].exp(), slab, spike)
+        uniform = torch.rand(self.means.shape[:-1], dtype=self.means.dtype, device=self.means.device)
+        chosen = (self.log_shares.exp().cumsum(-1) < uniform.unsqueeze(-1)).sum(-1, keepdim=True)
+        chosen = chosen.clamp(max=self.means.shape[-1] - 1)
+        noise = sinh_arcsinh(torch.randn_like(self.means[..., :1]), self.skewness, self.log_tails)
+        return (self.means.gather(-1, chosen) + noise / self.roots.gather(-1, chosen)).squeeze(-1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log density of each element."""
-        spike, slab = ((x.unsqueeze(-1) - self.means) * self.precisions.sqrt()).unbind(-1)
-        density = sinh_arcsinh_log_density(slab, self.skewness, self.log_tails)
-        both = torch.stack([-spike.square() / 2 - _HALF_LOG_2PI, density], -1)
-        return (self.log_shares + both + self.precisions.log() / 2).logsumexp(-1)
+        noise = (x.unsqueeze(-1) - self.means) * self.roots
+        density = sinh_arcsinh_log_density(noise, self.skewness, self.log_tails)
+        return (self.log_shares + density + self.roots.log()).logsumexp(-1)
 
 
 class SinhArcsinhNormal(TorchDistribution):
-    r"""A multivariate Normal of arrowhead precision L L', whose white noise is sinh-arcsinh and coupled.
+    r"""A multivariate Normal of precision L L', whose white noise is sinh-arcsinh and coupled.
 
     .. math::
-        \theta = L'^{-1} (L^{-1} b + v), \quad v_i = w_i + \sum_{j > i} C_{ij} \operatorname{arsinh}(w_j)^2, \quad
+        \theta = L'^{-1} (m + v), \quad v_i = w_i + \sum_{j > i} C_{ij} \operatorname{arsinh}(w_j)^2, \quad
         w_i = \sinh((\operatorname{arsinh} e_i + \epsilon_i) / \delta_i), \quad e_i \sim N(0, 1)
 
-    with skewness epsilon and tail weight delta; at 0 and 1, with C = 0, it is the Normal of mean (L L')^-1 b. Its last
-    elements may be given a spike-and-slab prior, of which L holds the slab: then each is the mixture that this prior
-    makes of its distribution given the elements after it. C, above the diagonal, has shape (genes, core, core).
+    with skewness epsilon and tail weight delta; at 0 and 1, with C = 0, it is the Normal of mean L'^-1 m. Its last
+    elements may have a scale mixture as prior, of which L holds the widest component: then each is the mixture that
+    this prior makes of its distribution given the elements after it. C, above the diagonal, is that of the last
+    elements, of shape (genes, core, core).
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -113,41 +109,36 @@ class SinhArcsinhNormal(TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, factor: Arrowhead, linear: Tensor, skewness: Tensor, log_tails: Tensor, coupling: Tensor
+        self,
+        factor: Tensor,
+        white_mean: Tensor,
+        skewness: Tensor,
+        log_tails: Tensor,
+        coupling: Tensor,
+        sparse: ScaleMixture | None = None,
     ) -> None:
-        self.factor, self.white_mean = factor, factor.solve(linear)
+        self.factor, self.white_mean, self.sparse = factor, white_mean, sparse
         self.skewness, self.log_tails, self.coupling = skewness, log_tails, coupling.triu(1)
-        self.sparse: SpikeAndSlab | None = None
-        super().__init__(self.white_mean.shape[:-1], self.white_mean.shape[-1:], validate_args=False)
-
-    def with_prior(self, sparse: SpikeAndSlab) -> SinhArcsinhNormal:
-        """Return the distribution under that prior of the last elements."""
-        new = copy.copy(self)
-        new.sparse = sparse
-        return new
-
-    def log_bayes_factor(self, sparse: SpikeAndSlab) -> Tensor:
-        """Return the log Bayes factor of slab against spike of each of the last elements, the others in the slab."""
-        mean = self.factor.transpose_solve(self.white_mean)
-        last = slice(-sparse.width, None)
-        return sparse.log_bayes_factor(mean[..., last], self.factor.inverse_diagonal()[..., last].reciprocal())
+        super().__init__(white_mean.shape[:-1], white_mean.shape[-1:], validate_args=False)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by the reparameterization above."""
         shape = self._extended_shape(torch.Size(sample_shape))
-        return self.transform(torch.randn(shape, dtype=self.white_mean.dtype, device=self.white_mean.device))
-
-    def transform(self, noise: Tensor) -> Tensor:
-        """Return the draw that standard Normal noise of shape (..., genes, donors + core) becomes."""
+        noise = torch.randn(shape, dtype=self.white_mean.dtype, device=self.white_mean.device)
         noise = sinh_arcsinh(noise, self.skewness, self.log_tails)
         if self.sparse is not None:
             noise = self._sparse_noise(noise, self.sparse)
-        return self.factor.transpose_solve(self.white_mean + couple(noise, self.coupling))
+        white = self.white_mean + couple(noise, self.coupling)
+        # Draws of one factor are right-hand sides of one system.
+        columns = white.reshape(-1, *self.white_mean.shape).movedim(0, -1)
+        theta = torch.linalg.solve_triangular(self.factor.mT, columns, upper=True).movedim(-1, 0)
+        return theta.reshape(shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, of batch shape."""
-        noise = uncouple(self.factor.transpose_times(value) - self.white_mean, self.coupling)
-        diagonal = self.factor.diagonal()
+        white = (self.factor.mT @ value.unsqueeze(-1)).squeeze(-1)
+        noise = uncouple(white - self.white_mean, self.coupling)
+        diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
         each = sinh_arcsinh_log_density(noise, self.skewness, self.log_tails) + diagonal.log()
         if self.sparse is None:
             return each.sum(-1)
@@ -156,24 +147,24 @@ class SinhArcsinhNormal(TorchDistribution):
         mixture = self._mixture(self.sparse, mean, diagonal[..., last], last)
         return each[..., : -self.sparse.width].sum(-1) + mixture.log_prob(value[..., last]).sum(-1)
 
-    def _sparse_noise(self, noise: Tensor, sparse: SpikeAndSlab) -> Tensor:
+    def _sparse_noise(self, noise: Tensor, sparse: ScaleMixture) -> Tensor:
         """Replace the noise of the last elements, each depending on those after it, by that of their mixtures."""
-        upper, white = self.factor.core.mT, self.white_mean
+        upper, white, size = self.factor.mT, self.white_mean, noise.shape[-1]
         values = last = noise[..., :0]
+        core = self.coupling.shape[-1]
         for k in range(1, sparse.width + 1):
-            row = upper[..., -k, upper.shape[-1] - k :]
+            row = upper[..., -k, size - k :]
             later = (row[..., 1:] * values).sum(-1, keepdim=True)
-            curved = _curve(last, self.coupling[..., -k, None, self.coupling.shape[-1] - k + 1 :])
+            curved = _curve(last, self.coupling[..., -k, None, core - k + 1 :])
             mean = (white[..., -k, None] + curved - later) / row[..., :1]
-            at = slice(-k, white.shape[-1] - k + 1)
+            at = slice(-k, size - k + 1)
             value = self._mixture(sparse.column(sparse.width - k), mean, row[..., :1], at).rsample()
             values = torch.cat([value, values], -1)
             last = torch.cat([row[..., :1] * (value - mean), last], -1)
         return torch.cat([noise[..., : -sparse.width], last], -1)
 
-    def _mixture(self, sparse: SpikeAndSlab, mean: Tensor, diagonal: Tensor, at: slice) -> SpikeAndSlabPosterior:
-        shares, means, precisions = sparse.posterior(mean, diagonal.square())
-        return SpikeAndSlabPosterior(shares, means, precisions, self.skewness[..., at], self.log_tails[..., at])
+    def _mixture(self, sparse: ScaleMixture, mean: Tensor, diagonal: Tensor, at: slice) -> MixturePosterior:
+        return MixturePosterior(sparse, mean, diagonal.square(), self.skewness[..., at], self.log_tails[..., at])
 
 
 class PathDerivative(TorchDistribution):
@@ -192,10 +183,6 @@ class PathDerivative(TorchDistribution):
     def __init__(self, live: TorchDistribution, frozen: TorchDistribution) -> None:
         self.live, self.frozen = live, frozen
         super().__init__(live.batch_shape, live.event_shape, validate_args=False)
-
-    def with_prior(self, live: SpikeAndSlab, frozen: SpikeAndSlab) -> PathDerivative:
-        """Return the distribution under spike-and-slab priors, the second with variational parameters held constant."""
-        return PathDerivative(self.live.with_prior(live), self.frozen.with_prior(frozen))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by reparameterization."""

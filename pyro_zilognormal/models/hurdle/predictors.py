@@ -1,0 +1,113 @@
+"""The three linear predictors of a group, log mean, log odds of a zero and log sigma, and their likelihood."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid, one_hot
+
+from pyro_zilognormal.models.hurdle.components import Block, log_scale
+from pyro_zilognormal.models.hurdle.data import HurdleData
+
+# Pairs of predictors, in the order of the elements of `GroupLikelihood.information`.
+_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+
+
+class Predictors:
+    """The matrices that make the predictors from all coefficients of a gene, theta, the same for all genes."""
+
+    def __init__(self, groups: HurdleData, block: Block) -> None:
+        slices = block.slices
+        rows = groups.design.new_zeros(3, len(groups.design), block.width)
+        codes = [one_hot(f, k) for f, k in zip(groups.factors.mT, groups.levels, strict=True)]
+        levels = torch.cat([*codes, groups.factors[:, :0]], 1).to(rows)
+        parts = {
+            "random": (0, levels),
+            "intercept": (0, groups.design[:, :1]),
+            "effects": (0, groups.design[:, 1:]),
+            "zero_random": (1, levels),
+            "zero_intercept": (1, groups.zero_design[:, :1]),
+            "zero_effects": (1, groups.zero_design[:, 1:]),
+            "log_sigma": (2, groups.scale_design),
+        }
+        for name, (part, matrix) in parts.items():
+            if name in slices:
+                rows[part][:, slices[name]] = matrix
+        self.fixed = rows
+        # The log odds of a zero follow the log mean's deviation from its intercept.
+        self.deviation = rows[0].clone()
+        self.deviation[:, slices["intercept"]] = 0
+
+    def matrices(self, slope: Tensor) -> Tensor:
+        """Return the matrices given the slope of the zero part, of shape (3, rows, width)."""
+        return torch.stack([self.fixed[0], self.fixed[1] - slope * self.deviation, self.fixed[2]])
+
+
+class GroupLikelihood:
+    """The likelihood of all genes' groups as a function of their predictors, each of shape (genes, rows).
+
+    The information is the expected one, so that it is never negative: a score step up the log posterior always climbs.
+    """
+
+    def __init__(self, groups: HurdleData) -> None:
+        self.zeros, self.positives, self.mean, self.squares = (v.mT for v in groups.value.unbind(-1)[:4])
+        self.cells = self.zeros + self.positives
+
+    def log_density(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> Tensor:
+        """Return the log density of each gene, of shape (genes,), without its constant."""
+        scale = log_scale(log_sigma)
+        _, squares = self._residuals(log_mean, zero, scale)
+        counts = self.zeros * logsigmoid(zero) + self.positives * (logsigmoid(-zero) - scale)
+        return (counts - squares / 2).sum(-1)
+
+    def derivatives(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score by the predictors, (3, genes, rows), and the information of `_PAIRS`, (6, genes, rows)."""
+        scale = log_scale(log_sigma)
+        variance, pi = (2 * scale).exp(), zero.sigmoid()
+        slope = (2 * (log_sigma - scale)).exp()  # of the log scale by log sigma
+        residual, squares = self._residuals(log_mean, zero, scale)
+        count, pull = self.positives, self.positives * residual / variance
+        score = [pull, self.zeros - self.cells * pi + pi * pull, slope * (squares - count - count * residual)]
+        weight = count / variance
+        information = [
+            weight,
+            pi * weight,
+            -slope * count,
+            self.cells * pi * (1 - pi) + pi.square() * weight,
+            -slope * pi * count,
+            slope.square() * count * (2 + variance),
+        ]
+        return torch.stack(score), torch.stack(information)
+
+    def _residuals(self, log_mean: Tensor, zero: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the residual of the mean of log x, and the sum of squared residuals of log x in units of sigma^2."""
+        variance = (2 * scale).exp()
+        residual = self.mean - (log_mean - logsigmoid(-zero) - variance / 2)
+        return residual, (self.squares + self.positives * residual.square()) / variance
+
+
+class Quadratic:
+    """Products of the matrices, by which score and information of the predictors become those of theta."""
+
+    def __init__(self, matrices: Tensor) -> None:
+        self.matrices = matrices
+        products = []
+        for a, b in _PAIRS:
+            outer = matrices[a].unsqueeze(-1) * matrices[b].unsqueeze(-2)
+            products.append(outer if a == b else outer + outer.mT)
+        self.products = torch.cat(products).flatten(1)
+
+    def predict(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the predictors, each of shape (genes, rows)."""
+        log_mean, zero, log_sigma = (theta @ matrix.mT for matrix in self.matrices)
+        return log_mean, zero, log_sigma
+
+    def score(self, score: Tensor) -> Tensor:
+        """Return the derivative by theta, of shape (genes, width)."""
+        return torch.einsum("agr,arq->gq", score, self.matrices)
+
+    def information(self, information: Tensor) -> Tensor:
+        """Return the information on theta, of shape (genes, width, width)."""
+        width = self.matrices.shape[-1]
+        flat = information.transpose(0, 1).flatten(1)
+        return (flat @ self.products).unflatten(-1, (width, width))
