@@ -69,7 +69,7 @@ class MixturePosterior:
 
     def __init__(self, prior: ScaleMixture, mean: Tensor, precision: Tensor, skewness: Tensor, log_tails: Tensor) -> None:
         self.log_shares, self.means, precisions = prior.posterior(mean, precision)
-        self.roots = precisions.sqrt()
+        self.roots = precisions.sqrt().expand_as(self.means)
         self.skewness, self.log_tails = skewness.unsqueeze(-1), log_tails.unsqueeze(-1)
 
     def rsample(self) -> Tensor:
