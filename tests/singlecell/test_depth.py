@@ -15,12 +15,13 @@ import scipy.sparse as sp
 import torch
 
 from pyro_zilognormal import SufficientStatistics
+from pyro_zilognormal.models import draw_coefficients, log_fold_change
 from pyro_zilognormal.singlecell import DepthWarning, HurdleDE, SingleCellError, open_cells
 from pyro_zilognormal.singlecell import scale as scale_module
 from pyro_zilognormal.singlecell.depth import Depth
 from pyro_zilognormal.singlecell.scale import Cleaner
 from pyro_zilognormal.sufficient import rows as rows_module
-from tests.singlecell.cell_cases import experiment, frame, values
+from tests.singlecell.cell_cases import GENES, experiment, frame, values
 
 COUNTS = np.round(values() * 1000)
 TOTAL = COUNTS.sum(1)
@@ -239,3 +240,18 @@ def test_a_fraction_in_a_later_block_is_named(form: str, monkeypatch: pytest.Mon
     x[17, 3] = 0.5
     with pytest.raises(SingleCellError, match=r"0\.5 in cell 'cell17', gene 'same'; needed whole numbers"):
         HurdleDE(experiment(x=FORMS[form](x)), "~ condition", scale="counts")
+
+
+def test_a_fit_of_counts_has_effects_of_depth_and_of_all_levels() -> None:
+    adata = experiment(x=np.random.default_rng(0).poisson(COUNTS / 200).astype(float))
+    adata.obs["patient"] = np.tile(list("pqrs"), 40)
+    de = HurdleDE(adata, "~ condition", donor="patient", scale="counts").fit(steps=10)
+    draws = draw_coefficients(de.result, de.data, 100, random=True)
+    widths = {"effects": 1, "zero_effects": 2, "log_sigma": 2, "random": 4 + 8, "zero_random": 4 + 8}
+    assert {name: draws[name].shape for name in widths} == {name: (100, 6, width) for name, width in widths.items()}
+    contrast = de.contrast("condition", baseline="ctrl", group_to_compare="stim")
+    change = log_fold_change(draws, contrast.test, contrast.reference)
+    assert change.total.isfinite().all()
+    prob_up = (change.total > 0).double().mean(0)
+    assert prob_up[GENES.index("up")] > 0.99
+    assert prob_up[GENES.index("down")] < 0.01

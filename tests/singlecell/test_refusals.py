@@ -228,7 +228,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "draws": (lambda: call(experiment(), draws=10), "draws is 10; needed a whole number of at least 100"),
     "device": (lambda: call(experiment(), device="cuda:7"), "device is 'cuda:7', which cannot be used here"),
     "key": (lambda: call(experiment(), key_added="a/b"), "key_added is 'a/b'; needed text without '/'"),
-    "priors": (lambda: call(experiment(), priors={"effect_sd": 1}), "'effect_sd' is not .*did you mean 'effects_sd'"),
+    "priors": (lambda: call(experiment(), priors={"effect_share": 1}), "'effect_share' is not .*mean 'effects_share'"),
     "not fitted": (lambda: HurdleDE(experiment(), "~ condition").test(STIM), r"not been fitted; call fit\(\) first"),
     "no such combination": (
         lambda: HurdleDE(experiment()[(frame()["condition"] == "ctrl") | (frame()["sex"] == "f")].copy(),
