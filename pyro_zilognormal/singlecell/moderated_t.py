@@ -152,13 +152,14 @@ def log_means(samples: Samples) -> tuple[Floats, Floats]:
 def weights(y: Floats, variance: Floats, design: Floats) -> Floats:
     """Return the precisions 1 / (variance + between) of log means, of shape (samples, genes).
 
-    ``between`` is the median over genes of the moment estimate of the variance between samples. One number for all
-    genes, it balances large samples with small ones; how variable a gene is, its moderated residual variance says.
+    ``between`` is the median over genes of a median-unbiased estimate of the variance between samples. One number for
+    all genes, it balances large samples with small ones; how variable a gene is, its moderated residual variance says.
     """
     freedom = len(design) - design.shape[1]
     hat = design @ np.linalg.pinv(design)
     residual = ((y - hat @ y) ** 2).sum(0)
-    excess = (residual - ((1 - np.diag(hat))[:, None] * variance).sum(0)) / freedom
+    noise = ((1 - np.diag(hat))[:, None] * variance).sum(0) / freedom
+    excess = residual / require("scipy.stats").chi2.median(freedom) - noise
     return np.asarray(1 / (variance + max(float(np.median(excess)), 0.0)))
 
 
