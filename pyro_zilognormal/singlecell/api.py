@@ -165,7 +165,8 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 200, or ten epochs where single cells are fitted in minibatches.
+            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single cells are
+                fitted in minibatches.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
@@ -182,7 +183,7 @@ class HurdleDE:
             model,
             HurdleGuide(model, self.data),
             self.data,
-            steps=max(200, epochs) if steps is None else steps,
+            steps=max(50, epochs) if steps is None else steps,
             batch_size=batch_size,
             seed=seed,
             callbacks=callbacks,

@@ -52,7 +52,7 @@ COLUMNS = {
     "where too few samples are left to estimate their variance, and for genes of fewer than 3 positive values.",
     "padj": "pval adjusted by Benjamini and Hochberg, over the genes that have one.",
     "is_de": "Whether the gene is called differentially expressed: expected_fdr is at most the chosen rate, error at "
-    "most max_error, and padj, where there is one, at most the chosen rate.",
+    "most max_error, and padj, where there is one, at most the chosen rate; never with status all_zero or few_cells.",
     "detection_test": "Observed share of cells with X > 0, test condition.",
     "detection_ref": "Observed share of cells with X > 0, reference condition.",
     "mean_test": "Observed mean on the linear scale, zeros included, test condition.",
@@ -172,9 +172,13 @@ def adjust(pval: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
+# A few cells, or one sample, do not tell a condition from what they have in common by chance.
+_UNCALLED = ("all_zero", "few_cells")
+
+
 def posterior_calls(table: Any, fdr: float, max_error: float) -> Any:
     """Return which genes the posterior alone would call."""
-    return (table["expected_fdr"] <= fdr) & (table["error"] <= max_error) & (table["status"] != "all_zero")
+    return (table["expected_fdr"] <= fdr) & (table["error"] <= max_error) & ~table["status"].isin(_UNCALLED)
 
 
 def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, calls: Calls) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def fit_hurdle(
     guide: HurdleGuide,
     data: HurdleData,
     *,
-    steps: int = 50,
+    steps: int = 200,
     batch_size: int = 512,
     seed: int = 0,
     callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
