@@ -148,7 +148,7 @@ class _Ascent:
 
     def _slope_step(self) -> Normal:
         """Return the slope of the zero part: the regression of its deviations on those of the log mean."""
-        mean, precision = self.block.moments(self.values)
+        mean, precision = (v.expand_as(self.theta) for v in self.block.moments(self.values))
         middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
         before = self.hyper["zero_slope"][0]
         own, other = self.shared
