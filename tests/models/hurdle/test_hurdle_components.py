@@ -155,7 +155,9 @@ def test_sparse_effects_have_weights_for_each_column():
     torch.testing.assert_close(weights.sum(1), tensor(1.0, 1.0))
     beta = tensor([0.3, -0.1])
     densities = torch.distributions.Normal(0.0, block.sparse.sds).log_prob(beta.mT).exp()
-    torch.testing.assert_close(block.sparse.prior(values).log_prob(beta), (weights * densities).sum(1).log().sum()[None])
+    torch.testing.assert_close(
+        block.sparse.prior(values).log_prob(beta), (weights * densities).sum(1).log().sum()[None]
+    )
 
 
 def test_a_block_joins_its_components():

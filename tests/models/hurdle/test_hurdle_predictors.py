@@ -30,7 +30,9 @@ def drawn(kind, seed=0):
     """A model, its data, and coefficients far from the start."""
     model, data = without_guide(**kind)
     found = trace_model(model, data, {})
-    values = {k: v["value"] for k, v in found.nodes.items() if v["type"] == "sample" and k not in ("x", "genes", "rows")}
+    values = {
+        k: v["value"] for k, v in found.nodes.items() if v["type"] == "sample" and k not in ("x", "genes", "rows")
+    }
     names = {c.name for c in model.hierarchy.coefficients}
     values |= {k: 0.5 * normal(*values[k].shape, seed=seed + len(k)) for k in names}
     return model, data, values | {"zero_slope": torch.tensor([0.7]).double()}
@@ -127,9 +129,7 @@ def test_information_is_the_expected_curvature(shift):
         value[..., 2] = (mu + sign * error).mT
         value[..., 3] = ((count - 1).clamp(min=0) * scale.square()).mT
         likelihood = GroupLikelihood(grouped(value))
-        hessians.append(
-            torch.autograd.functional.hessian(lambda p, own=likelihood: own.log_density(*p).sum(), at)
-        )
+        hessians.append(torch.autograd.functional.hessian(lambda p, own=likelihood: own.log_density(*p).sum(), at))
     curvature = -(hessians[0] + hessians[1]) / 2
     information = GroupLikelihood(grouped()).derivatives(*at)[1]
     for k, (a, b) in enumerate([(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]):
