@@ -1,8 +1,8 @@
-"""The linear predictors of model, start and fold changes, cell by cell by hand; their likelihood and its derivatives."""
+"""The linear predictors of model, start and fold changes against sums by hand; their likelihood and its derivatives."""
 
 import pytest
 import torch
-from hurdle_cases import KINDS, latents, offsets, table, trace_model, without_guide
+from hurdle_cases import KINDS, offsets, sites, table, trace_model, without_guide
 
 from pyro_zilognormal.models import Condition, HurdleData, HurdleModel, cell_parameters
 from pyro_zilognormal.models.hurdle.components import log_scale
@@ -29,10 +29,7 @@ def normal(*shape, seed=0):
 def drawn(kind, seed=0):
     """A model, its data, and coefficients far from the start."""
     model, data = without_guide(**kind)
-    found = trace_model(model, data, {})
-    values = {
-        k: v["value"] for k, v in found.nodes.items() if v["type"] == "sample" and k not in ("x", "genes", "rows")
-    }
+    values = sites(trace_model(model, data, {}))
     names = {c.name for c in model.hierarchy.coefficients}
     values |= {k: 0.5 * normal(*values[k].shape, seed=seed + len(k)) for k in names}
     return model, data, values | {"zero_slope": torch.tensor([0.7]).double()}
