@@ -228,9 +228,10 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
             prior = -precision.unsqueeze(-1) * (nodes - mean.unsqueeze(-1)).square() / 2
             weights = (evidence + prior).softmax(-1)
             at = weights @ nodes
-            variance = weights @ nodes.square() - at.square()
+            # At least 0.03^2: all genes may have all of their weight on one node.
+            variance = (weights @ nodes.square() - at.square()).clamp(min=1e-3)
             ascent.hyper |= _normal_step(component, at, variance, ascent.values)
-        variance = torch.minimum(variance.clamp(min=1e-3), 0.99 / precision)
+        variance = torch.minimum(variance, 0.99 / precision)
         information.append(1 / variance - precision)
         linear.append(at / variance - precision * mean)
     return Site(torch.diag_embed(torch.cat(information, 1)), torch.cat(linear, 1))
