@@ -165,8 +165,8 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single cells are
-                fitted in minibatches.
+            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single
+                cells are fitted in minibatches.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
