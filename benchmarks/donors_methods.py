@@ -13,17 +13,17 @@ from collections.abc import Callable
 import anndata
 import numpy as np
 import pandas as pd
-import scipy.optimize
-import scipy.special
 import scipy.stats
 from donors_data import Cells
 from statsmodels.nonparametric.smoothers_lowess import lowess
+
+from pyro_zilognormal.singlecell.moderated_t import moderated_t as fit_moderated_t
 
 FDR = 0.05
 
 
 def ours(cells: Cells) -> pd.DataFrame:
-    """One fit of the hurdle regression, asked at both deltas."""
+    """One fit of the hurdle regression, asked at both deltas; the depth of cells is known, as to all other methods."""
     import torch
 
     from pyro_zilognormal.singlecell import HurdleDE
@@ -31,10 +31,13 @@ def ours(cells: Cells) -> pd.DataFrame:
     torch.set_num_threads(1)  # importing scanpy sets OpenMP's threads to all cores, whatever OMP_NUM_THREADS says
     contrast = ("condition", "stim", "ctrl")
     donor = None if cells.donor is None else "donor"
-    de = HurdleDE(_adata(cells, cells.normalised), "~ condition", donor=donor).fit()
+    adata = _adata(cells, cells.normalised)
+    adata.obs["total_counts"] = cells.depth
+    de = HurdleDE(adata, "~ condition", donor=donor).fit()
     table, beyond = (de.test(contrast, delta=d).set_index("variable").loc[cells.genes] for d in (0, 0.25))
     z = table["log_fc"].abs() / table["log_fc_sd"]
-    found = {"order": -table["lfsr"] + 1e-6 * z, "p": np.minimum(2 * table["lfsr"], 1), "called": table["is_de"]}
+    p = table["pval"].where(table["pval"].notna(), np.minimum(2 * table["lfsr"], 1))
+    found = {"order": -table["lfsr"] + 1e-6 * z, "p": p, "called": table["is_de"]}
     found |= {"called_delta": beyond["is_de"], "log2_fc": table["log_fc"], "low": table["log_fc_low"]}
     return pd.DataFrame(found | {"high": table["log_fc_high"]})
 
@@ -71,7 +74,8 @@ def moderated_t(cells: Cells) -> pd.DataFrame:
     design = np.column_stack([np.ones(len(samples)), samples["condition"] == "stim"]).astype(float)
     if cells.paired:
         design = np.column_stack([design, pd.get_dummies(samples["donor"], drop_first=True)]).astype(float)
-    log2_fc, se, freedom = fit_moderated_t(*voom(counts, depth, design), design)
+    second = np.eye(design.shape[1])[1]
+    log2_fc, se, freedom = fit_moderated_t(*voom(counts, depth, design), design, second)
     p = 2 * scipy.stats.t.sf(np.abs(log2_fc / se), freedom)
     padj = scipy.stats.false_discovery_control(p)
     return _tested(*(pd.Series(v, cells.genes) for v in (p, padj, log2_fc, scipy.stats.t.isf(0.025, freedom) * se)))
@@ -142,41 +146,3 @@ def voom(counts: np.ndarray, library: np.ndarray, design: np.ndarray) -> tuple[n
     trend = trend[np.unique(trend[:, 0], return_index=True)[1]]
     fitted = np.log2(2.0 ** (design @ coefficients) / scale)
     return y, np.interp(fitted, *trend.T) ** -4
-
-
-def fit_moderated_t(
-    y: np.ndarray, weights: np.ndarray, design: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the second coefficient of each gene, its moderated standard error and degrees of freedom.
-
-    The variances of genes have a scaled inverse chi-squared prior, fitted to the logarithms of their estimates (Smyth
-    2004, section 6.2).
-    """
-    normal = np.einsum("sa,sg,sb->gab", design, weights, design)
-    beta = np.linalg.solve(normal, np.einsum("sa,sg,sg->ga", design, weights, y)[..., None])[..., 0]
-    freedom = len(design) - design.shape[1]
-    variance = (weights * (y - design @ beta.T) ** 2).sum(0) / freedom
-    prior_freedom, prior_variance = _variance_prior(variance, freedom)
-    if np.isinf(prior_freedom):
-        moderated, total = np.full_like(variance, prior_variance), np.inf
-    else:
-        total = prior_freedom + freedom
-        moderated = (prior_freedom * prior_variance + freedom * variance) / total
-    se = np.sqrt(moderated * np.linalg.inv(normal)[:, 1, 1])
-    return beta[:, 1], se, np.full(len(se), min(total, freedom * len(se)))
-
-
-def _variance_prior(variance: np.ndarray, freedom: int) -> tuple[float, float]:
-    """Degrees of freedom and scale of the prior of variances."""
-    variance = np.maximum(variance, 1e-5 * np.median(variance))
-    log = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
-    excess = log.var(ddof=1) - scipy.special.polygamma(1, freedom / 2)
-    if excess <= 0:
-        return np.inf, float(variance.mean())
-    half = float(np.exp(_inverse_log_trigamma(np.log(excess))))
-    return 2 * half, float(np.exp(log.mean() + scipy.special.digamma(half) - np.log(half)))
-
-
-def _inverse_log_trigamma(log_value: float) -> float:
-    """Return log a where log trigamma(a) is given."""
-    return scipy.optimize.brentq(lambda a: np.log(scipy.special.polygamma(1, np.exp(a))) - log_value, -20, 20)

@@ -21,17 +21,22 @@ from pyro_zilognormal.models import (
     draw_coefficients,
     fit_hurdle,
 )
+from pyro_zilognormal.singlecell.depth import AUTO
 from pyro_zilognormal.singlecell.design import Contrast, Variable, column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.io import find_expression, read
-from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, lack_of_fit_columns
-from pyro_zilognormal.singlecell.results import by_condition, check_key, contrast_table, prediction_table, write_results
+from pyro_zilognormal.singlecell.moderated_t import compare_samples
+from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, outside_of
+from pyro_zilognormal.singlecell.results import Calls, by_condition, contrast_table, prediction_table
 from pyro_zilognormal.singlecell.scale import Cleaner
+from pyro_zilognormal.singlecell.write import check_key, write_results
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
-# Draws that keep the donors' effects, for replicated cells and pictures of genes: enough for 99 % intervals.
-_DONOR_DRAWS = 200
+# Draws that keep the random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
+_RANDOM_DRAWS = 200
+# Fewer samples in a condition do not tell how much samples vary.
+_FEWEST_SAMPLES = 2
 
 
 class HurdleDE:
@@ -43,21 +48,30 @@ class HurdleDE:
 
     Args:
         adata: an AnnData, in memory, backed, or from :func:`open_cells`.
-        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``.
-        donor: the column of obs that names the donors, for random effects; None takes cells as independent, and
-            conclusions are about these cells, not about other donors.
+        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``. Random effects
+            are written as in lme4: ``(1 | donor)``, ``(1 | batch:donor)``, ``(1 | batch/donor)`` for (1 | batch) +
+            (1 | batch:donor), ``(condition | donor)`` for (1 | donor) + (1 | donor:condition) of a category.
+        donor: the column of obs that names the donors: (1 | donor), and (1 | donor:condition) if some donor has cells
+            in several levels of variables of the formula, so that the replicate is the sample. None, without random
+            effects in the formula, takes cells as independent, and conclusions are about these cells, not about other
+            donors.
         layer: the layer to use; None for X.
         use_raw: whether to use ``adata.raw``.
-        scale: the stored scale: "linear", "log1p" for log(1 + x), or "log2p1" for log2(1 + x).
+        scale: the stored scale: "linear", "log1p" for log(1 + x), "log2p1" for log2(1 + x), or "counts" for raw
+            counts: a cell's size factor is its total over all genes of the matrix, divided by the median of these.
         offset: the log size factor of each cell, or the column of obs that holds it, added to the mean of log x; None
-            for normalised values.
+            for normalised values and for counts.
+        depth: the column of obs that holds the total counts or the detection rate of each cell; "auto" for the totals
+            of ``scale="counts"``, else the column "total_counts", "n_counts" or "nCount_RNA", if there is one; None for
+            none. P(X = 0) depends on it: cells are put in 4 bins of equal size, and the bin's mean log depth, centred,
+            is a column of the zero part's design. Size factors of counts are made of a column that is named here.
         detection_threshold: linear values of at most this are taken as zeros.
         priors: hyperpriors, or a dict of those that differ from :meth:`~pyro_zilognormal.models.HurdlePriors.for_data`.
         draws: number of posterior draws that summaries are made of.
         device: the torch device.
 
     Attributes:
-        cells: the design, the donors and the observations.
+        cells: the design, the random effects and the observations.
         data: the data of the fit.
         priors: the hyperpriors.
         settings: all arguments, and those of :meth:`fit`, as plain values.
@@ -88,6 +102,7 @@ class HurdleDE:
         use_raw: bool = False,
         scale: str = "linear",
         offset: Any = None,
+        depth: str | None = AUTO,
         detection_threshold: float = 0.0,
         priors: HurdlePriors | Mapping[str, Any] | None = None,
         draws: int = 1000,
@@ -99,24 +114,28 @@ class HurdleDE:
             raise SingleCellError(f"draws is {draws!r}; needed a whole number of at least 100")
         _check_device(device)
         expression = find_expression(adata, layer, use_raw)
-        self.cells = read(adata.obs, formula, donor, offset, Cleaner(expression, scale, detection_threshold))
+        self.cells = read(adata.obs, formula, donor, offset, depth, Cleaner(expression, scale, detection_threshold))
         self.data = _on_device(self.cells.data, device)
         self.priors = _priors(priors, self.data)
         self._result: FitResult | None = None
         self.settings: dict[str, Any] = {
             "formula": formula,
             "donor": donor,
+            "random_effects": [str(term) for term in self.cells.terms],
+            "random_effects_left_out": self.cells.left_out,
             "layer": layer,
             "use_raw": bool(use_raw),
             "scale": scale,
             "offset": offset if isinstance(offset, str | None) else "array",
+            "depth": self.cells.depth.name if self.cells.depth else None,
+            "depth_bins": self.cells.depth_bins,
             "detection_threshold": detection_threshold,
             "draws": draws,
             "device": str(device),
             "n_cells": expression.shape[0],
             "n_genes": expression.shape[1],
             "n_rows": len(self.data.design),
-            "n_donors": self.data.donors,
+            "n_donors": next((len(term.names) for term in self.cells.terms if term.columns == (donor,)), 0),
         }
         self._draws: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._checks: dict[Any, dict[str, Any]] = {}
@@ -146,7 +165,8 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 200, or ten epochs where single cells are fitted in minibatches.
+            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single cells are
+                fitted in minibatches.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
@@ -163,7 +183,7 @@ class HurdleDE:
             model,
             HurdleGuide(model, self.data),
             self.data,
-            steps=max(200, epochs) if steps is None else steps,
+            steps=max(50, epochs) if steps is None else steps,
             batch_size=batch_size,
             seed=seed,
             callbacks=callbacks,
@@ -174,16 +194,19 @@ class HurdleDE:
 
     @property
     def draws(self) -> dict[str, Tensor]:
-        """Posterior draws of the coefficients of all genes, each of shape (draws, genes, width), without donors."""
+        """Posterior draws of the coefficients of all genes, each of shape (draws, genes, width), no random effects.
+
+        ``zero_slope``, which all genes share, has shape (draws, 1, 1).
+        """
         return self._drawn()[0]
 
     def _drawn(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return all draws without donors, and the first ones with donors, which take much memory."""
+        """Return all draws without random effects, and the first ones with them, which take much memory."""
         if self._draws is None:
             result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
-            some = min(number, _DONOR_DRAWS)
-            first = draw_coefficients(result, self.data, some, seed=seed, donors=True)
-            draws = {name: value for name, value in first.items() if "donors" not in name}
+            some = min(number, _RANDOM_DRAWS)
+            first = draw_coefficients(result, self.data, some, seed=seed, random=True)
+            draws = {name: value for name, value in first.items() if name not in ("random", "zero_random")}
             if number > some:
                 rest = draw_coefficients(result, self.data, number - some, seed=seed + 1)
                 draws = {name: torch.cat([value, rest[name]]) for name, value in draws.items()}
@@ -223,34 +246,45 @@ class HurdleDE:
         """
         return self.cells.design.contrast(column, group_to_compare, baseline, name)
 
-    def test(self, contrast: Any, *, delta: float = 0.25, fdr: float = 0.05, credible: float = 0.95) -> Any:
+    def test(
+        self, contrast: Any, *, delta: float = 0.25, fdr: float = 0.05, max_error: float = 0.2, credible: float = 0.95
+    ) -> Any:
         """Return the changes between conditions, gene by gene.
 
         Args:
             contrast: (column, test level, reference level), a pair of conditions, or a :class:`Contrast`; a list of
                 such; or a dict of such by name.
             delta: changes of at most this many log2 units are of no interest; 0 tests the sign alone.
-            fdr: the expected false discovery rate of the calls.
+            fdr: the expected false discovery rate of the calls; with random effects, also the false discovery rate of
+                the test of samples that calls need too.
+            max_error: the largest posterior probability that a called gene does not change.
             credible: probability of the interval.
 
         Returns:
             A DataFrame with the columns of :data:`~pyro_zilognormal.singlecell.results.COLUMNS`, contrast by
             contrast, the most certain gene first.
         """
-        check_fractions(delta, fdr, credible)
-        levels = {"delta": delta, "fdr": fdr, "credible": credible, "negligible": _negligible(self.priors)}
+        check_fractions(delta, fdr, credible, max_error)
+        calls = Calls(delta, fdr, max_error, credible, _negligible(self.priors))
         tables = []
         for one in self.cells.design.contrasts(contrast):
             ends = one.test.levels, one.reference.levels
-            arms = self.cells.arm(ends[0]), self.cells.arm(ends[1]), self.cells.arm({})
+            test, reference, everything = self.cells.arm(ends[0]), self.cells.arm(ends[1]), self.cells.arm({})
             # A condition without cells, such as a value of a number, cannot be checked.
-            checks = [self._check(end, CREDIBLE) if arm.cells else None for end, arm in zip(ends, arms, strict=False)]
-            lack_of_fit = lack_of_fit_columns(checks[0], checks[1], len(self.genes))
-            tables.append(contrast_table(self.genes, self.draws, one, arms, lack_of_fit, **levels))
+            known = test.cells > 0 and reference.cells > 0
+            outside = outside_of(*(self._check(end, CREDIBLE) for end in ends)) if known else None
+            samples, few = compare_samples(self.cells, one), known and min(map(self._samples, ends)) < _FEWEST_SAMPLES
+            arms = test, reference, everything
+            tables.append(contrast_table(self.genes, self.draws, one, arms, samples, outside, calls, few))
         return require("pandas").concat(tables, ignore_index=True)
 
+    def _samples(self, levels: Mapping[str, Any]) -> float:
+        """Return how many samples have cells of a condition; infinite without random effects."""
+        found = self.cells.data.factors[self.cells.rows(levels)]
+        return len(found.unique(dim=0)) if self.cells.terms else math.inf
+
     def predict(self, *conditions: Condition, quantiles: Sequence[float] = (), credible: float = 0.95) -> Any:
-        """Return predictions for a cell of a condition, for a donor without effects and an offset of 0.
+        """Return predictions for a cell of a condition, of mean depth, for random effects and an offset of 0.
 
         Args:
             conditions: from :meth:`cond`.
@@ -282,8 +316,9 @@ class HurdleDE:
         Returns:
             A DataFrame with a row for each condition and gene. It has ``variable``, ``condition``, the observed
             ``zero_fraction``, ``mean`` and ``sd_log``, and for each, with ``_predicted``, ``_low`` and ``_high``, the
-            median and interval of as many cells replicated for the same donors. ``sd_log`` is the standard deviation
-            of log x where x > 0 among cells alike in all variables, ``sd_log_freedom`` its degrees of freedom.
+            median and interval of as many cells replicated for the same levels of the random effects. ``sd_log`` is
+            the standard deviation of log x where x > 0 among cells alike in all variables, ``sd_log_freedom`` its
+            degrees of freedom.
 
         Raises:
             TypeError: something else than conditions.
@@ -301,8 +336,9 @@ class HurdleDE:
     def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = 0.95) -> list[GeneFit]:
         """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.
 
-        The distribution is that of the cells of a condition, averaged over their donors and other variables. The
-        matrix is read once more, so that its file must still be open.
+        The distribution is that of the cells of a condition, averaged over their random effects and other variables.
+        With random effects, each donor's own fold change comes with it, or each sample's own mean where donors have
+        cells in one of the conditions only. The matrix is read once more, so that its file must still be open.
 
         Args:
             genes: names.
@@ -340,9 +376,11 @@ def differential_expression(
     use_raw: bool = False,
     scale: str = "linear",
     offset: Any = None,
+    depth: str | None = AUTO,
     detection_threshold: float = 0.0,
     delta: float = 0.25,
     fdr: float = 0.05,
+    max_error: float = 0.2,
     credible: float = 0.95,
     key_added: str = "ziln_de",
     copy: bool = False,
@@ -362,9 +400,9 @@ def differential_expression(
 
     Args:
         adata: an AnnData with cells in rows, in memory or on disk.
-        formula, donor, layer, use_raw, scale, offset, detection_threshold, draws, priors, device: see
+        formula, donor, layer, use_raw, scale, offset, depth, detection_threshold, draws, priors, device: see
             :class:`HurdleDE`.
-        contrast, delta, fdr, credible: see :meth:`HurdleDE.test`.
+        contrast, delta, fdr, max_error, credible: see :meth:`HurdleDE.test`.
         groupby: the column of obs whose groups are compared, instead of a formula.
         groups: the groups to compare; "all" for all but the reference.
         reference: the group to compare with; "rest" compares each group with all other cells, in a fit of its own.
@@ -393,7 +431,7 @@ def differential_expression(
         ('up', 3)
     """
     _check_one_way(formula, contrast, groupby, groups, reference)
-    check_fractions(delta, fdr, credible)
+    check_fractions(delta, fdr, credible, max_error)
     check_key(key_added)
     given = [(adata, formula or "", contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
     tables, parameters = [], []
@@ -406,6 +444,7 @@ def differential_expression(
             use_raw=use_raw,
             scale=scale,
             offset=offset,
+            depth=depth,
             detection_threshold=detection_threshold,
             priors=priors,
             draws=draws,
@@ -414,11 +453,11 @@ def differential_expression(
         contrasts = de.cells.design.contrasts(own_contrast)
         path = None if checkpoint is None else os.fspath(checkpoint) + (f".{number}" if number > 1 else "")
         de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=path)
-        tables.append(de.test(contrasts, delta=delta, fdr=fdr, credible=credible))
+        tables.append(de.test(contrasts, delta=delta, fdr=fdr, max_error=max_error, credible=credible))
         parameters.append(result_parameters(de, contrasts))
     table = require("pandas").concat(tables, ignore_index=True)
     if not copy:
-        settings = {"delta": delta, "fdr": fdr, "credible": credible}
+        settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
         write_results(adata, table, _merged(parameters, groupby) | settings, key_added)
     return table
 
@@ -502,13 +541,15 @@ def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[A
         raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")
 
 
-def check_fractions(delta: float, fdr: float, credible: float) -> None:
+def check_fractions(delta: float, fdr: float, credible: float, max_error: float = 0.2) -> None:
     """Raise for settings of a table that are out of range."""
     if not 0 <= delta < math.inf:
         raise SingleCellError(f"delta is {delta!r}; needed a number >= 0, in log2 units")
     for name, value in (("fdr", fdr), ("credible", credible)):
         if not 0 < value < 1:
             raise SingleCellError(f"{name} is {value!r}; needed a number between 0 and 1")
+    if not 0 < max_error <= 1:
+        raise SingleCellError(f"max_error is {max_error!r}; needed a probability above 0")
 
 
 def _check_device(device: str) -> None:
@@ -534,5 +575,5 @@ def _priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData) ->
 
 
 def _negligible(priors: HurdlePriors) -> float:
-    """Return the log2 fold change below which genes without effects may lie: 5 sds of two spikes."""
-    return 0.0 if priors.effects_share is None else 5 * math.sqrt(2) * priors.spike_sd / math.log(2)
+    """Return the log2 fold change below which genes without effects may lie: 5 sds of the difference of two spikes."""
+    return 5 * math.sqrt(2) * priors.spike_sd / math.log(2)

@@ -20,6 +20,7 @@ import torch
 from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE, check_fractions
+from pyro_zilognormal.singlecell.depth import AUTO
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.io import open_cells
 from pyro_zilognormal.singlecell.predictive_check import CREDIBLE
@@ -31,7 +32,7 @@ _FAILED, _BAD_INPUT, _NOT_CONVERGED, _INTERRUPTED = 1, 2, 3, 130
 _SECONDS_A_SAVE = 10.0
 _GENES_DRAWN = 6
 _CHECKPOINT, _PARTIAL = "fit.ckpt", ".writing"
-_MODEL = ("donor", "layer", "use_raw", "scale", "offset", "detection_threshold", "device")
+_MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +89,7 @@ def _compute(options: argparse.Namespace, adata: Any) -> Results:
     seconds: dict[str, float] = {}
     with _record_warnings() as recorded:
         with _timed(seconds, "read"):
-            check_fractions(options.delta, options.fdr, CREDIBLE)
+            check_fractions(options.delta, options.fdr, CREDIBLE, options.max_error)
             settings = {name: getattr(options, name) for name in _MODEL if hasattr(options, name)}
             de = HurdleDE(adata, options.formula, **settings)
             contrasts = de.cells.design.contrasts([tuple(contrast) for contrast in options.contrast])
@@ -99,14 +100,16 @@ def _compute(options: argparse.Namespace, adata: Any) -> Results:
             progress = Progress(False if options.quiet else None)
             de.fit(seed=options.seed, steps=options.steps, callbacks=[progress], checkpoint=checkpoint)
         with _timed(seconds, "summarise"):
-            table = de.test(contrasts, delta=options.delta, fdr=options.fdr)
+            table = de.test(contrasts, delta=options.delta, fdr=options.fdr, max_error=options.max_error)
             ends = {end.name: end for contrast in contrasts for end in (contrast.test, contrast.reference)}
             check = de.predictive_check(*ends.values(), credible=CREDIBLE)
             genes = []
             for contrast in contrasts:
                 some = table[(table["contrast"] == contrast.name) & (table["status"] != "all_zero")]["variable"]
                 genes += de.gene_fits(some.head(max(2, _GENES_DRAWN // len(contrasts))).tolist(), contrast)
-    specification = {name: getattr(options, name) for name in ("source", "delta", "fdr", "resume", "command")}
+    specification = {
+        name: getattr(options, name) for name in ("source", "delta", "fdr", "max_error", "resume", "command")
+    }
     return Results(specification, de, contrasts, table, check, genes, recorded, seconds)
 
 
@@ -221,13 +224,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
+_DEPTH = "column of obs with total counts or detection rates, or none (auto: total_counts, n_counts or nCount_RNA)"
 _DEMO = "Compare monocytes with T cells in 700 blood cells that come with the package; nothing is downloaded."
 
 
 def _add_de(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
-    add("--formula", required=True, help='model formula of columns of obs, such as "~ condition + batch"')
+    add("--formula", required=True, help='model formula of columns of obs, such as "~ condition + batch + (1 | lane)"')
     add(
         "--contrast",
         required=True,
@@ -236,11 +240,16 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
         metavar=("COLUMN", "TEST", "REFERENCE"),
         help="the column and the two levels to compare; can be repeated",
     )
-    add("--donor", metavar="COLUMN", help="column of obs that names the donors, for random effects")
+    add(
+        "--donor",
+        metavar="COLUMN",
+        help="column of obs that names the donors, for random effects of donors and samples",
+    )
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x) or log2(1 + x) (linear)")
+    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x), log2(1 + x) or counts (linear)")
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
+    add("--depth", type=_name_or_none, default=AUTO, metavar="COLUMN", help=_DEPTH)
     add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
     _add_common(parser)
 
@@ -250,12 +259,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
     add("--delta", type=float, default=0.25, help="smallest change of interest, in log2 units (0.25)")
     add("--fdr", type=float, default=0.05, help="expected false discovery rate of the calls (0.05)")
+    add("--max-error", type=float, default=0.2, help="largest probability that a called gene does not change (0.2)")
     add("--seed", type=_whole(0), default=0, help="random seed (0)")
     add("--steps", type=_whole(10), default=None, help="number of steps of the fit; increase if it has not converged")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (cpu)")
     add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
     add("--strict", action="store_true", help="exit with code 3 if the fit has not converged")
     add("--quiet", action="store_true", help="print only warnings and errors")
+
+
+def _name_or_none(text: str) -> str | None:
+    return None if text == "none" else text
 
 
 def _whole(least: int) -> Any:

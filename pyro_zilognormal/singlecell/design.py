@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, unknown
 
+# The column of the zero part's design that holds the depth of cells, centred.
+LOG_DEPTH = "log depth"
 # Relative to a vector: the part outside the row space that rounding leaves of one inside it.
 _OUTSIDE = 1e-8
 
@@ -129,9 +131,11 @@ class Design:
     """A formula, the matrix it makes of adata.obs, and the conditions and contrasts that the cells determine.
 
     Attributes:
-        formula: as given.
+        formula: that of the fixed effects.
         matrix: float64, of shape (cells, columns); the first column is 1.
         columns: names of the columns.
+        zero_matrix: that of the zero part: ``matrix``, and the log depth of the cells where it explains zeros.
+        zero_columns: names of its columns.
         variables: the columns of obs that the formula uses, by name.
     """
 
@@ -146,6 +150,7 @@ class Design:
         self.variables = {name: Variable.of(frame[name], name in coded) for name in used}
         self.matrix = np.asarray(model_matrix, dtype=np.float64)
         self._check_matrix()
+        self.zero_matrix, self.zero_columns = self.matrix, self.columns
         self._lengths = _column_lengths(self.matrix)
         self._basis = _row_space(self.matrix / self._lengths)
 
@@ -153,6 +158,17 @@ class Design:
     def rank(self) -> int:
         """The number of independent columns."""
         return len(self._basis)
+
+    def add_depth(self, log_depth: NDArray[np.float64]) -> None:
+        """Let the centred log depth of the cells explain zeros, unless it is 0 in all of them."""
+        if log_depth.any():
+            self.zero_matrix = np.column_stack([self.matrix, log_depth])
+            self.zero_columns = [*self.columns, LOG_DEPTH]
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the zero part has a column for the depth of cells."""
+        return len(self.zero_columns) > len(self.columns)
 
     def estimable(self, row: NDArray[np.float64]) -> bool:
         """Return whether the cells determine a combination of the coefficients: it lies in the matrix's row space."""
@@ -169,7 +185,7 @@ class Design:
                 f"condition: {_words(found)} is not estimable: no cells determine it in {self.formula!r}; needed a "
                 "combination that cells have, or a formula without that interaction"
             )
-        return Condition(row, levels=found)
+        return self._condition(row, found)
 
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
         """Return the contrast of two levels of a variable."""
@@ -185,7 +201,7 @@ class Design:
                 raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
         # The conditions need not be estimable, as long as their difference is.
         ends = [{column: level} for level in levels]
-        conditions = (Condition(row, levels=end) for row, end in zip(self._rows(ends), ends, strict=True))
+        conditions = (self._condition(row, end) for row, end in zip(self._rows(ends), ends, strict=True))
         return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", *conditions))
 
     def pair(self, test: Condition, reference: Condition, name: str | None = None) -> Contrast:
@@ -228,6 +244,10 @@ class Design:
         for name, variable in self.variables.items():
             frame[name] = frame[name].astype(self._dtypes[name] if variable.categorical else float)
         return np.asarray(self._spec.get_model_matrix(frame), dtype=np.float64)
+
+    def _condition(self, row: NDArray[np.float64], levels: Mapping[str, Any]) -> Condition:
+        """Return the condition of a row: a cell of mean depth."""
+        return Condition(row, np.append(row, 0.0) if self.has_depth else row, row, levels)
 
     def _checked(self, contrast: Contrast) -> Contrast:
         difference = contrast.test.design - contrast.reference.design
@@ -319,33 +339,3 @@ def strata(columns: Sequence[Any], cells: int) -> tuple[NDArray[np.int64], NDArr
     table = np.stack([*codes, np.zeros(cells, np.int64)], 1)
     _, first, which = np.unique(table, axis=0, return_index=True, return_inverse=True)
     return which.reshape(-1).astype(np.int64), first
-
-
-@dataclass(frozen=True, eq=False)
-class Donors:
-    """The donor of each cell."""
-
-    name: str  # the column of obs
-    code: NDArray[np.int64]  # of each cell, from 0
-    names: list[str]  # in the order of the codes
-
-    @classmethod
-    def of(cls, obs: Any, name: str, design: Design) -> Donors:
-        """Return the donors of the cells."""
-        code, names = require("pandas").factorize(column(obs, name, "donor"), sort=True)
-        if len(names) < 2:
-            raise SingleCellError(f"donor: obs[{name!r}] names one donor only, {names[0]!r}; pass donor=None")
-        if name in design.variables:
-            raise SingleCellError(f"donor: {name!r} is in the formula {design.formula!r} too; needed it in one of them")
-        return cls(name, code.astype(np.int64), [str(n) for n in names])
-
-    def check_confounding(self, design: Design, examples: NDArray[np.int64]) -> None:
-        """Raise unless donors differ in a way that the design does not explain."""
-        both = np.column_stack([design.matrix[examples], np.eye(len(self.names))[self.code[examples]]])
-        if len(_row_space(both / _column_lengths(both))) > design.rank:
-            return
-        raise SingleCellError(
-            f"donor: the {len(self.names)} donors of obs[{self.name!r}] are confounded with "
-            f"{', '.join(design.variables)}: no two donors share a condition and none has several, so their effects "
-            "cannot be separated; needed more donors a condition, or donor=None for conclusions about these cells alone"
-        )

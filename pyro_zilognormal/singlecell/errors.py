@@ -25,6 +25,10 @@ class ScaleWarning(UserWarning):
     """Values that look as if they were on another scale than the given one."""
 
 
+class DepthWarning(UserWarning):
+    """Conditions or donors whose cells differ in depth, which the model does not know."""
+
+
 def unknown(argument: str, came: object, what: str, known: Iterable[Any]) -> UnknownNameError:
     """Return the error for an unknown name, with the known names and the nearest of them."""
     names = [str(name) for name in known]

@@ -1,4 +1,4 @@
-"""Single genes: the observed values in two conditions, and the distribution that was fitted to them."""
+"""Single genes: the observed values in two conditions, the distribution fitted to them, and each sample's own mean."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
 from pyro_zilognormal.singlecell.io import Cells
-from pyro_zilognormal.singlecell.results import parameters, summarise
+from pyro_zilognormal.singlecell.predictive_check import row_parameters
+from pyro_zilognormal.singlecell.results import select, summarise
 
 _POINTS = 150
-# Combinations of design row and donor that a distribution is averaged over.
-_MOST_COMBINATIONS = 60
+# Rows of the data that a distribution or a mean is averaged over.
+_MOST_ROWS = 60
 
 Interval = tuple[Any, Any, Any]
 
@@ -50,6 +51,23 @@ class GeneCondition:
 
 
 @dataclass(frozen=True, eq=False)
+class Sample:
+    """The expression of one gene in one sample, or the change of one donor, in log2 units.
+
+    Attributes:
+        name: the level of the random effects.
+        condition: the name of the condition; that of the contrast for a change.
+        fitted: posterior median and the ends of the credible interval.
+        observed: from the means of the cells; infinite or NaN where one is 0.
+    """
+
+    name: str
+    condition: str
+    fitted: Interval
+    observed: float
+
+
+@dataclass(frozen=True, eq=False)
 class GeneFit:
     """One gene in the two conditions of a contrast, for :func:`~pyro_zilognormal.singlecell.plots.gene`.
 
@@ -58,12 +76,15 @@ class GeneFit:
         contrast: the name of the contrast.
         conditions: the test condition and the reference.
         credible: probability of the intervals.
+        samples: with random effects, the log2 fold change of each donor that has cells in both conditions, or, where
+            none has, the log2 mean of each sample.
     """
 
     gene: str
     contrast: str
     conditions: tuple[GeneCondition, GeneCondition]
     credible: float
+    samples: tuple[Sample, ...]
 
 
 def gene_fits(
@@ -75,11 +96,13 @@ def gene_fits(
         if gene not in names:
             raise unknown("gene", gene, "genes", names)
     columns = [names.index(gene) for gene in genes]
-    values = cells.genes(columns)
-    some = {name: value[:, columns] for name, value in draws.items()}
+    values, some = cells.genes(columns), select(draws, columns)
     ends = [_condition(cells, end, some, values, credible) for end in (contrast.test, contrast.reference)]
-    both = zip(genes, *ends, strict=True)
-    return [GeneFit(str(gene), contrast.name, (test, reference), credible) for gene, test, reference in both]
+    samples = _samples(cells, contrast, some, values, credible)
+    return [
+        GeneFit(str(gene), contrast.name, (ends[0][g], ends[1][g]), credible, tuple(sample[g] for sample in samples))
+        for g, gene in enumerate(genes)
+    ]
 
 
 def _condition(
@@ -88,36 +111,81 @@ def _condition(
     chosen = cells.chosen(condition.levels)
     if not chosen.any():
         raise SingleCellError(f"contrast: no cell has {condition.name}; needed conditions that cells have, to draw")
-    share, mu, sigma, zero = _mixture(cells, chosen, draws)
+    rows, share = _some(cells, cells.rows(condition.levels))
+    drawn = [row_parameters(draws, cells.data, row) for row in rows.tolist()]
+    mu, sigma, zero = (torch.stack([getattr(cell, name) for cell in drawn]) for name in ("mu", "scale", "zi_logits"))
     return [
         _gene(condition.name, values[chosen, g], share, mu[..., g], sigma[..., g], zero[..., g], credible)
         for g in range(values.shape[1])
     ]
 
 
-def _mixture(cells: Cells, chosen: NDArray[np.bool_], draws: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Return the shares of design rows and donors among some cells, (combinations, 1), and draws of their parameters.
+def _some(cells: Cells, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor]:
+    """Return evenly spaced ones of many rows, and their shares of the cells, of shape (rows, 1)."""
+    if len(rows) > _MOST_ROWS:
+        rows = rows[np.linspace(0, len(rows) - 1, _MOST_ROWS).astype(int)]
+    count = cells.count[rows]
+    return rows, torch.from_numpy(count / count.sum())[:, None]
 
-    The draws are of shape (combinations, draws, genes). Where combinations are many, they are evenly spaced ones.
-    """
-    donors = cells.donors
-    who = np.zeros(chosen.sum()) if donors is None else donors.code[chosen]
-    kinds, count = np.unique(np.column_stack([who, cells.design.matrix[chosen]]), axis=0, return_counts=True)
-    if len(kinds) > _MOST_COMBINATIONS:
-        some = np.linspace(0, len(kinds) - 1, _MOST_COMBINATIONS).astype(int)
-        kinds, count = kinds[some], count[some]
-    drawn = [
-        parameters(draws, Condition(torch.from_numpy(kind[1:].copy())), None if donors is None else int(kind[0]))
-        for kind in kinds
+
+@np.errstate(divide="ignore", invalid="ignore")  # the log of a mean of 0
+def _samples(
+    cells: Cells, contrast: Contrast, draws: Mapping[str, Tensor], values: NDArray[np.float64], credible: float
+) -> list[list[Sample]]:
+    """Return the change of each donor, or the mean of each sample, gene by gene."""
+    if not cells.terms:
+        return []
+    arms = [cells.rows(end.levels) for end in (contrast.test, contrast.reference)]
+    factors, last = cells.data.factors.numpy(), len(cells.terms) - 1
+    paired = _paired_term(factors, arms)
+    term = last if paired is None else paired
+    names = cells.terms[term].names
+    within = [{level: rows[factors[rows, term] == level] for level in np.unique(factors[rows, term])} for rows in arms]
+    means = [{k: _log2_mean(cells, rows, draws, values) for k, rows in arm.items()} for arm in within]
+    found = []
+    if paired is not None:
+        for level in means[0].keys() & means[1].keys():
+            (drawn, observed), (less, observed_less) = means[0][level], means[1][level]
+            found.append((names[level], contrast.name, drawn - less, observed - observed_less))
+    else:
+        for end, arm in zip((contrast.test, contrast.reference), means, strict=True):
+            found += [(names[level], end.name, *mean) for level, mean in arm.items()]
+    return [
+        _summarised(*one, credible) for one in sorted(found, key=lambda one: (one[1] != contrast.test.name, one[0]))
     ]
-    share = torch.from_numpy(count / count.sum())[:, None]
-    return share, *(torch.stack(values) for values in zip(*drawn, strict=True))
+
+
+def _paired_term(factors: NDArray[np.int64], arms: Sequence[NDArray[np.int64]]) -> int | None:
+    """Return the random effects whose levels pair the samples of two conditions, one with one; None if none do."""
+    for term in reversed(range(factors.shape[1])):
+        levels = [np.unique(factors[rows], axis=0)[:, term] for rows in arms]
+        shared = np.intersect1d(levels[0], levels[1])
+        if len(shared) and all(np.isin(level, shared).sum() == len(shared) for level in levels):
+            return term
+    return None
+
+
+def _log2_mean(
+    cells: Cells, rows: NDArray[np.int64], draws: Mapping[str, Tensor], values: NDArray[np.float64]
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Return draws of the log2 mean of the cells of some rows, of shape (draws, genes), and the observed one."""
+    some, share = _some(cells, rows)
+    drawn = torch.stack([row_parameters(draws, cells.data, row).log_mean for row in some.tolist()])
+    observed = np.log2(values[np.isin(cells.row, rows)].mean(0))
+    return (drawn + share[..., None].log()).logsumexp(0) / math.log(2), observed
+
+
+def _summarised(
+    name: str, condition: str, drawn: Tensor, observed: NDArray[np.float64], credible: float
+) -> list[Sample]:
+    fitted = zip(*(end.tolist() for end in summarise(drawn, credible)), strict=True)
+    return [Sample(name, condition, f, o) for f, o in zip(fitted, observed.tolist(), strict=True)]
 
 
 def _gene(
     name: str, values: NDArray[np.float64], share: Tensor, mu: Tensor, sigma: Tensor, zero: Tensor, credible: float
 ) -> GeneCondition:
-    """Return one gene in one condition; the fitted distribution is a mixture, its parameters (combinations, draws)."""
+    """Return one gene in one condition; the fitted distribution is a mixture, its parameters (rows, draws)."""
     positive = values[values > 0]
     logs = np.log10(positive) if len(positive) else np.zeros(1)
     margin = 0.35 * max(float(np.ptp(logs)), 1.0)

@@ -15,12 +15,16 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import HurdleData
-from pyro_zilognormal.singlecell.design import Design, Donors, column, strata
+from pyro_zilognormal.singlecell.depth import Depth, warn_of_depths
+from pyro_zilognormal.singlecell.design import Design, column, strata
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.random_effects import RandomTerm, random_terms, split_formula
 from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_cells, read_genes, read_statistics
 
 # What h5py, zarr and anndata raise for damaged files and for files of another kind.
 _UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
+# The share of positive values says something of depth if it is that of many genes.
+_FEWEST_GENES = 100
 _ON_DISK = ("array", "csr_matrix", "csc_matrix")
 
 
@@ -155,7 +159,7 @@ class Arm:
 
     cells: int
     positive: NDArray[np.int64]  # numbers of positive values
-    total: NDArray[np.float64]  # sums of the linear values
+    total: NDArray[np.float64]  # sums of the linear values, with size factors divided out
 
     @property
     def detection(self) -> NDArray[np.float64]:
@@ -170,17 +174,28 @@ class Arm:
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """An experiment, read and checked. Its rows are strata, of cells alike in all variables and donor, or cells."""
+    """An experiment, read and checked.
+
+    Its rows are strata, of cells alike in all variables, random effects and bin of depth, or single cells.
+    """
 
     clean: Cleaner  # the matrix, and how its values are brought to the linear scale
     design: Design
-    donors: Donors | None
+    terms: list[RandomTerm]  # of the random effects, coarse to fine: the factors of the data
+    left_out: list[str]  # random effects that others stand for, in words
+    depth: Depth | None  # what explains zeros, in bins
     factor: NDArray[np.float64]  # the size factor of each cell
     data: HurdleData  # what is fitted, row by row
+    row: NDArray[np.int64]  # the row of each cell
     example: NDArray[np.int64]  # one cell of each row
     count: NDArray[np.int64]  # the number of cells in each row
-    size: NDArray[np.float64]  # means of the size factors and of their squares in each row, of shape (rows, 2)
-    totals: NDArray[np.float64] | None  # sums of linear values, of shape (rows, genes); None where rows are cells
+    # Sums of linear values with size factors divided out, of shape (rows, genes); None where rows are cells.
+    totals: NDArray[np.float64] | None
+
+    @property
+    def depth_bins(self) -> int:
+        """The number of bins of depth, 0 where depth explains no zeros."""
+        return 0 if self.depth is None else int(self.depth.bin.max()) + 1
 
     def chosen(self, levels: Mapping[str, Any]) -> NDArray[np.bool_]:
         """Return which cells have the given levels of the variables."""
@@ -200,7 +215,8 @@ class Cells:
             positive, total = self.data.value[rows, :, 1].sum(0).numpy(force=True), self.totals[rows].sum(0)
         else:
             values = self.data.value[rows]
-            positive, total = (np.asarray(v.sum(0)).reshape(-1) for v in (values > 0, values))
+            linear = values if hasattr(values, "tocsr") else values.numpy(force=True)
+            positive, total = np.asarray((linear > 0).sum(0)).reshape(-1), (1 / self.factor[rows]) @ linear
         return Arm(int(self.count[rows].sum()), positive.astype(np.int64), total)
 
     def genes(self, columns: list[int]) -> NDArray[np.float64]:
@@ -218,33 +234,57 @@ class Cells:
         return self.clean.expression.genes
 
 
-def read(obs: Any, formula: str, donor: str | None, offset: Any, clean: Cleaner) -> Cells:
-    """Read all cells in one pass.
+def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | None, clean: Cleaner) -> Cells:
+    """Read all cells in one pass, or two where size factors are the totals of counts.
 
-    Cells alike in all variables and donor are reduced to statistics, unless these would be more than half as many as
-    the cells, as with a covariate that has a value of its own in each cell; then the cells are kept in memory.
+    Cells alike in all variables, random effects and bin of depth are reduced to statistics, unless these would be more
+    than half as many as the cells, as with a covariate that has a value of its own in each cell; then the cells are
+    kept in memory.
     """
-    design = Design(formula, obs)
-    donors = None if donor is None else Donors.of(obs, donor, design)
-    shift = np.zeros(len(obs)) if offset is None else _offset(obs, offset)
-    alike = [variable.values for variable in design.variables.values()] + ([] if donors is None else [donors.code])
-    of_cell, example = strata(alike, len(obs))
-    if donors is not None:
-        donors.check_confounding(design, example)
-    keep = 2 * len(example) > len(obs)
-    if keep:
-        of_cell = example = np.arange(len(obs))
-        value, totals = read_cells(clean), None
-    else:
-        statistics, totals = read_statistics(clean, of_cell, len(example), None if offset is None else shift)
-        value = statistics.value
-    rows = torch.from_numpy(design.matrix[example])
-    who = torch.from_numpy(np.zeros_like(example) if donors is None else donors.code[example])
-    left = torch.from_numpy(shift if keep else np.zeros(len(example)))  # statistics have the offset taken out
-    data = HurdleData(value, rows, rows, who, left, 0 if donors is None else len(donors.names))
-    count, factor = np.bincount(of_cell), np.exp(shift)
-    size = np.stack([np.bincount(of_cell, factor**power) / count for power in (1, 2)], 1)
-    return Cells(clean, design, donors, factor, data, example, count, size, totals)
+    if clean.scale == "counts" and offset is not None:
+        raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
+    fixed, bars = split_formula(formula)
+    design = Design(fixed, obs)
+    terms, left_out = random_terms(obs, design, donor, bars)
+    shift = None if offset is None else _offset(obs, offset)
+    known = Depth.find(obs, depth, clean)
+    used = known if depth is not None else None
+    if used:
+        design.add_depth(used.column)
+    if known and clean.scale == "counts":
+        shift = np.log(known.size_factor)
+    alike = [variable.values for variable in design.variables.values()] + [term.code for term in terms]
+    row, example = strata([*alike, design.zero_matrix[:, -1]] if design.has_depth else alike, len(obs))
+    for term in terms:
+        term.check_confounding(design, example, donor)
+    factor = np.ones(len(obs)) if shift is None else np.exp(shift)
+    if 2 * len(example) > len(obs):
+        row = example = np.arange(len(obs))
+        value, totals, left = read_cells(clean), None, np.zeros(len(obs)) if shift is None else shift
+    else:  # the offset is taken out of statistics and totals
+        statistics, totals = read_statistics(clean, row, len(example), shift)
+        value, left = statistics.value, np.zeros(len(example))
+    mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
+    codes = [term.code[example] for term in terms]
+    factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
+    levels = tuple(len(term.names) for term in terms)
+    data = HurdleData(value, mean, zero, mean, factors, torch.from_numpy(left), levels)
+    cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals)
+    if not design.has_depth:
+        _warn_of_depths(cells, known)
+    return cells
+
+
+def _warn_of_depths(cells: Cells, known: Depth | None) -> None:
+    """Warn if depth, or the share of positive values, differs much between conditions or donors."""
+    data, example = cells.data, cells.example
+    positive = data.value[..., 1].sum(1).numpy() if data.reduced else np.asarray((data.value > 0).sum(1)).reshape(-1)
+    measures = {} if known is None else {known.name: np.bincount(cells.row, known.value) / cells.count}
+    if data.genes >= _FEWEST_GENES:
+        measures["share of positive values"] = positive / (cells.count * data.genes)
+    groups = {name: v.values.to_numpy()[example] for name, v in cells.design.variables.items() if v.categorical}
+    groups |= {term.name: term.code[example] for term in cells.terms if len(term.columns) == 1}
+    warn_of_depths(measures, groups, cells.count)
 
 
 def _offset(obs: Any, offset: Any) -> NDArray[np.float64]:

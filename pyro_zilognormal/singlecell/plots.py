@@ -148,6 +148,43 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def samples(fit: GeneFit, ax: Axes | None = None) -> Axes:
+    """Plot one gene's log2 fold change in each donor, or its log2 mean in each sample.
+
+    Points with bars are the fit and its credible interval, which borrows strength from the other samples; crosses are
+    the observed values.
+
+    Args:
+        fit: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.gene_fits`, of a model with random effects.
+        ax: the axes; a new figure if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        SingleCellError: a fit without random effects.
+    """
+    if not fit.samples:
+        raise SingleCellError(f"fit: {fit.gene} has no samples; needed a model with random effects, such as donor=")
+    ax = _axes(ax)
+    paired = fit.samples[0].condition == fit.contrast
+    colours = dict(zip([c.name for c in fit.conditions], _CONDITIONS, strict=True))
+    for at, sample in enumerate(fit.samples):
+        middle, low, high = sample.fitted
+        colour = colours.get(sample.condition, _CONDITIONS[0])
+        ax.errorbar([middle], [at], xerr=[[middle - low], [high - middle]], fmt="o", color=colour, markersize=4)
+        if np.isfinite(sample.observed):
+            ax.plot([sample.observed], [at], "x", color="0.2", markersize=5)
+    ax.set_yticks(range(len(fit.samples)), [one.name for one in fit.samples], fontsize="x-small")
+    ax.invert_yaxis()
+    if paired:
+        ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
+    ax.set(
+        xlabel="log2 fold change" if paired else "log2 mean", title=f"{fit.gene}: fitted (points), observed (crosses)"
+    )
+    return ax
+
+
 def label_points(ax: Axes, points: Iterable[tuple[float, float, str]], others: Any = ()) -> list[str]:
     """Write names beside points, none on top of another; a name without room is left out."""
     figure: Any = ax.figure

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_zilognormal.models import Condition
+from pyro_zilognormal.models import CellParameters, Condition, HurdleData, cell_parameters
 from pyro_zilognormal.singlecell.io import Cells
-from pyro_zilognormal.singlecell.results import log_fc_bias, parameters, summary_columns
+from pyro_zilognormal.singlecell.results import summary_columns
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 # The probability of the intervals that tables and reports use: one gene in a hundred lies outside by chance.
@@ -25,6 +25,12 @@ _MOST_CELLS = 250
 _WIDE = 100.0
 
 
+def row_parameters(draws: Mapping[str, Tensor], data: HurdleData, row: int) -> CellParameters:
+    """Return the parameters of a cell of a row of the data, with its random effects, draw by draw."""
+    condition = Condition(data.design[row], data.zero_design[row], data.scale_design[row])
+    return cell_parameters(draws, condition, data.random_elements[row].tolist())
+
+
 def check_condition(
     cells: Cells, levels: Mapping[str, Any], draws: Mapping[str, Tensor], credible: float, seed: int
 ) -> dict[str, Any]:
@@ -34,20 +40,21 @@ def check_condition(
         rows = rows[:: max(1, -(-len(rows) // _MOST_CELLS))]
     number, (value, totals) = int(cells.count[rows].sum()), _observe(cells, rows)
     zeros, total, mu = _replicate(draws, cells, rows, torch.Generator().manual_seed(seed))
-    sigma = draws["log_sigma"].squeeze(-1).exp()
     positive = value[..., 1]
     if cells.totals is None:  # the deviation of a single cell is that from its posterior mean
-        freedom, squares = positive.sum(0), (positive * (value[..., 2] - mu).square()).sum(0)
+        freedom, squares = positive, (positive * (value[..., 2] - mu).square()).sum(0)
     else:
-        freedom, squares = (positive - 1).clamp(min=0).sum(0), value[..., 3].sum(0)
+        freedom, squares = (positive - 1).clamp(min=0), value[..., 3].sum(0)
+    replicated = _replicate_squares(draws, cells.data, rows, freedom, seed)
+    freedom = freedom.sum(0)
     compared = {
         "zero_fraction": (value[..., 0].sum(0) / number, zeros / number),
         "mean": (totals / number, total / number),
-        "sd_log": ((squares / freedom).sqrt(), sigma * _chi(freedom, len(sigma), seed)),
+        "sd_log": ((squares / freedom).sqrt(), (replicated / freedom).sqrt()),
     }
     columns: dict[str, Any] = {}
-    for name, (observed, replicated) in compared.items():
-        columns |= {name: observed.numpy()} | summary_columns(name, replicated, credible, "_predicted")
+    for name, (observed, drawn) in compared.items():
+        columns |= {name: observed.numpy()} | summary_columns(name, drawn, credible, "_predicted")
     return columns | {"sd_log_freedom": freedom.numpy()}
 
 
@@ -58,24 +65,19 @@ def inside(check: Any, statistic: str) -> NDArray[np.bool_]:
     return ~((observed < low - rounding) | (observed > high + rounding))
 
 
-def lack_of_fit_columns(test: Any, reference: Any, genes: int) -> dict[str, Any]:
-    """Return the columns ``log_fc_bias`` and ``predictive_check`` of a contrast's table."""
-    if test is None or reference is None:
-        return {"log_fc_bias": np.zeros(genes), "predictive_check": np.full(genes, "no_cells", dtype=object)}
-    outside = {name: ~(inside(test, name) & inside(reference, name)) for name in STATISTICS}
-    words = ["+".join(name for name in STATISTICS if outside[name][gene]) or "ok" for gene in range(genes)]
-    spreads = [(check["sd_log"], check["sd_log_freedom"]) for check in (test, reference)]
-    return {"log_fc_bias": log_fc_bias(*spreads), "predictive_check": np.array(words, dtype=object)}
+def outside_of(*checks: Any) -> dict[str, NDArray[np.bool_]]:
+    """Return, for each statistic, which genes lie outside of its interval in one of the conditions."""
+    return {name: ~np.all([inside(check, name) for check in checks], axis=0) for name in STATISTICS}
 
 
 def _observe(cells: Cells, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Return the statistics of some rows, of shape (rows, genes, 5), and the sums of their linear values, (genes,)."""
+    """Return the statistics of some rows, of shape (rows, genes, 5), and their sums of normalised values, (genes,)."""
     if cells.totals is not None:
         return cells.data.value[rows], torch.from_numpy(cells.totals[rows].sum(0))
     offset, each = cells.data.offset[rows], torch.arange(len(rows))
     value = SufficientStatistics.from_cells(cells.data.value[rows], each, len(rows), offset).value
     # A cell is a group of one, whose mean is log x - offset.
-    return value, (value[..., 1] * (value[..., 2] + offset.unsqueeze(-1)).exp()).sum(0)
+    return value, (value[..., 1] * value[..., 2].exp()).sum(0)
 
 
 def _replicate(
@@ -89,36 +91,40 @@ def _replicate(
     zeros = torch.zeros(draws["intercept"].shape[:2], dtype=torch.float64)
     total, means, data = torch.zeros_like(zeros), [], cells.data
     for row in rows.tolist():
-        donor = int(data.donor[row]) if data.donors else None
-        mu, sigma, zero = parameters(draws, Condition(data.design[row]), donor)
+        cell = row_parameters(draws, data, row)
+        mu = cell.mu
         means.append(mu.mean(0))
         count = torch.full_like(mu, float(cells.count[row]))
-        positive = torch.binomial(count, logsigmoid(-zero).exp(), generator=generator)
+        positive = torch.binomial(count, logsigmoid(-cell.zi_logits).exp(), generator=generator)
         zeros += count - positive
-        total += sum_of_log_normals(positive, mu, sigma, torch.from_numpy(cells.size[row]), generator)
+        total += sum_of_log_normals(positive, mu, cell.scale, generator)
     return zeros, total, torch.stack(means)
 
 
-def sum_of_log_normals(count: Tensor, mu: Tensor, sigma: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw sums of log-normals times size factors, each as one log-normal of the same mean and variance.
+def sum_of_log_normals(count: Tensor, mu: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw sums of log-normals, each as one log-normal of the same mean and variance.
 
     This is the approximation of Fenton (1960) and Wilkinson; it is exact for a count of 1.
     """
     variance = sigma.square()
-    log_mean = count.log() + mu + variance / 2 + size[0].log()
-    # The variance of one term relative to its squared mean, size factors included; then that of the sum.
-    ratio, number = size[1] / size[0].square(), count.clamp(min=1)
-    relative = (variance.exp() * ratio - 1) / number
-    # The same where exp(variance) overflows: log((exp(variance) ratio + number - 1) / number).
-    wide = torch.logaddexp(variance + ratio.log(), (number - 1).log()) - number.log()
-    spread = torch.where(variance < _WIDE, relative.log1p(), wide)
+    log_mean, number = count.log() + mu + variance / 2, count.clamp(min=1)
+    # Where exp(variance) overflows: log((exp(variance) + number - 1) / number).
+    wide = torch.logaddexp(variance, (number - 1).log()) - number.log()
+    spread = torch.where(variance < _WIDE, (variance.expm1() / number).log1p(), wide)
     noise = torch.randn(mu.shape, dtype=mu.dtype, generator=generator)
     drawn = (log_mean - spread / 2 + spread.sqrt() * noise).exp()
     return torch.where(count > 0, drawn, torch.zeros_like(drawn))
 
 
-def _chi(freedom: Tensor, draws: int, seed: int) -> Tensor:
-    """Draw sds of standard normal values with these degrees of freedom; NaN where there are none."""
-    known = np.maximum(freedom.numpy(), 1)
-    squares = np.random.default_rng(seed).chisquare(known, (draws, len(known)))
-    return torch.from_numpy(np.sqrt(squares / known)).where(freedom > 0, torch.nan)
+def _replicate_squares(
+    draws: Mapping[str, Tensor], data: HurdleData, rows: NDArray[np.int64], freedom: Tensor, seed: int
+) -> Tensor:
+    """Draw sums of squared deviations of log x, of shape (draws, genes), for degrees of freedom of (rows, genes)."""
+    generator, total = np.random.default_rng(seed), torch.zeros((), dtype=torch.float64)
+    designs, kind = torch.unique(data.scale_design[rows], dim=0, return_inverse=True)
+    for number in range(len(designs)):  # rows of one sigma are one
+        some = kind == number
+        known, sigma = freedom[some].sum(0), row_parameters(draws, data, int(rows[some.numpy()][0])).scale
+        squares = generator.chisquare(np.maximum(known.numpy(), 1), tuple(sigma.shape))
+        total = total + sigma.square() * torch.from_numpy(squares) * (known > 0)
+    return total

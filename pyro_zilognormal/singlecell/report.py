@@ -21,7 +21,7 @@ from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import listed, require
 from pyro_zilognormal.singlecell.genes import GeneFit
 from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, STATISTICS, inside
-from pyro_zilognormal.singlecell.results import COLUMNS, biased
+from pyro_zilognormal.singlecell.results import COLUMNS, posterior_calls
 from pyro_zilognormal.svi import plot_loss
 from pyro_zilognormal.svi.data import digest
 
@@ -31,12 +31,15 @@ _TOP, _NAMED, _PRINTED = 12, 5, 12
 _MOST_LISTED = 6
 # A hundredth of the genes is expected outside of 99 % intervals by chance.
 _MOST_OUTSIDE = 0.05
-_FEW_DONORS = 6
+# If so many genes do not fit, the model is not that of the data.
+_MOST_UNFIT = 0.2
+_FEW_LEVELS = 6
 _DPI = 110
 _STATUS = {
     "all_zero": "no positive value in these cells, so that nothing is known about their change",
     "all_positive": "no zero in these cells",
     "too_few_positive": "fewer than three positive values in these cells, so that little is known about their change",
+    "few_cells": "a condition of fewer than 10 cells or 2 samples, so that their intervals rest much on other genes",
 }
 
 
@@ -44,7 +47,7 @@ _STATUS = {
 class Results:
     """The results of a run of the command line."""
 
-    specification: dict[str, Any]  # source, formula, delta, fdr, resume and command, as plain values
+    specification: dict[str, Any]  # source, delta, fdr, max_error, resume and command, as plain values
     de: HurdleDE
     contrasts: list[Contrast]
     table: Any  # of HurdleDE.test
@@ -74,7 +77,7 @@ def metrics(results: Results) -> dict[str, Any]:
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
         "input": {"source": source, "fingerprint": fingerprint(results.de)},
         "settings": results.de.settings | specification,
-        "contrasts": [_calls(results.of(c.name), specification["delta"]) for c in results.contrasts],
+        "contrasts": [_calls(results.of(c.name), specification) for c in results.contrasts],
         "convergence": {
             "converged": bool(fit.converged),
             "stop_reason": fit.stop_reason,
@@ -91,21 +94,31 @@ def metrics(results: Results) -> dict[str, Any]:
 
 
 def fingerprint(de: HurdleDE) -> str:
-    """Return a digest of the data of the fit: values, designs, donors, offsets and names of genes."""
+    """Return a digest of the data of the fit: values, designs, random effects, offsets and names of genes."""
     return digest([de.genes, *de.cells.data.arguments])
 
 
-def _calls(table: Any, delta: float) -> dict[str, Any]:
-    called = table[table["is_de"]]
+def _calls(table: Any, specification: Mapping[str, Any]) -> dict[str, Any]:
+    called, fdr = table[table["is_de"]], specification["fdr"]
+    posterior = posterior_calls(table, fdr, specification["max_error"])
+    unfit = ~table["predictive_check"].isin(["ok", "no_cells"])
     return {
         "contrast": table["contrast"].iloc[0],
         "n_test": int(table["n_test"].iloc[0]),
         "n_ref": int(table["n_ref"].iloc[0]),
         "up": int((called["log_fc"] > 0).sum()),
         "down": int((called["log_fc"] < 0).sum()),
-        "biased": table["variable"][biased(table, delta)].astype(str).tolist(),
+        "tested": int(table["pval"].notna().sum()),
+        "posterior_only": _names(table[posterior & (table["padj"] > fdr)]),
+        "samples_only": _names(table[~posterior & (table["padj"] <= fdr)].sort_values("pval", kind="stable")),
+        "unfit": float(unfit.mean()),
+        "log_fc_unfit": _names(table[table["predictive_check"].str.contains("log_fc")]),
         "status": {str(status): int(number) for status, number in table["status"].value_counts().items()},
     }
+
+
+def _names(table: Any) -> list[str]:
+    return [str(name) for name in table["variable"]]
 
 
 @dataclass(frozen=True)
@@ -117,8 +130,8 @@ class Diagnostic:
 
 
 def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic]:
-    """Return convergence, lack of fit, bias, donors and warnings, and whether each is fine."""
-    fit, check, delta = numbers["convergence"], numbers["predictive_check"], results.specification["delta"]
+    """Return convergence, lack of fit, agreement with samples, random effects and warnings, and which are fine."""
+    fit, check = numbers["convergence"], numbers["predictive_check"]
     ended = (
         f"The fit converged: its loss no longer fell in the last fifth of {fit['steps']} steps."
         if fit["converged"]
@@ -129,9 +142,10 @@ def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic
         Diagnostic(fit["converged"], ended),
         _fit_of(check, "zero_fraction", "share of zeros", "the model predicts too many or too few zeros"),
         _fit_of(check, "mean", "mean", "their positive values are not log-normal, and log_fc may be biased"),
-        _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread differs between conditions"),
-        *(_bias(results.of(contrast.name), delta) for contrast in results.contrasts),
-        _donors(results.de),
+        _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread is not that of the model's sigma"),
+        *(_log_fc(calls) for calls in numbers["contrasts"]),
+        *(_agreement(calls) for calls in numbers["contrasts"] if calls["tested"]),
+        _random_effects(results.de),
         *(Diagnostic(False, f"Warning: {text}") for text in results.warnings),
     ]
 
@@ -145,38 +159,56 @@ def _fit_of(check: Mapping[str, Any], statistic: str, what: str, meaning: str) -
     return Diagnostic(1 - share <= _MOST_OUTSIDE, f"{text}. Outside: {listed(outside, _MOST_LISTED)}; {meaning}.")
 
 
-def _bias(table: Any, delta: float) -> Diagnostic:
-    contrast, found = table["contrast"].iloc[0], table[biased(table, delta)]
-    if found.empty:
-        text = "the spread of log x does not differ so much between the conditions that log_fc is biased beyond its "
-        return Diagnostic(True, f"{contrast}: {text}interval.")
-    rows = found.sort_values("log_fc_bias", key=abs, ascending=False).to_dict("records")
-    genes = [f"{r['variable']} ({r['log_fc']:+.2f}, corrected {r['log_fc'] - r['log_fc_bias']:+.2f})" for r in rows]
-    text = f"{contrast}: in {len(found)} of {len(table)} genes the spread of log x differs so much between the "
-    text += f"conditions that log_fc is biased beyond its interval: {listed(genes, _MOST_LISTED)}. "
-    return Diagnostic(False, text + "The corrected value is log_fc - log_fc_bias.")
+def _log_fc(calls: Mapping[str, Any]) -> Diagnostic:
+    found = calls["log_fc_unfit"]
+    if not found:
+        return Diagnostic(
+            True, f"{calls['contrast']}: no interval of log_fc excludes the observed log2 ratio of means."
+        )
+    text = f"{calls['contrast']}: the interval of log_fc excludes the observed log2 ratio of means, by more than the "
+    return Diagnostic(False, f"{text}noise of that ratio, in {_genes(found)}. Do not trust their fold changes.")
 
 
-def _donors(de: HurdleDE) -> Diagnostic:
-    donors = de.cells.donors
-    if donors is None:
+def _agreement(calls: Mapping[str, Any]) -> Diagnostic:
+    text = f"{calls['contrast']}: a called gene needs both the posterior and a moderated t test of the samples' means. "
+    posterior, samples = calls["posterior_only"], calls["samples_only"]
+    if not posterior and not samples:
+        return Diagnostic(True, f"{text}They agree on all genes.")
+    text += f"The posterior alone would call {_genes(posterior)} more. " if posterior else ""
+    text += f"The test alone would call {_genes(samples)} more." if samples else ""
+    return Diagnostic(len(posterior) <= max(1, calls["up"] + calls["down"]), text.strip())
+
+
+def _genes(names: Sequence[str]) -> str:
+    return f"{len(names)} {'gene' if len(names) == 1 else 'genes'} ({listed(names, _MOST_LISTED)})"
+
+
+def _random_effects(de: HurdleDE) -> Diagnostic:
+    terms = de.cells.terms
+    if not terms:
         return Diagnostic(
             False,
             "Cells were taken as independent: intervals and calls hold for these cells, not for other donors. If the "
             "cells come from several donors, name their column with --donor.",
         )
-    number = len(donors.names)
-    text = f"The model has random effects of the {number} donors ({donors.name})"
-    text += "; so few donors say little about others. " if number < _FEW_DONORS else ". "
-    return Diagnostic(
-        False, text + "With donors it calls too many genes: run a pseudobulk test of the samples beside it."
-    )
+    levels = listed([f"{term} of {len(term.names)} levels" for term in terms])
+    text = f"The model has random effects {levels}"
+    few = min(len(term.names) for term in terms) < _FEW_LEVELS
+    text += "; so few levels say little about others." if few else "."
+    text += "".join(f" Left out: {reason}." for reason in de.cells.left_out)
+    return Diagnostic(not few, text)
 
 
-def verdict(found: Sequence[Diagnostic], converged: bool) -> str:
+def verdict(found: Sequence[Diagnostic], numbers: Mapping[str, Any]) -> str:
     """Return in a sentence whether the results can be used."""
-    if not converged:
+    if not numbers["convergence"]["converged"]:
         return "No: the fit did not converge. Run it again with more --steps before using the results."
+    unfit = max(calls["unfit"] for calls in numbers["contrasts"])
+    if unfit >= _MOST_UNFIT:
+        return (
+            f"No: {unfit:.0%} of the genes do not fit the predictive check. Values of another scale, left tails or "
+            "skewed logarithms are common reasons; see docs/choosing.md."
+        )
     if all(one.passed for one in found):
         return "Yes: all diagnostics are fine."
     return "Yes, with caution: the diagnostics marked ⚠ below limit what can be concluded."
@@ -194,7 +226,7 @@ def html(
         settings=results.de.settings,
         numbers=numbers,
         diagnostics=found,
-        verdict=verdict(found, numbers["convergence"]["converged"]),
+        verdict=verdict(found, numbers),
         contrasts=[c | _shown(results, one) for c, one in zip(numbers["contrasts"], results.contrasts, strict=True)],
         named=_NAMED,
         unusual=_STATUS,
@@ -228,11 +260,12 @@ def summary(results: Results, numbers: Mapping[str, Any]) -> str:
             f"({up} up, {down} down, at an expected false discovery rate of {100 * fdr:g} %); the most certain:",
             _printed(results.of(calls["contrast"]).head(_PRINTED)),
         ]
-        if calls["biased"]:
-            parts += [
-                "caution: the spread of log x differs so much between the conditions that log_fc is biased beyond its",
-                f"interval in {len(calls['biased'])} genes (see log_fc_bias): {listed(calls['biased'], 8)}",
-            ]
+        for found, what in (
+            (calls["posterior_only"], "not called, as the test of samples does not confirm them"),
+            (calls["samples_only"], "not called, though significant in the test of samples"),
+            (calls["log_fc_unfit"], "caution: the interval of log_fc excludes the observed ratio in"),
+        ):
+            parts += [f"{what}: {_genes(found)}"] if found else []
     check = numbers["predictive_check"]
     words = {"zero_fraction": "shares of zeros", "mean": "means", "sd_log": "spreads of log x"}
     shares = ", ".join(f"{check[f'{name}_inside']:.1%} of {what}" for name, what in words.items())
@@ -274,8 +307,11 @@ def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes]]:
 
     genes = {}
     for one in results.genes:
-        figure = _figure(6.4, 3.6)
-        plots.gene(one, figure.subplots())
+        figure = _figure(11.0 if one.samples else 6.4, 3.6)
+        axes = np.atleast_1d(figure.subplots(1, 2 if one.samples else 1))
+        plots.gene(one, axes[0])
+        if one.samples:
+            plots.samples(one, axes[1])
         genes[f"{one.gene}, {one.contrast}"] = _png(figure)
     return pictures, genes
 

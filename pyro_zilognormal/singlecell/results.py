@@ -1,9 +1,9 @@
-"""Tables of results, their columns, and where they go in an AnnData."""
+"""Tables of results, and the meaning of their columns."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,15 @@ from torch import Tensor
 from pyro_zilognormal import ZeroInflatedLogNormal
 from pyro_zilognormal.models import (
     Condition,
+    cell_parameters,
     expected_fdr,
-    linear_predictor,
     local_false_sign_rate,
     log_fold_change,
 )
 from pyro_zilognormal.singlecell.design import Contrast
-from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.io import Arm
+from pyro_zilognormal.singlecell.moderated_t import SampleTest
 
 #: The columns of a table of results, in order, with their meaning.
 COLUMNS = {
@@ -32,47 +33,71 @@ COLUMNS = {
     "log_fc_low": "Lower end of the credible interval of log_fc (95 % unless set otherwise).",
     "log_fc_high": "Upper end of the credible interval of log_fc.",
     "log_fc_sd": "Posterior standard deviation of log_fc.",
-    "log_fc_detection": "Part of log_fc due to detection: log2 ratio of P(X > 0).",
-    "log_fc_abundance": "Part of log_fc due to abundance: log2 ratio of geometric means where X > 0. Detection and "
-    "abundance add up to log_fc.",
-    "log_fc_bias": "Estimated bias of log_fc where the spread of log x differs between conditions (the model has one "
-    "spread a gene); log_fc - log_fc_bias is corrected for it. 0 where spreads do not differ clearly.",
+    "log_fc_detection": "Part of log_fc due to detection: log2 ratio of P(X > 0). Detection, abundance and dispersion "
+    "add up to log_fc.",
+    "log_fc_abundance": "Part of log_fc due to abundance: log2 ratio of geometric means where X > 0.",
+    "log_fc_dispersion": "Part of log_fc due to dispersion: a wider distribution of log X has a larger mean. The "
+    "difference of sigma^2 / 2 in log2 units, where sigma is the sd of log X where X > 0.",
+    "dispersion_fc": "Log2 ratio of sigma, the sd of log X where X > 0 (posterior mean). 1 means that it is twice as "
+    "large in the test condition.",
+    "dispersion_fc_low": "Lower end of the credible interval of dispersion_fc.",
+    "dispersion_fc_high": "Upper end of the credible interval of dispersion_fc.",
+    "dispersion_lfsr": "Posterior probability that the sign of dispersion_fc is wrong.",
     "prob_up": "Posterior probability that mean expression is higher in the test condition.",
     "lfsr": "Local false sign rate: posterior probability that the sign of log_fc is wrong.",
     "prob_de": "Posterior probability that |log_fc| is larger than delta.",
+    "error": "Posterior probability that log_fc does not lie beyond delta on its likelier side.",
     "expected_fdr": "Expected false discovery rate if this gene and all more certain ones are called.",
-    "is_de": "Whether the gene is called differentially expressed: expected_fdr is at most the chosen rate.",
+    "pval": "P-value of log_fc from a moderated t test of the samples' log means. Missing without random effects, "
+    "where too few samples are left to estimate their variance, and for genes of fewer than 3 positive values.",
+    "padj": "pval adjusted by Benjamini and Hochberg, over the genes that have one.",
+    "is_de": "Whether the gene is called differentially expressed: expected_fdr is at most the chosen rate, error at "
+    "most max_error, and padj, where there is one, at most the chosen rate; never with status all_zero or few_cells.",
     "detection_test": "Observed share of cells with X > 0, test condition.",
     "detection_ref": "Observed share of cells with X > 0, reference condition.",
     "mean_test": "Observed mean on the linear scale, zeros included, test condition.",
     "mean_ref": "Observed mean on the linear scale, zeros included, reference condition.",
     "n_test": "Number of cells, test condition.",
     "n_ref": "Number of cells, reference condition.",
-    "status": "ok; all_zero: no positive value in either condition; all_positive: no zero in either; "
-    "too_few_positive: fewer than 3 positive values in both together.",
-    "predictive_check": "ok, or the statistics that the model does not reproduce in one of the conditions (outside the "
-    "99 % posterior predictive interval): zero_fraction, mean, sd_log (standard deviation of log x where X > 0). "
-    "no_cells: a condition has no cells.",
+    "status": "ok; all_zero: no positive value in either condition; too_few_positive: fewer than 3 positive values in "
+    "both together; few_cells: a condition has fewer than 10 cells or, with random effects, fewer than 2 samples; "
+    "all_positive: no zero in either.",
+    "predictive_check": "ok, or what the model does not reproduce: zero_fraction, mean, sd_log (standard deviation of "
+    "log X where X > 0), outside of the 99 % posterior predictive interval in one of the conditions; log_fc, whose "
+    "interval excludes the log2 ratio of the observed means by more than the noise of that ratio. no_cells: a "
+    "condition has no cells.",
 }
 _TEXT = ("variable", "contrast", "status", "predictive_check")
-# Columns that also go to varm, as arrays of genes x contrasts.
-_IN_VARM = ("log_fc", "log_fc_sd", "prob_de", "lfsr", "expected_fdr")
 
 # Genes summarised at a time: 1,000 draws of as many are 16 MB, some dozen times over.
 _GENES_A_BLOCK = 2000
 # torch.quantile takes 16 million values at most.
 _VALUES_A_QUANTILE = 1 << 23
 _FEWEST_POSITIVE = 3
+_FEWEST_CELLS = 10
+# Positive values in each condition, from which on a ratio of means is compared with its interval.
+_FEWEST_OBSERVED = 5
+# Standard errors that 99 % of Normal values lie within.
+_NOISE = 2.576
 
 
-def parameters(
-    draws: Mapping[str, Tensor], condition: Condition, donor: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return draws of mu, sigma and zi_logits in a condition, each of shape (draws, genes)."""
-    mu, zero = (linear_predictor(draws, condition, part) for part in ("positive", "zero"))
-    if donor is not None:
-        mu, zero = mu + draws["donors"][..., donor], zero + draws["zero_donors"][..., donor]
-    return mu, draws["log_sigma"].squeeze(-1).exp(), zero
+@dataclass(frozen=True)
+class Calls:
+    """How genes are called, and what is summarised.
+
+    Attributes:
+        delta: changes of at most this many log2 units are of no interest.
+        fdr: the expected false discovery rate of the calls.
+        max_error: the largest error of a gene that is called.
+        credible: probability of the intervals.
+        negligible: changes of at most this many log2 units have no sign.
+    """
+
+    delta: float
+    fdr: float
+    max_error: float
+    credible: float
+    negligible: float
 
 
 def summarise(values: Tensor, credible: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,108 +119,123 @@ def contrast_table(
     draws: Mapping[str, Tensor],
     contrast: Contrast,
     arms: tuple[Arm, Arm, Arm],
-    lack_of_fit: Mapping[str, Any],
-    *,
-    delta: float,
-    fdr: float,
-    credible: float,
-    negligible: float,
+    samples: SampleTest,
+    outside: Mapping[str, NDArray[np.bool_]] | None,
+    calls: Calls,
+    few_samples: bool = False,
 ) -> Any:
-    """Return the table of one contrast, the most certain gene first."""
-    columns = {"variable": genes, "contrast": contrast.name}
-    columns |= _posterior(draws, contrast, delta, credible, negligible) | _observed(*arms) | dict(lack_of_fit)
-    table = require("pandas").DataFrame(columns).astype(dict.fromkeys(_TEXT, object))
-    table["is_de"] = (table["expected_fdr"] <= fdr) & (table["status"] != "all_zero")
+    """Return the table of one contrast, the most certain gene first.
+
+    Args:
+        genes: their names.
+        draws: of the coefficients.
+        contrast: the comparison.
+        arms: observations of the test condition, of the reference, and of all cells.
+        samples: the test of samples.
+        outside: which genes fail the predictive check of each statistic; None where a condition has no cells.
+        calls: how genes are called.
+        few_samples: whether a condition has too few samples.
+    """
+    columns = {"variable": genes, "contrast": contrast.name} | _posterior(draws, contrast, calls)
+    columns |= {"pval": samples.pval, "padj": adjust(samples.pval)} | _observed(*arms, few_samples)
+    table = require("pandas").DataFrame(columns)
+    if outside is None:
+        table["predictive_check"] = "no_cells"
+    else:
+        table["predictive_check"] = _words(dict(outside) | {"log_fc": excludes_observed(table, samples, arms[:2])})
+    table["is_de"] = posterior_calls(table, calls.fdr, calls.max_error) & ~(table["padj"] > calls.fdr)
     # Genes of equal error, such as 0 of 1,000 draws, are ordered by their change in posterior standard deviations.
     size = table["log_fc"].abs() / table["log_fc_sd"]
     order = np.lexsort([-size.to_numpy(), table["expected_fdr"].to_numpy()])
-    return table[list(COLUMNS)].iloc[order].reset_index(drop=True)
+    return table[list(COLUMNS)].astype(dict.fromkeys(_TEXT, object)).iloc[order].reset_index(drop=True)
 
 
-def _posterior(
-    draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float, negligible: float
-) -> dict[str, Any]:
+def excludes_observed(table: Any, samples: SampleTest, arms: Sequence[Arm]) -> NDArray[np.bool_]:
+    """Return which intervals of log_fc exclude the observed log2 ratio of means by more than its noise."""
+    noise = _NOISE * samples.se
+    outside = (samples.log_fc + noise < table["log_fc_low"]) | (samples.log_fc - noise > table["log_fc_high"])
+    enough = np.min([arm.positive for arm in arms], axis=0) >= _FEWEST_OBSERVED
+    return np.asarray(outside & enough, dtype=bool)
+
+
+def _words(outside: Mapping[str, NDArray[np.bool_]]) -> list[str]:
+    """Return, for each gene, the names of what holds for it, or ok."""
+    rows = zip(*outside.values(), strict=True)
+    return ["+".join(name for name, holds in zip(outside, row, strict=True) if holds) or "ok" for row in rows]
+
+
+def adjust(pval: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Adjust p-values by Benjamini and Hochberg; missing ones are left out."""
+    found, known = np.full_like(pval, np.nan), ~np.isnan(pval)
+    if known.any():
+        found[known] = require("scipy.stats").false_discovery_control(pval[known])
+    return found
+
+
+# A few cells, or one sample, do not tell a condition from what they have in common by chance.
+_UNCALLED = ("all_zero", "few_cells")
+
+
+def posterior_calls(table: Any, fdr: float, max_error: float) -> Any:
+    """Return which genes the posterior alone would call."""
+    return (table["expected_fdr"] <= fdr) & (table["error"] <= max_error) & ~table["status"].isin(_UNCALLED)
+
+
+def _posterior(draws: Mapping[str, Tensor], contrast: Contrast, calls: Calls) -> dict[str, Any]:
     """Return posterior summaries of all genes, computed for some genes at a time."""
-    parts = zip(*(value.split(_GENES_A_BLOCK, dim=1) for value in draws.values()), strict=True)
-    some = [_changes(dict(zip(draws, part, strict=True)), contrast, delta, credible, negligible) for part in parts]
-    found = {name: torch.cat([part[name] for part in some]) for name in some[0]}
-    found["expected_fdr"] = expected_fdr(found.pop("error"))
-    return {name: values.numpy() for name, values in found.items()}
+    genes, found = draws["intercept"].shape[1], []
+    for start in range(0, genes, _GENES_A_BLOCK):
+        some = slice(start, start + _GENES_A_BLOCK)
+        found.append(_changes(select(draws, some), contrast, calls))
+    columns = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    columns["expected_fdr"] = expected_fdr(columns["error"])
+    return {name: values.numpy() for name, values in columns.items()}
 
 
-def _changes(
-    draws: Mapping[str, Tensor], contrast: Contrast, delta: float, credible: float, negligible: float
-) -> dict[str, Tensor]:
+def select(draws: Mapping[str, Tensor], genes: Any) -> dict[str, Tensor]:
+    """Return the draws of some genes, and those that all genes share."""
+    return {name: value if name == "zero_slope" else value[:, genes] for name, value in draws.items()}
+
+
+def _changes(draws: Mapping[str, Tensor], contrast: Contrast, calls: Calls) -> dict[str, Tensor]:
     change = log_fold_change(draws, contrast.test, contrast.reference)
-    total = change.total
-    _, low, high = summarise(total, credible)
+    test, reference = (cell_parameters(draws, end) for end in (contrast.test, contrast.reference))
+    total, sigma = change.total, (test.scale / reference.scale).log2()
+    (_, *ends), (_, *sigma_ends) = (summarise(values, calls.credible) for values in (total, sigma))
     return {
         "log_fc": total.mean(0),
-        "log_fc_low": low,
-        "log_fc_high": high,
+        "log_fc_low": ends[0],
+        "log_fc_high": ends[1],
         "log_fc_sd": total.std(0),
         "log_fc_detection": change.detection.mean(0),
         "log_fc_abundance": change.abundance.mean(0),
+        "log_fc_dispersion": change.dispersion.mean(0),
+        "dispersion_fc": sigma.mean(0),
+        "dispersion_fc_low": sigma_ends[0],
+        "dispersion_fc_high": sigma_ends[1],
+        "dispersion_lfsr": local_false_sign_rate(sigma),
         "prob_up": (total > 0).double().mean(0),
-        "lfsr": local_false_sign_rate(total, negligible),
-        "prob_de": (total.abs() > delta).double().mean(0),
+        "lfsr": local_false_sign_rate(total, calls.negligible),
+        "prob_de": (total.abs() > calls.delta).double().mean(0),
         # Calls need a sign too: an uninformed gene has large changes in both directions, and prob_de near 1.
-        "error": local_false_sign_rate(total, max(delta, negligible)),
+        "error": local_false_sign_rate(total, max(calls.delta, calls.negligible)),
     }
 
 
-def _observed(test: Arm, reference: Arm, everything: Arm) -> dict[str, Any]:
+def _observed(test: Arm, reference: Arm, everything: Arm, few_samples: bool) -> dict[str, Any]:
     # Where a condition has no cells, as with a value of a continuous covariate, the status is that of all cells.
     arms = (test, reference) if test.cells and reference.cells else (everything,)
     positive = np.sum([arm.positive for arm in arms], axis=0)
     status = np.full(len(positive), "ok", dtype=object)
     status[positive == sum(arm.cells for arm in arms)] = "all_positive"
+    if few_samples or min(arm.cells for arm in arms) < _FEWEST_CELLS:
+        status[:] = "few_cells"
     status[positive < _FEWEST_POSITIVE] = "too_few_positive"
     status[positive == 0] = "all_zero"
     found: dict[str, Any] = {"status": status}
     for name, arm in (("test", test), ("ref", reference)):
         found |= {f"detection_{name}": arm.detection, f"mean_{name}": arm.mean, f"n_{name}": arm.cells}
     return found
-
-
-def log_fc_bias(
-    test: tuple[NDArray[np.float64], NDArray[np.float64]], reference: tuple[NDArray[np.float64], NDArray[np.float64]]
-) -> NDArray[np.float64]:
-    r"""Return the bias of log_fc that comes from the model's one sigma in both conditions.
-
-    .. math:: b = \frac{s_b^2 - s_a^2}{2 \log 2}, \qquad \left(1 - \frac{\mathrm{se}(b)^2}{b^2}\right)_+ b
-
-    log2 E[X] has the term sigma^2 / (2 log 2), which cancels in the model, but not where the spreads s of the cells
-    differ. The positive-part James-Stein factor shrinks the estimate where values are few.
-
-    Args:
-        test: the sd of log x in the test condition and its degrees of freedom, each of shape (genes,).
-        reference: the same for the reference condition.
-
-    Returns:
-        The bias in log2 units, of shape (genes,); 0 where a condition has no degrees of freedom.
-
-    Example:
-        >>> spread = lambda sd, freedom: (np.array([sd]), np.array([freedom]))
-        >>> log_fc_bias(spread(0.3, 128.0), spread(0.66, 189.0)).round(2)
-        array([0.24])
-    """
-    (sd_a, freedom_a), (sd_b, freedom_b) = test, reference
-    known = (freedom_a > 0) & (freedom_b > 0)
-    a, b = (np.where(known, sd, 1.0) ** 2 for sd in (sd_a, sd_b))
-    na, nb = (np.where(known, n, 1.0) for n in (freedom_a, freedom_b))
-    bias = (b - a) / (2 * math.log(2))
-    pooled = (na * a + nb * b) / (na + nb)
-    variance = (pooled / (2 * math.log(2))) ** 2 * (2 / na + 2 / nb)  # of the bias, if both spreads are alike
-    kept = 1 - variance / np.maximum(bias**2, np.finfo(float).tiny)
-    return np.where(known, np.maximum(kept, 0.0) * bias, 0.0)
-
-
-def biased(table: Any, delta: float) -> NDArray[np.bool_]:
-    """Return which genes' log_fc, corrected for its bias, lies outside its own interval."""
-    corrected = table["log_fc"] - table["log_fc_bias"]
-    outside = (corrected < table["log_fc_low"]) | (corrected > table["log_fc_high"])
-    return ((table["log_fc_bias"].abs() > delta) & outside).to_numpy()
 
 
 def prediction_table(
@@ -213,12 +253,13 @@ def prediction_table(
             raise SingleCellError(f"quantiles holds {q!r}; needed numbers from 0 to below 1: there is no largest value")
     found = {}
     for condition in conditions:
-        distribution = ZeroInflatedLogNormal(*parameters(draws, condition))
+        cell = cell_parameters(draws, condition)
+        distribution = ZeroInflatedLogNormal(cell.mu, cell.scale, cell.zi_logits)
         predicted = {
-            "mean": distribution.mean,
+            "mean": cell.log_mean.exp(),
             "median": distribution.median,
-            "prob_zero": distribution.zi_logits.sigmoid(),
-            "positive_mean": (distribution.loc + distribution.scale.square() / 2).exp(),
+            "prob_zero": cell.zi_logits.sigmoid(),
+            "positive_mean": (cell.mu + cell.scale.square() / 2).exp(),
         } | {f"q{q:g}": distribution.icdf(torch.tensor(q, dtype=torch.float64)) for q in quantiles}
         columns = [summary_columns(name, values, credible) for name, values in predicted.items()]
         found[condition.name] = {name: values for each in columns for name, values in each.items()}
@@ -230,101 +271,3 @@ def by_condition(genes: list[str], columns: Mapping[str, Mapping[str, Any]]) -> 
     pandas = require("pandas")
     tables = [pandas.DataFrame({"variable": genes, "condition": name} | dict(c)) for name, c in columns.items()]
     return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
-
-
-def write_results(adata: Any, table: Any, parameters: Mapping[str, Any], key_added: str = "ziln_de") -> None:
-    """Write a table of results to an AnnData, from where it survives h5ad and zarr files.
-
-    ``uns[key_added]`` gets ``{"table": table, "params": parameters}``. ``varm[f"{key_added}_log_fc"]`` gets an array of
-    genes x contrasts, and so do ``log_fc_sd``, ``prob_de``, ``lfsr`` and ``expected_fdr``; the contrasts of their
-    columns are in ``uns[key_added]["params"]["contrasts"]``.
-
-    Args:
-        adata: the AnnData to write to.
-        table: the result of :meth:`HurdleDE.test`.
-        parameters: text, numbers, booleans, lists of text, or None; see :func:`result_parameters`.
-        key_added: the key to write to.
-
-    Raises:
-        SingleCellError: the key is empty or holds "/", which files take as a path.
-    """
-    check_key(key_added)
-    contrasts = list(dict.fromkeys(table["contrast"]))
-    given = {name: value for name, value in parameters.items() if value is not None} | {"contrasts": contrasts}
-    # Files give lists back as arrays.
-    plain = {k: np.asarray(v, dtype=object) if isinstance(v, list) else v for k, v in given.items()}
-    for name in _IN_VARM:
-        wide = table.pivot(index="variable", columns="contrast", values=name)
-        adata.varm[f"{key_added}_{name}"] = wide.reindex(index=adata.var_names, columns=contrasts).to_numpy()
-    adata.uns[key_added] = {"table": table.copy(), "params": plain}
-
-
-def check_key(key_added: Any) -> None:
-    """Raise for a key that files take as a path."""
-    if not isinstance(key_added, str) or not key_added or "/" in key_added:
-        raise SingleCellError(f"key_added is {key_added!r}; needed text without '/', which files take as a path")
-
-
-_SCANPY_FIELDS: dict[str, tuple[str, str]] = {
-    "names": ("variable", "O"),
-    "scores": ("score", "float32"),
-    "logfoldchanges": ("log_fc", "float32"),
-    "pvals": ("lfsr", "float64"),
-    "pvals_adj": ("expected_fdr", "float64"),
-}
-
-
-def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_groups") -> None:
-    """Write results as scanpy's ``rank_genes_groups`` does, for scanpy's tables and plots.
-
-    A group is the test level of a contrast, or the contrast where levels would be ambiguous. ``logfoldchanges`` are
-    posterior means, ``scores`` are posterior means over posterior standard deviations. ``pvals`` and ``pvals_adj`` are
-    not p-values: they hold the local false sign rate and the expected false discovery rate.
-
-    Args:
-        adata: an AnnData with results in ``uns[key]``.
-        key: the key of the results.
-        key_added: the key of uns to write to; scanpy's functions read "rank_genes_groups" by default.
-
-    Raises:
-        UnknownNameError: there are no results under the key.
-
-    Example:
-        After ``to_scanpy(adata)``, ``scanpy.get.rank_genes_groups_df(adata, group="stim")``.
-    """
-    if key not in adata.uns or "table" not in adata.uns[key]:
-        raise unknown("key", key, "keys of adata.uns", adata.uns)
-    table, params = adata.uns[key]["table"], adata.uns[key]["params"]
-    contrasts = [str(c) for c in params["contrasts"]]
-    table = table.assign(score=table["log_fc"] / table["log_fc_sd"])
-    table = table.sort_values("score", ascending=False, kind="stable")
-    groups = zip(_group_names(params, contrasts), contrasts, strict=True)
-    parts = {group: table[table["contrast"] == contrast] for group, contrast in groups}
-    found: dict[str, Any] = {"params": _scanpy_params(params)}
-    for name, (column, dtype) in _SCANPY_FIELDS.items():
-        found[name] = np.empty(len(table) // len(parts), dtype=[(group, dtype) for group in parts])
-        for group, part in parts.items():
-            found[name][group] = part[column].to_numpy()
-    if not any("/" in group for group in parts):  # files take no column with "/" in its name
-        for name, column in (("pts", "detection_test"), ("pts_rest", "detection_ref")):
-            shares = {group: part.set_index("variable")[column] for group, part in parts.items()}
-            found[name] = require("pandas").DataFrame(shares)
-    adata.uns[key_added] = found
-
-
-def _group_names(params: Mapping[str, Any], contrasts: list[str]) -> list[str]:
-    tests = [str(t) for t in params["test_levels"]]
-    same = len({*params["columns"]}) == 1 and len({*params["reference_levels"]}) == 1
-    names = tests if same and len({*tests}) == len(contrasts) else contrasts
-    return [name.replace(":", "") for name in names]  # zarr takes no colon in the name of a field
-
-
-def _scanpy_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    references = {str(r) for r in params["reference_levels"]}
-    return {
-        "groupby": str(params["columns"][0]),
-        "reference": references.pop() if len(references) == 1 else "rest",
-        "method": "pyro_zilognormal",
-        "use_raw": bool(params["use_raw"]),
-        "corr_method": "expected_fdr",
-    } | ({"layer": params["layer"]} if "layer" in params else {})

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError, require
 from pyro_zilognormal.sufficient import SufficientStatistics, row_chunks
 
-SCALES = ("linear", "log1p", "log2p1")
+SCALES = ("linear", "log1p", "log2p1", "counts")
+_LOGARITHMS = ("log1p", "log2p1")
 
 # log1p of a share of 1e6 molecules is at most 13.8, log2(x + 1) of it at most 20.
 _LARGEST_LOG = 20.0
@@ -25,6 +26,11 @@ _LARGEST_SKEW = 10.0
 _LARGEST_SD = 0.9
 # No cell has e^30 molecules.
 _LARGEST_EXPONENT = 30.0
+_NO_COUNT = (
+    "; needed whole numbers, as scale is 'counts': name the layer that holds raw counts, or the scale of these values, "
+    "'linear' or 'log1p'"
+)
+_NO_LOGARITHM = " once scale={!r} is undone; the stored values are not logarithms: scale='linear'?"
 # Stored values in a block of columns: about 200 MB of working memory.
 _VALUES_A_BLOCK = 1 << 21
 
@@ -49,7 +55,7 @@ def to_linear(values: NDArray[np.float64], scale: str, threshold: float) -> NDAr
     """Bring values to the linear scale, in place, and set those of at most the threshold to 0."""
     if scale == "log2p1":
         values *= math.log(2.0)
-    if scale != "linear":
+    if scale in _LOGARITHMS:
         with np.errstate(over="ignore"):
             np.expm1(values, out=values)
     values[values <= threshold] = 0.0
@@ -90,7 +96,7 @@ class Cleaner:
         if self.scale == "linear" and self._looks_logged():
             why = "adata.uns['log1p'] says that log1p was taken" if self.expression.log1p else "all values are small"
             looks, fix = f"logged: {why}", "'log1p' or 'log2p1' if so, or a layer that holds the linear values"
-        elif self.scale != "linear" and self.largest > _LARGEST_EXPONENT:
+        elif self.scale in _LOGARITHMS and self.largest > _LARGEST_EXPONENT:
             looks, fix = "linear", "'linear' if so"
         else:
             return
@@ -110,11 +116,15 @@ class Cleaner:
             raise SingleCellError(f"{self.expression.where} has dtype {stored.dtype}; needed real numbers")
         values = np.array(stored, dtype=np.float64)  # a plain copy, also of a view of an AnnData
         if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
-            self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first, undone=False)
-        self._record(values)
+            self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
+        if self.scale == "counts":
+            if (values != np.floor(values)).any():
+                self._refuse(values, values != np.floor(values), block, first, _NO_COUNT)
+        else:
+            self._record(values)
         to_linear(values, self.scale, self.threshold)
-        if self.scale != "linear" and np.isinf(values).any():
-            self._refuse(values, np.isinf(values), block, first, undone=True)
+        if self.scale in _LOGARITHMS and np.isinf(values).any():
+            self._refuse(values, np.isinf(values), block, first, _NO_LOGARITHM.format(self.scale))
         self.positive += int(np.count_nonzero(values))
         return values
 
@@ -127,9 +137,9 @@ class Cleaner:
         self.whole = self.whole and bool((positive == np.floor(positive)).all())
 
     def _refuse(
-        self, values: NDArray[np.float64], bad: NDArray[np.bool_], block: Any, first: tuple[int, int], undone: bool
+        self, values: NDArray[np.float64], bad: NDArray[np.bool_], block: Any, first: tuple[int, int], says: str = ""
     ) -> None:
-        """Raise for the first bad value, by the names of its cell and gene."""
+        """Raise for the first bad value, by the names of its cell and gene; ``says`` is what is wrong with it."""
         at = int(np.flatnonzero(bad)[0])
         if block is None:
             row, column = divmod(at, values.shape[1])
@@ -138,10 +148,8 @@ class Cleaner:
         value = float(values.reshape(-1)[at])
         cell, gene = self.expression.cells[first[0] + row], self.expression.genes[first[1] + column]
         place = f"{self.expression.where}: {value:g} in cell {cell!r}, gene {gene!r}"
-        if undone:
-            raise SingleCellError(
-                f"{place} once scale={self.scale!r} is undone; the stored values are not logarithms: scale='linear'?"
-            )
+        if says:
+            raise SingleCellError(f"{place}{says}")
         if -np.inf < value < 0:
             raise SingleCellError(
                 f"{place}: values are centred or scaled; needed values >= 0: give the layer that holds them, or "
@@ -150,15 +158,27 @@ class Cleaner:
         raise SingleCellError(f"{place}; needed finite values >= 0: repair or leave out such cells or genes")
 
 
+def read_totals(expression: Expression) -> NDArray[np.float64]:
+    """Return the total counts of all cells, one block in memory at a time."""
+    totals = np.zeros(expression.shape[0])
+    for block, rows, _ in clean_blocks(Cleaner(expression, "counts", 0.0)):
+        totals[rows] += np.asarray(block.sum(1)).reshape(-1)
+    return totals
+
+
 def read_statistics(
     clean: Cleaner, groups: NDArray[np.int64], n_groups: int, offset: NDArray[np.float64] | None
 ) -> tuple[SufficientStatistics, NDArray[np.float64]]:
-    """Reduce all cells to the statistics of their groups, one block in memory at a time."""
+    """Reduce all cells to the statistics of their groups, one block in memory at a time.
+
+    The offset is taken out of the statistics, and of the sums of linear values that come with them.
+    """
     totals = np.zeros((n_groups, clean.expression.shape[1]))
+    weight = np.ones(len(groups)) if offset is None else np.exp(-offset)
 
     def chunks() -> Iterator[tuple[Any, NDArray[np.int64], Any]]:
         for block, rows, columns in clean_blocks(clean):
-            _add_totals(totals[:, columns], block, groups[rows])
+            _add_totals(totals[:, columns], block, groups[rows], weight[rows])
             yield block, groups[rows], None if offset is None else offset[rows]
 
     if not _by_column(clean.expression.matrix):
@@ -240,10 +260,12 @@ def _column_blocks(matrix: Any) -> Iterator[slice]:
         start = stop
 
 
-def _add_totals(totals: NDArray[np.float64], block: Any, groups: NDArray[np.int64]) -> None:
-    """Add each row of a block to the totals of its group, in place."""
+def _add_totals(
+    totals: NDArray[np.float64], block: Any, groups: NDArray[np.int64], weight: NDArray[np.float64]
+) -> None:
+    """Add each row of a block, times its weight, to the totals of its group, in place."""
     present, local = np.unique(groups, return_inverse=True)
     rows = np.arange(len(groups))
-    member = require("scipy.sparse").csr_matrix((np.ones(len(rows)), (local, rows)), (len(present), len(rows)))
+    member = require("scipy.sparse").csr_matrix((weight, (local, rows)), (len(present), len(rows)))
     sums = member @ block
     totals[present] += sums.toarray() if hasattr(sums, "toarray") else sums

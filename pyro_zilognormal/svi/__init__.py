@@ -7,8 +7,13 @@ from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport
 from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.fit import FitResult, Run, fit
 from pyro_zilognormal.svi.plots import plot_loss, plot_predictive
-from pyro_zilognormal.svi.posterior import SiteSummary, posterior_draws, posterior_summary
-from pyro_zilognormal.svi.predictive import PredictiveCheck, posterior_predictive
+from pyro_zilognormal.svi.posterior import (
+    PredictiveCheck,
+    SiteSummary,
+    posterior_draws,
+    posterior_predictive,
+    posterior_summary,
+)
 
 __all__ = [
     "Batch",

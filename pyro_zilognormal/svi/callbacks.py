@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_zilognormal.svi.data import as_source, number, whole
-from pyro_zilognormal.svi.isolation import isolated
+from pyro_zilognormal.svi.data import as_source, whole
+from pyro_zilognormal.svi.elbo import isolated
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run
@@ -64,21 +64,18 @@ class _EachStep(Callback):
         self.function(run)
 
 
-def as_callbacks(given: Any) -> list[Callback]:
-    """Return callbacks and functions of the run as callbacks; raise a TypeError for anything else."""
-    if not isinstance(given, Sequence) or not all(callable(c) or isinstance(c, Callback) for c in given):
-        raise TypeError(f"callbacks is {given!r}; needed a list or tuple of callbacks and functions of the run")
-    for callback in given:
-        if isinstance(callback, type):
-            raise TypeError(f"callbacks holds the class {callback.__name__}; needed an instance of it")
-    return [c if isinstance(c, Callback) else _EachStep(c) for c in given]
+def as_callback(given: Any) -> Callback:
+    """Return a callback or a function of the run as a callback; raise a TypeError for anything else."""
+    if isinstance(given, type) or not (callable(given) or isinstance(given, Callback)):
+        raise TypeError(f"callbacks holds {given!r}; needed instances of Callback and functions of the run")
+    return given if isinstance(given, Callback) else _EachStep(given)
 
 
 class EarlyStopping(Callback):
     """Stop when the loss no longer improves, and go back to the best parameters.
 
     Every ``every`` steps it evaluates the loss L: of held-out data if there are any, always with the same particles
-    and seed, else the mean of the last ``every`` training losses. L is better than the best so far, B, if ::
+    and random numbers, else the mean of the last ``every`` training losses. L is better than the best so far, B, if ::
 
         B - L > max(min_delta max(|B|, min(F - B, N)), noise SE),
 
@@ -97,10 +94,9 @@ class EarlyStopping(Callback):
         noise: how many standard errors an improvement must exceed.
         warm_up: steps before the first window; at least as many as a KL weight is annealed over.
         particles: how many times to evaluate the held-out loss.
-        seed: the random seed of the held-out evaluations.
 
     Raises:
-        ValueError: for a number out of range.
+        ValueError: for an ``every``, ``patience``, ``warm_up`` or ``particles`` that is not whole or out of range.
 
     Example:
         >>> stop = EarlyStopping(every=50, patience=3)
@@ -118,31 +114,24 @@ class EarlyStopping(Callback):
         noise: float = 2.0,
         warm_up: int = 0,
         particles: int = 8,
-        seed: int = 0,
     ) -> None:
         self.every, self.patience = whole("every", every, 2), whole("patience", patience, 1)
-        self.min_delta, self.noise = number("min_delta", min_delta), number("noise", noise)
+        self.min_delta, self.noise = min_delta, noise
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
-        self.seed = whole("seed", seed, 0, 2**32 - 1)
         data = tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
         self.held_out = None if held_out is None else as_source(data, {})
         self._state: dict[str, Any] = {}
 
     def on_fit_start(self, run: "Run") -> None:
-        """Forget an earlier fit, and let the held-out data's plate be that of the fit."""
         # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
         self._state = {"first": math.nan, "reference": None, "waited": 0}
         self._state |= {"best": math.inf, "best_step": 0, "values": {}}
         if self.held_out is None:
             return
-        plate, module = self.held_out.plate, run.module
-        if plate is not None and module.plate not in (None, plate):
-            raise ValueError(f"held_out names plate {plate!r}, but the fit {module.plate!r}; name the same one")
-        module.plate = module.plate or plate
+        run.module.plate = run.module.plate or self.held_out.plate
         run.held_out_rows = self.held_out.rows
 
     def on_step_end(self, run: "Run") -> None:
-        """Evaluate the loss when it is time to."""
         if run.step % self.every or run.step < self.warm_up + self.every:
             return
         losses = self._evaluate(run)
@@ -155,23 +144,19 @@ class EarlyStopping(Callback):
         self._judge(run, losses)
 
     def on_fit_end(self, run: "Run") -> None:
-        """Go back to the best parameters."""
         if self._state["values"] and run.stop_reason != "diverged":
             run.module.restore(self._state["values"])
             run.best_step = self._state["best_step"]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the evaluations have found so far."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the evaluations of a saved fit."""
         self._state = dict(state)
 
     def settings(self) -> dict[str, Any]:
-        """Return the arguments, and a hash of the held-out data."""
-        names = ("every", "patience", "min_delta", "noise", "warm_up", "particles", "seed")
-        held_out = None if self.held_out is None else self.held_out.digest(self.seed)
+        names = ("every", "patience", "min_delta", "noise", "warm_up", "particles")
+        held_out = None if self.held_out is None else self.held_out.digest(0)
         return {name: getattr(self, name) for name in names} | {"held_out": held_out}
 
     def _evaluate(self, run: "Run") -> Tensor:
@@ -180,8 +165,8 @@ class EarlyStopping(Callback):
             return recent[torch.isfinite(recent)]
         losses = []
         for particle in range(self.particles):
-            with isolated((self.seed + particle * 1_000_003) % 2**32):
-                batches = self.held_out.epoch(0, self.seed)
+            with isolated(particle * 1_000_003):
+                batches = self.held_out.epoch(0, 0)
                 losses.append(sum(b.weight * run.module.evaluate(b) for b in batches) / self.held_out.batches)
         return torch.tensor(losses, dtype=torch.float64)
 
@@ -272,7 +257,7 @@ class Schedule(Callback):
         every: training steps between steps of the schedule; skipped ones do not count.
 
     Raises:
-        TypeError: if ``make`` does not return a schedule.
+        ValueError: for ``every`` below 1.
 
     Example:
         >>> import functools
@@ -282,26 +267,15 @@ class Schedule(Callback):
     """
 
     def __init__(self, make: Callable[[torch.optim.Optimizer], Any], every: int = 1) -> None:
-        if not callable(make):
-            raise TypeError(
-                f"make is a {type(make).__name__}; needed a function of the optimiser, such as "
-                "functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.999)"
-            )
         self.make, self.every = make, whole("every", every, 1)
         self._schedule: Any = None
 
     def on_fit_start(self, run: "Run") -> None:
-        """Make the schedule for the run's optimiser."""
         self._schedule = self.make(run.optimizer)
-        if not isinstance(self._schedule, torch.optim.lr_scheduler.LRScheduler):
-            raise TypeError(
-                f"make gave a {type(self._schedule).__name__}; needed a schedule of torch.optim.lr_scheduler"
-            )
         first = {k: v for k, v in self.state_dict().items() if isinstance(v, bool | int | float | str | list)}
         self._settings = {"every": self.every, "schedule": type(self._schedule).__name__, **first}
 
     def on_step_end(self, run: "Run") -> None:
-        """Step the schedule when its turn has come."""
         taken = run.step - len(run.skipped)
         if taken % self.every or run.skipped[-1:] == [run.step]:
             return
@@ -312,16 +286,13 @@ class Schedule(Callback):
             self._schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the schedule, without its functions."""
         return {k: v for k, v in self._schedule.state_dict().items() if not callable(v)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the state of the schedule."""
         functions = {k: v for k, v in self._schedule.state_dict().items() if callable(v)}
         self._schedule.load_state_dict({**functions, **state})
 
     def settings(self) -> dict[str, Any]:
-        """Return the kind of schedule and its first state."""
         return self._settings
 
 
@@ -332,20 +303,16 @@ class Progress(Callback):
         show: True or False; None shows only where standard error is a terminal.
         window: how many of the last losses to take the mean of.
 
-    Raises:
-        ValueError: for a window below 1.
-
     Example:
         >>> Progress(show=False).show
         False
     """
 
     def __init__(self, show: bool | None = None, window: int = 100) -> None:
-        self.show, self.window = show, whole("window", window, 1)
+        self.show, self.window = show, window
         self._bar: Any = None
 
     def on_step_end(self, run: "Run") -> None:
-        """Move on by a step; the bar opens at the first step of this call."""
         if self._bar is None:
             hidden = not (sys.stderr.isatty() if self.show is None else self.show)
             self._bar = tqdm(total=run.steps, initial=run.step - 1, disable=hidden, unit="step", dynamic_ncols=True)
@@ -356,7 +323,6 @@ class Progress(Callback):
             self._bar.set_postfix_str(f"loss/observation {mean:.4g}", refresh=False)
 
     def on_fit_end(self, run: "Run") -> None:
-        """Close the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

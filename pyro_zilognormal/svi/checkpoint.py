@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pyro_zilognormal.svi.callbacks import Callback
-from pyro_zilognormal.svi.data import Reader, digest, number, whole
-from pyro_zilognormal.svi.isolation import isolated, rng_state, set_rng_state
+from pyro_zilognormal.svi.data import Reader, digest, whole
+from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run
@@ -44,7 +44,7 @@ class Checkpoint(Callback):
         resume: whether to go on from ``path`` if it exists; False starts anew and replaces it.
 
     Raises:
-        ValueError: for an interval that is not positive, a path that is a folder, or a folder that does not exist.
+        ValueError: for an interval below 1 step, a path that is a folder, or a folder that does not exist.
 
     Example:
         >>> import tempfile, os
@@ -63,7 +63,7 @@ class Checkpoint(Callback):
     ) -> None:
         self.path, self.resume = Path(path), resume
         self.steps = None if steps is None else whole("steps", steps, 1)
-        self.seconds = None if seconds is None else number("seconds", seconds, above=True)
+        self.seconds = seconds
         if self.path.is_dir() or not self.path.parent.is_dir():
             raise ValueError(f"path is {str(path)!r}; needed the name of a file in a folder that exists")
         self._identity: dict[str, str] = {}
@@ -99,13 +99,11 @@ class Checkpoint(Callback):
         if not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint at {path}")
         content = _load(Path(path))
-        state = content["run"]
         names = ("step", "params", "held_out", "smoothed", "skipped", "seconds", "stop_reason", "converged")
-        found = {name: state[name] for name in names}
-        return found | {"losses": state["losses"].numpy(), "identity": content["identity"]}
+        found = {name: content["run"][name] for name in names}
+        return found | {"losses": content["run"]["losses"].numpy(), "identity": content["identity"]}
 
     def on_fit_start(self, run: "Run") -> None:
-        """Go on from the file if there is one, and take note of signals from now on."""
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
         if self.path.exists():
             self._resume(run)
@@ -115,7 +113,6 @@ class Checkpoint(Callback):
                     self._handlers[which] = signal.signal(which, self._note)
 
     def on_step_end(self, run: "Run") -> None:
-        """Save at the end, if it is time to, or if a signal came."""
         late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
         if self._signal is not None and not run.stop_reason:
             run.stop("interrupted")
@@ -123,7 +120,6 @@ class Checkpoint(Callback):
             self.save(run)
 
     def on_fit_end(self, run: "Run") -> None:
-        """Put the signal handlers back, and let a signal that came have its effect."""
         for which, handler in self._handlers.items():
             signal.signal(which, handler)
         self._handlers = {}
@@ -145,7 +141,10 @@ class Checkpoint(Callback):
         except BaseException:
             new.unlink(missing_ok=True)  # of a full disk it would take what is left
             raise
-        _sync_folder(self.path.parent)
+        if os.name == "posix":  # so that the rename outlives a power cut
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
         self._saved_at = time.monotonic()
 
     def _resume(self, run: "Run") -> None:
@@ -200,16 +199,6 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make sure that a rename in ``folder`` outlives a power cut, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
 def _identity(run: "Run") -> dict[str, str]:
     """Return what must be the same in a resumed run, each as text under a name that can be read in an error."""
     plain = bool | int | float | str
@@ -220,8 +209,8 @@ def _identity(run: "Run") -> dict[str, str]:
     groups = [{k: v for k, v in g.items() if isinstance(v, plain | tuple | None)} for g in optimizer.param_groups]
     found["optimizer"] = f"{type(optimizer).__qualname__} {groups if len(groups) > 1 else groups[0]}"
     found["seed"] = str(run.seed)
-    constant = {k: b for k, b in run.module.owners.named_buffers() if k not in run.module.running_buffers}
-    found["buffers"] = digest(constant)
+    changing = {*run.module.trainable(), *run.module.running_buffers}
+    found["buffers"] = digest({k: b for k, b in run.module.state().items() if k not in changing})
     with isolated(run.seed):  # a stream may draw random numbers when it is read
         for i, callback in enumerate(_stateful(run)):
             found[f"callback {i} with a state"] = f"{type(callback).__qualname__} {callback.settings()}"

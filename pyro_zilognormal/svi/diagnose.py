@@ -1,19 +1,17 @@
 """Name the site, the parameters and the rows that a loss or gradient that is not finite comes from."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_zilognormal.svi.isolation import isolated, set_rng_state
+from pyro_zilognormal.svi.elbo import isolated, set_rng_state
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.data import Batch
@@ -76,15 +74,7 @@ class DivergenceError(RuntimeError):
 
 
 def diagnose(module: "SVIModule", batch: "Batch", random: dict[str, Any], step: int, what: str) -> DivergenceReport:
-    """Run guide and model on a batch again, with the same random numbers, and name the first site at fault.
-
-    Args:
-        module: model and guide, with the parameters and the gradients of the bad step.
-        batch: the batch of that step.
-        random: the state of torch's generators before that step.
-        step: its number, from 1.
-        what: "loss" or "gradient".
-    """
+    """Run guide and model on the batch of a bad step again, from the same random state, and name the site at fault."""
     found = {k: [p.detach()] + ([] if p.grad is None else [p.grad]) for k, p in module.trainable().items()}
     bad = [k for k, tensors in found.items() if not all_finite(tensors)]
     with isolated(), torch.enable_grad(), pyro.validation_enabled(False):
@@ -101,45 +91,15 @@ def sample_sites(trace: Any) -> list[Any]:
     return [n for n in trace.nodes.values() if n["type"] == "sample" and not site_is_subsample(n)]
 
 
-def data_frames(node: Any, plate: str | None, rows: int) -> list[Any]:
-    """Return the plate over rows around a site, as a list of at most one, or the plates that may be it.
-
-    Args:
-        node: of a trace.
-        plate: its name; None for a plate with as many elements as there are rows.
-        rows: how many rows model and guide were given.
-    """
+def row_plate(node: Any, plate: str | None, rows: int) -> Any:
+    """Return the plate over rows around a site: that of the name, or else the only one of so many elements; or None."""
     frames = [f for f in node["cond_indep_stack"] if f.vectorized]
-    return [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
-
-
-def row_axis(node: Any, plate: str | None, rows: int) -> int | None:
-    """Return the axis of a site's value that runs over rows, counted from the end, or None."""
-    frames, value, event = data_frames(node, plate, rows), node["value"], node["fn"].event_dim
-    if len(frames) != 1:
-        return None
-    if node["infer"].get("_deterministic") and event == value.dim():
-        # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
-        event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
-    axis = frames[0].dim - event
-    return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
-
-
-def holds_data(node: Any) -> bool:
-    """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
-    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
-
-
-def known_sites(sites: Sequence[str], known: list[str], what: str) -> list[str]:
-    """Return the named sites as a list; raise a ValueError for one that is not known."""
-    for name in sites:
-        if name not in known:
-            raise ValueError(f"sites holds {name!r}; the model's {what} are {known}")
-    return list(sites)
+    frames = [f for f in frames if (f.size == rows if plate is None else f.name == plate)]
+    return frames[0] if len(frames) == 1 else None
 
 
 def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
-    """Return part, site, cause and rows of the first density, or else of the first gradient, that is not finite."""
+    """Describe the first density, or else the first gradient, that is not finite."""
     with module.running(batch):
         guide = poutine.trace(module.guide).get_trace(*batch.args, **batch.kwargs)
         model = poutine.trace(poutine.replay(module.model, guide)).get_trace(*batch.args, **batch.kwargs)
@@ -201,10 +161,9 @@ def _bad_gradients(density: Tensor, parameters: list[Tensor]) -> Tensor | None:
 
 def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[str, Any]:
     """Return the first rows in which an element is marked, if the site is inside the plate over rows."""
-    frames = data_frames(node, module.plate, batch.rows)
-    if len(frames) != 1 or bad.dim() < -frames[0].dim:
+    frame = row_plate(node, module.plate, batch.rows)
+    if frame is None or bad.dim() < -frame.dim:
         return {}
-    frame = frames[0]
     rows = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1).nonzero().flatten().cpu()
     if batch.indices is None:
         return {"rows": rows[:_ROWS_SHOWN].tolist(), "rows_of": "the batch"}
@@ -212,12 +171,7 @@ def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[s
 
 
 def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every value of every tensor is finite; reads one number from the device for each dtype."""
-    groups: dict[Any, list[Tensor]] = {}
-    for tensor in tensors:
-        values = tensor.coalesce().values() if tensor.is_sparse else tensor
-        if values.numel():
-            groups.setdefault((values.device, values.dtype), []).append(values)
+    """Whether every value of every tensor is finite; reads one number from the device."""
     # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
-    norms = [torch.stack(list(torch._foreach_norm(g, math.inf))).max() for g in groups.values()]
-    return all(math.isfinite(n.item()) for n in norms)
+    tensors = [tensor for tensor in tensors if tensor.numel()]
+    return not tensors or math.isfinite(torch.stack(list(torch._foreach_norm(tensors, math.inf))).max().item())

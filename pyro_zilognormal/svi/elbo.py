@@ -3,24 +3,78 @@
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import ELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
-from pyro.infer.autoguide import AutoContinuous, AutoGuide
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceTMC_ELBO
+from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.params.param_store import normalize_param_name
-from pyro.poutine.messenger import unwrap
+from pyro.poutine.messenger import Messenger, unwrap
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.data import Batch
-from pyro_zilognormal.svi.plates import HELD_OUT, BatchHandler
+if TYPE_CHECKING:
+    from pyro_zilognormal.svi.data import Batch
+
+
+@contextmanager
+def isolated(seed: int | None = None) -> Iterator[None]:
+    """Run a block with a parameter store of its own, and put the process's global state back afterwards.
+
+    That is Pyro's parameter store and settings, among them the validation flags, torch's default dtype, and the
+    random number generators of torch (CPU and CUDA), numpy and Python. A seed seeds all of these inside the block.
+
+    Example:
+        >>> with isolated(seed=0):
+        ...     _ = pyro.param("a", torch.tensor(1.0))
+        >>> "a" in pyro.get_param_store()
+        False
+    """
+    state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
+    with (
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        pyro.settings.context(**pyro.settings.get()),
+        pyro.get_param_store().scope(),
+        warnings.catch_warnings(),
+    ):
+        # A loss that is not finite is reported with its cause, so Pyro's own warning says less.
+        warnings.filterwarnings("ignore", message="Encountered (NaN|.?inf)")
+        try:
+            if seed is not None:
+                pyro.set_rng_seed(seed)
+            yield
+        finally:
+            pyro.util.set_rng_state(state)
+            torch.set_default_dtype(dtype)
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of all generators, in types that ``torch.load(weights_only=True)`` reads."""
+    state = pyro.util.get_rng_state()
+    name, words, *rest = state["numpy"]
+    return {**state, **torch_rng_state(), "numpy": (str(name), words.tolist(), *rest)}
+
+
+def torch_rng_state() -> dict[str, Any]:
+    """Return the states of torch's generators alone, which is cheap enough to do at every step."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set the generators to a state from :func:`rng_state` or :func:`torch_rng_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state:
+        pyro.util.set_rng_state(state)
 
 
 class SVIModule(nn.Module):
@@ -42,10 +96,11 @@ class SVIModule(nn.Module):
         rows: N, the number of rows in all.
 
     Raises:
-        TypeError: for a model, guide or loss of the wrong kind.
+        TypeError: for a Jit loss, which makes constants of the first batch's rows and scale.
 
     Example:
         >>> import pyro.distributions as dist
+        >>> from pyro_zilognormal.svi import Batch
         >>> def model(x):
         ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("rows", len(x)):
@@ -68,7 +123,12 @@ class SVIModule(nn.Module):
         rows: int = 1,
     ) -> None:
         super().__init__()
-        self.loss = _checked_loss(loss)
+        self.loss: Any = Trace_ELBO() if loss is None else copy.copy(loss)  # a copy forgets the plates of other models
+        name = type(self.loss).__name__
+        if isinstance(self.loss, ELBO) and name.startswith("Jit"):
+            raise TypeError(
+                f"loss is a {name}, which makes constants of the first batch's rows and scale; use {name[3:]}()"
+            )
         self._differentiates_itself = isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss")
         self.plate, self.rows = plate, rows
         self.batch: Batch | None = None
@@ -78,51 +138,37 @@ class SVIModule(nn.Module):
         self._frame: Any = None  # of the plate over rows, where an AutoGuide is to make it
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._trainable: dict[str, nn.Parameter] = {}
-        self._module_constraints: dict[str, Any] = {}
-        self._names: set[str] = set()
-        # As given, and kept out of nn.Module's register: ``owners`` holds the modules.
-        self._given = {"model": model, "guide": guide}
-        owners = {part: _owner(part, fn) for part, fn in self._given.items()}
-        self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
-        self._handled = {part: BatchHandler(self)(fn) for part, fn in self._given.items()}
+        self._constraints: dict[str, Any] = {}
+        self.owners = nn.ModuleDict()
+        for part, fn in (("model", model), ("guide", guide)):
+            owner = _owner(fn)
+            if owner is not None:
+                self.owners[part] = owner
+        # Model and guide with their plate scaled for the batch, inside ``running``.
+        self.model, self.guide = _BatchHandler(self)(model), _BatchHandler(self)(guide)
 
-    @property
-    def model(self) -> Callable[..., Any]:
-        """The model with its plate scaled for the batch, inside :meth:`running`."""
-        return self._for_batch("model")
-
-    @property
-    def guide(self) -> Callable[..., Any]:
-        """The guide with its plate scaled for the batch, inside :meth:`running`."""
-        return self._for_batch("guide")
-
-    def setup(self, batch: Batch) -> None:
+    def setup(self, batch: "Batch") -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
 
         Raises:
-            ValueError: if there is nothing to train, the model lacks the plate, or the guide does not fit it.
+            ValueError: if there is nothing to train, or the model lacks the plate.
         """
-        buffers = {k: b.detach().clone() for k, b in self.owners.named_buffers()}
+        buffers = self.snapshot()  # there are no parameters yet
         with self.running(batch), torch.no_grad():
             # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
-            prior = poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs)
-            self._find_plate(prior)
+            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
         with self.running(batch), torch.no_grad():
-            guide = poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
-            self._check_guide(prior, guide)
-            self._count_plates(batch)
+            poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
+            counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
+            counts = counts or getattr(self.loss, "vectorize_particles", False)
+            if counts and self.loss.max_plate_nesting == math.inf:  # in the first step, it would draw random numbers
+                self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
         self._collect()
-        if not self._trainable:
-            raise ValueError(
-                "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
-            )
-        now = dict(self.owners.named_buffers())
+        now = self.state()
         self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
-        with torch.no_grad():
-            for name in self.running_buffers:
-                now[name].copy_(buffers[name])
+        self.restore({k: buffers[k] for k in self.running_buffers})
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: "Batch") -> Tensor:
         """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar.
 
         Raises:
@@ -132,7 +178,7 @@ class SVIModule(nn.Module):
             raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
         return self._call("differentiable_loss", batch)
 
-    def loss_and_grads(self, batch: Batch) -> float:
+    def loss_and_grads(self, batch: "Batch") -> float:
         """Return the loss of a batch, and add its gradient to that of the parameters."""
         if self._differentiates_itself:
             return float(self._call("loss_and_grads", batch))
@@ -141,14 +187,13 @@ class SVIModule(nn.Module):
         return float(loss.item())
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> float:
+    def evaluate(self, batch: "Batch") -> float:
         """Return the loss of held-out rows, in eval mode, with a KL weight of 1.
 
         Raises:
             ValueError: if the guide has a parameter for every row of the training data.
         """
         with self.evaluating(held_out=True):
-            self._check_joint_guide(lambda frame: frame.full_size == self.rows, HELD_OUT)
             return float(self._call("loss", batch))
 
     @contextmanager
@@ -165,15 +210,12 @@ class SVIModule(nn.Module):
                 part.training = True
 
     @contextmanager
-    def running(self, batch: Batch | None = None) -> Iterator[None]:
-        """Let model and guide have this object's parameters; None stands for a batch of all rows.
-
-        Inside, ``self.model`` and ``self.guide`` are the model and guide with their plate scaled for the batch.
-        """
-        guide: Any = unwrap(self._given["guide"])
+    def running(self, batch: "Batch | None" = None) -> Iterator[None]:
+        """Let model and guide have this object's parameters, and the scale of a batch; None stands for all rows."""
+        guide: Any = unwrap(self.guide)
         offered = self._frame is not None and isinstance(guide, AutoGuide) and guide.create_plates is None
         outer, self.batch = self.batch, batch
-        if offered:
+        if offered:  # the guide would else make the plate with the size of its first batch
             guide.create_plates = self._create_plate
         try:
             with pyro.get_param_store().scope(self._store):
@@ -182,10 +224,6 @@ class SVIModule(nn.Module):
             self.batch = outer
             if offered:
                 guide.create_plates = None
-
-    def callable(self, part: str) -> Callable[..., Any]:
-        """Return "model" or "guide" as it was given."""
-        return self._given[part]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters by name, unconstrained, in the order in which they came to be.
@@ -198,150 +236,151 @@ class SVIModule(nn.Module):
     @torch.no_grad()
     def constrained(self) -> dict[str, Tensor]:
         """Return a copy of every parameter as the model sees it, within its constraint."""
-        known = {normalize_param_name(k): c for k, c in self._store["constraints"].items()} | self._module_constraints
-        return {k: transform_to(known[k])(p.detach().clone()) for k, p in self._trainable.items()}
+        return {k: transform_to(self._constraints[k])(p.detach().clone()) for k, p in self._trainable.items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all parameters, unconstrained, and the modules' buffers."""
+        return {**self._trainable, **{f"buffer {k}": b for k, b in self.owners.named_buffers()}}
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Return a copy of all parameters, unconstrained, and of the modules' buffers."""
-        return {k: v.detach().clone() for k, v in self._values().items()}
+        """Return a copy of :meth:`state`."""
+        return {k: v.detach().clone() for k, v in self.state().items()}
 
     @torch.no_grad()
     def restore(self, values: dict[str, Tensor]) -> None:
         """Set parameters and buffers to values from :meth:`snapshot`."""
-        for name, tensor in self._values().items():
-            if name in values:
-                tensor.copy_(values[name])
+        state = self.state()
+        for name, value in values.items():
+            state[name].copy_(value)
 
     @contextmanager
     def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
         """Let model and guide have the given values of parameters and buffers, from :meth:`snapshot`, for a block."""
-        ours, store = {k: t for k, t in self._values().items() if k in values}, self._store
-        kept = {k: t.data for k, t in ours.items()}
-        for name, tensor in ours.items():  # memory of its own: what is drawn in the block may be a view of it
-            tensor.data = values[name].clone()
+        state, store = self.state(), self._store
+        kept = {k: state[k].data for k in values}
+        for name, value in values.items():  # memory of its own: what is drawn in the block may be a view of it
+            state[name].data = value.clone()
         self._store = {k: dict(v) for k, v in store.items()}  # what the block sets by name stays inside
         try:
-            with self.running(self.batch):
+            with self.running():
                 yield
         finally:
             self._store = store
-            for name, tensor in ours.items():
-                tensor.data = kept[name]
+            for name, value in kept.items():
+                state[name].data = value
 
     def check_no_new_parameters(self) -> None:
         """Raise a ValueError if model or guide has made a parameter since :meth:`setup`."""
-        if len(self._store["params"]) > len(self._names):
-            late = sorted(set(map(normalize_param_name, self._store["params"])) - self._names)
+        late = [k for k in map(normalize_param_name, self._store["params"]) if k not in self._constraints]
+        if late:
             raise ValueError(
                 f"parameters {late} first appeared after the first run of model and guide, so that the optimiser lacks "
                 "them; make every parameter in the first run"
             )
 
-    def _for_batch(self, part: str) -> Callable[..., Any]:
-        handled = self.plate is not None or self.held_out or self.kl_weight != 1.0
-        return self._handled[part] if handled else self._given[part]
-
-    def _call(self, method: str, batch: Batch) -> Any:
+    def _call(self, method: str, batch: "Batch") -> Any:
         """Call a method of the loss, or a loss that is a function."""
         with self.running(batch):
             return getattr(self.loss, method, self.loss)(self.model, self.guide, *batch.args, **batch.kwargs)
 
     def _find_plate(self, trace: Any) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
-        if self.plate is None:
-            return
         frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
-        if self.plate not in frames:
+        if self.plate is not None and self.plate not in frames:
             raise ValueError(
                 f"plate is {self.plate!r}, but the model's plates are {sorted(frames)}; name the one over the rows of "
                 "the data, or pass plate=None if the model scales minibatches itself"
             )
-        self._frame = frames[self.plate] if frames[self.plate].full_size == self.rows else None
-
-    def _count_plates(self, batch: Batch) -> None:
-        """Let a loss that needs it see now how deep plates nest: in the first step it would draw random numbers."""
-        needed = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO) or getattr(
-            self.loss, "vectorize_particles", False
-        )
-        if needed and self.loss.max_plate_nesting == math.inf:
-            self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
+        if self.plate is not None and frames[self.plate].full_size == self.rows:
+            self._frame = frames[self.plate]
 
     def _create_plate(self, *args: Any, **kwargs: Any) -> Any:
-        # An AutoGuide would else make the plate with the size of its first batch.
         size = self.rows if self.batch is None else self.batch.rows
         return pyro.plate(self.plate, self.rows, dim=self._frame.dim, subsample_size=size)
 
-    def _check_guide(self, model: Any, guide: Any) -> None:
-        """Raise a ValueError where the guide would be wrong on minibatches without a word."""
-        batch = self.batch
-        if self.plate is None or batch is None or (batch.rows == self.rows and batch.indices is not None):
-            return
-        self._check_joint_guide(lambda frame: frame.name == self.plate, _JOINT)
-        for name, node in model.nodes.items():
-            twin = guide.nodes.get(name)
-            pair = [n for n in (node, twin) if n is not None and n["type"] == "sample" and not site_is_subsample(n)]
-            inside = [any(f.name == self.plate for f in n["cond_indep_stack"]) for n in pair]
-            if inside == [True, False]:
-                raise ValueError(
-                    f"site {name!r} is inside plate {self.plate!r} in the model but not in the guide, where it would "
-                    f"count for one minibatch and not for all rows; put it inside a plate {self.plate!r} there too"
-                )
-
-    def _check_joint_guide(self, over_rows: Callable[[Any], bool], message: str) -> None:
-        """Raise a ValueError if an AutoGuide has one joint vector with a value for every row."""
-        guide: Any = unwrap(self._given["guide"])
-        for part in guide.modules() if isinstance(guide, AutoGuide) else ():
-            if isinstance(part, AutoContinuous) and part.prototype_trace is not None:
-                nodes = part.prototype_trace.iter_stochastic_nodes()
-                local = [name for name, node in nodes if any(map(over_rows, node["cond_indep_stack"]))]
-                if local:
-                    raise ValueError(message.format(type(part).__name__, local))
-
-    def _values(self) -> dict[str, Tensor]:
-        return {**self._trainable, **{f"buffer {k}": b for k, b in self.owners.named_buffers()}}
-
     def _collect(self) -> None:
         """List the parameters of the store and of the modules; each is a registered nn.Parameter afterwards."""
-        params = self._store["params"]
-        owned = {id(p) for p in self.owners.parameters()}
+        params, owned = self._store["params"], {id(p) for p in self.owners.parameters()}
+        found: dict[int, tuple[str, nn.Parameter]] = {}  # under two names, an optimiser would move it twice a step
         for name, value in params.items():
-            if not isinstance(value, nn.Parameter):
-                params[name] = nn.Parameter(value.detach())
+            params[name] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
             if id(params[name]) not in owned:
                 self.register_parameter("param/" + name.replace("/", "//").replace(".", "/"), params[name])
-        found: dict[int, tuple[str, nn.Parameter]] = {}  # under two names, an optimiser would move it twice a step
-        for name, parameter in params.items():
-            found.setdefault(id(parameter), (normalize_param_name(name), parameter))
+            found.setdefault(id(params[name]), (normalize_param_name(name), params[name]))
+            self._constraints[normalize_param_name(name)] = self._store["constraints"][name]
         for part, owner in self.owners.items():
             for name, parameter, constraint in _module_parameters(owner):
                 if parameter.requires_grad and id(parameter) not in found:
                     found[id(parameter)] = (f"{part}.{name}", parameter)
-                    self._module_constraints[f"{part}.{name}"] = constraint
+                    self._constraints[f"{part}.{name}"] = constraint
+        if not found:
+            raise ValueError(
+                "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
+            )
         self._trainable = dict(found.values())
-        self._names = set(map(normalize_param_name, params))
 
 
-def _checked_loss(loss: Any) -> Any:
-    """Return a copy of the loss, which forgets the plates of other models."""
-    loss = Trace_ELBO() if loss is None else loss
-    shown = loss.__name__ if isinstance(loss, type) else type(loss).__name__
-    if isinstance(loss, ELBO) and shown.startswith("Jit"):
-        raise TypeError(
-            f"loss is a {shown}, which makes constants of the first batch's rows and scale; use {shown[3:]}()"
+class _BatchHandler(Messenger):
+    """Scale the plate over rows from a batch to all rows, give it the batch's indices, and weight latent sites.
+
+    ``pyro.plate(name, N, subsample_size=len(x))`` is scaled by Pyro itself, and gets the indices of the batch, so
+    that parameters held for every row line up with the data. ``pyro.plate(name, len(x))`` knows only the batch, and
+    its sites are scaled by N / len(x) here.
+    """
+
+    def __init__(self, module: SVIModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def _process_message(self, msg: Any) -> None:
+        module, batch = self.module, self.module.batch
+        if site_is_subsample(msg):
+            ours = msg["name"] == module.plate and msg["fn"].size == module.rows and msg["value"] is None
+            if ours and batch is not None and batch.indices is not None and batch.rows != module.rows:
+                msg["value"], msg["done"] = batch.indices, True
+            return
+        frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
+        if msg["type"] == "sample":
+            if frame is not None and module.plate is not None:
+                msg["scale"] = msg["scale"] * self._scale(frame)
+            if not msg["is_observed"] and batch is not None and not module.held_out:
+                msg["scale"] = msg["scale"] * module.kl_weight
+        elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
+            self._check_row_parameter(msg["name"], frame.full_size == module.rows)
+
+    def _over_rows(self, frame: Any) -> bool:
+        if self.module.plate is None:
+            return self.module.held_out and frame.full_size == self.module.rows
+        return frame.name == self.module.plate
+
+    def _scale(self, frame: Any) -> float:
+        rows, batch = self.module.rows, self.module.batch
+        if batch is None or frame.full_size == rows:
+            return 1.0
+        if frame.full_size != batch.rows:
+            raise ValueError(
+                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {rows}, the number of rows in "
+                f"all, or {batch.rows}, the rows of this batch. Name the plate over rows in plate=, or correct its size"
+            )
+        return rows / batch.rows
+
+    def _check_row_parameter(self, name: str, sized: bool) -> None:
+        """Raise a ValueError for a parameter of rows, ``sized`` if of all, that would meet other rows than its own."""
+        module, batch = self.module, self.module.batch
+        if module.held_out and sized:
+            why = "held-out rows have none: use EarlyStopping() without held_out"
+        elif batch is not None and (batch.indices is None or not (sized or batch.rows == module.rows)):
+            plate = f"pyro.plate({module.plate!r}, {module.rows}, subsample_size=len(x))"
+            why = f"a batch must say which rows it holds: use Minibatches, with a plate {plate}"
+        else:
+            return
+        raise ValueError(
+            f"parameter {name!r} holds a value for every row; {why}, or a guide that computes local values from data"
         )
-    if isinstance(loss, type | ReweightedWakeSleep) or not (isinstance(loss, ELBO) or callable(loss)):
-        raise TypeError(
-            f"loss is {shown}; needed one number from a loss of pyro.infer, such as Trace_ELBO(), or from a function "
-            "of model, guide and data"
-        )
-    return copy.copy(loss)
 
 
-def _owner(part: str, fn: Any) -> nn.Module | None:
+def _owner(fn: Any) -> nn.Module | None:
     """Return the module that a model or guide is or is a method of, through partials and handlers; None for neither."""
-    if isinstance(fn, type) or not callable(fn):
-        shown = fn.__name__ if isinstance(fn, type) else type(fn).__name__
-        raise TypeError(f"{part} is {shown}; needed a function, a module, or a method of one")
     inner: Any = unwrap(fn)
     while isinstance(inner, functools.partial):
         inner = unwrap(inner.func)
@@ -360,9 +399,3 @@ def _module_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, A
                 yield prefix + short, parameter, declared[short][0]
             else:
                 yield prefix + name, parameter, constraints.real
-
-
-_JOINT = (
-    "{0} holds values for every row, of {1}, in one joint vector, which all minibatches would share; use AutoNormal, "
-    "a guide that computes local values from the data, or all data at once"
-)

@@ -16,12 +16,11 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 
-from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callbacks
+from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callback
 from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, number, whole
+from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule
-from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
+from pyro_zilognormal.svi.elbo import SVIModule, isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
@@ -75,7 +74,7 @@ def fit(
 
     Raises:
         DivergenceError: at a loss or gradient that is not finite; holds the last finite state.
-        TypeError, ValueError: for arguments of the wrong kind or size, or a model that does not suit minibatches.
+        TypeError, ValueError: for arguments of the wrong kind, or a model without the plate over rows.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch
@@ -89,9 +88,9 @@ def fit(
         ('steps', False)
     """
     steps, seed = whole("steps", steps, 1), whole("seed", seed, 0, 2**32 - 1)
-    limit = math.inf if max_seconds is None else number("max_seconds", max_seconds, above=True)
+    limit = math.inf if max_seconds is None else max_seconds
     # A checkpoint comes last, when every other callback has had its turn.
-    called = sorted(as_callbacks(callbacks), key=lambda callback: isinstance(callback, Checkpoint))
+    called = sorted(map(as_callback, callbacks), key=lambda callback: isinstance(callback, Checkpoint))
     with isolated(seed), torch.enable_grad():
         source = as_source(args, kwargs)
         module = SVIModule(model, guide, loss, source.plate, source.rows)
@@ -151,9 +150,8 @@ class Run:
         self.skipped: list[int] = []
         self.stop_reason, self.converged = "", False
         self.seconds_before, self._started = 0.0, time.monotonic()
-        # The last parameters whose loss and gradient were finite, and the step that gave them.
+        # The last parameters whose loss and gradient were finite, with the buffers, and the step that gave them.
         self.last_finite, self.last_finite_step = module.snapshot(), 0
-        self._kept = [self.last_finite[k] for k in module.trainable()]
 
     @property
     def epoch(self) -> int:
@@ -182,7 +180,7 @@ class Run:
 
     @kl_weight.setter
     def kl_weight(self, weight: float) -> None:
-        self.module.kl_weight = number("kl_weight", weight)
+        self.module.kl_weight = float(weight)  # a checkpoint holds no numpy numbers
 
     @property
     def finished(self) -> bool:
@@ -197,16 +195,13 @@ class Run:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
         batch, random = next(self.reader), torch_rng_state()
         self.optimizer.zero_grad(set_to_none=True)
-        for kept, buffer in self._buffers():
-            kept.copy_(buffer)
         self.step += 1
         what, error = self._backward(batch)
         if what:
             self._bad_step(batch, random, what, error)
             return
         self.bad_in_a_row, self.last_finite_step = 0, self.step - 1
-        with torch.no_grad():
-            torch._foreach_copy_(self._kept, list(self.module.trainable().values()))
+        self._keep()
         self.optimizer.step()
 
     def check_last_update(self) -> None:
@@ -254,28 +249,27 @@ class Run:
                 gradient.mul_(batch.weight)
         return ("" if all_finite(gradients) else "gradient"), None
 
-    def _buffers(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the last finite value, and the buffer, of those that a forward pass changes: running means for one."""
-        names = self.module.running_buffers
-        now = dict(self.module.owners.named_buffers()) if names else {}  # a module may have put another in its place
-        with torch.no_grad():
-            for name in names:
-                yield self.last_finite[f"buffer {name}"], now[name]
+    @torch.no_grad()
+    def _keep(self) -> None:
+        """Keep the parameters, and the buffers that a forward pass changes: running means for one."""
+        running, now = self.module.running_buffers, dict[str, Tensor](self.module.trainable())
+        if running:  # a forward pass may have put another tensor in the place of a buffer
+            state = self.module.state()
+            now |= {k: state[k] for k in running}
+        torch._foreach_copy_([self.last_finite[k] for k in now], list(now.values()))
 
     def _bad_step(self, batch: Batch, random: dict[str, Any], what: str, error: Exception | None) -> None:
         """Skip the step if that is allowed, else raise a DivergenceError; raise an error of another cause."""
         self.losses[-1] = math.nan
         self.bad_in_a_row += 1
         allowed = max((c.in_a_row for c in self.callbacks if isinstance(c, SkipBadSteps)), default=1)
-        report = None
         if error is not None or self.bad_in_a_row >= allowed:
             report = diagnose(self.module, batch, random, self.step, what)
             if error is not None and report.site is None and not report.parameters:
                 raise error
-        for kept, buffer in self._buffers():
-            buffer.copy_(kept)
-        if report is not None and self.bad_in_a_row >= allowed:
-            self._diverge(report, error)
+            if self.bad_in_a_row >= allowed:
+                self._diverge(report, error)
+        self.module.restore({k: self.last_finite[k] for k in self.module.running_buffers})
         self.skipped.append(self.step)
 
     def _diverge(self, report: DivergenceReport, error: Exception | None = None) -> None:
@@ -351,34 +345,25 @@ class FitResult:
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model with this fit's parameters."""
         with self.scope():
-            return self.module.callable("model")(*args, **kwargs)
+            return self.module.model(*args, **kwargs)
 
     def guide(self, *args: Any, **kwargs: Any) -> Any:
         """Call the guide with this fit's parameters."""
         with self.scope():
-            return self.module.callable("guide")(*args, **kwargs)
+            return self.module.guide(*args, **kwargs)
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the torch optimiser of all parameters that a function of them, or one of ``pyro.optim``, stands for.
-
-    Raises:
-        TypeError: for anything else, or an optimiser that evaluates the loss itself.
-        ValueError: for an optimiser of other or fewer parameters.
-    """
+    """Return the torch optimiser of all parameters that a function of them, or one of ``pyro.optim``, stands for."""
     if isinstance(optimizer, PyroOptim):
         return _from_pyro(optimizer, parameters)
     make = functools.partial(torch.optim.Adam, lr=0.01) if optimizer is None else optimizer
-    built = make(list(parameters.values())) if callable(make) else make
-    if not callable(make) or not isinstance(built, torch.optim.Optimizer) or isinstance(built, torch.optim.LBFGS):
+    if not callable(make):
         raise TypeError(
-            f"optimizer is or gave a {type(built).__name__}; needed a function of the parameters that returns a torch "
+            f"optimizer is a {type(make).__name__}; needed a function of the parameters that returns a torch "
             "optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
         )
-    held = {id(p) for group in built.param_groups for p in group["params"]}
-    if held != {id(p) for p in parameters.values()}:
-        raise ValueError(f"optimizer holds {len(held)} tensors, not exactly the {len(parameters)} parameters passed on")
-    return built
+    return make(list(parameters.values()))
 
 
 def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from pyro_zilognormal.svi.data import whole
 from pyro_zilognormal.svi.fit import FitResult
-from pyro_zilognormal.svi.predictive import PredictiveCheck
+from pyro_zilognormal.svi.posterior import PredictiveCheck
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,6 +1,5 @@
-"""Draws from a fitted guide, and their summaries in bounded memory."""
+"""Draws from a fitted guide, their summaries and posterior predictive checks, in bounded memory."""
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,17 +13,12 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation
-from pyro.poutine.messenger import unwrap
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
-from torch.distributions import biject_to
-from torch.distributions.transforms import IndependentTransform
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, as_source, whole
-from pyro_zilognormal.svi.diagnose import data_frames, holds_data, known_sites, row_axis, sample_sites
+from pyro_zilognormal.svi.diagnose import row_plate, sample_sites
+from pyro_zilognormal.svi.elbo import isolated
 from pyro_zilognormal.svi.fit import FitResult
-from pyro_zilognormal.svi.isolation import isolated
 
 Values = dict[str, Tensor]
 
@@ -36,23 +30,33 @@ class SiteSummary:
     Attributes:
         mean, sd: of the shape of the site over all rows.
         quantiles: of shape (number of quantiles,) + that of the site.
-        exact: whether the quantiles are the guide's own and not those of draws.
     """
 
     mean: Tensor
     sd: Tensor
     quantiles: Tensor
-    exact: bool
+
+
+@dataclass(frozen=True)
+class PredictiveCheck:
+    """Statistics of an observed site, of the data and of data replicated from the fit.
+
+    Attributes:
+        site: the name of the observed site.
+        observed: by statistic, its value in each column of the data, of shape (columns,).
+        replicated: by statistic, its value in each column of each replicated data set, of shape (draws, columns).
+        tail: by statistic, P(replicated > observed) + P(replicated = observed) / 2 in each column, of shape (columns,).
+            Near 0 or 1 the fit does not reproduce the data; NaN where a statistic is not a number.
+    """
+
+    site: str
+    observed: Values
+    replicated: Values
+    tail: Values
 
 
 def posterior_draws(
-    result: FitResult,
-    *data: Any,
-    draws: int = 1000,
-    sites: Sequence[str] | None = None,
-    joint: bool = False,
-    seed: int = 0,
-    **kwargs: Any,
+    result: FitResult, *data: Any, draws: int = 1000, sites: Sequence[str] | None = None, seed: int = 0, **kwargs: Any
 ) -> Values:
     """Draw from the fitted guide, and hold the draws.
 
@@ -60,18 +64,17 @@ def posterior_draws(
         result: a fit.
         data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them.
         draws: how many.
-        sites: latent, deterministic or observed sites; None for all latent ones, of minibatches without ``joint`` the
-            global ones alone.
-        joint: hold sites that have a value for every row too; the minibatches of a draw share its global values.
+        sites: latent, deterministic or observed sites; None for all latent ones, of minibatches the global ones alone.
+            The minibatches of a draw share its global values.
         seed: the random seed.
         kwargs: keyword arguments of model and guide.
 
     Returns:
-        A dict of tensors of shape (draws,) + that of the site.
+        A dict of tensors of shape (draws,) + that of the site over all rows.
 
     Raises:
-        ValueError: for an unknown site, one that the guide lacks (an enumerated one), or one of every row without
-            ``joint`` or of a stream that shuffles.
+        ValueError: for an unknown site, one that the guide lacks (an enumerated one), or one of every row of a stream
+            that shuffles.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -83,8 +86,8 @@ def posterior_draws(
         torch.Size([3])
     """
     draws = whole("draws", draws, 1)
-    with Sampler(result, data, kwargs, seed).opened() as sampler:
-        names = sampler.choose(sites, joint)
+    with _Sampler(result, data, kwargs, seed).opened() as sampler:
+        names = sampler.choose(sites, with_rows=sampler.source.plate is None)
         parts: dict[str, list[Tensor]] = {k: [] for k in names}
         shared: list[Values] = [{}] * draws
         for block, batch in enumerate(sampler.batches(names)):
@@ -92,10 +95,10 @@ def posterior_draws(
             for draw in range(draws):
                 values = sampler.draw(batch, block, draw, names, shared[draw])
                 shared[draw] = sampler.shared(values)
-                for name in held:
-                    held[name].append(values[name])
-            for name in held:
-                parts[name].append(torch.stack(held[name]))
+                for name, each in held.items():
+                    each.append(values[name])
+            for name, each in held.items():
+                parts[name].append(torch.stack(each))
         return {k: sampler.join(k, v) for k, v in parts.items()}
 
 
@@ -109,10 +112,10 @@ def posterior_summary(
     max_bytes: int = 2**28,
     **kwargs: Any,
 ) -> dict[str, SiteSummary]:
-    """Summarise draws from the fitted guide without holding them.
+    """Summarise draws from the fitted guide without holding them all.
 
-    Quantiles are the guide's own where its ``quantiles`` are exact; else those of the draws, of as many elements at a
-    time as fit in ``max_bytes``, drawing again with the same seed for the others. Batches are summarised in turn.
+    Batches are summarised in turn: of each, the draws of as many elements at a time as fit in ``max_bytes``, drawing
+    again with the same seed for the others.
 
     Args:
         result: a fit.
@@ -128,7 +131,7 @@ def posterior_summary(
         A dict of summaries by site, over all rows.
 
     Raises:
-        ValueError: for quantiles out of range, and for sites as :func:`posterior_draws` with ``joint``.
+        ValueError: for quantiles out of range, and for sites as :func:`posterior_draws`.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -136,117 +139,77 @@ def posterior_summary(
         >>> def model():
         ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
         >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
-        >>> summary = posterior_summary(result, draws=10)["m"]
-        >>> summary.quantiles.shape, summary.exact
-        (torch.Size([3]), True)
+        >>> posterior_summary(result, draws=10)["m"].quantiles.shape
+        torch.Size([3])
     """
-    draws, levels = whole("draws", draws, 2), check_levels(quantiles)
-    with Sampler(result, data, kwargs, seed).opened() as sampler:
-        names = sampler.choose(sites, joint=True)
-        exact = {k: v for k, v in _exact_quantiles(sampler, levels).items() if k in names}
-        parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {k: [] for k in names}
+    draws = whole("draws", draws, 2)
+    with _Sampler(result, data, kwargs, seed).opened() as sampler:
+        names = sampler.choose(sites, with_rows=True)
+        parts: dict[str, list[tuple[Tensor, ...]]] = {k: [] for k in names}
         for block, batch in enumerate(sampler.batches(names)):
             here = sampler.here(names, block)
-            held = [k for k in here if levels and k not in exact]
-            rest = [k for k in here if k not in held]
             draw = partial(sampler.draw, batch, block, names=here, shared={})
-            for name, part in _summarise(draw, draws, levels, held, rest, max_bytes).items():
+            for name, part in _summarise(draw, here, draws, quantiles, max_bytes).items():
                 parts[name].append(part)
-        summaries = {}
-        for name, found in parts.items():
-            mean, sd, sampled = (sampler.join(name, each) for each in zip(*found, strict=True))
-            summaries[name] = SiteSummary(mean, sd, exact.get(name, sampled), name in exact)
-        return summaries
+        joined = {k: [sampler.join(k, each) for each in zip(*v, strict=True)] for k, v in parts.items()}
+        return {k: SiteSummary(*v) for k, v in joined.items()}
 
 
-def _summarise(
-    draw: Callable[..., Values], draws: int, levels: list[float], held: list[str], rest: list[str], max_bytes: int
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Return mean, sd and quantiles of sites; quantiles of those ``held`` alone, from the same draws again."""
-    first = draw(0)
-    sizes = {k: first[k].numel() for k in (*held, *rest)}
-    stop, room = sum(sizes[k] for k in held), max(1, max_bytes // (8 * draws))
-    mean, squares = torch.zeros(2, sum(sizes.values()), dtype=torch.float64)
-    quantiles = torch.full((len(levels), len(mean)), math.nan, dtype=torch.float64)
-    for start in range(0, max(1, stop), room):
-        columns = torch.empty(draws, min(room, stop - start), dtype=torch.float64)
-        for number in range(draws):
-            values = draw(number)
-            flat = torch.cat([values[k].flatten().double().cpu() for k in sizes])
-            columns[number] = flat[start : start + columns.shape[1]]
-            if start == 0:
-                delta = flat - mean
-                mean += delta / (number + 1)
-                squares += delta * (flat - mean)
-        quantiles[:, start : start + columns.shape[1]] = quantiles_of(columns, levels)
-    rows = torch.cat([mean[None], (squares / (draws - 1)).sqrt()[None], quantiles])
-    found = {}
-    for name, part in zip(sizes, rows.split(list(sizes.values()), 1), strict=True):
-        dtype = first[name].dtype if first[name].is_floating_point() else torch.get_default_dtype()
-        shaped = part.reshape(-1, *first[name].shape).to(first[name].device, dtype)
-        found[name] = shaped[0], shaped[1], shaped[2:]
-    return found
+def posterior_predictive(
+    result: FitResult,
+    *data: Any,
+    draws: int = 200,
+    quantiles: Sequence[float] = (0.5, 0.9, 0.99),
+    sites: Sequence[str] | None = None,
+    seed: int = 0,
+    max_bytes: int = 2**28,
+    **kwargs: Any,
+) -> dict[str, PredictiveCheck]:
+    """Check the fit against the data: zero fraction, mean, sd and quantiles of each column.
 
+    Each replicated data set comes from one draw of the latent sites for all rows. Its columns are held as many at a
+    time as fit in ``max_bytes`` (at least one), drawing again with the same seed for the others.
 
-def quantiles_of(values: Tensor, levels: Sequence[float]) -> Tensor:
-    """Return quantiles along the first axis, linear between order statistics; NaN where a value is NaN.
+    Args:
+        result: a fit.
+        data: the observed data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream``.
+        draws: how many data sets to replicate.
+        quantiles: probabilities from 0 to 1.
+        sites: observed sites to check; None for all.
+        seed: the random seed.
+        max_bytes: memory for the columns of one data set.
+        kwargs: keyword arguments of model and guide.
 
-    Unlike ``torch.quantile`` it takes more than 2**24 elements and infinite ones.
+    Returns:
+        A check for each observed site. Rows are those of the plate over rows, or else the first axis; columns are all
+        other axes, flattened.
+
+    Raises:
+        ValueError: for a site that is not observed, or is masked, or a model that observes none.
 
     Example:
-        >>> quantiles_of(torch.tensor([3.0, 1.0, 2.0]), [0.5, 0.75])
-        tensor([2.0000, 2.5000])
+        >>> from pyro_zilognormal.svi import fit
+        >>> import pyro
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> x = torch.ones(8)
+        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), x, steps=5)
+        >>> check = posterior_predictive(result, x, draws=10)["x"]
+        >>> list(check.tail)
+        ['zero fraction', 'mean', 'sd', 'quantile 0.5', 'quantile 0.9', 'quantile 0.99']
     """
-    ordered = values.sort(0).values  # NaN last
-    place = torch.tensor(levels, dtype=torch.float64, device=values.device) * (len(values) - 1)
-    low, high = ordered[place.floor().long()], ordered[place.ceil().long()]
-    part = (place - place.floor()).to(values.dtype).reshape(-1, *[1] * (values.dim() - 1))
-    # Equal neighbours may be infinite, whose difference is not a number.
-    found = torch.where(low == high, low, (1 - part) * low + part * high)
-    return torch.where(ordered[-1].isnan(), math.nan, found)
+    draws = whole("draws", draws, 1)
+    with _Sampler(result, data, kwargs, seed).opened() as sampler:
+        names = _observed(sampler, sites)
+        statistics = partial(_statistics, sampler, names, quantiles, max_bytes)
+        observed = statistics(0)
+        replicated = [statistics(draw, replicate=True) for draw in range(draws)]
+    return {k: _compare(k, observed[k], [r[k] for r in replicated]) for k in names}
 
 
-def _exact_quantiles(sampler: "Sampler", levels: list[float]) -> Values:
-    """Return quantiles that the guide knows exactly, of shape (number of levels, ...), by site.
-
-    For a simplex, and for a decreasing transform, ``guide.quantiles`` of Pyro is not the quantile.
-    """
-    guide: Any = unwrap(sampler.module.callable("guide"))
-    if not levels or not isinstance(guide, AutoGuide):
-        return {}
-    batch = next(sampler.source.epoch(0, sampler.seed))
-    try:
-        with sampler.module.running(batch):
-            found = guide.quantiles(levels, *batch.args, **batch.kwargs)
-    except (NotImplementedError, AttributeError):  # an AutoGuide whose distribution has no known quantiles
-        return {}
-    return {k: v for k, v in found.items() if k in sampler.model and _is_exact(sampler, k, v)}
-
-
-def _is_exact(sampler: "Sampler", name: str, quantiles: Tensor) -> bool:
-    """Whether the site has this shape, and its transform acts element by element and increases."""
-    shape, axis = list(sampler.model[name]["value"].shape), sampler.axes[name]
-    if axis is not None:
-        shape[axis] = sampler.source.rows
-    transform = biject_to(sampler.model[name]["fn"].support)
-    while isinstance(transform, IndependentTransform):
-        transform = transform.base_transform
-    try:
-        increases = transform.domain.event_dim == 0 and bool(torch.as_tensor(transform.sign == 1).all())
-    except NotImplementedError:  # not monotone
-        return False
-    return increases and list(quantiles.shape[1:]) == shape
-
-
-def check_levels(quantiles: Sequence[float]) -> list[float]:
-    """Return probabilities as a list of floats; raise a ValueError for one outside [0, 1]."""
-    levels = [float(q) for q in quantiles]
-    if not all(0.0 <= q <= 1.0 for q in levels):
-        raise ValueError(f"quantiles is {levels}; needed probabilities from 0 to 1")
-    return levels
-
-
-class Sampler:
+class _Sampler:
     """Draws guide and model with a fit's parameters, a batch of rows at a time.
 
     ``axes`` holds for each site the axis of its value that runs over rows, counted from the end; None if it is global.
@@ -254,10 +217,8 @@ class Sampler:
 
     def __init__(self, result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> None:
         self.result, self.module = result, result.module
-        self.seed = whole("seed", seed, 0, 2**32 - 1)
-        self.source = as_source(data, kwargs)
+        self.seed, self.source = whole("seed", seed, 0, 2**32 - 1), as_source(data, kwargs)
         if isinstance(self.source, Minibatches):
-            self.source = copy.copy(self.source)
             self.source.shuffle = False  # so that joined batches are in the order of the data
         self.plate = self.source.plate or self.module.plate
         if self.plate != self.module.plate and self.source.batches > 1:
@@ -265,25 +226,42 @@ class Sampler:
                 f"data are minibatches along plate {self.plate!r}, but the plate over rows of the fit is "
                 f"{self.module.plate!r}; pass data as they were passed to fit"
             )
-        if any(isinstance(part, AutoLaplaceApproximation) for part in self.module.modules()):
-            raise ValueError(
-                "the guide is an AutoLaplaceApproximation, which draws the mode alone; draw from "
-                "guide.laplace_approximation(*data) inside result.scope()"
-            )
 
     @contextmanager
-    def opened(self) -> Iterator["Sampler"]:
+    def opened(self) -> Iterator["_Sampler"]:
         """Run a block with the fit's parameters in eval mode; put parameters, modes and seeds back after it."""
         # A guide with a parameter for every row has none for other rows.
         evaluating = self.module.evaluating(held_out=self.source.rows != self.module.rows)
         with isolated(self.seed), self.result.scope(), evaluating, torch.no_grad():
             batch = next(self.source.epoch(0, self.seed))
-            guide, model = self._traces(batch, {}, (), with_model=True)
+            guide, model = self._traces(batch, {}, with_model=True)
             self.guide = {n["name"]: n for n in sample_sites(guide) if not n["is_observed"]}
             self.model = {n["name"]: n for n in sample_sites(model)}
             nodes = {**self.guide, **self.model}
-            self.axes = {k: row_axis(n, self.plate, batch.rows) for k, n in nodes.items()}
+            self.axes = {k: _row_axis(n, self.plate, batch.rows) for k, n in nodes.items()}
             yield self
+
+    def choose(self, sites: Sequence[str] | None, with_rows: bool) -> list[str]:
+        """Return the sites to read, all latent ones if None; raise a ValueError for one without draws."""
+        latent = [k for k in self.model if k in self.guide]
+        names = [k for k in latent if with_rows or self.axes[k] is None] if sites is None else list(sites)
+        observed = [k for k, n in self.model.items() if n["is_observed"] and not isinstance(n["fn"], dist.Unit)]
+        missing = [k for k, n in self.model.items() if not n["is_observed"] and k not in self.guide]
+        if missing:  # a deterministic site may follow from one
+            observed = [k for k in observed if _holds_data(self.model[k])]
+        known = [*latent, *observed]
+        for name in names:
+            if name not in known:
+                why = f"; {missing} are not in the guide: use pyro.infer.infer_discrete in result.scope()"
+                raise ValueError(f"sites holds {name!r}; the sites with draws are {known}{why if missing else ''}")
+        local = [k for k in names if self.axes[k] is not None]
+        sampler = getattr(getattr(self.source, "iterable", None), "sampler", None)
+        if local and isinstance(sampler, torch.utils.data.RandomSampler):
+            raise ValueError(
+                f"sites {local} have a value for every row, but the stream shuffles its rows and does not number them; "
+                "use Minibatches or a loader that does not shuffle, or name global sites in sites"
+            )
+        return names
 
     def batches(self, names: Sequence[str]) -> Iterator[Batch]:
         """Yield the batches that hold a value of the named sites: the first one alone where all are global."""
@@ -295,16 +273,15 @@ class Sampler:
         return [k for k in names if block == 0 or self.axes[k] is not None]
 
     def draw(
-        self, batch: Batch, block: int, draw: int, names: Sequence[str], shared: Values, redraw: Sequence[str] = ()
+        self, batch: Batch, block: int, draw: int, names: Sequence[str], shared: Values, replicate: bool = False
     ) -> Values:
         """Return a draw of all sites of the guide, and of the model's where ``names`` holds one.
 
-        ``shared`` holds values of the guide's global sites; the observed sites in ``redraw`` are drawn.
+        ``shared`` holds values of the guide's global sites; ``replicate`` draws the observed sites too.
         """
         pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
-        with_model = bool(redraw) or not all(k in self.guide for k in names)
-        guide, model = self._traces(batch, shared, redraw, with_model)
-        return {n["name"]: n["value"] for n in (*sample_sites(guide), *sample_sites(model))}
+        traces = self._traces(batch, shared, replicate or not all(k in self.guide for k in names), replicate)
+        return {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
 
     def shared(self, values: Values) -> Values:
         """Return the values of the guide's global sites, auxiliary ones too, which all batches of a draw share."""
@@ -315,85 +292,120 @@ class Sampler:
         axis = self.axes[name]
         return parts[0] if axis is None else torch.cat(list(parts), axis)
 
-    def choose(self, sites: Sequence[str] | None, joint: bool = True) -> list[str]:
-        """Return the sites to read, all latent ones if ``sites`` is None; raise a ValueError for one without draws."""
-        batched = self.source.plate is not None and not joint
-        known = [k for k, n in self.model.items() if not isinstance(n["fn"], dist.Unit)]
-        names = known_sites(sites or [], known, "sites")
-        if sites is None:
-            names = [k for k, n in self.model.items() if k in self.guide and not n["is_observed"]]
-            names = [k for k in names if not (batched and self.axes[k] is not None)]
-        local = [k for k in names if self.axes[k] is not None]
-        if batched and local:
-            raise ValueError(f"sites holds {local[0]!r}, which has a value for every row; pass joint=True to hold it")
-        sampler = getattr(getattr(self.source, "iterable", None), "sampler", None)
-        if local and isinstance(sampler, torch.utils.data.RandomSampler):
-            raise ValueError(
-                f"sites {local} have a value for every row, but the stream shuffles its rows and does not number them; "
-                "use Minibatches or a loader that does not shuffle, or name global sites in sites"
-            )
-        for name in names:
-            self._check_in_guide(name)
-        self.check_rows(names)
-        return names
-
-    def check_rows(self, names: list[str]) -> None:
-        """Raise a ValueError for a site whose batches, or whose draws, cannot be put together row by row."""
-        for name in names:
-            node = {**self.guide, **self.model}[name]
-            over_rows = data_frames(node, self.plate, self.source.rows)
-            chance = [f.name for f in node["cond_indep_stack"] if f.size != f.full_size and f not in over_rows]
-            if chance:
-                raise ValueError(
-                    f"site {name!r} is inside plate {chance[0]!r}, which draws other rows at random for each draw; "
-                    f"fit with Minibatches(..., plate={chance[0]!r}), or name other sites in sites"
-                )
-        derived = [k for k in names if self.axes[k] is None and k not in self.guide]
-        if not derived or self.source.batches == 1:
-            return
-        first, second = islice(self.source.epoch(0, self.seed), 2)
-        here = self.draw(first, 0, 0, derived, {})
-        there = self.draw(second, 1, 0, derived, self.shared(here))
-        for name in derived:
-            if here[name].shape != there[name].shape or not torch.allclose(here[name], there[name], equal_nan=True):
-                raise ValueError(
-                    f"site {name!r} differs between batches but is outside plate {self.plate!r}; put it inside that "
-                    "plate, or pass all data at once"
-                )
-
-    def _traces(self, batch: Batch, shared: Values, redraw: Sequence[str], with_model: bool) -> tuple[Any, Any]:
-        """Return the guide's trace and the model's, or an empty one without the model."""
-        given, model = poutine.Trace(), poutine.Trace()
+    def _traces(self, batch: Batch, shared: Values, with_model: bool, replicate: bool = False) -> list[Any]:
+        """Return the guide's trace, and the model's if asked for."""
+        given = poutine.Trace()
         for name, value in shared.items():
             given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
         with self.module.running(batch):
             guide = poutine.trace(poutine.replay(self.module.guide, given)).get_trace(*batch.args, **batch.kwargs)
-            if with_model:
-                replayed = _Redraw(redraw)(poutine.replay(self.module.model, guide))
-                model = poutine.trace(replayed).get_trace(*batch.args, **batch.kwargs)
-        return guide, model
+            if not with_model:
+                return [guide]
+            model = poutine.replay(self.module.model, guide)
+            model = poutine.uncondition(model) if replicate else model
+            return [guide, poutine.trace(model).get_trace(*batch.args, **batch.kwargs)]
 
-    def _check_in_guide(self, name: str) -> None:
-        """Raise a ValueError for a latent site that the guide lacks, and a deterministic one that may depend on it."""
-        order, node = list(self.model), self.model[name]
-        if holds_data(node):
-            return
-        earlier = order[: order.index(name)] if node["is_observed"] else [name]
-        missing = [k for k in earlier if not self.model[k]["is_observed"] and k not in self.guide]
-        if missing:
+
+def _row_axis(node: Any, plate: str | None, rows: int) -> int | None:
+    """Return the axis of a site's value that runs over rows, counted from the end, or None."""
+    frame, value, event = row_plate(node, plate, rows), node["value"], node["fn"].event_dim
+    if frame is None:
+        return None
+    if node["infer"].get("_deterministic") and event == value.dim():
+        # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
+        event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
+    axis: int = frame.dim - event
+    return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
+
+
+def _holds_data(node: Any) -> bool:
+    """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
+    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
+
+
+def _summarise(
+    draw: Callable[[int], Values], names: list[str], draws: int, levels: Sequence[float], max_bytes: int
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return mean, sd and quantiles of sites, of as many elements at a time as fit in the memory."""
+    first = draw(0)
+    sizes, room = [first[k].numel() for k in names], max(1, max_bytes // (8 * draws))
+    found = []
+    for start in range(0, sum(sizes), room):
+        columns = torch.empty(draws, min(room, sum(sizes) - start), dtype=torch.float64)
+        for number in range(draws):
+            values = draw(number)
+            columns[number] = torch.cat([values[k].flatten().double().cpu() for k in names])[start : start + room]
+        found.append(torch.cat([columns.mean(0)[None], columns.std(0)[None], _quantiles(columns, levels)]))
+    summaries: dict[str, tuple[Tensor, ...]] = {}
+    for name, part in zip(names, torch.cat(found, 1).split(sizes, 1), strict=True):
+        value = first[name]
+        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+        shaped = part.reshape(-1, *value.shape).to(value.device, dtype)
+        summaries[name] = shaped[0], shaped[1], shaped[2:]
+    return summaries
+
+
+def _quantiles(columns: Tensor, levels: Sequence[float]) -> Tensor:
+    # torch.quantile takes 16 million elements at most.
+    return torch.from_numpy(np.quantile(columns.cpu().numpy(), levels, axis=0))
+
+
+def _observed(sampler: _Sampler, sites: Sequence[str] | None) -> list[str]:
+    """Return the observed sites to check; raise a ValueError for one that cannot be."""
+    known = [k for k, n in sampler.model.items() if _holds_data(n)]
+    if not known:
+        raise ValueError("the model observes no site; needed at least one to check")
+    names = known if sites is None else list(sites)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"sites holds {name!r}; the model's observed sites are {known}")
+        node = sampler.model[name]
+        if isinstance(node["mask"], Tensor) or node["mask"] is False or isinstance(node["fn"], dist.MaskedDistribution):
             raise ValueError(
-                f"sites holds {name!r}, but {missing} of the model is not in the guide, so the fit has no posterior of "
-                "it; draw it with pyro.infer.infer_discrete inside result.scope()"
+                f"site {name!r} is masked, and a check of all its rows would count the masked ones; name other "
+                "observed sites in sites, if there are any"
             )
+    return names
 
 
-class _Redraw(UnconditionMessenger):
-    """Draw observed sites of the given names from their distributions."""
+def _statistics(
+    sampler: _Sampler, names: list[str], levels: Sequence[float], max_bytes: int, draw: int, replicate: bool = False
+) -> dict[str, Values]:
+    """Return statistics of each column of observed sites: of the data, or of one replicated data set."""
+    widths = [_table(sampler.model[k]["value"], sampler.axes[k]).shape[1] for k in names]
+    room = max(1, max_bytes // (8 * sampler.source.rows * len(names)))
+    parts: dict[str, list[Values]] = {k: [] for k in names}
+    for start in range(0, max(widths), room):
+        held: dict[str, list[Tensor]] = {k: [] for k in names}
+        shared: Values = {}
+        for block, batch in enumerate(sampler.batches(names)):
+            values = sampler.draw(batch, block, draw, names, shared, replicate)
+            shared = shared or sampler.shared(values)
+            for name in sampler.here(names, block):
+                columns = _table(values[name], sampler.axes[name])[:, start : start + room]
+                held[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
+        for name in names:
+            parts[name].append(_column_statistics(torch.cat(held[name]), levels))
+    return {k: {s: torch.cat([part[s] for part in found]) for s in found[0]} for k, found in parts.items()}
 
-    def __init__(self, names: Sequence[str]) -> None:
-        super().__init__()
-        self.names = names
 
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.names:
-            super()._pyro_sample(msg)
+def _table(value: Tensor, axis: int | None) -> Tensor:
+    """Return a value as rows by columns; its rows are the first axis where no plate says otherwise."""
+    value = torch.atleast_1d(value)
+    return value.movedim(axis or 0, 0).reshape(value.shape[axis or 0], -1)
+
+
+def _column_statistics(table: Tensor, levels: Sequence[float]) -> Values:
+    quantiles = _quantiles(table, levels).to(table.device)
+    named = {f"quantile {q:g}": v for q, v in zip(levels, quantiles, strict=True)}
+    zeros = (table == 0).double().mean(0)
+    return {"zero fraction": zeros, "mean": table.mean(0), "sd": table.std(0, correction=0), **named}
+
+
+def _compare(name: str, observed: Values, drawn: list[Values]) -> PredictiveCheck:
+    replicated = {k: torch.stack([d[k] for d in drawn]) for k in observed}
+    tail = {}
+    for key, values in replicated.items():
+        above, equal = ((f(values, observed[key])).double().mean(0) for f in (torch.gt, torch.eq))
+        tail[key] = torch.where(observed[key].isnan() | values.isnan().any(0), math.nan, above + equal / 2)
+    return PredictiveCheck(name, observed, replicated, tail)

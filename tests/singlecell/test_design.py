@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
-from pyro_zilognormal.singlecell.design import Design, Donors, strata
+from pyro_zilognormal.singlecell.design import Design, strata
 from tests.singlecell.cell_cases import experiment, frame
 
 SIX = pd.DataFrame(
@@ -123,29 +123,6 @@ def test_contrasts_come_in_many_ways() -> None:
     assert [c.name for c in design.contrasts({"first": one, "second": conditions})] == ["first", "second"]
     assert [c.name for c in design.contrasts(one)] == ["group: b vs a"]
     assert [c.name for c in design.contrasts([list(one)])] == ["group: b vs a"]
-
-
-# Donors of eight cells of two conditions, and whether their effects can be separated from the conditions'.
-DONORS = {
-    "nested": (list("aabbccdd"), True),
-    "crossed": (list("abababab"), True),
-    "one a condition": (list("aaaabbbb"), False),
-    "two in one condition": (list("aabbcccc"), True),
-}
-
-
-@pytest.mark.parametrize("how", DONORS)
-def test_confounding(how: str) -> None:
-    donor, separable = DONORS[how]
-    obs = pd.DataFrame({"condition": list("ttttcccc"), "donor": donor})
-    design = Design("~ condition", obs)
-    donors = Donors.of(obs, "donor", design)
-    _, examples = strata([obs["condition"], obs["donor"]], 8)
-    if separable:
-        donors.check_confounding(design, examples)
-    else:
-        with pytest.raises(SingleCellError, match="confounded with condition"):
-            donors.check_confounding(design, examples)
 
 
 def test_strata_are_the_combinations_that_cells_have() -> None:

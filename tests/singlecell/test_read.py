@@ -160,13 +160,16 @@ class Watched:
         return self.matrix[key]
 
 
-def test_rows_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_read_once_in_bounded_blocks_and_counts_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 60)
-    adata = experiment()
+    blocks = [(i, i + 10) for i in range(0, 160, 10)]
     watched = Watched(values())
-    cells = Lookalike(adata, watched)
+    cells = Lookalike(experiment(), watched)
     torch.testing.assert_close(HurdleDE(cells, "~ condition").data.value, expected(), rtol=1e-13, atol=1e-13)
-    assert [(s.start, s.stop) for s in watched.slices] == [(i, i + 10) for i in range(0, 160, 10)]
+    assert [(s.start, s.stop) for s in watched.slices] == blocks
+    watched = Watched(np.ceil(values()))
+    HurdleDE(Lookalike(experiment(), watched), "~ condition", scale="counts")
+    assert [(s.start, s.stop) for s in watched.slices] == 2 * blocks
 
 
 def test_an_infinite_logarithm_in_a_later_block_is_named_as_stored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,21 +202,22 @@ class Lookalike:
         self.layers, self.uns, self.raw, self.X = {}, {}, None, matrix
 
 
+@pytest.mark.parametrize("scale", ["linear", "counts"])
 @pytest.mark.parametrize("form", ["dense", "csr", "csc"])
 def test_memory_is_bounded_whatever_the_file(
-    form: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    form: str, scale: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 1 << 15)
     monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 1 << 15)
     cells, genes = 4000, 500
     x = sp.random(cells, genes, 1.0 if form == "dense" else 0.5, random_state=0, format="csr")
-    x.data = np.exp(9 * x.data)
+    x.data = np.ceil(np.exp(9 * x.data))
     obs = pd.DataFrame({"condition": ["a", "b"] * (cells // 2)}, index=np.arange(cells).astype(str))
     adata = anndata.AnnData(x.toarray() if form == "dense" else IN_MEMORY[form](x), obs)
     adata.write_h5ad(tmp_path / "cells.h5ad")
     with open_cells(tmp_path / "cells.h5ad") as file:
         tracemalloc.start()
-        HurdleDE(file, "~ condition")
+        HurdleDE(file, "~ condition", scale=scale)
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert peak < (16e6 if form == "dense" else 12e6) / 2.0  # what the values alone would take
@@ -238,7 +242,7 @@ def test_cells_are_kept_where_each_has_its_own_row(form: str) -> None:
     kept = de.data.value if form == "dense" else torch.from_numpy(de.data.value.toarray())
     assert torch.equal(kept, torch.from_numpy(values()))
     assert not de.data.reduced
-    assert de.data.donors == 8
+    assert de.data.levels == (8,)
     assert torch.equal(de.data.design[:, 2], torch.from_numpy(frame()["age"].to_numpy()))
 
 

@@ -54,6 +54,12 @@ def renamed(genes: list[str]) -> anndata.AnnData:
     return adata
 
 
+def counted(empty: list[int] | None = None) -> anndata.AnnData:
+    x = np.ceil(values())
+    x[empty or []] = 0
+    return experiment(x=x)
+
+
 AGE = frame()["age"]
 
 # What is wrong: the call, and what its error says.
@@ -88,7 +94,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no layer": (lambda: call(experiment(), layer="counts"), "layer: 'counts' is not one of the layers of adata: none"),
     "no raw": (lambda: call(experiment(), use_raw=True), "use_raw is True, but adata.raw is None"),
     "layer and raw": (lambda: call(experiment(), use_raw=True, layer="a"), "layer is 'a' and use_raw is True"),
-    "scale": (lambda: call(experiment(), scale="log2"), "scale is 'log2'; needed one of 'linear', 'log1p', 'log2p1'"),
+    "scale": (lambda: call(experiment(), scale="log2"), "needed one of 'linear', 'log1p', 'log2p1', 'counts'"),
     "threshold": (lambda: call(experiment(), detection_threshold=-1), "detection_threshold is -1; needed a number"),
     "no column": (
         lambda: call(experiment(), "~ conditoin"),
@@ -163,6 +169,47 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "offset of text": (lambda: call(experiment(), offset="sex"), r"offset: obs\['sex'\] is not a finite number"),
     "offset too short": (lambda: call(experiment(), offset=[0.0]), r"offset has shape \(1,\); needed one number"),
     "infinite offset": (lambda: call(experiment(), offset=np.where(AGE > 40, AGE, -np.inf)), "offset is not a finite"),
+    "offset of counts": (lambda: call(counted(), scale="counts", offset="age"), "offset is given with scale='counts'"),
+    "no counts": (
+        lambda: call(experiment(), scale="counts"),
+        r"adata.X: [\d.]+ in cell 'cell0', gene .\w+.; needed whole numbers, as scale is 'counts': name the layer",
+    ),
+    "negative counts": (
+        lambda: call(with_value(-1.0), scale="counts"), r"in cell 'cell\d+', gene '\w+'",
+    ),
+    "empty cell": (
+        lambda: call(counted(empty=[5, 9]), scale="counts"),
+        r"adata.X: the total of cell 'cell5' is 0.0; needed a number > 0, which 2 of 160 cells have not: leave out",
+    ),
+    "no depth column": (lambda: call(experiment(), depth="ages"), "depth: 'ages' is not .*did you mean 'age'"),
+    "depth of text": (lambda: call(experiment(), depth="sex"), r"depth: obs\['sex'\] of cell 'cell0' is f; needed"),
+    "depth of zero": (
+        lambda: call(with_obs(total_counts=np.maximum(AGE - 40, 0))),
+        r"depth: obs\['total_counts'\] of cell .* is 0.0; needed a number > 0, .* or pass depth=None",
+    ),
+    "depth is missing": (lambda: call(with_missing("age"), depth="age"), r"depth: obs\['age'\] is missing in 2 of"),
+    "infinite depth": (lambda: call(with_obs(age=np.inf), depth="age"), r"depth: obs\['age'\] holds infinite"),
+    "slope of a number": (
+        lambda: call(experiment(), "~ condition + (age | donor)"),
+        r"\(age \| donor\) is a random slope of the number age, which the model has not; needed 0, 1 or a category",
+    ),
+    "two left of the bar": (lambda: call(experiment(), "~ condition + (2 | donor)"), "random slope of the number 2"),
+    "no effect": (lambda: call(experiment(), "~ condition + (0 | donor)"), r"\(0 \| donor\) has no effect; needed 1"),
+    "nothing right of the bar": (lambda: call(experiment(), "~ condition + (1 | )"), "formula: '' is not one of the"),
+    "no such grouping": (lambda: call(experiment(), "~ condition + (1 | doner)"), "'doner' is not .* mean 'donor'"),
+    "no such slope": (lambda: call(experiment(), "~ condition + (sexx | donor)"), "'sexx' is not .*did you mean 'sex'"),
+    "levels of the design": (
+        lambda: call(experiment(), "~ condition + (1 | condition)"),
+        r"the 2 levels of \(1 \| condition\) are confounded with condition: .*; needed a formula without",
+    ),
+    "one level of a grouping": (
+        lambda: call(with_obs(batch="b"), "~ condition + (1 | batch)"),
+        r"formula: \(1 \| batch\) has one level only, 'b'; needed two or more: leave it out",
+    ),
+    "missing in a grouping": (
+        lambda: call(with_missing("sex"), "~ condition + (1 | sex:donor)"), r"obs\['sex'\] is missing in 2 of 160",
+    ),
+    "a bar without parentheses": (lambda: call(experiment(), "~ condition + 1 | donor"), "has several sides or parts"),
     "no contrast": (lambda: call(experiment(), contrast=[]), "contrast: got none; needed at least one"),
     "twice": (lambda: call(experiment(), contrast=[STIM, STIM]), "needed at least one, and each once"),
     "nothing asked": (lambda: call(experiment(), None, None), "formula is None, contrast None; needed both"),
@@ -181,7 +228,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "draws": (lambda: call(experiment(), draws=10), "draws is 10; needed a whole number of at least 100"),
     "device": (lambda: call(experiment(), device="cuda:7"), "device is 'cuda:7', which cannot be used here"),
     "key": (lambda: call(experiment(), key_added="a/b"), "key_added is 'a/b'; needed text without '/'"),
-    "priors": (lambda: call(experiment(), priors={"effect_sd": 1}), "'effect_sd' is not .*did you mean 'effects_sd'"),
+    "priors": (lambda: call(experiment(), priors={"effect_share": 1}), "'effect_share' is not .*mean 'effects_share'"),
     "not fitted": (lambda: HurdleDE(experiment(), "~ condition").test(STIM), r"not been fitted; call fit\(\) first"),
     "no such combination": (
         lambda: HurdleDE(experiment()[(frame()["condition"] == "ctrl") | (frame()["sex"] == "f")].copy(),

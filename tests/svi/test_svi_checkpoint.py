@@ -202,7 +202,7 @@ def test_stopping_and_skipping_and_annealing_resume_bit_for_bit(tmp_path):
 
     def run(callbacks):
         def anneal(run):
-            run.kl_weight = min(1.0, run.step / 30)
+            run.kl_weight = np.minimum(1.0, run.step / 30)
 
         slow = functools.partial(torch.optim.Adam, lr=0.02)
         stop = EarlyStopping(data(9, seed=5), every=10, patience=3)
@@ -501,8 +501,6 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(first, change, message, 
         ({"path": "."}, "path is '.'; needed the name of a file"),
         ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a whole number of at least 1"),
         ({"path": "a.ckpt", "steps": 1.5}, "steps is 1.5; needed a whole number"),
-        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0; needed a finite number above 0"),
-        ({"path": "a.ckpt", "seconds": "3"}, "seconds is '3'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

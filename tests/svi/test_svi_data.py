@@ -10,9 +10,9 @@ import pytest
 import scipy.sparse
 import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoHierarchicalNormalMessenger, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoHierarchicalNormalMessenger, AutoNormal
 from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal_model, sized_model
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from pyro_zilognormal.svi import BatchStream, Minibatches, Schedule, SVIModule, fit
 from pyro_zilognormal.svi.data import as_source
@@ -115,12 +115,6 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_the_seed(batch_size):
     assert len({tuple(order(e, s)) for e in range(3) for s in range(3)}) == 9
 
 
-def test_without_shuffle_rows_come_in_order():
-    source = Minibatches(torch.arange(5), batch_size=2, plate="rows", shuffle=False)
-    assert [b.args[0].tolist() for b in source.epoch(3, 1)] == [[0, 1], [2, 3], [4]]
-    assert [b.args[0].tolist() for b in source.epoch(3, 1, skip=2)] == [[4]]
-
-
 @pytest.mark.parametrize("generator", [None, torch.Generator()])
 def test_a_loader_shuffles_by_the_seed_of_the_fit(generator):
     stream = BatchStream(DataLoader(torch.arange(9), batch_size=4, shuffle=True, generator=generator), plate=None)
@@ -153,9 +147,9 @@ KINDS = {
 }
 
 SOURCES = {
-    "all at once": lambda x, **settings: as_source((x,), {}),
+    "all at once": lambda x: as_source((x,), {}),
     "minibatches": lambda x, **settings: Minibatches(x, batch_size=2, plate="rows", shuffle=False, **settings),
-    "stream": lambda x, **settings: BatchStream([x[:2], x[2:]], plate="rows", **settings),
+    "stream": lambda x: BatchStream([x[:2], x[2:]], plate="rows"),
 }
 
 
@@ -170,7 +164,7 @@ def test_batches_keep_dtype_and_every_digit_unless_asked(kind, source):
         found = read(SOURCES[source](kind(FINE.astype(dtype))))
         assert found.dtype == torch.from_numpy(FINE.astype(dtype)).dtype
         assert np.array_equal(found.numpy(), FINE.astype(dtype))
-    if source != "all at once":
+    if source == "minibatches":
         assert torch.equal(read(SOURCES[source](kind(FINE), dtype=torch.float32)), torch.tensor([[1.0], [2.0], [0.0]]))
         assert read(SOURCES[source](kind(FINE.astype(np.int64)), dtype=torch.float32)).dtype == torch.int64
 
@@ -179,8 +173,6 @@ def test_batches_keep_dtype_and_every_digit_unless_asked(kind, source):
     "array",
     [
         np.arange(4.0)[::-1],
-        np.arange(4, dtype=">f8"),
-        np.arange(4, dtype=np.uint16),
         np.array([True, False]),
         np.arange(4.0).astype(np.float16),
     ],
@@ -207,12 +199,6 @@ def test_memory_of_csr_batches_does_not_grow_with_rows():
     assert large < small + 8 * 10_000 + 10_000
 
 
-def test_reading_a_shuffling_loader_leaves_the_seed_alone():
-    before = torch.get_rng_state()
-    BatchStream(DataLoader(TensorDataset(data()), batch_size=3, shuffle=True), plate="rows")
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def scaled_model(x, scale=1.0, *, shift):
     normal_model((x - shift) / scale)
 
@@ -230,67 +216,20 @@ def test_keyword_arguments_reach_model_and_guide_whole():
         assert run(source).params["q_loc"] == pytest.approx(1.0, abs=0.4)
 
 
-def test_a_fit_reaches_the_posterior_whatever_it_reads():
-    x = data(200)
-    sets = {
-        "full": x,
-        "numpy": x.numpy(),
-        "batches": Minibatches(x, batch_size=30, plate="rows"),
-        "stream": BatchStream(DataLoader(x, batch_size=30, shuffle=True), plate="rows"),
-    }
-    for name, source in sets.items():
-        result = fit(normal_model, normal_guide, source, steps=250, optimizer=adam)
-        assert abs(result.params["q_loc"] - x.mean()) < 0.15, name
-        assert result.rows == 200
-
-
-class Shrinking:
-    def __init__(self):
-        self.reads = 0
-
-    def __iter__(self):
-        self.reads += 1
-        return iter([torch.zeros(4)] * (3 if self.reads == 1 else 2))
-
-
 BAD = {
     "no rows": (lambda: Minibatches(data(0), batch_size=2, plate=None), ValueError, r"numbers of rows: \{0: 0\}"),
     "other rows": (lambda: Minibatches(data(3), data(4), batch_size=2, plate=None), ValueError, r"\{0: 3, 1: 4\}"),
     "nothing": (lambda: Minibatches(None, batch_size=2, plate=None), ValueError, "numbers of rows"),
-    "one number": (lambda: Minibatches(torch.ones(()), batch_size=2, plate=None), ValueError, "array 0 is a single"),
-    "a list": (lambda: Minibatches([1.0], batch_size=2, plate=None), TypeError, "array 0 is a list; needed a tensor"),
-    "CSC": (
-        lambda: Minibatches(scipy.sparse.csc_array(np.eye(3)), batch_size=2, plate=None),
-        TypeError,
-        r"csc format; call .tocsr\(\)",
-    ),
     "batch size": (
         lambda: Minibatches(data(), batch_size=0, plate=None),
         ValueError,
         "batch_size is 0; needed",
     ),
     "part of a row": (lambda: Minibatches(data(), batch_size=2.5, plate=None), ValueError, "batch_size is 2.5"),
-    "plate": (lambda: Minibatches(data(), batch_size=2, plate=3), TypeError, "plate is a int; needed the name"),
-    "dtype": (lambda: Minibatches(data(), batch_size=2, plate=None, dtype="f4"), TypeError, "needed a floating dtype"),
     "an iterator": (lambda: BatchStream(iter([data()]), plate=None), TypeError, "can be read again each epoch"),
-    "no iterable": (lambda: BatchStream(3, plate=None), TypeError, "iterable is a int"),
     "no batch": (lambda: BatchStream([], plate=None), ValueError, "iterable holds no rows"),
-    "empty batch": (lambda: BatchStream([data(), data(0)], plate=None), ValueError, "a batch of 0 rows"),
-    "no array": (lambda: BatchStream([3], plate=None), TypeError, "a batch holds no array with rows"),
     "bare loader": (lambda: as_source((DataLoader(data()),), {}), TypeError, r"wrap it as BatchStream\(loader, plate"),
     "two": (lambda: as_source((data(), BatchStream([data()], None)), {}), TypeError, "came with other data"),
-    "masked": (lambda: as_source((np.ma.masked_array([1.0]),), {}), TypeError, "data argument 0 is a MaskedArray"),
-    "complex": (
-        lambda: as_source((), {"x": np.zeros(2, np.complex64)}),
-        TypeError,
-        "'x' is a ndarray of",
-    ),
-    "sparse tensor": (lambda: as_source((torch.eye(6).to_sparse(),), {}), TypeError, r"call .to_dense\(\)"),
-    "a stream that changes": (
-        lambda: fit(normal_model, normal_guide, BatchStream(Shrinking(), plate="rows"), steps=5),
-        ValueError,
-        "gave 12 rows when first read and 8 in epoch 0",
-    ),
 }
 
 
@@ -314,21 +253,6 @@ def local_batch(x):
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(loc, 1.0)), 0.5), obs=x)
 
 
-def outside(x):
-    pyro.sample("loc", dist.Delta(pyro.param("m", torch.tensor(0.0))))
-    pyro.sample("z", dist.Normal(x, 1.0).to_event(1))
-
-
-def told(x):
-    with pyro.plate("rows", ROWS, subsample=torch.arange(len(x))):
-        pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
-
-
-def fixed_size(x):
-    with pyro.plate("rows", ROWS, subsample_size=4):
-        pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
-
-
 def nothing(x):
     pass
 
@@ -338,15 +262,11 @@ LOCAL = local_model(ROWS)
 WRONG = {
     "another plate": (in_plate("cells", len), nothing, r"plate is 'rows', but the model's plates are \['cells'\]"),
     "another size": (in_plate("rows", lambda x: 7), nothing, r"declared with size 7; needed 10, the .* or 4, the rows"),
-    "other rows": (told, nothing, "plate 'rows' is given other rows"),
-    "a fixed size": (fixed_size, nothing, "subsample_size is not the 2 rows"),
     "rows in a batch's plate": (
         local_batch,
         AutoNormal(local_batch),
         "holds a value for every row",
     ),
-    "rows in one vector": (LOCAL, AutoDiagonalNormal(LOCAL), "holds values for every row, of .'z'."),
-    "outside in the guide": (LOCAL, outside, "site 'z' is inside plate 'rows' in the model but not in the guide"),
 }
 
 
@@ -356,10 +276,9 @@ def test_models_that_minibatches_would_make_silently_wrong_are_refused(model, gu
         fit(model, guide, Minibatches(data(ROWS), batch_size=4, plate="rows"), steps=3)
 
 
-@pytest.mark.parametrize("guide", [AutoNormal, AutoDiagonalNormal])
 @pytest.mark.parametrize("batch_size", [5, ROWS])
-def test_a_stream_has_no_parameters_of_rows(guide, batch_size):
+def test_a_stream_has_no_parameters_of_rows(batch_size):
     stream = BatchStream(DataLoader(data(ROWS), batch_size=batch_size, shuffle=True), plate="rows")
     with pytest.raises(ValueError, match="for every row"):
-        fit(LOCAL, guide(LOCAL), stream, steps=3)
-    assert fit(LOCAL, guide(LOCAL), Minibatches(data(ROWS), batch_size=ROWS, plate="rows"), steps=3).steps == 3
+        fit(LOCAL, AutoNormal(LOCAL), stream, steps=3)
+    assert fit(LOCAL, AutoNormal(LOCAL), Minibatches(data(ROWS), batch_size=ROWS, plate="rows"), steps=3).steps == 3

@@ -130,21 +130,6 @@ def test_columns_are_told_from_rows(layout, batched):
     torch.testing.assert_close(mean.float(), x.mean(0)[:1] if layout == "vector" else x.mean(0))
 
 
-def test_a_plate_as_long_as_that_of_the_rows_needs_a_name():
-    def model(x):
-        with pyro.plate("columns", 5, dim=-2), pyro.plate("rows", 5, dim=-1):
-            pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x.t())
-
-    x = data(25).reshape(5, 5)
-    result = fit(model, empty, x, steps=1)
-    with pytest.raises(
-        ValueError, match=r"'x' has 5 elements in each of plates \['columns', 'rows'\]; pass Minibatches"
-    ):
-        posterior_predictive(result, x)
-    named = posterior_predictive(result, Minibatches(x, batch_size=5, plate="rows"), draws=2)
-    torch.testing.assert_close(named["x"].observed["mean"].float(), x.mean(0))
-
-
 def test_a_statistic_that_is_not_a_number_has_no_tail_probability():
     x = torch.randn(40, 3)
     x[2, 1] = math.nan
@@ -160,51 +145,21 @@ def test_a_statistic_that_is_not_a_number_has_no_tail_probability():
     assert not tail["zero fraction"].isnan().any()
 
 
-class Undrawn(dist.TorchDistribution):
-    """A distribution without draws."""
-
-    arg_constraints = {}  # noqa: RUF012 - as torch has it
-    support = dist.constraints.real
-
-    def expand(self, shape, _instance=None):
-        return Undrawn(shape)
-
-    def log_prob(self, value):
-        return -value * value
-
-
-def observing(fn, names):
-    """A model that observes its data at each of the names, of which x has a fault."""
-
+@pytest.mark.parametrize("kind", ["handler", "distribution"])
+def test_masked_sites_are_refused(kind):
     def model(x):
-        loc = pyro.param("loc", torch.tensor(0.0))
-        pyro.factor("trained", -loc * loc)
+        loc, keep = pyro.param("loc", torch.tensor(0.0)), x > 0
         with pyro.plate("rows", len(x)):
-            for name in names:
-                faulty = name == "x"
-                with pyro.poutine.mask(mask=x > 0 if faulty and fn is None else True):
-                    pyro.sample(name, fn() if faulty and fn else dist.Normal(loc, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=x)
+            with pyro.poutine.mask(mask=keep if kind == "handler" else True):
+                fn = dist.Normal(loc, 1.0)
+                pyro.sample("x", fn.mask(keep) if kind == "distribution" else fn, obs=x)
 
-    return model
-
-
-FAULTS = {
-    "masked by a handler": (None, "site 'x' is masked"),
-    "masked distribution": (lambda: dist.Normal(0.0, 1.0).mask(torch.arange(20) > 3), "site 'x' is masked"),
-    "without draws": (Undrawn, r"site 'x' cannot be drawn: its distribution, Undrawn, has no sample\(\)"),
-}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
-def test_sites_that_cannot_be_checked_are_left_out_with_a_warning_or_refused(kind):
-    fn, message = FAULTS[kind]
-    alone, beside = (fit(observing(fn, names), empty, data(), steps=1) for names in ("x", "xy"))
-    for result, sites in ((alone, None), (beside, ["x", "y"])):
-        with pytest.raises(ValueError, match=message):
+    result = fit(model, empty, data(), steps=1)
+    for sites in (None, ["x", "y"]):
+        with pytest.raises(ValueError, match="site 'x' is masked"):
             posterior_predictive(result, data(), draws=2, sites=sites)
-    with pytest.warns(UserWarning, match=f"left out of the check: {message}"):
-        assert posterior_predictive(beside, data(), draws=2).keys() == {"y"}
-    assert posterior_predictive(beside, data(), draws=2, sites=["y"]).keys() == {"y"}
+    assert posterior_predictive(result, data(), draws=2, sites=["y"]).keys() == {"y"}
 
 
 def test_a_model_without_data_is_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import pyro.distributions as dist
@@ -42,11 +42,16 @@ class ScaleMixture:
 
     log_weights: Tensor  # of shape (..., width, components), as sds
     sds: Tensor
+    correction: Tensor | None = None  # of the log evidence of the narrowest component, of shape (..., width)
 
     @property
     def width(self) -> int:
         """Number of elements."""
         return self.sds.shape[-2]
+
+    def corrected(self, correction: Tensor) -> ScaleMixture:
+        """Return the mixture with that correction."""
+        return replace(self, correction=correction)
 
     def distribution(self) -> dist.TorchDistribution:
         """Return the prior as a distribution, of batch shape (..., width)."""
@@ -56,20 +61,25 @@ class ScaleMixture:
     def column(self, index: int) -> ScaleMixture:
         """Return the prior of one element, of width 1."""
         at = slice(index, index + 1)
-        return ScaleMixture(self.log_weights[..., at, :], self.sds[..., at, :])
+        correction = None if self.correction is None else self.correction[..., at]
+        return ScaleMixture(self.log_weights[..., at, :], self.sds[..., at, :], correction)
 
     def posterior(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log probabilities, means and precisions of the components, each of shape (..., width, components).
 
         Of elements whose posterior under the widest component alone is Normal(mean, 1 / precision).
         """
-        log_joint, means, precisions = self._update(mean, precision)
-        return log_joint.log_softmax(-1), means, precisions
+        log_evidences, means, precisions = self._update(mean, precision)
+        return (self.log_weights + log_evidences).log_softmax(-1), means, precisions
 
     def log_evidence(self, mean: Tensor, precision: Tensor) -> Tensor:
         """Return the log marginal likelihood of the mixture against its widest component; arguments as `posterior`."""
-        log_joint, _, _ = self._update(mean, precision)
-        return log_joint.logsumexp(-1) - (log_joint - self.log_weights)[..., -1]
+        log_evidences = self.log_evidences(mean, precision)
+        return (self.log_weights + log_evidences).logsumexp(-1) - log_evidences[..., -1]
+
+    def log_evidences(self, mean: Tensor, precision: Tensor) -> Tensor:
+        """Return the log marginal likelihoods of the components, but for a constant; arguments as `posterior`."""
+        return self._update(mean, precision)[0]
 
     def _update(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         prior = self.sds.pow(-2)
@@ -77,8 +87,12 @@ class ScaleMixture:
         precisions = (precision - prior[..., -1]).clamp(min=0).unsqueeze(-1) + prior
         linear = (mean * precision).unsqueeze(-1)
         means = linear / precisions
-        log_marginal = (prior.log() - precisions.log() + linear * means) / 2
-        return self.log_weights + log_marginal, means, precisions
+        log_evidences = (prior.log() - precisions.log() + linear * means) / 2
+        if self.correction is not None:
+            # A component is corrected as far as it draws the effect to 0 from where the widest one leaves it.
+            drawn = 1 - precisions[..., -1:] / precisions
+            log_evidences = log_evidences + self.correction.unsqueeze(-1) * drawn
+        return log_evidences, means, precisions
 
 
 class Component(nn.Module):

@@ -35,7 +35,7 @@ def fit_hurdle(
     guide: HurdleGuide,
     data: HurdleData,
     *,
-    steps: int = 50,
+    steps: int = 200,
     batch_size: int = 512,
     seed: int = 0,
     callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
@@ -137,7 +137,7 @@ def draw_coefficients(
     """
     names = ["intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "zero_slope"]
     names += ["random", "zero_random"] if random else []
-    guide = cast(HurdleGuide, result.module.callable("guide"))
+    guide = cast(HurdleGuide, result.module.owners["guide"])
     width = guide.hierarchy.coefficients.width
     size = max(1, _NUMBERS_A_BLOCK // (data.genes * width * (width + _DRAWS_A_FACTOR)))
     found: dict[str, Tensor] = {}

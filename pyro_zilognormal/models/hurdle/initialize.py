@@ -27,6 +27,8 @@ from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictor
 _ROUNDS = 60
 # Rounds before the hyperparameters are estimated: the modes must be near.
 _WARM_UP = 4
+# Rounds of scoring steps to the mode without an effect.
+_SPIKE_ROUNDS = 8
 # The largest change of a predictor in one step: log odds saturate, and the scale is exponential.
 _LARGEST_STEP = 1.5
 # The grid of the log sd of random effects, the points between two nodes for which the log evidence is interpolated, and
@@ -42,6 +44,7 @@ class Site:
 
     information: Tensor  # of shape (genes, width, width)
     linear: Tensor  # of shape (genes, width)
+    correction: Tensor  # log evidence of 0 beyond this, of each sparse effect, of shape (genes, effects)
 
 
 @torch.no_grad()
@@ -50,6 +53,8 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site | N
     ascent = _Ascent(groups, hierarchy)
     for round_ in range(_ROUNDS):
         ascent.step()
+        if round_ in (_ROUNDS // 3, 2 * _ROUNDS // 3, _ROUNDS - 1):
+            ascent.correct_evidence()
         if round_ >= _WARM_UP:
             ascent.estimate()
     site = ascent.site()
@@ -85,6 +90,7 @@ class _Ascent:
             parts[name][:, 0] = values
         self.theta = torch.cat([parts[c.name] for c in self.block], -1)
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
+        self.correction = parts["effects"].clone() if "effects" in parts else self.theta[:, :0]
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -92,25 +98,62 @@ class _Ascent:
         return {name: mean for name, (mean, _) in self.hyper.items()} | self.log_sds
 
     def step(self) -> None:
-        """Take a scoring step of the coefficients, cut back in genes where it does not climb, then one of log sds."""
+        """Take a scoring step of the coefficients, then one of log sds."""
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
-        mean, precision = self.block.moments(self.values)
-        score, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
-        factor = _cholesky(self.quadratic.information(information), precision)
-        score = self.quadratic.score(score) - precision * (self.theta - mean)
-        step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
-        largest = torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
-        new = self.theta + step * (_LARGEST_STEP / largest).clamp(max=1) * self.damping
-        climbs = (self._log_joint(new, mean, precision) >= self._log_joint(self.theta, mean, precision) - 1e-9)[:, None]
-        self.theta = torch.where(climbs, new, self.theta)
-        self.damping = torch.where(climbs, 2 * self.damping, self.damping / 4).clamp(max=1)
+        mean, precision = self._moments()
+        self.theta, self.damping, factor = self._climb(self.theta, self.damping, mean, precision)
         self.covariance = torch.cholesky_inverse(factor)
         self.variance = self.covariance.diagonal(dim1=-2, dim2=-1)
         self._step_log_sds()
 
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        mean, precision = (v.expand_as(self.theta) for v in self.block.moments(self.values))
+        return mean, precision
+
+    def _climb(self, theta: Tensor, damping: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return theta after a scoring step, cut back in genes where it does not climb, and the factor before it."""
+        score, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
+        factor = _cholesky(self.quadratic.information(information), precision)
+        score = self.quadratic.score(score) - precision * (theta - mean)
+        step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
+        largest = torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
+        new = theta + step * (_LARGEST_STEP / largest).clamp(max=1) * damping
+        climbs = (self._log_joint(new, mean, precision) >= self._log_joint(theta, mean, precision) - 1e-9)[:, None]
+        damping = torch.where(climbs, 2 * damping, damping / 4).clamp(max=1)
+        return torch.where(climbs, new, theta), damping, factor
+
     def _log_joint(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         prior = (precision * (theta - mean).square()).sum(-1)
         return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
+
+    def correct_evidence(self) -> None:
+        """Find what the evidence for the narrowest component of each sparse effect is beyond that of the quadratic.
+
+        Where a condition has few values, the likelihood is far from Normal between an effect's mode and 0.
+        """
+        sparse = self.block.sparse
+        if sparse is None:
+            return
+        mean, precision = self._moments()
+        widest, _ = self._laplace(self.theta, mean, precision)
+        for k in range(sparse.width):
+            at = self.theta.shape[-1] - sparse.width + k
+            narrow, theta, damping = precision.clone(), self.theta.clone(), torch.ones_like(self.damping)
+            narrow[:, at], theta[:, at] = sparse.sds[k, 0].pow(-2), 0.0
+            for _ in range(_SPIKE_ROUNDS):
+                theta, damping, _ = self._climb(theta, damping, mean, narrow)
+            exact = self._laplace(theta, mean, narrow)[0] - widest
+            mixture = sparse.mixture(self.values).column(k)
+            element = slice(at, at + 1)
+            quadratic = mixture.log_evidences(self.theta[:, element], self.variance[:, element].reciprocal())
+            self.correction[:, k] = exact - (quadratic[:, 0, 0] - quadratic[:, 0, -1])
+
+    def _laplace(self, theta: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log marginal likelihood by Laplace's approximation at a mode, and the factor there."""
+        _, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
+        factor = _cholesky(self.quadratic.information(information), precision)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det, factor
 
     def _step_log_sds(self) -> None:
         """Take a Newton step up the log posterior of each log sd, the coefficients integrated out."""
@@ -138,7 +181,8 @@ class _Ascent:
             if isinstance(c, RandomEffects):
                 continue
             if isinstance(c, SparseEffects):
-                posterior = c.mixture(values).posterior(theta[c.name], variance[c.name].reciprocal())[0].exp()
+                mixture = c.mixture(values).corrected(self.correction)
+                posterior = mixture.posterior(theta[c.name], variance[c.name].reciprocal())[0].exp()
                 self.hyper |= _logits_step(c, posterior, values)
             elif c.name in self.log_sds:
                 self.hyper |= _normal_step(c, self.log_sds[c.name], self.log_sd_variance[c.name], values)
@@ -148,7 +192,7 @@ class _Ascent:
 
     def _slope_step(self) -> Normal:
         """Return the slope of the zero part: the regression of its deviations on those of the log mean."""
-        mean, precision = (v.expand_as(self.theta) for v in self.block.moments(self.values))
+        mean, precision = self._moments()
         middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
         before = self.hyper["zero_slope"][0]
         own, other = self.shared
@@ -164,7 +208,8 @@ class _Ascent:
         """Return the likelihood at the mode as a quadratic."""
         score, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
         matrix = self.quadratic.information(information)
-        return Site(matrix, self.quadratic.score(score) + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1))
+        linear = self.quadratic.score(score) + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1)
+        return Site(matrix, linear, self.correction)
 
 
 def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list[int], list[int]]:
@@ -234,7 +279,8 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
         variance = torch.minimum(variance, 0.99 / precision)
         information.append(1 / variance - precision)
         linear.append(at / variance - precision * mean)
-    return Site(torch.diag_embed(torch.cat(information, 1)), torch.cat(linear, 1))
+    matrix, vector = torch.diag_embed(torch.cat(information, 1)), torch.cat(linear, 1)
+    return Site(matrix, vector, vector[:, :0])
 
 
 def _log_evidence(ascent: _Ascent, site: Site, component: RandomEffects, factor: int) -> Tensor:
@@ -254,7 +300,8 @@ def _log_evidence(ascent: _Ascent, site: Site, component: RandomEffects, factor:
         if sparse is not None:
             last = slice(-sparse.width, None)
             marginal = torch.cholesky_inverse(matrix).diagonal(dim1=-2, dim2=-1)[:, last].reciprocal()
-            log_evidence = log_evidence + sparse.mixture(values).log_evidence(theta[:, last], marginal).sum(-1)
+            mixture = sparse.mixture(values).corrected(ascent.correction)
+            log_evidence = log_evidence + mixture.log_evidence(theta[:, last], marginal).sum(-1)
         found.append(log_evidence)
     return torch.stack(found, -1)
 

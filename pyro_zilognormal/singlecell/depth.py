@@ -1,0 +1,112 @@
+"""The depth of cells: where it is known from, the bins that explain zeros by it, and a warning where it is needed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_zilognormal.singlecell.design import column, strata
+from pyro_zilognormal.singlecell.errors import DepthWarning, SingleCellError
+from pyro_zilognormal.singlecell.scale import Cleaner, read_totals
+
+AUTO = "auto"
+TOTALS = "total counts"
+BINS = 4
+# What scanpy, its older versions and Seurat call the total counts of a cell.
+_KNOWN = ("total_counts", "n_counts", "nCount_RNA")
+# Log depths that differ by less are one depth, such as totals of values that are normalised already.
+_SAME = 0.01
+# Depths that differ by this factor between conditions or donors matter.
+_APART = 1.3
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """The depth of each cell, positive: total counts, or the share of genes that are detected.
+
+    Attributes:
+        name: the column of obs, or "total counts" for those of the matrix.
+        value: of each cell.
+        bin: the bin of each cell, from 0; 0 in all if all depths are about the same.
+    """
+
+    name: str
+    value: NDArray[np.float64]
+    bin: NDArray[np.int64]
+
+    @classmethod
+    def find(cls, obs: Any, depth: str | None, clean: Cleaner) -> Depth | None:
+        """Return the depth that an argument names, or None; that of counts also if no depth is asked for."""
+        if not isinstance(depth, str | None):
+            raise TypeError(f"depth is a {type(depth).__name__}; needed 'auto', None or the name of a column of obs")
+        if depth in (None, AUTO) and clean.scale == "counts":
+            totals, where = read_totals(clean.expression), clean.expression.where
+            return cls._of(TOTALS, totals, f"{where}: the total of cell", clean.expression.cells)
+        if depth == AUTO:
+            depth = next((name for name in _KNOWN if name in obs.columns), None)
+        if depth is None:
+            return None
+        return cls._of(depth, column(obs, depth, "depth").to_numpy(), f"depth: obs[{depth!r}] of cell", obs.index)
+
+    @classmethod
+    def _of(cls, name: str, value: NDArray[Any], said: str, cells: Any) -> Depth:
+        bad = ~(value > 0) if value.dtype.kind in "fiu" else np.ones(len(value), dtype=bool)
+        if not bad.any():
+            return cls(name, value.astype(np.float64), _bins(np.log(value)))
+        first = int(np.argmax(bad))
+        raise SingleCellError(
+            f"{said} {cells[first]!r} is {value[first]}; needed a number > 0, which {bad.sum()} of {len(value)} cells "
+            "have not: leave out cells without counts, as scanpy.pp.filter_cells(adata, min_counts=1) does"
+            + ("" if name == TOTALS else ", or pass depth=None")
+        )
+
+    @property
+    def size_factor(self) -> NDArray[np.float64]:
+        """The depth of each cell, divided by the median of all."""
+        return self.value / np.median(self.value)
+
+    @property
+    def column(self) -> NDArray[np.float64]:
+        """The mean log depth of each cell's bin, less the mean over all cells; 0 if there is one bin."""
+        if not self.bin.any():
+            return np.zeros(len(self.bin))
+        log = np.log(self.value)
+        return (np.bincount(self.bin, log - log.mean()) / np.bincount(self.bin))[self.bin]
+
+
+def _bins(log: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the bin of each cell: quarters of the cells by log depth, where cells of equal depth share a bin."""
+    if np.ptp(log) < _SAME:
+        return np.zeros(len(log), dtype=np.int64)
+    edges = np.quantile(log, np.arange(1, BINS) / BINS)
+    return strata([np.searchsorted(edges, log, side="right")], len(log))[0]
+
+
+def warn_of_depths(
+    measures: Mapping[str, NDArray[np.float64]], groups: Mapping[str, Any], count: NDArray[np.int64]
+) -> None:
+    """Warn once if a measure of depth differs much between groups.
+
+    Args:
+        measures: means of each row, by name.
+        groups: the level of each row, by the name of the column of obs.
+        count: the number of cells in each row.
+    """
+    for measure, value in measures.items():
+        for name, levels in groups.items():
+            code, _ = strata([levels], len(value))
+            mean = np.bincount(code, count * value) / np.bincount(code, count)
+            if mean.max() >= _APART * mean.min():
+                low, high = mean.min(), mean.max()
+                text = (
+                    f"{measure}: means of {low:.3g} to {high:.3g} in levels of {name}, and no depth explains zeros; "
+                    "pass depth= the column of obs that holds total counts or the detection rate, or raw counts with "
+                    "scale='counts' and depth='auto'"
+                )
+                warnings.warn(text, DepthWarning, stacklevel=2)
+                return

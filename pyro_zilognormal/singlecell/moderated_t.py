@@ -1,0 +1,280 @@
+"""A moderated t test of the mean at the level of samples: what replicates alone say of a fold change.
+
+The logarithm of each sample's mean is regressed on the design by weighted least squares, gene by gene, and the residual
+variances of the genes are shrunk to one another, as limma does (Smyth 2004, https://doi.org/10.2202/1544-6115.1027).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyro_zilognormal.singlecell.design import Contrast, strata
+from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.io import Cells
+from pyro_zilognormal.sufficient import SufficientStatistics
+
+Floats = NDArray[np.float64]
+# Genes of fewer positive values are not tested.
+_FEWEST_POSITIVE = 3
+# Degrees of freedom of the median variance of log x, to which the variances of genes are shrunk.
+_PRIOR_FREEDOM = 4.0
+# A larger variance of log x says only that a sample's mean is unknown; exp of it overflows at 709.
+_WIDEST = 20.0
+# Numbers in the normal equations of a block of genes.
+_BLOCK = 1 << 22
+# Relative to a vector: the part outside of a space that rounding leaves of one inside it.
+_OUTSIDE = 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class SampleTest:
+    """What samples say of the change of each gene's mean between two conditions, arrays of shape (genes,).
+
+    Attributes:
+        log_fc: log2 ratio of means, adjusted for the other columns of the design.
+        se: its standard error. Where nothing is known of the variance between samples, that of independent cells.
+        pval: two-sided p-value; NaN without random effects, or without degrees of freedom for that variance.
+    """
+
+    log_fc: Floats
+    se: Floats
+    pval: Floats
+
+
+def compare_samples(cells: Cells, contrast: Contrast) -> SampleTest:
+    """Test the change between the conditions of a contrast.
+
+    A sample is a combination of levels of the random effects and of the categories of the formula. Genes of fewer than
+    three positive values are NaN, and all are where samples cannot tell the conditions apart.
+    """
+    found = np.full((3, len(cells.names)), np.nan)
+    samples, direction = block(read_samples(cells), contrast.test.design - contrast.reference.design)
+    reduced, tested = _full_rank(samples.design, direction), samples.positive.sum(0) >= _FEWEST_POSITIVE
+    if reduced is None or not tested.any():
+        return SampleTest(*found)
+    y, variance = log_means(samples.select(tested))
+    if cells.terms and len(y) > reduced[0].shape[1]:
+        estimate, se, freedom = moderated_t(y, weights(y, variance, reduced[0]), *reduced)
+        found[2, tested] = 2 * require("scipy.stats").t.sf(np.abs(estimate / se), freedom)
+    else:
+        estimate, unscaled, _ = _regress(y, 1 / variance, *reduced)
+        se = np.sqrt(unscaled)
+    found[:2, tested] = np.stack([estimate, se]) / np.log(2.0)
+    return SampleTest(*found)
+
+
+# --- Samples and their means
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Sums over the cells of each sample.
+
+    Attributes:
+        cells: number of cells, of shape (samples,).
+        positive: number of positive values, of shape (samples, genes).
+        total: sum of the normalised values, of shape (samples, genes).
+        log_variance: variance of log x where x > 0 between cells of a sample, of shape (genes,).
+        design: mean of the cells' rows of the design, of shape (samples, columns).
+        factors: the level of each random-effects term, of shape (samples, terms).
+    """
+
+    cells: Floats
+    positive: Floats
+    total: Floats
+    log_variance: Floats
+    design: Floats
+    factors: NDArray[np.int64]
+
+    def select(self, genes: NDArray[np.bool_]) -> Samples:
+        """Return some genes."""
+        kept = self.positive[:, genes], self.total[:, genes], self.log_variance[genes]
+        return Samples(self.cells, *kept, self.design, self.factors)
+
+    def merge(self, term: int) -> Samples:
+        """Return the samples of each level of a term taken together."""
+        levels, which = np.unique(self.factors[:, term], return_inverse=True)
+        member = (which == np.arange(len(levels))[:, None]).astype(float)
+        cells = member @ self.cells
+        design = member @ (self.cells[:, None] * self.design) / cells[:, None]
+        sums = member @ self.positive, member @ self.total
+        return Samples(cells, *sums, self.log_variance, design, self.factors[member.argmax(1)])
+
+
+def read_samples(cells: Cells) -> Samples:
+    """Return the sums of each sample."""
+    data, example = cells.data, cells.example
+    categories = [v.values.iloc[example] for v in cells.design.variables.values() if v.levels]
+    of_row, first = strata([*data.factors.numpy().T, *categories], len(example))
+    rows = np.arange(len(of_row))
+    member = require("scipy.sparse").csr_matrix((np.ones(len(rows)), (of_row, rows)), (len(first), len(rows)))
+    if cells.totals is not None:
+        value, total = data.value.numpy(), member @ cells.totals
+        positive = member @ value[..., 1]
+    else:
+        value = SufficientStatistics.from_cells(
+            data.value, torch.from_numpy(of_row), len(first), data.offset
+        ).value.numpy()
+        positive = value[..., 1]
+        total = member.multiply(1 / cells.factor).tocsr() @ data.value
+        total = total.toarray() if hasattr(total, "toarray") else np.asarray(total)
+    freedom, squares = np.maximum(value[..., 1] - 1, 0).sum(0), value[..., 3].sum(0)
+    known = freedom > 0
+    prior = np.median(squares[known] / freedom[known]) if known.any() else 1.0
+    log_variance = (squares + _PRIOR_FREEDOM * prior) / (freedom + _PRIOR_FREEDOM)
+    number = member @ cells.count.astype(float)
+    design = member @ (cells.count[:, None] * data.design.numpy()) / number[:, None]
+    return Samples(number, positive, total, log_variance, design, data.factors.numpy()[first])
+
+
+def log_means(samples: Samples) -> tuple[Floats, Floats]:
+    r"""Return the log of each sample's mean, and its variance over cells of the sample, each of shape (samples, genes).
+
+    .. math:: y_s = \log\frac{t_s + m / 2}{n_s + 1 / (2 p)}, \qquad
+        v_s = \frac{(1 - p) + (e^{s^2} - 1)}{n_s p + 1 / 2}
+
+    Here t_s is the sum of the values of n_s cells, and p, m and s^2 are the gene's share of positive values, their
+    mean, and the variance of their logarithms. Half a typical positive value is added to each sample, which draws
+    samples of few positive values to the mean of all.
+    """
+    positive, number = samples.positive.sum(0), samples.cells[:, None]
+    share, mean = positive / samples.cells.sum(), samples.total.sum(0) / positive
+    y = np.log((samples.total + 0.5 * mean) / (number + 0.5 / share))
+    relative = 1 - share + np.expm1(np.minimum(samples.log_variance, _WIDEST))
+    return y, relative / (number * share + 0.5)
+
+
+def weights(y: Floats, variance: Floats, design: Floats) -> Floats:
+    """Return the precisions 1 / (variance + between) of log means, of shape (samples, genes).
+
+    ``between`` is the median over genes of a median-unbiased estimate of the variance between samples. One number for
+    all genes, it balances large samples with small ones; how variable a gene is, its moderated residual variance says.
+    """
+    freedom = len(design) - design.shape[1]
+    hat = design @ np.linalg.pinv(design)
+    residual = ((y - hat @ y) ** 2).sum(0)
+    noise = ((1 - np.diag(hat))[:, None] * variance).sum(0) / freedom
+    excess = residual / require("scipy.stats").chi2.median(freedom) - noise
+    return np.asarray(1 / (variance + max(float(np.median(excess)), 0.0)))
+
+
+# --- The design of samples
+
+
+def block(samples: Samples, direction: Floats) -> tuple[Samples, Floats]:
+    """Account for random effects that samples share, term by term.
+
+    Where most levels of a term have several samples, such as donors in both conditions, and the contrast can be
+    estimated within them, the levels become fixed effects. Otherwise, as with several samples of each donor of one
+    condition, the samples of a level are taken together, so that the level is the replicate.
+
+    Args:
+        samples: of any design.
+        direction: the difference of the two conditions' rows of the design.
+
+    Returns:
+        The samples, with the levels as further columns of their design, and the direction, as long as these.
+    """
+    for term in range(samples.factors.shape[1]):
+        levels, which, number = np.unique(samples.factors[:, term], return_inverse=True, return_counts=True)
+        if (number == 1).all():
+            continue
+        wide = replace(samples, design=np.hstack([samples.design, np.eye(len(levels))[which]]))
+        longer = np.append(direction, np.zeros(len(levels)))
+        reduced = _full_rank(wide.design, longer)
+        most = 2 * (number > 1).sum() >= len(levels)
+        if most and reduced is not None and reduced[0].shape[1] < len(which):
+            samples, direction = wide, longer
+        else:
+            samples = samples.merge(term)
+    return samples, direction
+
+
+def _full_rank(design: Floats, direction: Floats) -> tuple[Floats, Floats] | None:
+    """Return a design of independent columns of the same span, and the direction in it; None if not estimable."""
+    lengths = np.linalg.norm(design, axis=0)
+    lengths[lengths == 0] = 1.0
+    _, sizes, basis = np.linalg.svd(design / lengths, full_matrices=False)
+    basis = basis[sizes > sizes[0] * max(design.shape) * np.finfo(float).eps]
+    scaled = direction / lengths
+    inside = basis @ scaled
+    if np.linalg.norm(scaled - inside @ basis) > _OUTSIDE * np.linalg.norm(scaled):
+        return None
+    return (design / lengths) @ basis.T, inside
+
+
+# --- The test
+
+
+def moderated_t(y: Floats, weights: Floats, design: Floats, contrast: Floats) -> tuple[Floats, Floats, float]:
+    """Regress each gene, and moderate its residual variance.
+
+    The variances of genes have a scaled inverse chi-squared prior, fitted to the logarithms of their estimates (Smyth
+    2004, section 6.2).
+
+    Args:
+        y: of shape (samples, genes).
+        weights: precisions up to a factor, of shape (samples, genes).
+        design: of independent columns, of shape (samples, columns).
+        contrast: a combination of coefficients, of shape (columns,).
+
+    Returns:
+        The combination, and its moderated standard error, each of shape (genes,), and the degrees of freedom of their
+        ratio.
+
+    Example:
+        >>> y = np.log([[1.0, 2.0], [2.0, 2.2], [8.0, 2.1], [9.0, 1.9]])
+        >>> design = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]])
+        >>> estimate, se, freedom = moderated_t(y, np.ones((4, 2)), design, np.array([0.0, 1.0]))
+        >>> estimate.round(2), freedom > 2
+        (array([ 1.79, -0.05]), True)
+    """
+    freedom = len(design) - design.shape[1]
+    genes = max(1, _BLOCK // design.shape[1] ** 2)
+    parts = [slice(start, start + genes) for start in range(0, y.shape[1], genes)]
+    fitted = [_regress(y[:, part], weights[:, part], design, contrast) for part in parts]
+    estimate, unscaled, squares = (np.concatenate(values) for values in zip(*fitted, strict=True))
+    variance = squares / freedom
+    prior_freedom, prior_variance = variance_prior(variance, freedom)
+    if np.isinf(prior_freedom):
+        variance = np.full_like(variance, prior_variance)
+    else:
+        variance = (prior_freedom * prior_variance + freedom * variance) / (prior_freedom + freedom)
+    return estimate, np.sqrt(variance * unscaled), min(prior_freedom + freedom, freedom * y.shape[1])
+
+
+def _regress(y: Floats, weights: Floats, design: Floats, contrast: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return each gene's combination, its variance at a residual variance of 1, and its weighted sum of squares."""
+    columns = design.shape[1]
+    products = (design[:, :, None] * design[:, None, :]).reshape(len(design), -1)
+    normal = (weights.T @ products).reshape(-1, columns, columns)
+    sides = np.stack([(weights * y).T @ design, np.broadcast_to(contrast, (y.shape[1], columns))], -1)
+    coefficients, direction = np.moveaxis(np.linalg.solve(normal, sides), -1, 0)
+    squares = (weights * (y - design @ coefficients.T) ** 2).sum(0)
+    return coefficients @ contrast, direction @ contrast, squares
+
+
+def variance_prior(variance: Floats, freedom: int) -> tuple[float, float]:
+    """Return degrees of freedom and scale of the prior of variances; no degrees of freedom for a single one."""
+    if len(variance) < 2:
+        return 0.0, 1.0
+    special = require("scipy.special")
+    variance = np.maximum(variance, max(1e-5 * float(np.median(variance)), np.finfo(float).tiny))
+    log = np.log(variance) - special.digamma(freedom / 2) + np.log(freedom / 2)
+    excess = float(log.var(ddof=1) - special.polygamma(1, freedom / 2))
+    if excess <= 0:
+        return np.inf, float(variance.mean())
+    half = float(np.exp(_inverse_log_trigamma(float(np.log(excess)))))
+    return 2 * half, float(np.exp(log.mean() + special.digamma(half) - np.log(half)))
+
+
+def _inverse_log_trigamma(log_value: float) -> float:
+    """Return log a where log trigamma(a) is given."""
+    special: Any = require("scipy.special")
+    root = require("scipy.optimize").brentq
+    return float(root(lambda a: np.log(special.polygamma(1, np.exp(a))) - log_value, -20, 20))
