@@ -251,7 +251,7 @@ def _normal(name: str, width: int, priors: HurdlePriors) -> Component:
 
 def _sparse(data: HurdleData, priors: HurdlePriors, width: int) -> SparseEffects:
     sds = torch.tensor((priors.spike_sd, *EFFECT_SDS), dtype=torch.float64)
-    share, spread = _pair(priors.effects_share, width * len(EFFECT_SDS))
+    share, spread = (v.repeat_interleave(len(EFFECT_SDS)) for v in _pair(priors.effects_share, width))
     logit = (share / (1 - share) / len(EFFECT_SDS)).log(), spread
     return SparseEffects("effects", sds / column_units(data.design).cpu().unsqueeze(-1), logit)
 
