@@ -5,7 +5,7 @@ from pyro_zilognormal.singlecell import plots as pl
 from pyro_zilognormal.singlecell.api import HurdleDE, differential_expression, result_parameters
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import DepthWarning, ScaleWarning, SingleCellError, UnknownNameError
-from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
+from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit, Sample
 from pyro_zilognormal.singlecell.io import open_cells
 from pyro_zilognormal.singlecell.results import COLUMNS
 from pyro_zilognormal.singlecell.write import to_scanpy, write_results
@@ -18,6 +18,7 @@ __all__ = [
     "GeneCondition",
     "GeneFit",
     "HurdleDE",
+    "Sample",
     "ScaleWarning",
     "SingleCellError",
     "UnknownNameError",

@@ -128,6 +128,7 @@ def _some(cells: Cells, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], Ten
     return rows, torch.from_numpy(count / count.sum())[:, None]
 
 
+@np.errstate(divide="ignore", invalid="ignore")  # the log of a mean of 0
 def _samples(
     cells: Cells, contrast: Contrast, draws: Mapping[str, Tensor], values: NDArray[np.float64], credible: float
 ) -> list[list[Sample]]:
@@ -170,8 +171,7 @@ def _log2_mean(
     """Return draws of the log2 mean of the cells of some rows, of shape (draws, genes), and the observed one."""
     some, share = _some(cells, rows)
     drawn = torch.stack([row_parameters(draws, cells.data, row).log_mean for row in some.tolist()])
-    with np.errstate(divide="ignore"):
-        observed = np.log2(values[np.isin(cells.row, rows)].mean(0))
+    observed = np.log2(values[np.isin(cells.row, rows)].mean(0))
     return (drawn + share[..., None].log()).logsumexp(0) / math.log(2), observed
 
 

@@ -191,8 +191,6 @@ class Cells:
     count: NDArray[np.int64]  # the number of cells in each row
     # Sums of linear values with size factors divided out, of shape (rows, genes); None where rows are cells.
     totals: NDArray[np.float64] | None
-    # Means of the size factors and of their squares that the sums of a row still hold, of shape (rows, 2).
-    size: NDArray[np.float64]
 
     @property
     def depth_bins(self) -> int:
@@ -263,16 +261,15 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     if 2 * len(example) > len(obs):
         row = example = np.arange(len(obs))
         value, totals, left = read_cells(clean), None, np.zeros(len(obs)) if shift is None else shift
-        size = np.stack([factor, factor**2], 1)
     else:  # the offset is taken out of statistics and totals
         statistics, totals = read_statistics(clean, row, len(example), shift)
-        value, left, size = statistics.value, np.zeros(len(example)), np.ones((len(example), 2))
+        value, left = statistics.value, np.zeros(len(example))
     mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
     codes = [term.code[example] for term in terms]
     factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
     levels = tuple(len(term.names) for term in terms)
     data = HurdleData(value, mean, zero, mean, factors, torch.from_numpy(left), levels)
-    cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals, size)
+    cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals)
     if not design.has_depth:
         _warn_of_depths(cells, known)
     return cells

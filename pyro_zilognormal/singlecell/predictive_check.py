@@ -71,13 +71,13 @@ def outside_of(*checks: Any) -> dict[str, NDArray[np.bool_]]:
 
 
 def _observe(cells: Cells, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Return the statistics of some rows, of shape (rows, genes, 5), and the sums of their linear values, (genes,)."""
+    """Return the statistics of some rows, of shape (rows, genes, 5), and their sums of normalised values, (genes,)."""
     if cells.totals is not None:
         return cells.data.value[rows], torch.from_numpy(cells.totals[rows].sum(0))
     offset, each = cells.data.offset[rows], torch.arange(len(rows))
     value = SufficientStatistics.from_cells(cells.data.value[rows], each, len(rows), offset).value
     # A cell is a group of one, whose mean is log x - offset.
-    return value, (value[..., 1] * (value[..., 2] + offset.unsqueeze(-1)).exp()).sum(0)
+    return value, (value[..., 1] * value[..., 2].exp()).sum(0)
 
 
 def _replicate(
@@ -97,23 +97,20 @@ def _replicate(
         count = torch.full_like(mu, float(cells.count[row]))
         positive = torch.binomial(count, logsigmoid(-cell.zi_logits).exp(), generator=generator)
         zeros += count - positive
-        total += sum_of_log_normals(positive, mu, cell.scale, torch.from_numpy(cells.size[row]), generator)
+        total += sum_of_log_normals(positive, mu, cell.scale, generator)
     return zeros, total, torch.stack(means)
 
 
-def sum_of_log_normals(count: Tensor, mu: Tensor, sigma: Tensor, size: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw sums of log-normals times size factors, each as one log-normal of the same mean and variance.
+def sum_of_log_normals(count: Tensor, mu: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw sums of log-normals, each as one log-normal of the same mean and variance.
 
     This is the approximation of Fenton (1960) and Wilkinson; it is exact for a count of 1.
     """
     variance = sigma.square()
-    log_mean = count.log() + mu + variance / 2 + size[0].log()
-    # The variance of one term relative to its squared mean, size factors included; then that of the sum.
-    ratio, number = size[1] / size[0].square(), count.clamp(min=1)
-    relative = (variance.exp() * ratio - 1) / number
-    # The same where exp(variance) overflows: log((exp(variance) ratio + number - 1) / number).
-    wide = torch.logaddexp(variance + ratio.log(), (number - 1).log()) - number.log()
-    spread = torch.where(variance < _WIDE, relative.log1p(), wide)
+    log_mean, number = count.log() + mu + variance / 2, count.clamp(min=1)
+    # Where exp(variance) overflows: log((exp(variance) + number - 1) / number).
+    wide = torch.logaddexp(variance, (number - 1).log()) - number.log()
+    spread = torch.where(variance < _WIDE, (variance.expm1() / number).log1p(), wide)
     noise = torch.randn(mu.shape, dtype=mu.dtype, generator=generator)
     drawn = (log_mean - spread / 2 + spread.sqrt() * noise).exp()
     return torch.where(count > 0, drawn, torch.zeros_like(drawn))

@@ -366,18 +366,17 @@ class _BatchHandler(Messenger):
 
     def _check_row_parameter(self, name: str, sized: bool) -> None:
         """Raise a ValueError for a parameter of rows, ``sized`` if of all, that would meet other rows than its own."""
-        rows, batch = self.module.rows, self.module.batch
-        if self.module.held_out and sized:
-            raise ValueError(
-                f"parameter {name!r} holds a value for every row; held-out rows have none. Use EarlyStopping() without "
-                "held_out, or a guide that computes local values from the data"
-            )
-        if batch is not None and (batch.indices is None or not (sized or batch.rows == rows)):
-            raise ValueError(
-                f"parameter {name!r} holds a value for every row, and a batch must say which rows it holds: use "
-                f"Minibatches, with a plate pyro.plate({self.module.plate!r}, {rows}, subsample_size=len(x)), or "
-                "compute local values from the data"
-            )
+        module, batch = self.module, self.module.batch
+        if module.held_out and sized:
+            why = "held-out rows have none: use EarlyStopping() without held_out"
+        elif batch is not None and (batch.indices is None or not (sized or batch.rows == module.rows)):
+            plate = f"pyro.plate({module.plate!r}, {module.rows}, subsample_size=len(x))"
+            why = f"a batch must say which rows it holds: use Minibatches, with a plate {plate}"
+        else:
+            return
+        raise ValueError(
+            f"parameter {name!r} holds a value for every row; {why}, or a guide that computes local values from data"
+        )
 
 
 def _owner(fn: Any) -> nn.Module | None:

@@ -180,7 +180,7 @@ class Run:
 
     @kl_weight.setter
     def kl_weight(self, weight: float) -> None:
-        self.module.kl_weight = weight
+        self.module.kl_weight = float(weight)  # a checkpoint holds no numpy numbers
 
     @property
     def finished(self) -> bool:

@@ -91,14 +91,14 @@ def posterior_draws(
         parts: dict[str, list[Tensor]] = {k: [] for k in names}
         shared: list[Values] = [{}] * draws
         for block, batch in enumerate(sampler.batches(names)):
-            here = sampler.here(names, block)
-            held = []
+            held: dict[str, list[Tensor]] = {k: [] for k in sampler.here(names, block)}
             for draw in range(draws):
                 values = sampler.draw(batch, block, draw, names, shared[draw])
                 shared[draw] = sampler.shared(values)
-                held.append({k: values[k] for k in here})
-            for name in here:
-                parts[name].append(torch.stack([values[name] for values in held]))
+                for name, each in held.items():
+                    each.append(values[name])
+            for name, each in held.items():
+                parts[name].append(torch.stack(each))
         return {k: sampler.join(k, v) for k, v in parts.items()}
 
 
@@ -369,12 +369,7 @@ def _observed(sampler: _Sampler, sites: Sequence[str] | None) -> list[str]:
 
 
 def _statistics(
-    sampler: _Sampler,
-    names: list[str],
-    levels: Sequence[float],
-    max_bytes: int,
-    draw: int,
-    replicate: bool = False,
+    sampler: _Sampler, names: list[str], levels: Sequence[float], max_bytes: int, draw: int, replicate: bool = False
 ) -> dict[str, Values]:
     """Return statistics of each column of observed sites: of the data, or of one replicated data set."""
     widths = [_table(sampler.model[k]["value"], sampler.axes[k]).shape[1] for k in names]

@@ -97,7 +97,10 @@ def test_the_report_answers_its_questions(done: tuple[Ran, Path]) -> None:
     )
     assert "The fit converged" in text
     assert "lie inside the 99% interval" in text
-    assert "random effects of the 4 donors (donor)" in text
+    assert "with random effects (1 | donor) + (1 | donor:condition)" in text
+    assert "random effects (1 | donor) of 4 levels, (1 | donor:condition) of 8 levels; so few levels" in text
+    assert "They agree on all genes." in text
+    assert "each donor's own log2 fold change" in text
     assert "Can the results be used? Yes, with caution:" in text
     assert all(column in text and meaning in text for column, meaning in COLUMNS.items())
     assert "None" not in text
@@ -162,5 +165,16 @@ def test_help_names_every_option() -> None:
     ran = run("de", "--help")
     assert ran.code == 0
     options = ("--formula", "--contrast", "--donor", "--layer", "--use-raw", "--scale", "--detection-threshold")
-    options += ("--delta", "--out", "--seed", "--steps", "--device", "--resume", "--strict", "--quiet")
+    options += (
+        "--delta",
+        "--fdr",
+        "--max-error",
+        "--out",
+        "--seed",
+        "--steps",
+        "--device",
+        "--resume",
+        "--strict",
+        "--quiet",
+    )
     assert all(option in ran.said for option in options)

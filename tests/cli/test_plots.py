@@ -165,3 +165,38 @@ def test_labels_never_overlap_and_the_first_come_first() -> None:
 def test_without_axes_a_new_figure_is_made(de: HurdleDE) -> None:
     assert isinstance(pl.volcano(de.test(CONTRAST)), Axes)
     assert isinstance(de.test(CONTRAST), pd.DataFrame)
+
+
+def test_samples_show_each_donor_or_each_sample(de: HurdleDE) -> None:
+    """Donors have cells in both conditions here; with the halves of one condition as donors, they have not."""
+    paired = de.gene_fits(["up"], CONTRAST)[0]
+    adata = cells()
+    stim = (adata.obs["condition"] == "stim").to_numpy()
+    for donor in ("d0", "d3"):
+        chosen = (adata.obs["donor"] == donor).to_numpy()
+        ratio = adata.X[chosen & stim, 0].mean() / adata.X[chosen & ~stim, 0].mean()
+        (sample,) = (one for one in paired.samples if one.name == donor)
+        assert sample.observed == pytest.approx(np.log2(ratio))
+        assert sample.fitted[1] < sample.fitted[0] < sample.fitted[2]
+        assert sample.fitted[0] == pytest.approx(4, abs=1)
+    ax = _ax()
+    assert pl.samples(paired, ax) is ax
+    assert ax.get_xlabel() == "log2 fold change"
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["d0", "d1", "d2", "d3"]
+
+    adata.obs["donor"] = adata.obs["donor"].astype(str) + adata.obs["condition"].astype(str)
+    nested = HurdleDE(adata, "~ condition", donor="donor").fit(steps=10).gene_fits(["up"], CONTRAST)[0]
+    ax = pl.samples(nested, _ax())
+    assert ax.get_xlabel() == "log2 mean"
+    assert [one.condition for one in nested.samples] == ["condition=stim"] * 4 + ["condition=ctrl"] * 4
+    first = adata.X[(adata.obs["donor"] == "d0stim").to_numpy(), 0].mean()
+    assert nested.samples[0].name == "d0stim"
+    assert nested.samples[0].observed == pytest.approx(np.log2(first))
+    assert nested.samples[0].fitted[1] < np.log2(first) < nested.samples[0].fitted[2]
+
+
+def test_a_model_without_random_effects_has_no_samples() -> None:
+    fit = HurdleDE(cells(), "~ condition").fit(steps=10).gene_fits(["up"], CONTRAST)[0]
+    assert fit.samples == ()
+    with pytest.raises(SingleCellError, match="up has no samples"):
+        pl.samples(fit, _ax())

@@ -136,6 +136,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "no intercept": (("--formula", "~ 0 + condition", *CONTRAST), "has no intercept"),
     "delta": ((*ASKED, "--delta", "-1"), "delta is -1.0"),
     "fdr": ((*ASKED, "--fdr", "2"), "fdr is 2.0"),
+    "max error": ((*ASKED, "--max-error", "0"), "max_error is 0.0"),
     "threshold": ((*ASKED, "--detection-threshold", "nan"), "detection_threshold is nan"),
     "all below": ((*ASKED, "--detection-threshold", "1e9"), "no value above the detection threshold"),
     "device": ((*ASKED, "--device", "abacus"), "device is 'abacus'"),

@@ -21,6 +21,8 @@ NAMED = {
     "offset": None,
     "detection_threshold": 0,
     "delta": 0.25,
+    "fdr": 0.05,
+    "max_error": 0.2,
     "key_added": "ziln_de",
     "copy": False,
     "seed": 0,

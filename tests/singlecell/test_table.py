@@ -8,20 +8,24 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 
 from pyro_zilognormal import ZeroInflatedLogNormal
-from pyro_zilognormal.models import linear_predictor
+from pyro_zilognormal.models import cell_parameters
 from pyro_zilognormal.singlecell import COLUMNS, Condition, HurdleDE, differential_expression, results
+from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.results import summarise
 from tests.singlecell.cell_cases import GENES, STEPS, STIM, experiment, fitted, frame, values
 
-PARTS = ["log_fc_detection", "log_fc_abundance"]
+PARTS = ["log_fc_detection", "log_fc_abundance", "log_fc_dispersion"]
+# Columns that are NaN without random effects.
+TESTED = ["pval", "padj"]
 
 
 def distribution(de: HurdleDE, condition: Condition) -> ZeroInflatedLogNormal:
-    mu, logits = (linear_predictor(de.draws, condition, part) for part in ("positive", "zero"))
-    return ZeroInflatedLogNormal(mu, de.draws["log_sigma"].squeeze(-1).exp(), logits)
+    cell = cell_parameters(de.draws, condition)
+    return ZeroInflatedLogNormal(cell.mu, cell.scale, cell.zi_logits)
 
 
 def changes(de: HurdleDE) -> np.ndarray:
@@ -33,7 +37,7 @@ def changes(de: HurdleDE) -> np.ndarray:
 @pytest.mark.parametrize("donor", [None, "donor"])
 def test_every_column(donor: str | None) -> None:
     de = fitted(donor)
-    table = de.test(STIM, delta=0.5, fdr=0.1, credible=0.8).set_index("variable").loc[list(GENES)]
+    table = de.test(STIM, delta=0.5, fdr=0.1, max_error=0.3, credible=0.8).set_index("variable").loc[list(GENES)]
     assert ["variable", *table.columns] == list(COLUMNS)
     drawn = changes(de)
     np.testing.assert_allclose(table["log_fc"], drawn.mean(0), rtol=1e-9)
@@ -41,13 +45,29 @@ def test_every_column(donor: str | None) -> None:
     np.testing.assert_allclose(table[["log_fc_low", "log_fc_high"]], np.quantile(drawn, [0.1, 0.9], 0).T, rtol=1e-9)
     np.testing.assert_allclose(table[PARTS].sum(axis=1), drawn.mean(0), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(table["prob_up"], (drawn > 0).mean(0))
-    zero = 0.05 * math.sqrt(2) / math.log(2)  # 5 sds of the two spikes of 0.01, in log2
+    zero = 0.05 * math.sqrt(2) / math.log(2)  # 5 sds of the difference of two spikes of 0.01, in log2
     np.testing.assert_allclose(table["lfsr"], 1 - np.maximum((drawn > zero).mean(0), (drawn < -zero).mean(0)))
     np.testing.assert_allclose(table["prob_de"], (np.abs(drawn) > 0.5).mean(0))
     error = 1 - np.maximum((drawn > 0.5).mean(0), (drawn < -0.5).mean(0))
     fdr = [error[error <= e].mean() for e in error]
     np.testing.assert_allclose(table["expected_fdr"], fdr, rtol=1e-9, atol=1e-12)
-    assert table["is_de"].tolist() == [f <= 0.1 for f in fdr]
+    np.testing.assert_allclose(table["error"], error)
+    ends = [distribution(de, de.cond(condition=c)) for c in ("stim", "ctrl")]
+    sigma = (ends[0].scale / ends[1].scale).log2().numpy()
+    np.testing.assert_allclose(table["dispersion_fc"], sigma.mean(0), rtol=1e-9)
+    wanted = np.quantile(sigma, [0.1, 0.9], 0).T
+    np.testing.assert_allclose(table[["dispersion_fc_low", "dispersion_fc_high"]], wanted, rtol=1e-9)
+    np.testing.assert_allclose(table["dispersion_lfsr"], 1 - np.maximum((sigma > 0).mean(0), (sigma < 0).mean(0)))
+    posterior = (np.array(fdr) <= 0.1) & (error <= 0.3)
+    if donor is None:
+        assert table[TESTED].isna().all(axis=None)
+        assert table["is_de"].tolist() == posterior.tolist()
+    else:
+        (contrast,) = de.cells.design.contrasts(STIM)
+        pval = compare_samples(de.cells, contrast).pval
+        np.testing.assert_array_equal(table["pval"], pval)
+        np.testing.assert_allclose(table["padj"], scipy.stats.false_discovery_control(pval))
+        assert table["is_de"].tolist() == (posterior & (table["padj"] <= 0.1)).tolist()
     for name, level in (("test", "stim"), ("ref", "ctrl")):
         x = values()[frame()["condition"] == level]
         np.testing.assert_allclose(table[f"detection_{name}"], (x > 0).mean(0))
@@ -90,7 +110,7 @@ def test_the_most_certain_gene_is_first() -> None:
 def test_a_contrast_turned_round() -> None:
     there, back = (fitted().test(c).set_index("variable") for c in (STIM, ("condition", "ctrl", "stim")))
     back = back.loc[there.index]
-    np.testing.assert_allclose(there["log_fc_bias"], -back["log_fc_bias"], rtol=1e-9)
+    np.testing.assert_allclose(there["dispersion_fc"], -back["dispersion_fc"], rtol=1e-9)
     assert (there["predictive_check"] == back["predictive_check"]).all()
     np.testing.assert_allclose(there["log_fc"], -back["log_fc"], rtol=1e-9)
     np.testing.assert_allclose(there["log_fc_low"], -back["log_fc_high"], rtol=1e-9)
@@ -137,7 +157,8 @@ def test_genes_that_say_little() -> None:
     table = silent().test(STIM).set_index("variable")
     status = {"up": "ok", "down": "ok", "seen": "ok", "same": "all_zero", "often": "all_positive"}
     assert table["status"].to_dict() == status | {"rare": "too_few_positive"}
-    assert np.isfinite(table.drop(columns=["contrast", "status", "predictive_check"]).astype(float)).all(axis=None)
+    numbers = table.drop(columns=["contrast", "status", "predictive_check", *TESTED]).astype(float)
+    assert np.isfinite(numbers).all(axis=None)
     assert table.log_fc["up"] < -3  # silent in one condition, and often positive in the other
     assert table.is_de["up"]
     for gene in ("same", "rare"):
@@ -147,7 +168,7 @@ def test_genes_that_say_little() -> None:
 
 
 def test_nothing_is_called_in_genes_without_a_positive_value() -> None:
-    table = silent().test(STIM, delta=0, fdr=0.999).set_index("variable")
+    table = silent().test(STIM, delta=0, fdr=0.999, max_error=1).set_index("variable")
     assert not table.is_de["same"]
     assert table.is_de["rare"]
 
@@ -160,7 +181,6 @@ def test_conditions_that_no_cell_is_in() -> None:
     assert np.isfinite(table["log_fc"]).all()
     assert (table["status"] == "ok").all()
     assert (table["predictive_check"] == "no_cells").all()
-    assert (table["log_fc_bias"] == 0).all()
     assert (table.log_fc.abs() < 4 * table.log_fc_sd).all()  # age does nothing
     assert de.test(STIM).set_index("variable").is_de[["up", "down", "seen"]].all()
 
@@ -193,12 +213,12 @@ def test_quantiles_do_not_depend_on_how_many_values_are_taken_at_a_time(monkeypa
     assert all(torch.equal(one, other) for one, other in zip(whole, summarise(values, 0.9), strict=True))
 
 
-def test_draws_are_taken_once_and_donors_with_the_first_of_them() -> None:
+def test_draws_are_taken_once_and_random_effects_with_the_first_of_them() -> None:
     de = fitted("donor")
     draws, first = de._drawn()
     assert de.draws is draws
     assert {len(value) for value in draws.values()} == {1000}
     assert {len(value) for value in first.values()} == {200}
-    assert set(first) - set(draws) == {"donors", "zero_donors"}
+    assert set(first) - set(draws) == {"random", "zero_random"}
     assert all(torch.equal(first[name], value[:200]) for name, value in draws.items())
     assert not torch.equal(draws["intercept"][:200], draws["intercept"][200:400])

@@ -43,7 +43,7 @@ def test_uns_and_varm() -> None:
     pd.testing.assert_frame_equal(adata.uns["ziln_de"]["table"], table, check_exact=True)
     names = ["condition: stim vs ctrl", "sex: m vs f"]
     assert adata.uns["ziln_de"]["params"]["contrasts"].tolist() == names
-    for column in ("log_fc", "log_fc_sd", "prob_de", "lfsr", "expected_fdr"):
+    for column in ("log_fc", "log_fc_sd", "prob_de", "lfsr", "expected_fdr", "pval", "padj"):
         array = adata.varm[f"ziln_de_{column}"]
         assert array.shape == (6, 2)
         for i, name in enumerate(names):
@@ -64,6 +64,7 @@ def test_parameters_tell_what_was_done() -> None:
         "steps": 10,
         "delta": 0.25,
         "fdr": 0.05,
+        "max_error": 0.2,
         "credible": 0.95,
         "n_cells": 160,
         "n_genes": 6,
@@ -109,8 +110,9 @@ def test_the_layout_of_scanpy() -> None:
     ordered = part.loc[list(found["names"][groups[0]])]
     np.testing.assert_allclose(found["logfoldchanges"][groups[0]], ordered["log_fc"], rtol=1e-6)
     np.testing.assert_allclose(found["scores"][groups[0]], ordered["log_fc"] / ordered["log_fc_sd"], rtol=1e-6)
-    np.testing.assert_array_equal(found["pvals"][groups[0]], ordered["lfsr"])
-    np.testing.assert_array_equal(found["pvals_adj"][groups[0]], ordered["expected_fdr"])
+    np.testing.assert_array_equal(found["pvals"][groups[0]], ordered["pval"])
+    np.testing.assert_array_equal(found["pvals_adj"][groups[0]], ordered["padj"])
+    assert found["params"]["corr_method"] == "benjamini-hochberg"
     np.testing.assert_array_equal(found["pts"][groups[0]].loc[list(GENES)], part["detection_test"].loc[list(GENES)])
     np.testing.assert_array_equal(found["pts_rest"][groups[0]].loc[list(GENES)], part["detection_ref"].loc[list(GENES)])
 
@@ -120,6 +122,9 @@ def test_groups_are_levels_where_they_can_be() -> None:
     write_results(adata, de.test(STIM), result_parameters(de, de.cells.design.contrasts(STIM)))
     to_scanpy(adata, key_added="mine")
     assert adata.uns["mine"]["names"].dtype.names == ("stim",)
+    table = adata.uns["ziln_de"]["table"].set_index("variable").loc[list(adata.uns["mine"]["names"]["stim"])]
+    np.testing.assert_array_equal(adata.uns["mine"]["pvals"]["stim"], table["lfsr"])  # without random effects
+    np.testing.assert_array_equal(adata.uns["mine"]["pvals_adj"]["stim"], table["expected_fdr"])
     assert adata.uns["mine"]["params"] == {
         "groupby": "condition",
         "reference": "ctrl",

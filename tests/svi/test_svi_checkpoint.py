@@ -202,7 +202,7 @@ def test_stopping_and_skipping_and_annealing_resume_bit_for_bit(tmp_path):
 
     def run(callbacks):
         def anneal(run):
-            run.kl_weight = min(1.0, run.step / 30)
+            run.kl_weight = np.minimum(1.0, run.step / 30)
 
         slow = functools.partial(torch.optim.Adam, lr=0.02)
         stop = EarlyStopping(data(9, seed=5), every=10, patience=3)

@@ -266,17 +266,17 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
         name = f"{c.name}_log_sd"
         component = next(s for s in ascent.hierarchy.log_sds if s.name == name)
         evidence = torch.stack([_log_evidence(ascent, site, c, k) for k in range(component.width)], 1)
-        size = _FINER * (len(_NODES) - 1) + 1
-        evidence = torch.nn.functional.interpolate(evidence, size=size, mode="linear", align_corners=True)
-        nodes = torch.linspace(float(_NODES[0]), float(_NODES[-1]), size).to(evidence)
+        evidence = _interpolate(evidence)
+        nodes = torch.linspace(float(_NODES[0]), float(_NODES[-1]), evidence.shape[-1]).to(evidence)
         for _ in range(_GRID_ROUNDS):
             mean, precision = component.moments(ascent.values)
             prior = -precision.unsqueeze(-1) * (nodes - mean.unsqueeze(-1)).square() / 2
             weights = (evidence + prior).softmax(-1)
             at = weights @ nodes
-            variance = weights @ nodes.square() - at.square()
+            # At least 0.03^2: all genes may have all of their weight on one node.
+            variance = (weights @ nodes.square() - at.square()).clamp(min=1e-3)
             ascent.hyper |= _normal_step(component, at, variance, ascent.values)
-        variance = torch.minimum(variance.clamp(min=1e-3), 0.99 / precision)
+        variance = torch.minimum(variance, 0.99 / precision)
         information.append(1 / variance - precision)
         linear.append(at / variance - precision * mean)
     matrix, vector = torch.diag_embed(torch.cat(information, 1)), torch.cat(linear, 1)
@@ -304,6 +304,17 @@ def _log_evidence(ascent: _Ascent, site: Site, component: RandomEffects, factor:
             log_evidence = log_evidence + mixture.log_evidence(theta[:, last], marginal).sum(-1)
         found.append(log_evidence)
     return torch.stack(found, -1)
+
+
+def _interpolate(values: Tensor) -> Tensor:
+    """Return values at `_FINER` times as many points, by cubic Hermite polynomials: a parabola is kept."""
+    slopes = torch.gradient(values, dim=-1)[0]
+    u = torch.arange(_FINER).to(values) / _FINER
+    left, right = (v.unsqueeze(-1) for v in (values[..., :-1], values[..., 1:]))
+    falling, rising = (v.unsqueeze(-1) for v in (slopes[..., :-1], slopes[..., 1:]))
+    between = (1 - u).square() * ((1 + 2 * u) * left + u * falling)
+    between = between + u.square() * ((3 - 2 * u) * right - (1 - u) * rising)
+    return torch.cat([between.flatten(-2), values[..., -1:]], -1)
 
 
 def _cholesky(information: Tensor, precision: Tensor) -> Tensor:

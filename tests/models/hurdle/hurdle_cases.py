@@ -1,30 +1,16 @@
 """Small data, models of them, and densities that the tests of the hurdle regression share."""
 
 import copy
-import functools
-from unittest import mock
 
 import pyro
 import torch
 from pyro import poutine
 
-from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, HurdlePriors
-from pyro_zilognormal.models.hurdle import guide
-from pyro_zilognormal.models.hurdle.initialize import find_start
-
-# Priors so wide that they are flat, with fixed hyperparameters.
-FLAT = HurdlePriors(
-    intercept_mean=(0.0, 1e3),
-    zero_intercept_mean=(0.0, 1e3),
-    log_sigma_mean=(0.0, 1e3),
-    **dict.fromkeys(("intercept_sd", "effects_sd", "donors_sd", "log_sigma_sd"), (1000.0, 0.001)),
-    effects_share=None,
-    **dict.fromkeys(("zero_intercept_sd", "zero_effects_sd", "zero_donors_sd"), (1000.0, 0.001)),
-)
+from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel
 
 
-def table(cells=60, genes=5, effects=1, donors=0, continuous=False, seed=0):
-    """Cells with effects on both parts, as keyword arguments of HurdleData.from_cells but for the offset."""
+def table(cells=60, genes=5, effects=1, levels=(), continuous=False, seed=0):
+    """Cells with effects on all parts, as keyword arguments of HurdleData.from_cells."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -32,57 +18,79 @@ def table(cells=60, genes=5, effects=1, donors=0, continuous=False, seed=0):
 
     columns = normal(cells, effects) if continuous else (normal(cells, effects) > 0).double()
     design = torch.cat([torch.ones(cells, 1), columns], 1)
-    donor = torch.arange(cells) % max(donors, 1)
-    shift = 0.3 * normal(2, max(donors, 1), genes) * (donors > 0)
-    mu = design @ torch.cat([1 + normal(1, genes), 0.4 * normal(effects, genes)]) + shift[0, donor]
-    odds = design @ torch.cat([0.7 * normal(1, genes), 0.5 * normal(effects, genes)]) + shift[1, donor]
+    factors = torch.stack([torch.arange(cells) // 3**k % n for k, n in enumerate(levels)], 1) if levels else None
+    shift = sum((0.3 * normal(n, genes))[f] for n, f in zip(levels, factors.mT, strict=True)) if levels else 0.0
+    mu = design @ torch.cat([1 + normal(1, genes), 0.4 * normal(effects, genes)]) + shift
+    odds = design @ torch.cat([0.7 * normal(1, genes), 0.5 * normal(effects, genes)]) - shift
     positive = torch.rand(cells, genes, dtype=torch.float64, generator=generator) > odds.sigmoid()
     x = torch.where(positive, (mu + 0.5 * normal(cells, genes)).exp(), 0.0)
-    return {"x": x, "design": design, "donor": donor if donors else None}
+    return {"x": x, "design": design, "factors": factors}
 
 
 def offsets(cells=60):
     return torch.linspace(-0.5, 0.8, cells, dtype=torch.float64)
 
 
-def hurdle(reduce=None, offset=None, zero_design=None, priors=None, **kinds):
-    """A model, its guide and their data; effects are dense unless priors say otherwise."""
-    asked = repr((reduce, offset, zero_design, priors, kinds))
+def with_depth(cells=60, bins=4):
+    """A design of the intercept and the centred log depth of bins of equal size."""
+    return torch.stack([torch.ones(cells), torch.arange(cells) * 7 % cells // (cells // bins) - (bins - 1) / 2], 1)
+
+
+# Designs that differ, and several factors. "two factors" has more groups than half the cells, and is kept as cells.
+KINDS = {
+    "intercept": {"effects": 0},
+    "effects": {"effects": 2},
+    "continuous": {"continuous": True},
+    "donors": {"levels": (3,)},
+    "two factors": {"levels": (3, 4), "offset": offsets()},
+    "depth of zeros": {"zero_design": with_depth(), "scale_design": torch.ones(60, 1)},
+    "all differ": {"zero_design": torch.ones(60, 1), "scale_design": with_depth(), "levels": (2,)},
+}
+
+
+def hurdle(priors=None, **kinds):
+    """A model, its guide and their data; arguments are those of HurdleData.from_cells and of the table."""
+    asked = repr((priors, kinds))
     if asked not in _MADE:
-        _MADE[asked] = _make(reduce, offset, zero_design, priors, kinds)
+        model, data = without_guide(priors, **kinds)
+        _MADE[asked] = model, HurdleGuide(model, data), data
     model, guide, data = _MADE[asked]
     return *copy.deepcopy((model, guide)), data
 
 
-# The start of a guide takes a second: it is found once.
+# The start of a guide takes a while: it is found once.
 _MADE = {}
 
 
-def _make(reduce, offset, zero_design, priors, kinds):
-    """Ordinary genes need few steps of pretraining; test_hurdle_pretraining.py and others take all."""
-    model, data = without_guide(reduce, offset, zero_design, priors, **kinds)
-    with mock.patch.object(guide, "pretrain_zero", functools.partial(guide.pretrain_zero, steps=30)):
-        return model, HurdleGuide(model, data), data
+def without_guide(priors=None, **kinds):
+    own = {k: kinds.pop(k, None) for k in ("zero_design", "scale_design", "offset", "reduce")}
+    data = HurdleData.from_cells(**table(**kinds), **own)
+    return HurdleModel(data, priors), data
 
 
-def without_guide(reduce=None, offset=None, zero_design=None, priors=None, **kinds):
-    data = HurdleData.from_cells(**table(**kinds), reduce=reduce, offset=offset, zero_design=zero_design)
-    return HurdleModel(data, HurdlePriors.for_data(data, effects_share=None) if priors is None else priors), data
-
-
-def start(model, data):
-    return find_start(data.as_groups(), model.blocks)
-
-
-def latents(posterior, data, seed=0):
+def latents(guide, data, seed=0):
     """One draw of all latent sites from the guide, without those that are only its own."""
     pyro.set_rng_seed(seed)
-    nodes = poutine.trace(posterior).get_trace(*data.arguments).nodes
-    sites = {k: v for k, v in nodes.items() if v["type"] == "sample" and not v["infer"].get("is_auxiliary")}
-    return {k: v["value"].detach() for k, v in sites.items() if k not in ("genes", "rows")}
+    return sites(poutine.trace(guide).get_trace(*data.arguments))
+
+
+def sites(trace):
+    """Values of what is drawn, without plates and what only the guide has."""
+    return {
+        k: v["value"].detach()
+        for k, v in trace.nodes.items()
+        if v["type"] == "sample"
+        and not v["is_observed"]
+        and not v["infer"].get("is_auxiliary")
+        and k not in ("genes", "rows")
+    }
+
+
+def trace_model(model, data, values):
+    """A trace of the model at latent values."""
+    return poutine.trace(poutine.condition(model, data=values)).get_trace(*data.arguments)
 
 
 def log_joint(model, data, values):
     """The model's log density of latent values and data."""
-    trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*data.arguments)
-    return trace.log_prob_sum()
+    return trace_model(model, data, values).log_prob_sum()

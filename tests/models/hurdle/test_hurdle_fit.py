@@ -3,17 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from hurdle_cases import hurdle
+from hurdle_cases import KINDS, hurdle
 
-from pyro_zilognormal.models import HurdlePriors, fit_hurdle
+from pyro_zilognormal.models import draw_coefficients, fit_hurdle
+from pyro_zilognormal.models.hurdle import fit
 from pyro_zilognormal.models.hurdle.fit import _converged
 from pyro_zilognormal.svi import posterior_draws
-
-KINDS = {
-    "groups": {"donors": 2},
-    "cells": {"continuous": True},
-    "sparse": {"priors": HurdlePriors()},
-}
 
 
 def fitted(kind, **settings):
@@ -22,13 +17,13 @@ def fitted(kind, **settings):
     return data, result
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", ["donors", "continuous", "two factors"])
 def test_the_same_seed_gives_the_same_bits(kind):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = fitted(kind)[1]
+    first = fitted(KINDS[kind])[1]
     torch.manual_seed(2)
-    second, other = fitted(kind)[1], fitted(kind, seed=1)[1]
+    second, other = fitted(KINDS[kind])[1], fitted(KINDS[kind], seed=1)[1]
     np.testing.assert_array_equal(first.losses, second.losses)
     assert all(torch.equal(v, second.params[k]) for k, v in first.params.items())
     assert (first.losses != other.losses).any()
@@ -50,19 +45,49 @@ def test_it_converges_from_its_start():
     assert result.stop_reason == "converged"
     assert result.steps == 30
     draws = posterior_draws(result, *data.arguments, draws=5)
-    assert draws["log_sigma"].shape == (5, 5, 1)
+    assert draws["log_sigma"].shape == (5, 5, 2)
     assert draws["log_sigma"].dtype == torch.float64
 
 
 def test_cut_short_it_says_so():
     """Moved far from the mode the loss still falls when the steps are over."""
-    model, guide, data = hurdle(genes=50, reduce=True)
+    model, guide, data = hurdle(genes=400, reduce=True)
     with torch.no_grad():
-        for site in (guide.zero, guide.positive):
-            site.shift += 10.0
+        guide.coefficients.shift += 3.0
     result = fit_hurdle(model, guide, data, steps=60)
     assert not result.converged
     assert result.stop_reason == "steps"
+
+
+@pytest.fixture(scope="module")
+def result():
+    return fitted({"levels": (2, 3)})[::-1]
+
+
+def test_draws_of_coefficients(result):
+    found, data = result
+    draws = draw_coefficients(found, data, draws=13, random=True)
+    widths = {"intercept": 1, "effects": 1, "zero_intercept": 1, "zero_effects": 1, "log_sigma": 2}
+    expected = {k: (13, 5, n) for k, n in (widths | {"random": 5, "zero_random": 5}).items()}
+    assert {k: tuple(v.shape) for k, v in draws.items()} == expected | {"zero_slope": (13, 1, 1)}
+    assert all(v.isfinite().all() and not v.requires_grad for v in draws.values())
+    assert draw_coefficients(found, data, draws=2).keys() == widths.keys() | {"zero_slope"}
+
+
+def test_draws_have_a_seed_of_their_own(result):
+    before = torch.random.get_rng_state()
+    first, again, other = (draw_coefficients(*result, draws=4, seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        assert not torch.equal(value, other[name])
+
+
+def test_draws_of_many_genes_come_in_blocks(result, monkeypatch):
+    monkeypatch.setattr(fit, "_NUMBERS_A_BLOCK", 1)
+    monkeypatch.setattr(fit, "_DRAWS_A_FACTOR", 10)
+    slope = draw_coefficients(*result, draws=25)["zero_slope"].flatten()
+    assert [len(v.unique()) for v in (slope[:10], slope[10:20], slope[20:], slope)] == [1, 1, 1, 3]
 
 
 def test_callbacks_see_every_step():

@@ -1,11 +1,17 @@
-"""Bent noise is sinh-arcsinh of Normal noise: an inverse, a density that integrates to 1, and the Normal at rest."""
+"""The sinh-arcsinh transform of Normal noise and its triangular coupling: inverses, densities and Jacobians."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
 
-from pyro_zilognormal.models.hurdle.sinh_arcsinh import sinh_arcsinh, sinh_arcsinh_inverse, sinh_arcsinh_log_density
+from pyro_zilognormal.models.hurdle.sinh_arcsinh import (
+    couple,
+    sinh_arcsinh,
+    sinh_arcsinh_inverse,
+    sinh_arcsinh_log_density,
+    uncouple,
+)
 
 SHAPES = [(0.0, 0.0), (0.7, 0.0), (-1.5, 0.3), (0.2, -0.5), (0.0, 0.8)]
 shapes = pytest.mark.parametrize(("skewness", "log_tails"), SHAPES, ids=str)
@@ -16,7 +22,7 @@ def tensors(*values):
 
 
 @shapes
-def test_straighten_inverts_bend(skewness, log_tails):
+def test_the_inverse(skewness, log_tails):
     shape = tensors(skewness, log_tails)
     noise = torch.linspace(-6, 6, 121, dtype=torch.float64)
     torch.testing.assert_close(sinh_arcsinh_inverse(sinh_arcsinh(noise, *shape), *shape), noise, rtol=1e-10, atol=1e-12)
@@ -33,7 +39,7 @@ def test_the_density_integrates_to_1(skewness, log_tails):
 
 
 @shapes
-def test_the_density_is_that_of_the_bent_quantiles(skewness, log_tails):
+def test_the_density_is_that_of_transformed_quantiles(skewness, log_tails):
     shape = tensors(skewness, log_tails)
     levels = np.linspace(0.001, 0.999, 41)
     noise = torch.tensor(stats.norm.ppf(levels), requires_grad=True)
@@ -49,7 +55,7 @@ def test_untransformed_it_is_normal():
     torch.testing.assert_close(sinh_arcsinh(x, zero, zero), x)
 
 
-def test_skewness_and_tails_do_what_they_say():
+def test_skewness_and_tails_have_the_direction_of_their_names():
     noise = torch.linspace(-3, 3, 601, dtype=torch.float64)
     half, zero = tensors(0.5, 0.0)
     right = sinh_arcsinh(noise, half, zero)
@@ -62,3 +68,34 @@ def test_gradients(skewness, log_tails):
     inputs = [t.requires_grad_() for t in tensors([-3.0, -0.2, 0.0, 1.4], skewness, log_tails)]
     for of in (sinh_arcsinh, sinh_arcsinh_inverse, sinh_arcsinh_log_density):
         assert torch.autograd.gradcheck(of, inputs)
+
+
+def noise_and_coupling(core, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    noise = 2 * torch.randn(5, 3, core, dtype=torch.float64, generator=generator)
+    return noise, torch.randn(3, core, core, dtype=torch.float64, generator=generator).triu(1)
+
+
+cores = pytest.mark.parametrize("core", [0, 1, 2, 4])
+
+
+@cores
+def test_uncouple_inverts_couple(core):
+    noise, coupling = noise_and_coupling(core)
+    torch.testing.assert_close(uncouple(couple(noise, coupling), coupling), noise, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("core", [1, 2, 4])
+def test_coupling_moves_all_but_the_last_element_and_keeps_volume(core):
+    noise, coupling = noise_and_coupling(core)
+    moved = couple(noise, coupling) != noise
+    assert moved[..., :-1].all()
+    assert not moved[..., -1:].any()
+    jacobian = torch.autograd.functional.jacobian(lambda w: couple(w, coupling[0]), noise[0, 0])
+    assert torch.linalg.det(jacobian).item() == pytest.approx(1, rel=1e-12)
+
+
+def test_the_coupling_of_two_elements():
+    noise, coupling = noise_and_coupling(2)
+    expected = noise[..., 0] + coupling[:, 0, 1] * noise[..., 1].asinh() ** 2
+    torch.testing.assert_close(couple(noise, coupling)[..., 0], expected)

@@ -1,0 +1,200 @@
+"""The start of the guide: modes where the gradient is 0, maximum likelihood in the limit, sds as by quadrature."""
+
+import math
+
+import pyro
+import pytest
+import torch
+from hurdle_cases import KINDS, trace_model, without_guide
+from pyro import poutine
+from torch.distributions import MultivariateNormal
+
+from pyro_zilognormal.models import HurdleData, HurdleModel, HurdlePriors
+from pyro_zilognormal.models.hurdle.components import log_scale
+from pyro_zilognormal.models.hurdle.initialize import _Ascent, find_start
+
+# Hyperparameters that are known.
+KNOWN = {"intercept_sd": (1e3, 1e-6), "zero_intercept_sd": (1e3, 1e-6), "log_sigma_sd": (1e3, 1e-6)}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_gradient_is_0_at_the_mode(kind):
+    """Given the hyperparameters, under the widest component of the effects."""
+    model, data = without_guide(**kind)
+    ascent = _Ascent(data.as_groups(), model.hierarchy)
+    with torch.no_grad():
+        for _ in range(60):
+            ascent.step()
+    block = model.hierarchy.coefficients
+    mean, precision = block.moments(ascent.values)
+
+    def log_joint(theta):
+        likelihood = trace_model(model, data, ascent.values | block.split(theta))
+        likelihood.compute_log_prob(lambda name, _: name == "x")
+        return likelihood.nodes["x"]["log_prob_sum"] - (precision * (theta - mean).square()).sum() / 2
+
+    theta = ascent.theta.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(log_joint(theta), theta)
+    assert (gradient.abs() * ascent.variance.sqrt()).max() < 1e-4
+    # The site of the likelihood has its mode and curvature there.
+    site = ascent.site()
+    total = site.information + torch.diag_embed(precision.expand_as(theta))
+    again = torch.linalg.solve(total, site.linear + precision * mean)
+    assert ((again - theta).abs() / ascent.variance.sqrt()).max() < 1e-4
+    torch.testing.assert_close(total.inverse(), ascent.covariance, rtol=1e-3, atol=1e-6)
+
+
+def saturated(value):
+    """Statistics of groups as data of one design for all parts, with a condition for each group."""
+    rows = len(value)
+    design = torch.eye(rows, dtype=torch.float64)
+    design[:, 0] = 1
+    return HurdleData(value, design, design, design, torch.zeros(rows, 0).long(), torch.zeros(rows).double())
+
+
+def test_in_the_limit_of_much_data_it_is_maximum_likelihood():
+    """Saturated, that is the share of zeros, and mean and variance of log x in each condition; the errors of the log
+    means are those of the delta method."""
+    shares = torch.tensor([[0.2, 0.9], [0.5, 0.3], [0.7, 0.6]]).double()
+    mean, variance = torch.tensor([[1.0, 0.2], [2.0, 0.5], [0.5, 3.0]]).double(), shares / 2 + 0.1
+    cells = 1e9
+    positive = cells * (1 - shares)
+    value = torch.stack([cells * shares, positive, mean, positive * variance, 0 * mean], -1)
+    data = saturated(value)
+    priors = HurdlePriors(**KNOWN, log_sigma_effects_mean=(0.0, 1e3), zero_effects_mean=(0.0, 1e3))
+    site, log_sds, hyper = find_start(data, HurdleModel(data, priors).hierarchy)
+    assert log_sds is None
+    theta = torch.linalg.solve(site.information, site.linear)
+    block = HurdleModel(data, priors).hierarchy.coefficients
+    parts = block.split(theta)
+    deviation = (parts["effects"] @ data.design[:, 1:].mT).mT
+    log_mean = parts["intercept"].mT + deviation
+    zero = (torch.cat([parts["zero_intercept"], parts["zero_effects"]], 1) @ data.design.mT).mT
+    zero = zero - hyper["zero_slope"][0] * deviation
+    expected = (1 - shares).log() + mean + variance / 2
+    torch.testing.assert_close(log_mean, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(zero.sigmoid(), shares, rtol=0, atol=1e-6)
+    log_sigma = (parts["log_sigma"] @ data.design.mT).mT
+    torch.testing.assert_close((2 * log_scale(log_sigma)).exp(), variance, rtol=1e-6, atol=0)
+    design = torch.zeros(3, block.width).double()
+    design[:, block.slices["intercept"]], design[:, block.slices["effects"]] = 1, data.design[:, 1:]
+    error = (design @ site.information.inverse() @ design.mT).diagonal(dim1=-2, dim2=-1).mT
+    delta = shares / positive + variance / positive + variance.square() / (2 * positive)
+    torch.testing.assert_close(error, delta, rtol=1e-5, atol=0)
+
+
+def test_genes_share_strength():
+    """The nearer the sds to 0, the nearer the genes to what they share."""
+    tight = HurdlePriors(intercept_sd=(0.02, 1e-3), zero_intercept_sd=(0.02, 1e-3), log_sigma_sd=(0.02, 1e-3))
+    found = []
+    for priors in (HurdlePriors(), tight):
+        model, data = without_guide(priors, effects=0, genes=8)
+        site, _, hyper = find_start(data.as_groups(), model.hierarchy)
+        mean, precision = model.hierarchy.coefficients.moments({k: m for k, (m, _) in hyper.items()})
+        total = site.information + torch.diag_embed(precision.expand_as(site.linear))
+        found.append(torch.linalg.solve(total, site.linear + precision * mean).std(0))
+    assert (found[1] < 0.2 * found[0])[1:].all()  # sigma is the same for all
+
+
+# Balanced one-way layouts of positive values with a known sigma: y_k ~ N(beta, tau^2 + sigma^2 / n).
+LEVELS, CELLS, SIGMA = 6, 20, 0.5
+LAYOUT = HurdlePriors(
+    intercept_mean=(1.0, 1e-4),
+    intercept_sd=(2.0, 1e-4),
+    **dict.fromkeys(("random_sd", "zero_random_sd"), (0.25, 1e-4)),
+    **dict.fromkeys(("random_spread", "zero_random_spread"), (0.8, 1e-4)),
+    log_sigma_mean=(math.log(SIGMA), 1e-4),
+    log_sigma_sd=(1e-4, 1e-4),
+    zero_intercept_mean=(-40.0, 1e-3),
+    zero_intercept_sd=(1e-3, 1e-3),
+    zero_slope=(1e-9, 1e-9),
+)
+
+
+def layout(spreads):
+    """Means of levels whose sd is the gene's spread."""
+    shape = torch.linspace(-1.4, 1.4, LEVELS).double()
+    means = 1 + shape.unsqueeze(1) * torch.tensor(spreads).double()
+    count = torch.full_like(means, CELLS)
+    value = torch.stack([0 * means, count, means, count * SIGMA**2, 0 * means], -1)
+    one = torch.ones(LEVELS, 1).double()
+    who = torch.arange(LEVELS).unsqueeze(1)
+    return HurdleData(value, one, one, one, who, torch.zeros(LEVELS).double(), (LEVELS,))
+
+
+def test_the_sd_of_random_effects_is_that_of_quadrature():
+    data = layout([0.0, 0.1, 0.3, 1.0])
+    site, log_sds, _ = find_start(data, HurdleModel(data, LAYOUT).hierarchy)
+    # The mean of y varies by intercept and sigma: mu is lambda - sigma^2 / 2.
+    nodes = torch.linspace(-8, 3, 2001, dtype=torch.float64)
+    cov = torch.full((LEVELS, LEVELS), 4.0).double()
+    eye = torch.eye(LEVELS).double()
+    covs = cov + eye * ((2 * nodes).exp() + SIGMA**2 / CELLS)[:, None, None]
+    marginal = MultivariateNormal(torch.full((LEVELS,), 1 - SIGMA**2 / 2).double(), covs)
+    prior = -((nodes - math.log(0.25)) / 0.8).square() / 2
+    for gene in range(4):
+        weight = (marginal.log_prob(data.value[:, gene, 2]) + prior).softmax(0)
+        mean = weight @ nodes
+        sd = (weight @ (nodes - mean).square()).sqrt()
+        precision = log_sds.information[gene, 0, 0] + 0.8**-2
+        found = (log_sds.linear[gene, 0] + 0.8**-2 * math.log(0.25)) / precision
+        assert abs(found - mean) < 0.03 * sd
+        assert precision.rsqrt().item() == pytest.approx(sd.item(), rel=0.03)
+        # Values that are never zero say nothing of the zero part's.
+        assert log_sds.information[gene, 1, 1] < 0.02 * 0.8**-2
+    assert (site.information.diagonal(dim1=-2, dim2=-1) > -1e-9).all()
+
+
+TRUTH = {
+    "intercept_mean": [1.5],
+    "intercept_log_sd": [-0.2],
+    "zero_intercept_mean": [0.4],
+    "zero_intercept_log_sd": [0.1],
+    "zero_effects_mean": [0.2],
+    "zero_effects_log_sd": [-1.0],
+    "log_sigma_mean": [-0.6, 0.1],
+    "log_sigma_log_sd": [-1.3, -2.0],
+    "random_log_sd_mean": [-1.2],
+    "random_log_sd_log_sd": [-0.9],
+    "zero_random_log_sd_mean": [-1.0],
+    "zero_random_log_sd_log_sd": [-0.9],
+    "zero_slope": [0.8],
+    "effects_logits": [-3.0, -3.0, -2.5, -1.5, -2.5, -4.0],
+}
+
+
+def test_hyperparameters_are_recovered():
+    genes, donors = 400, 12
+    empty = torch.zeros(donors, genes, 5).double()
+    empty[..., 0] = 150
+    design = torch.stack([torch.ones(donors), torch.arange(donors) % 2], 1).double()
+    who, offset = torch.arange(donors).unsqueeze(1), torch.zeros(donors).double()
+    blank = HurdleData(empty, design, design, design, who, offset, (donors,))
+    truth = {k: torch.tensor(v, dtype=torch.float64) for k, v in TRUTH.items()}
+    model = HurdleModel(blank)
+    assert truth.keys() == model.hierarchy.hyperpriors().keys()
+    pyro.set_rng_seed(1)
+    drawn = poutine.trace(poutine.condition(model, truth)).get_trace(*blank.arguments[:-1]).nodes
+    data = HurdleData(drawn["x"]["value"], design, design, design, who, offset, (donors,))
+    site, _, hyper = find_start(data, HurdleModel(data).hierarchy)
+    for name, value in truth.items():
+        mean, sd = hyper[name]
+        if name == "effects_logits":
+            # Neighbouring components share genes, so only the share of affected genes is known well.
+            shares = [1 - torch.cat([v.new_zeros(1), v]).softmax(0)[0] for v in (mean, value)]
+            assert abs(shares[0] - shares[1]) < 0.1
+        else:
+            assert ((mean - value).abs() < 3.5 * sd).all(), name
+            assert (sd < 0.1).all(), name
+    # So are the coefficients, given the sds of random effects, within their own sds.
+    block = model.hierarchy.coefficients
+    values = {k: m for k, (m, _) in hyper.items()}
+    values |= {k: drawn[k]["value"] for k in ("random_log_sd", "zero_random_log_sd")}
+    mean, precision = block.moments(values)
+    covariance = (site.information + torch.diag_embed(precision.expand_as(site.linear))).inverse()
+    at = (covariance @ (site.linear + precision * mean).unsqueeze(-1)).squeeze(-1)
+    theta = torch.cat([drawn[c.name]["value"] for c in block], -1)
+    z = (theta - at) / covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    for name, part in block.split(z).items():
+        assert part.mean().abs() < 0.2, name
+        assert part.std().item() == pytest.approx(1, abs=0.05), name
