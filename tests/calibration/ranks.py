@@ -29,7 +29,8 @@ def replicate(seed: int, genes: int = 10, donors: int = 6, cells: int = 40) -> d
     data, truth = draw_from_prior(seed, genes, donors, cells)
     result = fit(data, PRIORS, seed)
     drawn = posterior_draws(result, *data.arguments, draws=DRAWS, seed=seed)
-    drawn["log_fc"] = log_fold_change(drawn, TEST, REFERENCE).total
+    slope = {"zero_slope": drawn["zero_slope"].unsqueeze(-1)}  # the same for all genes
+    drawn["log_fc"] = log_fold_change(drawn | slope, TEST, REFERENCE).total
     truth["log_fc"] = log_fold_change({k: v[None] for k, v in truth.items()}, TEST, REFERENCE).total[0]
     return {k: (drawn[k] < truth[k]).sum(0).numpy().reshape(-1) for k in drawn}
 
