@@ -63,8 +63,8 @@ class HurdleDE:
         depth: the column of obs that holds the total counts or the detection rate of each cell; "auto" for the totals
             of counts, or a column ``total_counts``, ``n_counts`` or ``nCount_RNA``. P(X = 0) then depends on it: cells
             are put in 4 bins of equal size, and the bin's mean log depth, centred, is a column of the zero part's
-            design. log_fc, a ratio of means, is free of depth once values are normalised; its detection part is not. Size
-            factors of counts are made of a column that is named here.
+            design. log_fc, a ratio of means, is free of depth once values are normalised; its detection part is not.
+            Size factors of counts are made of a column that is named here.
         detection_threshold: linear values of at most this are taken as zeros.
         priors: hyperpriors, or a dict of those that differ from :meth:`~pyro_zilognormal.models.HurdlePriors.for_data`.
         draws: number of posterior draws that summaries are made of.

@@ -20,7 +20,7 @@ def _readme(names: dict[str, Any]) -> None:
     assert sum(losses[-20:]) < sum(losses[:20])
     assert draws["x"].shape == (100, 2, 200, 5)
     lyz = list(names["cells"].genes).index("LYZ")
-    assert draws["zero_effects"].mean(0)[0, lyz, 0] < -2  # seen in nearly all monocytes
+    assert draws["zero_effects"].mean(0)[0, lyz, 0] < -2  # detected in nearly all monocytes
 
 
 def _speed(names: dict[str, Any]) -> None:

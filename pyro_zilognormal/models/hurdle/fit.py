@@ -44,8 +44,8 @@ def fit_hurdle(
 
     This is ``svi.fit`` with Adam at a learning rate that falls from 0.01 (less for fewer than 200 steps) to 0, in units
     of posterior standard deviations, and as many draws of the guide a step as cost little: 8 for small data, 1 for
-    2,000 genes of 20 donors. The guide starts at the posterior mode, so few steps are needed; the result has converged
-    if the loss no longer falls in the last fifth of them, by more than noise or 0.02 nats a gene.
+    2,000 genes of 20 donors. The guide starts near the posterior, so few steps are needed; the result has converged if
+    the loss no longer falls in the last fifth of them, by more than noise or 0.02 nats a gene.
 
     Args:
         model: made from ``data``.

@@ -130,9 +130,9 @@ class _Ascent:
         return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
 
     def temper(self) -> None:
-        """Find how far the likelihood falls from its mode to that without an effect, in units of the quadratic's fall.
+        """Find how far the likelihood falls from the mode to the one without an effect, relative to the quadratic.
 
-        Both by Laplace's approximation. Where a condition has few values, the two are far from the same.
+        By Laplace's approximation at both. Where a condition has few values, the two are far from the same.
         """
         sparse = self.block.sparse
         if sparse is None:
