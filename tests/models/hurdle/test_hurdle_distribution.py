@@ -60,7 +60,7 @@ def scale_mixture(logits, width):
     return ScaleMixture(logits.log_softmax(-1).expand(*logits.shape[:-2], *sds.shape), sds)
 
 
-def plane(points=801, reach=5.0):
+def plane(points=501, reach=5.0):
     """A grid of the plane, finer near 0, and the weight of each of its points."""
     line = torch.linspace(-reach, reach, points, dtype=torch.float64)
     x, weight = line.sinh() / 5, line.cosh() / 5 * (2 * reach / (points - 1))

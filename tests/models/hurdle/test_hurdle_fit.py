@@ -51,7 +51,7 @@ def test_it_converges_from_its_start():
 
 def test_cut_short_it_says_so():
     """Moved far from the mode the loss still falls when the steps are over."""
-    model, guide, data = hurdle(genes=200, reduce=True)
+    model, guide, data = hurdle(genes=100, reduce=True)
     with torch.no_grad():
         guide.coefficients.shift += 3.0
     result = fit_hurdle(model, guide, data, steps=100)
