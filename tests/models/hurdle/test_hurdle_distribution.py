@@ -80,18 +80,18 @@ def test_untransformed_it_is_a_multivariate_normal(batch, width, core):
         torch.testing.assert_close(distribution.log_prob(x), same.log_prob(x))
 
 
-BENT = {"skewness": (0.5, -0.7), "log_tails": (0.1, -0.2)}
+TRANSFORMED = {"skewness": (0.5, -0.7), "log_tails": (0.1, -0.2)}
 PLANES = {
     "plain": plane_distribution(),
-    "transformed": plane_distribution(**BENT),
-    "one transformed": plane_distribution(**BENT, core=1),
-    "curved": plane_distribution(**BENT, curved=0.6),
+    "transformed": plane_distribution(**TRANSFORMED),
+    "one transformed": plane_distribution(**TRANSFORMED, core=1),
+    "curved": plane_distribution(**TRANSFORMED, curved=0.6),
     "one sparse": plane_distribution(sparse=1),
-    "one sparse, core of one": plane_distribution(**BENT, sparse=1, core=1),
+    "one sparse, core of one": plane_distribution(**TRANSFORMED, sparse=1, core=1),
     "two sparse": plane_distribution(sparse=2),
-    "two sparse, transformed": plane_distribution(**BENT, sparse=2),
-    "one sparse, curved": plane_distribution(**BENT, sparse=1, curved=-0.4),
-    "two sparse, curved": plane_distribution(**BENT, sparse=2, curved=0.4),
+    "two sparse, transformed": plane_distribution(**TRANSFORMED, sparse=2),
+    "one sparse, curved": plane_distribution(**TRANSFORMED, sparse=1, curved=-0.4),
+    "two sparse, curved": plane_distribution(**TRANSFORMED, sparse=2, curved=0.4),
 }
 planes = pytest.mark.parametrize("distribution", PLANES.values(), ids=PLANES)
 
@@ -136,7 +136,7 @@ def test_with_one_sparse_element_it_is_the_exact_posterior():
 
 def test_each_gene_of_a_batch_is_as_on_its_own():
     """Also with priors of its own, as particles have, and with several draws of each."""
-    parts = [plane_distribution(**BENT, sparse=2, curved=c) for c in (0.4, -0.3)]
+    parts = [plane_distribution(**TRANSFORMED, sparse=2, curved=c) for c in (0.4, -0.3)]
     logits = [tensor([w]).log() for w in (WEIGHTS, WEIGHTS[::-1])]
     for part, log_weights in zip(parts, logits, strict=True):
         part.sparse = scale_mixture(log_weights, 2)
@@ -163,7 +163,7 @@ def test_gradients_of_the_density(distribution):
 
 @pytest.mark.parametrize("sparse", [0, 1, 2])
 def test_gradients_by_the_parameters(sparse):
-    start = plane_distribution(**BENT, sparse=sparse, curved=0.3)
+    start = plane_distribution(**TRANSFORMED, sparse=sparse, curved=0.3)
 
     def density(factor, white_mean, skewness, log_tails, coupling, logits):
         prior = scale_mixture(logits, sparse) if sparse else None

@@ -261,10 +261,7 @@ def test_a_guide_starts_the_same_whatever_the_global_state():
 
 
 def test_the_start_is_near_the_end():
-    """Training moves little: hyperparameters by less than 1.5 of their sds."""
+    """Training gains less than half a nat a gene."""
     model, guide, data = hurdle(levels=(3,), genes=20, cells=200)
-    start = guide.hyper.start.clone()
-    losses = fit_hurdle(model, guide, data, steps=60).losses
-    assert losses[0] - np.mean(losses[-20:]) < 3 * data.genes
-    assert (guide.hyper.shift.abs() < 1.5).all()
-    assert torch.equal(guide.hyper.start, start)
+    losses = fit_hurdle(model, guide, data, steps=80).losses
+    assert np.mean(losses[:5]) - np.mean(losses[-20:]) < 0.5 * data.genes
