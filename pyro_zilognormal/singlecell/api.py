@@ -21,7 +21,6 @@ from pyro_zilognormal.models import (
     draw_coefficients,
     fit_hurdle,
 )
-from pyro_zilognormal.singlecell.depth import AUTO
 from pyro_zilognormal.singlecell.design import Contrast, Variable, column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
@@ -62,9 +61,10 @@ class HurdleDE:
         offset: the log size factor of each cell, or the column of obs that holds it, added to the mean of log x; None
             for normalised values and for counts.
         depth: the column of obs that holds the total counts or the detection rate of each cell; "auto" for the totals
-            of ``scale="counts"``, else the column "total_counts", "n_counts" or "nCount_RNA", if there is one; None for
-            none. P(X = 0) depends on it: cells are put in 4 bins of equal size, and the bin's mean log depth, centred,
-            is a column of the zero part's design. Size factors of counts are made of a column that is named here.
+            of counts, or a column ``total_counts``, ``n_counts`` or ``nCount_RNA``. P(X = 0) then depends on it: cells
+            are put in 4 bins of equal size, and the bin's mean log depth, centred, is a column of the zero part's
+            design. log_fc, a ratio of means, is free of depth once values are normalised; its detection part is not.
+            Size factors of counts are made of a column that is named here.
         detection_threshold: linear values of at most this are taken as zeros.
         priors: hyperpriors, or a dict of those that differ from :meth:`~pyro_zilognormal.models.HurdlePriors.for_data`.
         draws: number of posterior draws that summaries are made of.
@@ -102,7 +102,7 @@ class HurdleDE:
         use_raw: bool = False,
         scale: str = "linear",
         offset: Any = None,
-        depth: str | None = AUTO,
+        depth: str | None = None,
         detection_threshold: float = 0.0,
         priors: HurdlePriors | Mapping[str, Any] | None = None,
         draws: int = 1000,
@@ -165,8 +165,8 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single cells are
-                fitted in minibatches.
+            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single
+                cells are fitted in minibatches.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
@@ -376,7 +376,7 @@ def differential_expression(
     use_raw: bool = False,
     scale: str = "linear",
     offset: Any = None,
-    depth: str | None = AUTO,
+    depth: str | None = None,
     detection_threshold: float = 0.0,
     delta: float = 0.25,
     fdr: float = 0.05,

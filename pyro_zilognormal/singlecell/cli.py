@@ -20,7 +20,6 @@ import torch
 from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE, check_fractions
-from pyro_zilognormal.singlecell.depth import AUTO
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.io import open_cells
 from pyro_zilognormal.singlecell.predictive_check import CREDIBLE
@@ -224,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
-_DEPTH = "column of obs with total counts or detection rates, or none (auto: total_counts, n_counts or nCount_RNA)"
+_DEPTH = "column of obs with total counts or detection rates, or auto (total_counts, n_counts or nCount_RNA)"
 _DEMO = "Compare monocytes with T cells in 700 blood cells that come with the package; nothing is downloaded."
 
 
@@ -249,7 +248,7 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
     add("--use-raw", action="store_true", help="use raw instead of X")
     add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x), log2(1 + x) or counts (linear)")
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
-    add("--depth", type=_name_or_none, default=AUTO, metavar="COLUMN", help=_DEPTH)
+    add("--depth", metavar="COLUMN", help=_DEPTH)
     add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
     _add_common(parser)
 
@@ -266,10 +265,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
     add("--strict", action="store_true", help="exit with code 3 if the fit has not converged")
     add("--quiet", action="store_true", help="print only warnings and errors")
-
-
-def _name_or_none(text: str) -> str | None:
-    return None if text == "none" else text
 
 
 def _whole(least: int) -> Any:

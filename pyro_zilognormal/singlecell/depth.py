@@ -104,9 +104,9 @@ def warn_of_depths(
             if mean.max() >= _APART * mean.min():
                 low, high = mean.min(), mean.max()
                 text = (
-                    f"{measure}: means of {low:.3g} to {high:.3g} in levels of {name}, and no depth explains zeros; "
-                    "pass depth= the column of obs that holds total counts or the detection rate, or raw counts with "
-                    "scale='counts' and depth='auto'"
+                    f"{measure}: means of {low:.3g} to {high:.3g} in levels of {name}, and no depth explains zeros, so "
+                    "that the parts of log_fc, detection and abundance, hold differences of depth; pass depth= the "
+                    "column of obs that holds total counts or the detection rate, or depth='auto'"
                 )
                 warnings.warn(text, DepthWarning, stacklevel=2)
                 return

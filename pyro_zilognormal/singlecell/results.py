@@ -75,6 +75,8 @@ _GENES_A_BLOCK = 2000
 _VALUES_A_QUANTILE = 1 << 23
 _FEWEST_POSITIVE = 3
 _FEWEST_CELLS = 10
+# A few cells, or one sample, do not tell a condition from what they have in common by chance.
+_UNCALLED = ("all_zero", "few_cells")
 # Positive values in each condition, from which on a ratio of means is compared with its interval.
 _FEWEST_OBSERVED = 5
 # Standard errors that 99 % of Normal values lie within.
@@ -170,10 +172,6 @@ def adjust(pval: NDArray[np.float64]) -> NDArray[np.float64]:
     if known.any():
         found[known] = require("scipy.stats").false_discovery_control(pval[known])
     return found
-
-
-# A few cells, or one sample, do not tell a condition from what they have in common by chance.
-_UNCALLED = ("all_zero", "few_cells")
 
 
 def posterior_calls(table: Any, fdr: float, max_error: float) -> Any:

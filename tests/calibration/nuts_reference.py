@@ -46,7 +46,10 @@ def hurdle(value: Any, designs: Any, factors: Any, levels: Any, priors: HurdlePr
     zero = zero_intercept + effects @ zero_design[:, 1:].T - slope * deviation
     zero = zero + random_effects("zero_", factors, levels, genes, priors)
     sigma_mean, sigma_sd = (
-        tuple(np.append(a, b) for a, b in zip(*(getattr(priors, f"log_sigma_{e}{k}") for e in ("", "effects_")), strict=True))
+        tuple(
+            np.append(a, b)
+            for a, b in zip(*(getattr(priors, f"log_sigma_{e}{k}") for e in ("", "effects_")), strict=True)
+        )
         for k in ("mean", "sd")
     )
     log_sigma = hierarchical("log_sigma", sigma_mean, sigma_sd, genes, scale_design.shape[1]) @ scale_design.T
@@ -113,7 +116,8 @@ def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dic
     numpyro.enable_x64()
     priors = HurdlePriors.for_data(data, **DENSE)
     numbers = {
-        k: tuple(np.asarray(v) for v in value) if isinstance(value, tuple) else value for k, value in vars(priors).items()
+        k: tuple(np.asarray(v) for v in value) if isinstance(value, tuple) else value
+        for k, value in vars(priors).items()
     }
     mcmc = MCMC(NUTS(hurdle, target_accept_prob=0.9), num_warmup=warmup, num_samples=draws, progress_bar=False)
     designs = tuple(d.numpy() for d in (data.design, data.zero_design, data.scale_design))

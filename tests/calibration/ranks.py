@@ -29,10 +29,14 @@ def replicate(seed: int, genes: int = 10, donors: int = 6, cells: int = 40) -> d
     data, truth = draw_from_prior(seed, genes, donors, cells)
     result = fit(data, PRIORS, seed)
     drawn = posterior_draws(result, *data.arguments, draws=DRAWS, seed=seed)
-    slope = {"zero_slope": drawn["zero_slope"].unsqueeze(-1)}  # the same for all genes
-    drawn["log_fc"] = log_fold_change(drawn | slope, TEST, REFERENCE).total
-    truth["log_fc"] = log_fold_change({k: v[None] for k, v in truth.items()}, TEST, REFERENCE).total[0]
+    drawn["log_fc"] = log_fc(drawn)
+    truth["log_fc"] = log_fc({k: v[None] for k, v in truth.items()})[0]
     return {k: (drawn[k] < truth[k]).sum(0).numpy().reshape(-1) for k in drawn}
+
+
+def log_fc(draws: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return draws of log2 fold changes; the slope of the zero part is the same for all genes."""
+    return log_fold_change(draws | {"zero_slope": draws["zero_slope"].unsqueeze(-1)}, TEST, REFERENCE).total
 
 
 def coverage(ranks: np.ndarray, level: float) -> tuple[float, float]:

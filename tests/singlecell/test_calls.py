@@ -118,8 +118,11 @@ def test_status(status: str) -> None:
     assert found["status"].iloc[0] == status
 
 
-def test_few_samples_are_few_cells() -> None:
-    assert (table(draws([0.0]), few_samples=True)["status"] == "few_cells").all()
+@pytest.mark.parametrize("few", [False, True])
+def test_nothing_is_called_from_few_samples(few: bool) -> None:
+    found = table(draws([3.0]), few_samples=few)
+    assert found["status"].tolist() == ["few_cells" if few else "ok"]
+    assert found["is_de"].tolist() == [not few]
 
 
 def test_parts_add_up() -> None:

@@ -184,7 +184,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no depth column": (lambda: call(experiment(), depth="ages"), "depth: 'ages' is not .*did you mean 'age'"),
     "depth of text": (lambda: call(experiment(), depth="sex"), r"depth: obs\['sex'\] of cell 'cell0' is f; needed"),
     "depth of zero": (
-        lambda: call(with_obs(total_counts=np.maximum(AGE - 40, 0))),
+        lambda: call(with_obs(total_counts=np.maximum(AGE - 40, 0)), depth="auto"),
         r"depth: obs\['total_counts'\] of cell .* is 0.0; needed a number > 0, .* or pass depth=None",
     ),
     "depth is missing": (lambda: call(with_missing("age"), depth="age"), r"depth: obs\['age'\] is missing in 2 of"),

@@ -42,16 +42,19 @@ class ScaleMixture:
 
     log_weights: Tensor  # of shape (..., width, components), as sds
     sds: Tensor
-    correction: Tensor | None = None  # of the log evidence of the narrowest component, of shape (..., width)
+    power: Tensor | None = None  # of the likelihood between its mode and 0, of shape (..., width)
 
     @property
     def width(self) -> int:
         """Number of elements."""
         return self.sds.shape[-2]
 
-    def corrected(self, correction: Tensor) -> ScaleMixture:
-        """Return the mixture with that correction."""
-        return replace(self, correction=correction)
+    def tempered(self, power: Tensor) -> ScaleMixture:
+        """Return the mixture for a likelihood that falls from its mode to 0 by ``power`` times what a Normal one does.
+
+        Where values are few, or far from 0 in an effect, the likelihood of the effect is not Normal.
+        """
+        return replace(self, power=power)
 
     def distribution(self) -> dist.TorchDistribution:
         """Return the prior as a distribution, of batch shape (..., width)."""
@@ -61,8 +64,8 @@ class ScaleMixture:
     def column(self, index: int) -> ScaleMixture:
         """Return the prior of one element, of width 1."""
         at = slice(index, index + 1)
-        correction = None if self.correction is None else self.correction[..., at]
-        return ScaleMixture(self.log_weights[..., at, :], self.sds[..., at, :], correction)
+        power = None if self.power is None else self.power[..., at]
+        return ScaleMixture(self.log_weights[..., at, :], self.sds[..., at, :], power)
 
     def posterior(self, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log probabilities, means and precisions of the components, each of shape (..., width, components).
@@ -87,11 +90,10 @@ class ScaleMixture:
         precisions = (precision - prior[..., -1]).clamp(min=0).unsqueeze(-1) + prior
         linear = (mean * precision).unsqueeze(-1)
         means = linear / precisions
-        log_evidences = (prior.log() - precisions.log() + linear * means) / 2
-        if self.correction is not None:
-            # A component is corrected as far as it draws the effect to 0 from where the widest one leaves it.
-            drawn = 1 - precisions[..., -1:] / precisions
-            log_evidences = log_evidences + self.correction.unsqueeze(-1) * drawn
+        fall = linear * (means[..., -1:] - means)
+        if self.power is not None:
+            fall = fall * self.power.unsqueeze(-1)
+        log_evidences = (prior.log() - precisions.log() + linear * means[..., -1:] - fall) / 2
         return log_evidences, means, precisions
 
 
@@ -249,7 +251,7 @@ def _normal(name: str, width: int, priors: HurdlePriors) -> Component:
 
 def _sparse(data: HurdleData, priors: HurdlePriors, width: int) -> SparseEffects:
     sds = torch.tensor((priors.spike_sd, *EFFECT_SDS), dtype=torch.float64)
-    share, spread = _pair(priors.effects_share, width * len(EFFECT_SDS))
+    share, spread = (v.repeat_interleave(len(EFFECT_SDS)) for v in _pair(priors.effects_share, width))
     logit = (share / (1 - share) / len(EFFECT_SDS)).log(), spread
     return SparseEffects("effects", sds / column_units(data.design).cpu().unsqueeze(-1), logit)
 

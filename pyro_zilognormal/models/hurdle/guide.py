@@ -149,13 +149,13 @@ class GaussianSite(PyroModule):
 
     information: Tensor
     linear: Tensor
-    correction: Tensor
+    power: Tensor
 
     def __init__(self, site: Site, core: int) -> None:
         super().__init__()
         self.register_buffer("information", site.information)
         self.register_buffer("linear", site.linear)
-        self.register_buffer("correction", site.correction)
+        self.register_buffer("power", site.power)
         genes = len(site.linear)
         shapes = {"shift": site.linear.shape, "skewness": (genes, core), "log_tails": (genes, core)}
         for name, shape in (shapes | {"coupling": (genes, core, core)}).items():
@@ -170,6 +170,6 @@ class GaussianSite(PyroModule):
         def given(shift: Tensor, skewness: Tensor, log_tails: Tensor, coupling: Tensor) -> SinhArcsinhNormal:
             return SinhArcsinhNormal(factor, white_mean + shift, skewness, log_tails, coupling, sparse)
 
-        sparse = None if sparse is None else sparse.corrected(self.correction)
+        sparse = None if sparse is None else sparse.tempered(self.power)
         learned = self.shift, self.skewness, self.log_tails, self.coupling
         return PathDerivative(given(*learned), given(*(p.detach() for p in learned)))

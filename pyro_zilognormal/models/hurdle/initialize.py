@@ -29,6 +29,9 @@ _ROUNDS = 60
 _WARM_UP = 4
 # Rounds of scoring steps to the mode without an effect.
 _SPIKE_ROUNDS = 8
+# The bounds of the power of the likelihood, and a fall of the log likelihood that says little of it, in nats.
+_POWERS = 0.1, 3.0
+_SMALL_FALL = 0.1
 # The largest change of a predictor in one step: log odds saturate, and the scale is exponential.
 _LARGEST_STEP = 1.5
 # The grid of the log sd of random effects, the points between two nodes for which the log evidence is interpolated, and
@@ -44,7 +47,7 @@ class Site:
 
     information: Tensor  # of shape (genes, width, width)
     linear: Tensor  # of shape (genes, width)
-    correction: Tensor  # log evidence of 0 beyond this, of each sparse effect, of shape (genes, effects)
+    power: Tensor  # of the likelihood between the mode and 0 of each sparse effect, of shape (genes, effects)
 
 
 @torch.no_grad()
@@ -54,7 +57,7 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site | N
     for round_ in range(_ROUNDS):
         ascent.step()
         if round_ in (_ROUNDS // 3, 2 * _ROUNDS // 3, _ROUNDS - 1):
-            ascent.correct_evidence()
+            ascent.temper()
         if round_ >= _WARM_UP:
             ascent.estimate()
     site = ascent.site()
@@ -90,7 +93,7 @@ class _Ascent:
             parts[name][:, 0] = values
         self.theta = torch.cat([parts[c.name] for c in self.block], -1)
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
-        self.correction = parts["effects"].clone() if "effects" in parts else self.theta[:, :0]
+        self.power = torch.ones_like(parts["effects"] if "effects" in parts else self.theta[:, :0])
 
     @property
     def values(self) -> dict[str, Tensor]:
@@ -126,34 +129,37 @@ class _Ascent:
         prior = (precision * (theta - mean).square()).sum(-1)
         return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
 
-    def correct_evidence(self) -> None:
-        """Find what the evidence for the narrowest component of each sparse effect is beyond that of the quadratic.
+    def temper(self) -> None:
+        """Find how far the likelihood falls from the mode to the one without an effect, relative to the quadratic.
 
-        Where a condition has few values, the likelihood is far from Normal between an effect's mode and 0.
+        By Laplace's approximation at both. Where a condition has few values, the two are far from the same.
         """
         sparse = self.block.sparse
         if sparse is None:
             return
         mean, precision = self._moments()
-        widest, _ = self._laplace(self.theta, mean, precision)
+        widest = self._laplace(self.theta, mean, precision)
         for k in range(sparse.width):
             at = self.theta.shape[-1] - sparse.width + k
             narrow, theta, damping = precision.clone(), self.theta.clone(), torch.ones_like(self.damping)
             narrow[:, at], theta[:, at] = sparse.sds[k, 0].pow(-2), 0.0
             for _ in range(_SPIKE_ROUNDS):
                 theta, damping, _ = self._climb(theta, damping, mean, narrow)
-            exact = self._laplace(theta, mean, narrow)[0] - widest
-            mixture = sparse.mixture(self.values).column(k)
-            element = slice(at, at + 1)
-            quadratic = mixture.log_evidences(self.theta[:, element], self.variance[:, element].reciprocal())
-            self.correction[:, k] = exact - (quadratic[:, 0, 0] - quadratic[:, 0, -1])
+            exact = self._laplace(theta, mean, narrow) - widest
+            element, mixture = slice(at, at + 1), sparse.mixture(self.values).column(k)
+            own_precision = self.variance[:, element].reciprocal()
+            evidences = mixture.log_evidences(self.theta[:, element], own_precision)[:, 0]
+            beyond = exact - (evidences[:, 0] - evidences[:, -1])
+            fall = (own_precision * self.theta[:, element].square())[:, 0] / 2
+            # A small fall says little of the ratio.
+            self.power[:, k] = (1 - beyond / (fall + _SMALL_FALL)).clamp(*_POWERS)
 
-    def _laplace(self, theta: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log marginal likelihood by Laplace's approximation at a mode, and the factor there."""
+    def _laplace(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+        """Return the log marginal likelihood by Laplace's approximation at a mode, of shape (genes,)."""
         _, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
         factor = _cholesky(self.quadratic.information(information), precision)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det, factor
+        return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det
 
     def _step_log_sds(self) -> None:
         """Take a Newton step up the log posterior of each log sd, the coefficients integrated out."""
@@ -181,7 +187,7 @@ class _Ascent:
             if isinstance(c, RandomEffects):
                 continue
             if isinstance(c, SparseEffects):
-                mixture = c.mixture(values).corrected(self.correction)
+                mixture = c.mixture(values).tempered(self.power)
                 posterior = mixture.posterior(theta[c.name], variance[c.name].reciprocal())[0].exp()
                 self.hyper |= _logits_step(c, posterior, values)
             elif c.name in self.log_sds:
@@ -209,7 +215,7 @@ class _Ascent:
         score, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
         matrix = self.quadratic.information(information)
         linear = self.quadratic.score(score) + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1)
-        return Site(matrix, linear, self.correction)
+        return Site(matrix, linear, self.power)
 
 
 def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list[int], list[int]]:
@@ -300,7 +306,7 @@ def _log_evidence(ascent: _Ascent, site: Site, component: RandomEffects, factor:
         if sparse is not None:
             last = slice(-sparse.width, None)
             marginal = torch.cholesky_inverse(matrix).diagonal(dim1=-2, dim2=-1)[:, last].reciprocal()
-            mixture = sparse.mixture(values).corrected(ascent.correction)
+            mixture = sparse.mixture(values).tempered(ascent.power)
             log_evidence = log_evidence + mixture.log_evidence(theta[:, last], marginal).sum(-1)
         found.append(log_evidence)
     return torch.stack(found, -1)

@@ -184,7 +184,7 @@ def test_hyperpriors_are_those_of_the_priors():
         log_sigma_sd=(0.3, 1.0),
         log_sigma_effects_sd=(0.15, 0.6),
         zero_slope=(0.8, 0.4),
-        effects_share=(0.2, 1.2),
+        effects_share=(torch.tensor([0.2, 0.4]), 1.2),
     )
     model, _ = without_guide(priors, effects=2, levels=(2, 3))
     found = {k: (m.tolist(), s.tolist()) for k, (m, s) in model.hierarchy.hyperpriors().items()}
@@ -197,12 +197,13 @@ def test_hyperpriors_are_those_of_the_priors():
     same("log_sigma_mean", [-0.3, 0.1, 0.4], [0.9, 0.2, 0.2])
     same("log_sigma_log_sd", [math.log(0.3), math.log(0.15), math.log(0.15)], [1.0, 0.6, 0.6])
     same("zero_slope", [0.8], [0.4])
-    sizes = len(EFFECT_SDS) * 2
-    same("effects_logits", [math.log(0.25 / len(EFFECT_SDS))] * sizes, [1.2] * sizes)
+    sizes = len(EFFECT_SDS)
+    logits = [math.log(odds / sizes) for odds in (0.2 / 0.8, 0.4 / 0.6)]
+    same("effects_logits", np.repeat(logits, sizes), [1.2] * 2 * sizes)
     # At the median the share of affected genes is that of the prior.
     values = {"effects_logits": tensor(*found["effects_logits"][0])}
     weights = model.hierarchy.coefficients.sparse.mixture(values).log_weights.exp()
-    torch.testing.assert_close(1 - weights[:, 0], tensor(0.2, 0.2))
+    torch.testing.assert_close(1 - weights[:, 0], tensor(0.2, 0.4))
     kinds = [name.split("_")[-1] for name in found]
     assert set(kinds) == {"mean", "sd", "logits", "slope"}
 

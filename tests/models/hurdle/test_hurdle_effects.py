@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
-from hurdle_cases import hurdle, latents
+from hurdle_cases import KINDS, hurdle, latents
 
 from pyro_zilognormal import ZeroInflatedLogNormal
 from pyro_zilognormal.models import (
     Condition,
+    cell_parameters,
     expected_fdr,
-    linear_predictor,
     local_false_sign_rate,
     log_fold_change,
 )
@@ -20,61 +20,76 @@ PAIRS = {
     "effect": (Condition([1, 1, 0]), Condition([1, 0, 0])),
     "interaction": (Condition([1, 0.3, -2]), Condition([1, -1, 0.5])),
     "own zero design": (Condition([1, 1, 0], [1, 2]), Condition([1, 0, 0], [1, -1])),
+    "own designs": (Condition([1, 1, 0], [1, 2], [1]), Condition([1, 0, 0], [1, -1], [1])),
 }
 pairs = pytest.mark.parametrize("pair", PAIRS)
+PARTS = ("total", "detection", "dispersion", "abundance")
 
 
-def draws(zero_effects=2, spread=1.0):
+def draws(zero_effects=2, scales=3):
     generator = torch.Generator().manual_seed(3)
-    widths = {"intercept": 1, "effects": 2, "zero_intercept": 1, "zero_effects": zero_effects, "log_sigma": 1}
-    return {
-        k: spread * torch.randn(DRAWS, GENES, w, dtype=torch.float64, generator=generator) for k, w in widths.items()
-    }
+    widths = {"intercept": 1, "effects": 2, "zero_intercept": 1, "zero_effects": zero_effects, "log_sigma": scales}
+    widths |= {"random": 4, "zero_random": 4}
+    found = {k: torch.randn(DRAWS, GENES, w, dtype=torch.float64, generator=generator) for k, w in widths.items()}
+    return found | {"zero_slope": 1 + 0.3 * torch.randn(DRAWS, 1, 1, dtype=torch.float64, generator=generator)}
 
 
-def case(pair, **other):
-    return draws(1 if pair == "own zero design" else 2, **other), *PAIRS[pair]
+def case(pair):
+    own_zero, own_scale = pair in ("own zero design", "own designs"), pair == "own designs"
+    return draws(1 if own_zero else 2, 1 if own_scale else 3), *PAIRS[pair]
 
 
 @pairs
 def test_it_is_the_ratio_of_the_means(pair):
     found, test, reference = case(pair)
-    means = [
-        ZeroInflatedLogNormal(
-            linear_predictor(found, c), found["log_sigma"][..., 0].exp(), linear_predictor(found, c, "zero")
-        )
-        for c in (test, reference)
-    ]
+    cells = [cell_parameters(found, c) for c in (test, reference)]
+    a, b = (ZeroInflatedLogNormal(c.mu, c.scale, c.zi_logits) for c in cells)
     change = log_fold_change(found, test, reference)
-    torch.testing.assert_close(change.total, (means[0].mean / means[1].mean).log2(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(change.detection, ((1 - means[0].zi_probs) / (1 - means[1].zi_probs)).log2())
-    torch.testing.assert_close(change.detection + change.abundance, change.total)
+    torch.testing.assert_close(change.total, (a.mean / b.mean).log2(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(cells[0].log_mean, a.mean.log(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(change.detection, ((1 - a.zi_probs) / (1 - b.zi_probs)).log2())
+    torch.testing.assert_close(change.abundance, (a.loc - b.loc) / math.log(2), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(change.dispersion, (a.scale**2 - b.scale**2) / (2 * math.log(2)))
+    torch.testing.assert_close(change.detection + change.abundance + change.dispersion, change.total)
 
 
 @pairs
 def test_the_other_way_round_it_changes_sign(pair):
     found, test, reference = case(pair)
-    there, back = log_fold_change(found, test, reference), log_fold_change(found, reference, test)
-    for part in ("total", "detection", "abundance"):
-        torch.testing.assert_close(getattr(there, part), -getattr(back, part), rtol=0, atol=0)
-    assert (log_fold_change(found, test, test).total == 0).all()
+    there, back, none = (log_fold_change(found, *c) for c in ((test, reference), (reference, test), (test, test)))
+    for part in PARTS:
+        torch.testing.assert_close(getattr(there, part), -getattr(back, part), rtol=0, atol=1e-12)
+        assert (getattr(none, part) == 0).all()
 
 
-def test_the_predictor_is_the_models():
-    """A gene's row by hand, and the zero part falls back on the positive part's row."""
-    found = draws()
-    mu = linear_predictor(found, Condition([1, 2, -1]))
-    expected = found["intercept"][3, 4, 0] + 2 * found["effects"][3, 4, 0] - found["effects"][3, 4, 1]
-    torch.testing.assert_close(mu[3, 4], expected)
-    same = linear_predictor(found, Condition([1, 2, -1], [1, 2, -1]), "zero")
-    torch.testing.assert_close(linear_predictor(found, Condition([1, 2, -1]), "zero"), same)
+def test_a_cell_by_hand():
+    found, at = draws(), (3, 4)
+
+    def coefficient(name, k):
+        return found[name][at][k]
+
+    cell = cell_parameters(found, Condition([1, 2, -1], [1, 0.5, 0], [1, 0, 1]), random=[1, 3])
+    deviation = 2 * coefficient("effects", 0) - coefficient("effects", 1)
+    deviation = deviation + coefficient("random", 1) + coefficient("random", 3)
+    zero = coefficient("zero_intercept", 0) + 0.5 * coefficient("zero_effects", 0)
+    zero = (
+        zero + coefficient("zero_random", 1) + coefficient("zero_random", 3) - found["zero_slope"][3, 0, 0] * deviation
+    )
+    torch.testing.assert_close(cell.log_mean[at], coefficient("intercept", 0) + deviation)
+    torch.testing.assert_close(cell.zi_logits[at], zero)
+    scale = (coefficient("log_sigma", 0) + coefficient("log_sigma", 2)).exp()
+    torch.testing.assert_close(cell.scale[at], scale, rtol=0, atol=1e-5)
+    # Without rows of their own, zero part and sigma have that of the log mean.
+    same = cell_parameters(found, Condition([1, 2, -1], [1, 2, -1], [1, 2, -1]))
+    for own in ("log_mean", "zi_logits", "scale", "mu"):
+        assert torch.equal(getattr(cell_parameters(found, Condition([1, 2, -1])), own), getattr(same, own))
 
 
-@pytest.mark.parametrize("effects", [0, 1])
-def test_draws_of_the_guide_go_in(effects):
-    _, guide, data = hurdle(effects=effects)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_draws_of_the_guide_go_in(kind):
+    _, guide, data = hurdle(**kind)
     found = {k: v.unsqueeze(0) for k, v in latents(guide, data).items()}
-    rows = [Condition([1.0] + [float(v)] * effects) for v in (1, 0)]
+    rows = [Condition(data.design[k], data.zero_design[k], data.scale_design[k]) for k in (0, -1)]
     assert log_fold_change(found, *rows).total.shape == (1, data.genes)
 
 
@@ -84,7 +99,8 @@ def test_silent_genes_have_a_finite_change(odds):
     found = draws() | {"zero_intercept": torch.full((DRAWS, GENES, 1), odds, dtype=torch.float64)}
     change = log_fold_change(found, *PAIRS["effect"])
     assert change.total.isfinite().all()
-    expected = -found["zero_effects"][..., 0] / math.log(2) if odds > 0 else torch.zeros(DRAWS, GENES).double()
+    effect = found["zero_effects"][..., 0] - found["zero_slope"][..., 0] * found["effects"][..., 0]
+    expected = -effect / math.log(2) if odds > 0 else torch.zeros(DRAWS, GENES).double()
     torch.testing.assert_close(change.detection, expected, rtol=1e-9, atol=1e-9)
 
 

@@ -54,7 +54,7 @@ def test_cut_short_it_says_so():
     model, guide, data = hurdle(genes=400, reduce=True)
     with torch.no_grad():
         guide.coefficients.shift += 3.0
-    result = fit_hurdle(model, guide, data, steps=60)
+    result = fit_hurdle(model, guide, data, steps=120)
     assert not result.converged
     assert result.stop_reason == "steps"
 
@@ -99,7 +99,7 @@ def test_callbacks_see_every_step():
 def test_the_learning_rate_falls_to_nothing():
     rates = []
     fitted({}, steps=10, callbacks=[lambda run: rates.append(run.optimizer.param_groups[0]["lr"])])
-    np.testing.assert_allclose(rates, [0.01 * (1 - max(k, 0) / 10) for k in range(10)], atol=1e-12)
+    np.testing.assert_allclose(rates, [0.01 * 10 / 200 * (1 - k / 10) for k in range(10)], atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,23 @@
-"""Genes that maximum likelihood gives up on: their posteriors are finite, and where data are silent, the prior."""
+"""Genes that maximum likelihood gives up on: their posteriors are finite, and without data they are the prior."""
 
 import copy
 import functools
 import math
 
+import pyro
 import pytest
 import torch
-from hurdle_cases import start
 
 from pyro_zilognormal.models import (
     Condition,
     HurdleData,
     HurdleGuide,
     HurdleModel,
-    HurdlePriors,
+    draw_coefficients,
     fit_hurdle,
     log_fold_change,
 )
-from pyro_zilognormal.svi import posterior_draws
+from pyro_zilognormal.models.hurdle.components import log_scale
 
 CELLS = 40
 ARM = torch.arange(CELLS) % 2
@@ -36,7 +36,6 @@ GENES = {
     "one huge": 1e300 * (torch.arange(CELLS) == 3).double(),
     "one tiny": 1e-300 * (torch.arange(CELLS) == 3).double(),
 }
-PRIORS = {"normal": {"effects_share": None}, "sparse": {}}
 TABLES = {
     "all": torch.stack([v.double() for v in GENES.values()], 1),
     "ordinary": torch.stack([v.double() for v in list(GENES.values())[:-2]], 1),
@@ -44,76 +43,110 @@ TABLES = {
     "only constant": torch.full((CELLS, 2), 3.0, dtype=torch.float64),
     "one gene": USUAL[:, None],
 }
+NAMES = list(GENES)
+# Levels of random effects: two without cells, one with all positive values, one for each cell.
+FACTORS = {
+    "none": None,
+    "donors": torch.arange(CELLS) % 3 * 2,
+    "all in one": (torch.arange(CELLS) > 30) * 2,
+    "each cell": torch.arange(CELLS),
+}
 
 
 @functools.cache
-def case(table, priors, donors=False):
-    donor = torch.arange(CELLS) % 3 if donors else None
-    data = HurdleData.from_cells(TABLES[table], DESIGN, donor=donor)
-    model = HurdleModel(data, HurdlePriors.for_data(data, **PRIORS[priors]))
+def case(table, factors="none"):
+    x, who = TABLES[table], FACTORS[factors]
+    if factors == "all in one":
+        x = torch.where((who == 2).unsqueeze(1), x + 2.0, 0.0)
+    data = HurdleData.from_cells(x, DESIGN, factors=who, reduce=True)
+    model = HurdleModel(data)
     return model, HurdleGuide(model, data), data
 
 
-CASES = [(table, priors) for table in ("all", "only silent") for priors in PRIORS]
-CASES += [("ordinary", "normal"), ("only constant", "sparse"), ("one gene", "sparse")]
+CASES = [(table, "none") for table in TABLES]
+CASES += [("all", "donors"), ("only silent", "donors"), ("ordinary", "all in one"), ("one gene", "each cell")]
+cases = pytest.mark.parametrize(("table", "factors"), CASES)
 
 
-@pytest.mark.parametrize(
-    ("table", "priors", "donors"),
-    [(*c, False) for c in CASES] + [("all", "sparse", True), ("only silent", "normal", True)],
-)
-def test_the_start_is_finite(table, priors, donors):
-    _, guide, _ = case(table, priors, donors)
+@cases
+def test_the_start_is_finite(table, factors):
+    _, guide, data = case(table, factors)
     assert (guide.hyper.unit > 0).all()
     assert all(v.isfinite().all() for v in guide.state_dict().values())
+    if factors == "donors":
+        assert data.levels == (5,)
+        assert data.factors.unique().tolist() == [0, 2, 4]
 
 
-@pytest.mark.parametrize(("table", "priors"), CASES)
-def test_posteriors_and_fold_changes_are_finite(table, priors):
-    model, guide, data = case(table, priors)
+@cases
+def test_posteriors_and_fold_changes_are_finite(table, factors):
+    model, guide, data = case(table, factors)
     result = fit_hurdle(model, copy.deepcopy(guide), data, steps=10)
-    draws = posterior_draws(result, *data.arguments, draws=20)
+    assert torch.tensor(result.losses).isfinite().all()
+    draws = draw_coefficients(result, data, draws=20, random=True)
     assert all(v.isfinite().all() for v in draws.values())
     change = log_fold_change(draws, Condition([1, 1]), Condition([1, 0]))
-    assert change.total.isfinite().all()
-    assert change.total.shape == (20, TABLES[table].shape[1])
+    for part in (change.total, change.detection, change.dispersion, change.abundance):
+        assert part.isfinite().all()
+        assert part.shape == (20, TABLES[table].shape[1])
 
 
 @torch.no_grad()
-def moments(guide, part, values):
-    q = guide.distribution(part, values).live
-    return q.factor.transpose_solve(q.white_mean), q.factor.inverse_diagonal()
+def moments(guide, values):
+    """Mean and variance of the coefficients under the widest component, by name."""
+    block = guide.hierarchy.coefficients
+    q = guide.distribution("coefficients", values).live
+    covariance = torch.cholesky_inverse(q.factor)
+    mean = torch.linalg.solve_triangular(q.factor.mT, q.white_mean.unsqueeze(-1), upper=True).squeeze(-1)
+    return block.split(mean), block.split(covariance.diagonal(dim1=-2, dim2=-1))
 
 
-def test_a_silent_gene_has_its_prior_given_the_hyperparameters():
-    model, guide, _ = case("ordinary", "normal")
-    silent = list(GENES).index("never")
+def test_without_positive_values_sigma_has_its_prior():
+    _, guide, _ = case("ordinary")
     values = guide.hyper.split(guide.hyper.start)
-    values["log_sigma"] = guide.log_scale_start + 0.3
-    mean, precision = model.blocks["positive"].moments(values)
-    found = moments(guide, "positive", values)
-    torch.testing.assert_close(found[0][silent], mean)
-    torch.testing.assert_close(found[1][silent], 1 / precision, rtol=2e-4, atol=0)
-    expected = values["log_sigma_log_sd"].exp().square()
-    torch.testing.assert_close(moments(guide, "log_sigma", values)[1][silent], expected, rtol=2e-4, atol=0)
-    # And a gene with data has not.
-    assert (found[1][0] < 0.9 / precision).all()
+    mean, variance = moments(guide, values)
+    silent = NAMES.index("never")
+    torch.testing.assert_close(mean["log_sigma"][silent], values["log_sigma_mean"])
+    torch.testing.assert_close(variance["log_sigma"][silent], values["log_sigma_log_sd"].exp().square())
+    # And a gene with values has not.
+    assert (variance["log_sigma"][0] < 0.9 * values["log_sigma_log_sd"].exp().square()).all()
 
 
-def test_the_odds_of_a_zero_where_the_data_are_silent():
-    """Never in one arm: the odds of a zero are higher there, by less than the prior allows."""
-    model, _, data = case("ordinary", "normal")
-    theta = start(model, data)[0]["zero"].theta
-    names = list(GENES)
-    assert theta[names.index("silent in one arm"), 1] < 0
-    assert theta[names.index("always in one arm"), 1] < 0
-    assert theta[names.index("never"), 0] > theta[:, 0].median() > theta[names.index("always"), 0]
-    assert theta.abs().max() < 30
+def test_levels_without_cells_have_their_prior():
+    _, guide, _ = case("all", "donors")
+    values = guide.hyper.split(guide.hyper.start)
+    values |= {k: torch.full((len(NAMES), 1), -1.0).double() for k in ("random_log_sd", "zero_random_log_sd")}
+    mean, variance = moments(guide, values)
+    for part in ("random", "zero_random"):
+        assert (mean[part][:, [1, 3]] == 0).all()
+        torch.testing.assert_close(variance[part][:, [1, 3]], torch.full((len(NAMES), 2), math.exp(-2)).double())
+        assert (variance[part][0, [0, 2, 4]] < 0.999 * math.exp(-2)).all()
+
+
+def test_the_log_mean_is_lower_where_the_data_are_silent():
+    _, guide, _ = case("ordinary")
+    mean, _ = moments(guide, guide.hyper.split(guide.hyper.start))
+    effect, zero = mean["effects"][:, 0], mean["zero_intercept"][:, 0]
+    for name in ("silent in one arm", "silent in one, always in the other"):
+        assert effect[NAMES.index(name)] > 1
+    assert zero[NAMES.index("never")] > zero.median() > zero[NAMES.index("always")]
+    assert all(v.abs().max() < 30 for v in mean.values())
 
 
 def test_a_constant_gene_has_the_smallest_sigma():
-    model, _, data = case("ordinary", "normal")
-    log_sigma = start(model, data)[0]["log_sigma"].theta.squeeze(-1)
-    names = list(GENES)
-    assert log_sigma.argmin() in (names.index("constant"), names.index("always and constant"))
-    assert log_sigma.min() > math.log(1e-4)
+    _, guide, _ = case("ordinary")
+    mean, _ = moments(guide, guide.hyper.split(guide.hyper.start))
+    log_sigma = mean["log_sigma"] @ torch.tensor([1.0, 0.5]).double()
+    assert NAMES[int(log_sigma.argmin())] in ("constant", "always and constant")
+    assert log_scale(log_sigma).min() >= math.log(1e-3)
+
+
+def test_all_of_a_donor():
+    """Genes that are positive in one donor alone have random effects of large sds."""
+    _, guide, _ = case("ordinary", "all in one")
+    pyro.set_rng_seed(0)
+    with torch.no_grad():
+        draws = guide.sample_coefficients(50, 1)
+    usual = NAMES.index("usual")
+    assert draws["random"][:, usual, 2].mean() > draws["random"][:, usual, 0].mean() + 1
+    assert draws["random_log_sd"][:, usual].mean() > -1

@@ -8,18 +8,18 @@ import pyro
 import pytest
 import scipy.sparse
 import torch
-from hurdle_cases import hurdle, offsets
+from hurdle_cases import hurdle, offsets, with_depth, without_guide
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_zilognormal.models import HurdleGuide, HurdleModel, HurdlePriors
+from pyro_zilognormal.models import Condition, HurdleData, HurdleGuide, HurdleModel, cell_parameters
 from pyro_zilognormal.svi import Minibatches, fit
 
 STEPS = 12
 KINDS = {
-    "groups": {"donors": 2, "priors": HurdlePriors()},
-    "cells": {"continuous": True, "offset": offsets()},
+    "groups": {"levels": (2,)},
+    "cells": {"zero_design": with_depth(), "offset": offsets(), "reduce": False},
 }
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -89,10 +89,7 @@ def test_it_trains_as_by_plain_pyro(train, kind):
     np.testing.assert_allclose(train(model, twin, data.arguments), expected, rtol=1e-6)
     for name, value in guide.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[name], value, rtol=1e-6, atol=1e-6)
-    moved = {k for k, v in guide.named_parameters() if not torch.equal(v, start[k])}
-    # Empty parameters (no donors), and the upper triangles of the coupling of log sigma, cannot move.
-    fixed = {k for k, v in guide.named_parameters() if v.numel() == 0} | {"log_sigma.coupling_unconstrained"}
-    assert moved == {k for k, _ in guide.named_parameters()} - fixed
+    assert not any(torch.equal(v, start[k]) for k, v in guide.named_parameters())
 
 
 def test_the_parameters_are_those_of_the_guide():
@@ -152,13 +149,13 @@ def batches(data, size):
 @pytest.mark.parametrize("reduce", [True, False])
 def test_minibatches_under_plain_pyro_average_to_the_whole(reduce):
     """One seed gives every batch the same draw, for no latent site has rows."""
-    model, guide, data = hurdle(donors=2, offset=offsets(), reduce=reduce)
+    model, guide, data = hurdle(levels=(2,), offset=offsets(), reduce=reduce)
     elbo = Trace_ELBO()(model, guide)
 
     def loss_and_gradient(arguments):
         pyro.set_rng_seed(3)
         loss = elbo(*arguments)
-        return loss.detach(), [g.nan_to_num() for g in torch.autograd.grad(loss, list(elbo.parameters()))]
+        return loss.detach(), torch.autograd.grad(loss, list(elbo.parameters()))
 
     whole, gradient = loss_and_gradient(data.arguments)
     found = [(*loss_and_gradient(a), weight) for a, weight in batches(data, 3 if reduce else 17)]
@@ -171,7 +168,7 @@ def test_minibatches_under_plain_pyro_average_to_the_whole(reduce):
 
 @pytest.mark.parametrize("kind", ["cells", "numpy", "csr", "groups"])
 def test_minibatches_under_fit_are_scaled_once(kind):
-    model, guide, data = hurdle(donors=2, offset=offsets(), reduce=kind == "groups")
+    model, guide, data = hurdle(levels=(2,), offset=offsets(), reduce=kind == "groups")
     size = 3 if kind == "groups" else 17
     arrays = *data.arguments[:-1], as_kind(data.value, kind)
     data_plate = Minibatches(*arrays, batch_size=size, plate="rows")
@@ -200,14 +197,22 @@ def test_values_left_out_are_predicted(kind):
     assert (zeros.mean((0, 1)) - observed.mean(0)).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("automatic", [False, True], ids=["HurdleGuide", "AutoNormal"])
-def test_parallel_predictions_fail_for_want_of_event_dims(automatic):
-    """Pyro pads draws of (genes, 1) as if their last dim were a plate's, whatever guide they come from."""
-    model, guide, data = hurdle()
-    guide = AutoNormal(model) if automatic else guide
-    guide(*data.arguments)
-    with pytest.raises(ValueError, match=r"shapes do not broadcast: mu \(7, 2, 5\), scale \(7, 5\)"):
-        Predictive(model, guide=guide, num_samples=7, parallel=True)(*data.arguments[:-1])
+@kinds
+def test_parallel_predictions(kind):
+    """The zeros of each parallel prediction have the odds of its own coefficients."""
+    model, guide, data = hurdle(**kind)
+    with torch.no_grad():
+        drawn = Predictive(model, guide=guide, num_samples=400, parallel=True)(*data.arguments[:-1])
+    assert drawn["x"].shape == (400, *data.value.shape)
+    draws = {k: v.reshape(400, -1, v.shape[-1]) for k, v in drawn.items() if k != "x"}
+    cells = data.cells if data.reduced else torch.ones(len(data.design), 5)
+    zeros = drawn["x"][..., 0] if data.reduced else (drawn["x"] == 0).double()
+    for row in range(len(data.design)):
+        condition = Condition(data.design[row], data.zero_design[row], data.scale_design[row])
+        odds = cell_parameters(draws, condition, data.random_elements[row].tolist()).zi_logits.sigmoid()
+        residual = (zeros[:, row] - cells[row] * odds) / (cells[row] * odds * (1 - odds)).sqrt()
+        assert (residual.mean(0).abs() < 4.5 / 20).all()
+        assert ((residual.square().mean(0) - 1).abs() < 0.5).all()
 
 
 @kinds
@@ -226,18 +231,11 @@ def test_cells_are_predicted_from_a_fit_to_groups():
     assert (x >= 0).all()
 
 
-def test_effects_are_sparse_by_default():
-    _, _, data = hurdle()
-    assert "effects_logit_share" in HurdleModel(data).blocks["positive"].hyperpriors()
-    dense = HurdleModel(data, HurdlePriors.for_data(data, effects_share=None))
-    assert "effects_logit_share" not in dense.blocks["positive"].hyperpriors()
-
-
-def test_the_sparse_prior_follows_the_unit_of_a_covariate():
+def test_priors_follow_the_unit_of_a_covariate():
     """A covariate in other units has coefficients in other units, and the same loss."""
-    data = hurdle(continuous=True)[-1]
+    data = without_guide(continuous=True)[-1]
     design = data.design * torch.tensor([1.0, 1000.0])
-    other = type(data)(data.value, design, design, data.donor, data.offset, data.donors)
+    other = HurdleData(data.value, *[design] * 3, data.factors, data.offset)
     losses = []
     for each in (data, other):
         model = HurdleModel(each)
