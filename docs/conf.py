@@ -28,6 +28,7 @@ include_patterns = [
 
 # Types of ours that nobody has to name.
 nitpick_ignore = [
+    ("py:class", "pyro_zilognormal.models.hurdle.components.Block"),
     ("py:class", "pyro_zilognormal.models.hurdle.sinh_arcsinh.PathDerivative"),
     ("py:class", "pyro_zilognormal.svi.data.FullData"),
     ("py:class", "pyro_zilognormal.svi.data.Source"),
