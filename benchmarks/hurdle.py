@@ -26,7 +26,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from pyro_zilognormal import GroupedZeroInflatedLogNormal
+from pyro_zilognormal import GroupedZeroInflatedLogNormal, SufficientStatistics
 from pyro_zilognormal.models import (
     Condition,
     HurdleData,
@@ -42,6 +42,7 @@ from pyro_zilognormal.svi import Minibatches, fit, posterior_draws
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.calibration.nuts_reference import posterior
+from tests.calibration.simulations import DENSE
 
 
 def simulate(cells: int, genes: int, donors: int, seed: int = 0) -> HurdleData:
@@ -59,12 +60,12 @@ def simulate(cells: int, genes: int, donors: int, seed: int = 0) -> HurdleData:
         sigma = (-0.5 + 0.3 * normal(genes)).exp()
         total = torch.full((2 * donors, 1), cells // (2 * donors)).double()
         value = GroupedZeroInflatedLogNormal(mu, sigma, logits, total).sample()
-    return HurdleData(value, rows, rows, donor, torch.zeros(2 * donors).double(), donors)
+    return HurdleData.from_groups(SufficientStatistics.from_value(value), rows, factors=donor)
 
 
 def dense(data: HurdleData) -> HurdlePriors:
-    """Return the priors without spike and slab, as the model in NumPyro has them."""
-    return HurdlePriors.for_data(data, effects_share=None)
+    """Return the priors of the model in NumPyro, with effects in most genes."""
+    return HurdlePriors.for_data(data, **DENSE)
 
 
 def pair(data: HurdleData) -> tuple[HurdleModel, HurdleGuide]:
@@ -185,13 +186,13 @@ def as_cells(data: HurdleData) -> HurdleData:
         blocks.append((value[:, 2] + sign * spread).exp() * positive)
         rows += [group] * total
     at = torch.tensor(rows)
-    offset = torch.zeros(len(at)).double()
-    return HurdleData(torch.cat(blocks), data.design[at], data.zero_design[at], data.donor[at], offset, data.donors)
+    return HurdleData.from_cells(torch.cat(blocks), data.design[at], factors=data.factors[at], reduce=False)
 
 
 def change(draws: dict[str, Tensor]) -> Tensor:
     """Return log2 fold changes, of shape (draws, genes)."""
-    return log_fold_change(draws, Condition([1.0, 1.0]), Condition([1.0, 0.0])).total
+    slope = {"zero_slope": draws["zero_slope"].reshape(-1, 1, 1)}  # the same for all genes
+    return log_fold_change(draws | slope, Condition([1.0, 1.0]), Condition([1.0, 0.0])).total
 
 
 def error(found: Tensor, exact: Tensor) -> float:
