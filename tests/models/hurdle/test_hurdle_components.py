@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hurdle_cases import hurdle, without_guide
+from hurdle_cases import without_guide
 from scipy import integrate, stats
 
 from pyro_zilognormal.models import HurdlePriors
@@ -50,12 +50,6 @@ def masses(mean, precision):
     return [w * integral(stats.norm(0, s).pdf, mean, precision) for w, s in zip(WEIGHTS, SDS, strict=True)]
 
 
-def test_the_distribution_is_the_mixture():
-    x = torch.linspace(-4, 4, 101, dtype=torch.float64)[:, None]
-    expected = sum(w * stats.norm.pdf(x, 0, s) for w, s in zip(WEIGHTS, SDS, strict=True))
-    torch.testing.assert_close(mixture().distribution().log_prob(x).exp(), tensor(*expected.tolist()))
-
-
 @data
 def test_the_posterior_is_that_of_quadrature(mean, precision):
     log_shares, means, precisions = mixture().posterior(*under_widest(mean, precision))
@@ -74,6 +68,19 @@ def test_evidence_is_against_the_widest_component(mean, precision):
     mass = masses(mean, precision)
     found = mixture().log_evidence(*under_widest(mean, precision)).item()
     assert found == pytest.approx(math.log(sum(mass) / (mass[-1] / WEIGHTS[-1])), abs=1e-9)
+
+
+def test_a_power_of_the_likelihood_between_its_mode_and_0():
+    """The narrowest component, at 0, loses so many times what a Normal likelihood falls to it; the widest nothing."""
+    narrow, arguments = mixture(sds=[1e-6, 0.3, 1.5]), under_widest(0.5, 30.0)
+    fall = float(arguments[0].square() * arguments[1]) / 2
+    for power in (0.3, 1.0, 2.5):
+        tempered = narrow.tempered(tensor(power))
+        change = tempered.log_evidences(*arguments) - narrow.log_evidences(*arguments)
+        assert change[0, 0].item() == pytest.approx((1 - power) * fall, rel=1e-6)
+        assert change[0, 2].item() == 0
+        for found, same in zip(tempered.posterior(*arguments)[1:], narrow.posterior(*arguments)[1:], strict=True):
+            assert torch.equal(found, same)
 
 
 def test_without_data_the_posterior_is_the_prior():
@@ -206,15 +213,6 @@ def test_hyperpriors_are_those_of_the_priors():
     torch.testing.assert_close(1 - weights[:, 0], tensor(0.2, 0.4))
     kinds = [name.split("_")[-1] for name in found]
     assert set(kinds) == {"mean", "sd", "logits", "slope"}
-
-
-def test_the_sparse_prior_is_in_units_of_the_column():
-    model, data = without_guide(continuous=True)
-    sparse = model.hierarchy.coefficients.sparse
-    unit = data.design[:, 1].std(correction=0)
-    torch.testing.assert_close(sparse.sds[0] * unit, tensor(model.priors.spike_sd, *EFFECT_SDS))
-    coded = hurdle()[0].hierarchy.coefficients.sparse
-    torch.testing.assert_close(coded.sds[0], tensor(model.priors.spike_sd, *EFFECT_SDS))
 
 
 def test_the_scale_has_a_least_value():

@@ -79,19 +79,6 @@ def one(site, particle):
     return value.squeeze(0) if "genes" in names else value.reshape(value.shape[-1:])
 
 
-@pytest.mark.parametrize("reduce", [True, False])
-def test_vectorised_particles_have_the_same_loss(reduce):
-    model, guide, data = hurdle(levels=(2,), reduce=reduce)
-    losses = []
-    for vectorised in (True, False):
-        elbo = Trace_ELBO(num_particles=4, vectorize_particles=vectorised, max_plate_nesting=2)
-        found = [elbo.loss(model, guide, *data.arguments) for _ in range(8)]
-        losses.append(torch.tensor(found, dtype=torch.float64))
-    error = ((losses[0].var() + losses[1].var()) / 8).sqrt()
-    assert (losses[0].mean() - losses[1].mean()).abs() < 4.5 * error
-    assert error < 0.01 * losses[0].mean().abs()
-
-
 @pytest.mark.parametrize("kind", ["effects", "donors", "two factors"])
 @pytest.mark.parametrize("automatic", [AutoNormal, AutoLaplaceApproximation])
 def test_autoguides(automatic, kind):

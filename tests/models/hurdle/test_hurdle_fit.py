@@ -51,10 +51,10 @@ def test_it_converges_from_its_start():
 
 def test_cut_short_it_says_so():
     """Moved far from the mode the loss still falls when the steps are over."""
-    model, guide, data = hurdle(genes=400, reduce=True)
+    model, guide, data = hurdle(genes=100, reduce=True)
     with torch.no_grad():
         guide.coefficients.shift += 3.0
-    result = fit_hurdle(model, guide, data, steps=120)
+    result = fit_hurdle(model, guide, data, steps=100)
     assert not result.converged
     assert result.stop_reason == "steps"
 
@@ -97,6 +97,7 @@ def test_callbacks_see_every_step():
 
 
 def test_the_learning_rate_falls_to_nothing():
+    """From 0.01, or less where steps are few."""
     rates = []
     fitted({}, steps=10, callbacks=[lambda run: rates.append(run.optimizer.param_groups[0]["lr"])])
     np.testing.assert_allclose(rates, [0.01 * 10 / 200 * (1 - k / 10) for k in range(10)], atol=1e-12)

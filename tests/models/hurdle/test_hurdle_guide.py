@@ -87,6 +87,7 @@ def log_joint_of(model, data, values, theta):
 def test_the_integrand_of_the_elbo_is_the_evidence(name):
     model, guide, data, values = never_zero(name)
     found = integrands(model, guide, data, values)
+    assert ((guide.coefficients.power - 1).abs() < 1e-3).all()
     # As far as sigma is known.
     assert np.ptp(found) < 2e-3
     assert found[0] == pytest.approx(evidence(name, data, model, values), abs=2e-3)
@@ -187,13 +188,9 @@ def test_draws_that_share_their_sds():
     assert found["zero_slope"].shape == (30, 1, 1)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_importance_weights_are_even(kind):
-    """Near to the posterior, a draw given hyperparameters and sds has nearly the weight of any other."""
-    model, guide, data = hurdle(**kind)
-    values = guide.hyper.split(guide.hyper.start)
-    values |= {c.name: torch.full((5, c.width), -1.2).double() for c in model.hierarchy.log_sds}
-    block, draws = model.hierarchy.coefficients, 300
+def importance(model, guide, data, values, draws):
+    """Draws of the coefficients given all else, (draws, 1, genes, width), and their weights, (draws, genes)."""
+    block = model.hierarchy.coefficients
     torch.manual_seed(2)
     q = guide.distribution("coefficients", values)
     theta = q.rsample((draws, 1)).detach()
@@ -202,10 +199,48 @@ def test_importance_weights_are_even(kind):
         trace = trace_model(model, data, {k: v if v.dim() > 1 else v.expand(draws, 1, 1, -1) for k, v in given.items()})
         trace.compute_log_prob()
         joint = sum(trace.nodes[name]["log_prob"].sum(1) for name in ["x", *block.slices])
-        weights = (joint - q.log_prob(theta).squeeze(1)).softmax(0)
-    share = 1 / weights.square().sum(0) / draws
+        return theta, (joint - q.log_prob(theta).squeeze(1)).softmax(0)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_importance_weights_are_even(kind):
+    """Near to the posterior, a draw given hyperparameters and sds has nearly the weight of any other."""
+    model, guide, data = hurdle(**kind)
+    values = guide.hyper.split(guide.hyper.start)
+    values |= {c.name: torch.full((5, c.width), -1.2).double() for c in model.hierarchy.log_sds}
+    _, weights = importance(model, guide, data, values, 300)
+    share = 1 / weights.square().sum(0) / len(weights)
     assert share.min() > 0.15
     assert share.median() > 0.5
+
+
+def test_the_probability_of_no_effect_where_values_are_few():
+    """Its log odds are those of weighted draws, also where the likelihood of the effect is not Normal."""
+    zeros = torch.tensor([[149.0, 127], [130, 100], [95, 80], [18, 25], [20, 12], [40, 25]]).double()
+    positives = torch.tensor([[1.0, 2], [19, 29], [5, 20], [2, 15], [0, 8], [1, 9]]).double()
+    mean = torch.tensor([[1.0, 1.2], [2.0, 2.1], [1.0, 1.2], [1.0, 1.0], [0.0, 1.0], [0.5, 1.0]]).double()
+    value = torch.stack([zeros, positives, mean, 0.25 * (positives - 1).clamp(min=0), 0 * mean], -1)
+    design = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).double()
+    data = HurdleData(value.transpose(0, 1), *[design] * 3, torch.zeros(2, 0).long(), torch.zeros(2).double())
+    model = HurdleModel(data)
+    guide = HurdleGuide(model, data)
+    values = guide.hyper.split(guide.hyper.start)
+    values["effects_logits"] = torch.full((6,), -4.0).double()
+    mixture = model.hierarchy.coefficients.sparse.mixture(values)
+
+    wide = copy.deepcopy(guide)
+    wide.coefficients.log_tails = torch.full_like(guide.coefficients.log_tails, -0.15)  # for even weights
+
+    def log_odds(guide):
+        theta, weights = importance(model, guide, data, values, 10_000)
+        each = mixture.log_weights + torch.distributions.Normal(0.0, mixture.sds).log_prob(theta[:, 0, :, -1:])
+        none = each.softmax(-1)[..., 0]
+        return none.mean(0).logit(), (weights * none).sum(0).logit()
+
+    exact = log_odds(wide)[1]
+    assert (log_odds(guide)[0] - exact).abs().max() < 0.1
+    guide.coefficients.power[:] = 1.0
+    assert (log_odds(guide)[0] - exact).abs().max() > 0.3
 
 
 def test_a_guide_starts_the_same_whatever_the_global_state():
@@ -226,10 +261,7 @@ def test_a_guide_starts_the_same_whatever_the_global_state():
 
 
 def test_the_start_is_near_the_end():
-    """Training moves little: hyperparameters by less than 1.5 of their sds."""
-    model, guide, data = hurdle(levels=(3,), genes=30, cells=300)
-    start = guide.hyper.start.clone()
-    losses = fit_hurdle(model, guide, data, steps=60).losses
-    assert losses[0] - np.mean(losses[-20:]) < 3 * data.genes
-    assert (guide.hyper.shift.abs() < 1.5).all()
-    assert torch.equal(guide.hyper.start, start)
+    """Training gains less than half a nat a gene."""
+    model, guide, data = hurdle(levels=(3,), genes=20, cells=200)
+    losses = fit_hurdle(model, guide, data, steps=80).losses
+    assert np.mean(losses[:5]) - np.mean(losses[-20:]) < 0.5 * data.genes

@@ -153,27 +153,6 @@ def test_score_and_information_of_the_coefficients(kind):
     torch.testing.assert_close(quadratic.information(information), whole)
 
 
-@pytest.mark.parametrize("kind", [{"levels": (3,)}, {"offset": offsets(), "effects": 2}], ids=["donors", "offset"])
-def test_cells_have_the_likelihood_of_their_groups(kind):
-    found = []
-    for reduce in (True, False):
-        model, data = without_guide(**kind, reduce=reduce)
-        groups = data.as_groups()
-        quadratic = Quadratic(Predictors(groups, model.hierarchy.coefficients).matrices(torch.tensor([0.7]).double()))
-        likelihood = GroupLikelihood(groups)
-        thetas = [0.5 * normal(5, model.hierarchy.coefficients.width, seed=k) for k in range(2)]
-        parts = []
-        for theta in thetas:
-            eta = quadratic.predict(theta)
-            score, information = likelihood.derivatives(*eta)
-            parts.append((likelihood.log_density(*eta), quadratic.score(score), quadratic.information(information)))
-        (before, *_), (after, *rest) = parts
-        found.append([len(groups.design), after - before, *rest])
-    assert found[0][0] < found[1][0] == 60
-    for first, second in zip(found[0][1:], found[1][1:], strict=True):
-        torch.testing.assert_close(first, second)
-
-
 def test_of_many_cells_some_make_the_start():
     cells = table(cells=4003, genes=2, continuous=True)
     offset = offsets(4003)
