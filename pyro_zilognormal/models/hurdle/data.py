@@ -87,15 +87,17 @@ class HurdleData:
         return self.factors + torch.tensor(before, dtype=torch.int64, device=self.factors.device)
 
     def as_groups(self) -> HurdleData:
-        """Return the data as groups; a cell becomes a group of one, and of many cells about 2000 are kept."""
+        """Return the data as groups; a cell becomes a group of one, and of many cells 2000 are kept, at random."""
         if self.reduced:
             return self
-        every = slice(None, None, -(-len(self.design) // _MOST_CELLS))
-        design, offset = self.design[every], self.offset[every]
-        stats = SufficientStatistics.from_cells(self.value[every], torch.arange(len(design)), len(design), offset)
-        designs = design, self.zero_design[every], self.scale_design[every]
+        order = torch.randperm(len(self.design), generator=torch.Generator().manual_seed(0))
+        some = order[:_MOST_CELLS].sort().values
+        design, offset = self.design[some], self.offset[some]
+        value = self.value[some if isinstance(self.value, Tensor) else some.numpy()]
+        stats = SufficientStatistics.from_cells(value, torch.arange(len(design)), len(design), offset)
+        designs = design, self.zero_design[some], self.scale_design[some]
         return HurdleData(
-            stats.value.to(design.device), *designs, self.factors[every], torch.zeros_like(offset), self.levels
+            stats.value.to(design.device), *designs, self.factors[some], torch.zeros_like(offset), self.levels
         )
 
     @classmethod

@@ -54,7 +54,10 @@ class HurdleGuide(PyroModule):
             raise TypeError(f"model is a {type(model).__name__}; needed HurdleModel(data)")
         model.check_sizes(data)
         self.genes, self.hierarchy = data.genes, model.hierarchy
-        coefficients, log_sds, hyper = find_start(data.as_groups(), model.hierarchy)
+        groups = data.as_groups()
+        coefficients, log_sds, hyper = find_start(groups, model.hierarchy)
+        # Some of many cells stand for all of them.
+        coefficients = coefficients.repeated(len(data.design) / len(groups.design))
         self.hyper = HyperparameterNormal(hyper)
         self.log_sds = None if log_sds is None else GaussianSite(log_sds, log_sds.linear.shape[-1])
         random = 2 * sum(data.levels)

@@ -8,7 +8,7 @@ latent Gaussian models by using integrated nested Laplace approximations"). The 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,10 @@ class Site:
     information: Tensor  # of shape (genes, width, width)
     linear: Tensor  # of shape (genes, width)
     power: Tensor  # of the likelihood between the mode and 0 of each sparse effect, of shape (genes, effects)
+
+    def repeated(self, times: float) -> Site:
+        """Return the likelihood of so many times the data."""
+        return replace(self, information=times * self.information, linear=times * self.linear)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hurdle_cases import KINDS, offsets, sites, table, trace_model, without_guide
 
-from pyro_zilognormal.models import Condition, HurdleData, HurdleModel, cell_parameters
+from pyro_zilognormal.models import Condition, HurdleData, HurdleGuide, HurdleModel, cell_parameters
 from pyro_zilognormal.models.hurdle.components import log_scale
 from pyro_zilognormal.models.hurdle.effects import location
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
@@ -157,10 +157,24 @@ def test_of_many_cells_some_make_the_start():
     cells = table(cells=4003, genes=2, continuous=True)
     offset = offsets(4003)
     found = HurdleData.from_cells(**cells, offset=offset).as_groups()
-    every = slice(None, None, 3)
-    some = {k: None if v is None else v[every] for k, v in cells.items()}
-    same = HurdleData.from_cells(**some, offset=offset[every]).as_groups()
+    some = torch.randperm(4003, generator=torch.Generator().manual_seed(0))[:2000].sort().values
+    kept = {k: None if v is None else v[some] for k, v in cells.items()}
+    same = HurdleData.from_cells(**kept, offset=offset[some], reduce=False).as_groups()
     assert found.reduced
-    for first, second in zip(found.arguments, same.arguments, strict=True):
-        torch.testing.assert_close(first, second)
+    assert len(found.design) == 2000
+    torch.testing.assert_close(found.design, cells["design"][some].double())
+    torch.testing.assert_close(found.value[..., :2].sum((0,)), same.value[..., :2].sum((0,)))
     HurdleModel(found)
+
+
+def test_the_start_stands_for_all_cells():
+    """A design that repeats, kept as 6,000 cells and as groups: the starts have the same precision."""
+    x = torch.rand(6000, 3, generator=torch.Generator().manual_seed(1)).double().exp()
+    x[torch.rand(6000, 3, generator=torch.Generator().manual_seed(2)) < 0.4] = 0
+    design = torch.stack([torch.ones(6000), torch.arange(6000) % 2], 1)
+    guides = []
+    for reduce in (False, True):
+        data = HurdleData.from_cells(x, design, reduce=reduce)
+        guides.append(HurdleGuide(HurdleModel(data), data))
+    by_cells, by_groups = (g.coefficients.information.diagonal(dim1=-2, dim2=-1) for g in guides)
+    assert ((by_cells / by_groups).log().abs() < 0.15).all()
