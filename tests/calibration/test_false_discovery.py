@@ -41,7 +41,7 @@ def test_without_effects_donors_keep_calls_away(seed):
 @pytest.mark.slow
 def test_observed_false_discovery_rate_is_at_most_the_expected_one():
     found = []
-    for seed in range(3):
+    for seed in range(5):
         made = experiment(seed, genes=300, share=0.2)
         unchanged = (fold_changes(made, donors=True, seed=seed).abs() <= DELTA).double().mean(0)
         found.append((expected_fdr(unchanged), made.log_fc.abs() <= DELTA))
