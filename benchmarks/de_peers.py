@@ -241,7 +241,7 @@ WHY = """
   cells, a gene needs less evidence of its own. Where it is small, it needs more.
 - **Donors.** Cells of one donor are not independent. All methods that take them to be are wrong about other donors,
   and ours no less than the others; with `donor=` it is not.
-- **Time.** Ours is a posterior of all genes together, by 200 steps of optimisation and 1,000 draws; the others have
+- **Time.** Ours is a posterior of all genes together, by 50 steps of optimisation and 1,000 draws; the others have
   closed forms or a small regression a gene. It does not grow with the cells, which are reduced to groups first.
 """
 
