@@ -80,7 +80,7 @@ class _Ascent:
         genes, likelihood = groups.genes, self.likelihood
         self.damping = groups.design.new_ones(genes, 1)
         self.log_sds = {c.name: self.hyper[f"{c.name}_mean"][0].expand(genes, -1).clone() for c in hierarchy.log_sds}
-        # Pooled moments of each gene, and hyperparameters of intercepts that match them.
+        # Pooled moments of each gene.
         positives = likelihood.positives.sum(1)
         mean = (likelihood.positives * likelihood.mean).sum(1) / positives.clamp(min=1)
         spread = (likelihood.squares + likelihood.positives * (likelihood.mean - mean[:, None]).square()).sum(1)
@@ -206,8 +206,7 @@ class _Ascent:
         middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
         before = self.hyper["zero_slope"][0]
         own, other = self.shared
-        theta, deviation = self.theta[:, own], (self.theta - mean)[:, other]
-        weight = precision.expand_as(self.theta)[:, other]
+        theta, deviation, weight = self.theta[:, own], (self.theta - mean)[:, other], precision[:, other]
         product = (weight * (theta * deviation + self.covariance[:, own, other])).sum()
         square = (weight * (theta.square() + self.variance[:, own])).sum()
         resolved = (weight * theta.square() * (1 - weight * self.variance[:, other]).clamp(min=0)).sum()
