@@ -123,6 +123,25 @@ class Component(nn.Module):
         return values[f"{self.name}_mean"], (-2 * values[f"{self.name}_log_sd"]).exp()
 
 
+class ZeroIntercept(Component):
+    """The log odds of a zero beyond those that follow from the log mean, -slope times it.
+
+    theta_g ~ Normal(mean + slope centre, exp(log_sd)): ``mean`` is that of the log odds of genes whose log mean is
+    ``centre``, amid the data, so that the posteriors of ``mean`` and slope are hardly correlated.
+    """
+
+    centre: Tensor
+
+    def __init__(self, hyperpriors: Mapping[str, Normal], centre: Tensor) -> None:
+        super().__init__("zero_intercept", 1, hyperpriors)
+        self.register_buffer("centre", centre)
+
+    def moments(self, values: dict[str, Tensor]) -> Normal:
+        """Return the mean and 1 / sd^2 of the prior, each of shape (..., 1)."""
+        mean, precision = super().moments(values)
+        return mean + values["zero_slope"] * self.centre, precision
+
+
 class RandomEffects(Component):
     """Effects of the levels of some factors, u_gk ~ Normal(0, exp(log_sd_gf)): each gene has sds of its own."""
 
@@ -195,7 +214,7 @@ class Block(nn.ModuleList):
         return _join(means), _join(precisions)
 
     def split(self, theta: Tensor) -> dict[str, Tensor]:
-        """Return the values of each component from those of all elements."""
+        """Return the elements of each component, by its name."""
         return dict(zip((c.name for c in self), theta.split([c.width for c in self], -1), strict=True))
 
 
@@ -235,9 +254,9 @@ def make_hierarchy(data: HurdleData, priors: HurdlePriors) -> Hierarchy:
     ]
     fixed = [
         Component("log_sigma", scales, {"mean": (sigma[0], sigma[1]), "log_sd": (sigma[2].log(), sigma[3])}),
-        _normal("zero_intercept", 1, priors),
-        _normal("zero_effects", zeros - 1, priors),
         _normal("intercept", 1, priors),
+        _zero_intercept(priors),
+        _normal("zero_effects", zeros - 1, priors),
         _sparse(data, priors, columns - 1),
     ]
     blocks = Block(log_sds), Block([c for c in [*random, *fixed] if c.width])
@@ -245,8 +264,16 @@ def make_hierarchy(data: HurdleData, priors: HurdlePriors) -> Hierarchy:
 
 
 def _normal(name: str, width: int, priors: HurdlePriors) -> Component:
+    return Component(name, width, _across_genes(name, width, priors))
+
+
+def _zero_intercept(priors: HurdlePriors) -> ZeroIntercept:
+    return ZeroIntercept(_across_genes("zero_intercept", 1, priors), _pair(priors.intercept_mean, 1)[0])
+
+
+def _across_genes(name: str, width: int, priors: HurdlePriors) -> dict[str, Normal]:
     mean, sd = getattr(priors, f"{name}_mean"), getattr(priors, f"{name}_sd")
-    return Component(name, width, {"mean": _pair(mean, width), "log_sd": _log(sd, width)})
+    return {"mean": _pair(mean, width), "log_sd": _log(sd, width)}
 
 
 def _sparse(data: HurdleData, priors: HurdlePriors, width: int) -> SparseEffects:

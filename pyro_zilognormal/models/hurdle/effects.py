@@ -114,8 +114,7 @@ def cell_parameters(draws: Mapping[str, Tensor], condition: Condition, random: S
     for element in random:
         log_mean = log_mean + draws["random"][..., element]
         zero = zero + draws["zero_random"][..., element]
-    deviation = log_mean - draws["intercept"].squeeze(-1)
-    return CellParameters(log_mean, zero - draws["zero_slope"].squeeze(-1) * deviation, log_scale(log_sigma).exp())
+    return CellParameters(log_mean, zero - draws["zero_slope"].squeeze(-1) * log_mean, log_scale(log_sigma).exp())
 
 
 def log_fold_change(draws: Mapping[str, Tensor], test: Condition, reference: Condition) -> FoldChange:

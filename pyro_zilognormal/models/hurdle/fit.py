@@ -138,7 +138,8 @@ def draw_coefficients(
     """
     names = ["intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "zero_slope"]
     names += ["random", "zero_random"] if random else []
-    guide = cast(HurdleGuide, result.module.owners["guide"])
+    model, guide = (result.module.owners[name] for name in ("model", "guide"))
+    assert isinstance(model, HurdleModel) and isinstance(guide, HurdleGuide)
     width = guide.hierarchy.coefficients.width
     size = max(1, _NUMBERS_A_BLOCK // (data.genes * width * (width + _DRAWS_A_FACTOR)))
     found: dict[str, Tensor] = {}
@@ -147,6 +148,7 @@ def draw_coefficients(
         for start in range(0, draws, size * _DRAWS_A_FACTOR):
             stop = min(start + size * _DRAWS_A_FACTOR, draws)
             sites = guide.sample_coefficients(-(-(stop - start) // _DRAWS_A_FACTOR), _DRAWS_A_FACTOR)
+            sites = model.at_origin(sites)
             for name in (n for n in names if n in sites):
                 block = sites[name][: stop - start].cpu()
                 # Filled as they come: to join them at the end would hold them in memory twice.

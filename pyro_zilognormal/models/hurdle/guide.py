@@ -54,7 +54,7 @@ class HurdleGuide(PyroModule):
             raise TypeError(f"model is a {type(model).__name__}; needed HurdleModel(data)")
         model.check_sizes(data)
         self.genes, self.hierarchy = data.genes, model.hierarchy
-        groups = data.as_groups()
+        groups = model.centred(data.as_groups())
         coefficients, log_sds, hyper = find_start(groups, model.hierarchy)
         # Some of many cells stand for all of them.
         coefficients = coefficients.repeated(len(data.design) / len(groups.design))

@@ -86,15 +86,16 @@ class _Ascent:
         spread = (likelihood.squares + likelihood.positives * (likelihood.mean - mean[:, None]).square()).sum(1)
         variance = ((spread + 0.3) / (positives + 1)).clamp(min=0.02)
         zero = ((likelihood.zeros.sum(1) + 0.5) / (positives + 0.5)).log()
-        centre = self.hyper["intercept_mean"][0]
+        self.centre = self.hyper["intercept_mean"][0]
         first = {
-            "intercept": torch.where(positives > 0, mean, centre) - (1 + zero.exp()).log() + variance / 2,
+            "intercept": torch.where(positives > 0, mean, self.centre) - (1 + zero.exp()).log() + variance / 2,
             "zero_intercept": zero,
             "log_sigma": variance.log() / 2,
         }
         parts = {c.name: groups.design.new_zeros(genes, c.width) for c in self.block}
         for name, values in first.items():
             parts[name][:, 0] = values
+        parts["zero_intercept"] += self.hyper["zero_slope"][0] * parts["intercept"]
         self.theta = torch.cat([parts[c.name] for c in self.block], -1)
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
         self.power = torch.ones_like(parts["effects"] if "effects" in parts else self.theta[:, :0])
@@ -198,20 +199,24 @@ class _Ascent:
                 self.hyper |= _normal_step(c, self.log_sds[c.name], self.log_sd_variance[c.name], values)
             else:
                 self.hyper |= _normal_step(c, theta[c.name], variance[c.name], values)
-        self.hyper["zero_slope"] = self._slope_step()
+        self._step_slope()
 
-    def _slope_step(self) -> Normal:
-        """Return the slope of the zero part: the regression of its deviations on those of the log mean."""
+    def _step_slope(self) -> None:
+        """Regress the zero part's deviations on those of the log mean, the log odds of zeros held."""
         mean, precision = self._moments()
         middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
         before = self.hyper["zero_slope"][0]
         own, other = self.shared
-        theta, deviation, weight = self.theta[:, own], (self.theta - mean)[:, other], precision[:, other]
+        deviation, weight = (self.theta - mean)[:, other], precision[:, other]
+        theta = self.theta[:, own].clone()
+        theta[:, -1] -= self.centre  # of the intercepts
         product = (weight * (theta * deviation + self.covariance[:, own, other])).sum()
         square = (weight * (theta.square() + self.variance[:, own])).sum()
         resolved = (weight * theta.square() * (1 - weight * self.variance[:, other]).clamp(min=0)).sum()
         step = (product + (before - middle) * sd.pow(-2)) / (square + sd.pow(-2))
-        return (before - step).clamp(min=0), (resolved + sd.pow(-2)).rsqrt()
+        slope = (before - step).clamp(min=0)
+        self.theta[:, other] += (slope - before) * self.theta[:, own]
+        self.hyper["zero_slope"] = slope, (resolved + sd.pow(-2)).rsqrt()
 
     def site(self) -> Site:
         """Return the likelihood at the mode as a quadratic."""
@@ -222,7 +227,7 @@ class _Ascent:
 
 
 def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list[int], list[int]]:
-    """Return the elements of the log mean that have a counterpart in the zero part, and these."""
+    """Return the elements of the log mean that have a counterpart in the zero part, and these; the intercepts last."""
     pairs = []
     if "random" in slices:
         own, zero = (range(s.start, s.stop) for s in (slices["random"], slices["zero_random"]))
@@ -231,23 +236,26 @@ def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list
         for k, other in enumerate(groups.zero_design.mT[1:]):
             if torch.equal(column, other):
                 pairs.append((slices["effects"].start + j, slices["zero_effects"].start + k))
+    pairs.append((slices["intercept"].start, slices["zero_intercept"].start))
     return [j for j, _ in pairs], [k for _, k in pairs]
 
 
 def _normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
     """Return mean and log sd across genes of a component's elements, given their means and variances."""
-    (middle, sd), (log_middle, log_spread) = c.hyperpriors().values()
-    _, precision = c.moments(values)
-    information = len(theta) * precision + sd.pow(-2)
-    at = (theta.sum(0) * precision + middle * sd.pow(-2)) / information
+    hyperpriors = c.hyperpriors()
+    (middle, sd), (log_middle, log_spread) = (hyperpriors[f"{c.name}_{kind}"] for kind in ("mean", "log_sd"))
+    mean, precision = c.moments(values)
+    theta = theta - (mean - values[f"{c.name}_mean"])
+    at = (theta.sum(0) * precision + middle * sd.pow(-2)) / (len(theta) * precision + sd.pow(-2))
     squares = ((theta - at).square() + variance).mean(0)
     # Each element known for sure has information 2 on log sd.
     complete, before = 2 * len(theta), log_spread.pow(-2)
     log_sd = (complete * squares.log() / 2 + before * log_middle) / (complete + before)
-    resolved = (1 - variance * precision).clamp(min=0).square().sum(0)
+    # The share of each element's variance that its data resolve.
+    resolved = (1 - variance * precision).clamp(min=0)
     return {
-        f"{c.name}_mean": (at, information.rsqrt()),
-        f"{c.name}_log_sd": (log_sd, (2 * resolved + before).rsqrt()),
+        f"{c.name}_mean": (at, (resolved.sum(0) * precision + sd.pow(-2)).rsqrt()),
+        f"{c.name}_log_sd": (log_sd, (2 * resolved.square().sum(0) + before).rsqrt()),
     }
 
 

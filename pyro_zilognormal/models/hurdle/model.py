@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
@@ -13,6 +16,8 @@ from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.effects import location
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
 from pyro_zilognormal.sufficient import GroupedZeroInflatedLogNormal
+
+_DESIGNS = "design", "zero_design", "scale_design"
 
 
 class HurdleModel(PyroModule):
@@ -82,6 +87,29 @@ class HurdleModel(PyroModule):
         self.sizes = data.sizes
         self.priors = HurdlePriors.for_data(data) if priors is None else priors
         self.hierarchy = make_hierarchy(data, self.priors)
+        for name in _DESIGNS:
+            self.register_buffer(f"{name}_centre", _centre(getattr(data, name)))
+
+    @property
+    def centres(self) -> tuple[Tensor, ...]:
+        """The average of the distinct rows of each design, and 0 for the intercept."""
+        return tuple(getattr(self, f"{name}_centre") for name in _DESIGNS)
+
+    def centred(self, data: HurdleData) -> HurdleData:
+        """Return the data with the designs that the sites refer to."""
+        designs = {name: getattr(data, name) - c for name, c in zip(_DESIGNS, self.centres, strict=True)}
+        return replace(data, **designs)
+
+    def at_origin(self, sites: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the coefficients of the designs as they were given, from those of centred ones."""
+        found = dict(sites)
+        names = (("intercept", "effects"), ("zero_intercept", "zero_effects"))
+        for (intercept, effects), centre in zip(names, self.centres, strict=False):
+            if effects in sites:
+                found[intercept] = sites[intercept] - sites[effects] @ centre[1:, None]
+        log_sigma, centre = sites["log_sigma"], self.scale_design_centre
+        found["log_sigma"] = torch.cat([log_sigma[..., :1] - log_sigma @ centre[:, None], log_sigma[..., 1:]], -1)
+        return found
 
     def check_sizes(self, data: HurdleData) -> None:
         """Raise an error unless the data have the rows, genes, levels and columns of the model's."""
@@ -112,6 +140,9 @@ class HurdleModel(PyroModule):
                 they are not; None draws them.
         """
         rows = len(design)
+        design, zero_design, scale_design = (
+            given - centre for given, centre in zip((design, zero_design, scale_design), self.centres, strict=True)
+        )
         values = {
             name: pyro.sample(name, dist.Normal(loc, scale).to_event(1))
             for name, (loc, scale) in self.hierarchy.hyperpriors().items()
@@ -119,11 +150,8 @@ class HurdleModel(PyroModule):
         with pyro.plate("genes", self.sizes["genes"], dim=-1):
             for component in [*self.hierarchy.log_sds, *self.hierarchy.coefficients]:
                 values[component.name] = pyro.sample(component.name, component.prior(values))
-            deviation = self._predict("", values, design[:, 1:], factors)
-            log_mean = values["intercept"].mT + deviation
-            intercept = values["zero_intercept"].mT
-            zero = intercept + self._predict("zero_", values, zero_design[:, 1:], factors)
-            zero = zero - values["zero_slope"] * deviation
+            log_mean = self._predict("", values, design, factors)
+            zero = self._predict("zero_", values, zero_design, factors) - values["zero_slope"] * log_mean
             scale = log_scale((values["log_sigma"] @ scale_design.mT).mT).exp()
             with pyro.plate("rows", max(self.sizes["rows"], rows), subsample_size=rows, dim=-2):
                 mu, scale, zero = (_beside_rows(v) for v in (location(log_mean, scale, zero), scale, zero))
@@ -133,9 +161,10 @@ class HurdleModel(PyroModule):
                     likelihood = GroupedZeroInflatedLogNormal(mu, scale, zero, cells)
                 pyro.sample("x", likelihood, obs=None if value is None else value.double())
 
-    def _predict(self, part: str, values: dict[str, Tensor], effects: Tensor, factors: Tensor) -> Tensor:
-        """Return a part's deviation from its intercept, of shape (..., rows, genes)."""
-        eta = values[f"{part}effects"] @ effects.mT if effects.shape[1] else effects.new_zeros(1, len(effects))
+    def _predict(self, part: str, values: dict[str, Tensor], design: Tensor, factors: Tensor) -> Tensor:
+        """Return fixed and random effects of a part, of shape (..., rows, genes)."""
+        names = [name for name in (f"{part}intercept", f"{part}effects") if name in values]
+        eta = torch.cat([values[name] for name in names], -1) @ design.mT
         if self.sizes["levels"]:
             before = 0
             for factor, levels in zip(factors.mT, self.sizes["levels"], strict=True):
@@ -147,6 +176,13 @@ class HurdleModel(PyroModule):
 def _beside_rows(eta: Tensor) -> Tensor:
     """Drop the dimension of the plate of rows, which coefficients are not in, left of (rows, genes)."""
     return eta if eta.dim() == 2 else eta.squeeze(-3)
+
+
+def _centre(design: Tensor) -> Tensor:
+    """Return the average of the distinct rows, and 0 for the intercept."""
+    centre = design.unique(dim=0).mean(0)
+    centre[0] = 0
+    return centre
 
 
 def _check_data(data: object) -> None:

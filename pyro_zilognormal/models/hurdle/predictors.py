@@ -34,13 +34,11 @@ class Predictors:
             if name in slices:
                 rows[part][:, slices[name]] = matrix
         self.fixed = rows
-        # The log odds of a zero follow the log mean's deviation from its intercept.
-        self.deviation = rows[0].clone()
-        self.deviation[:, slices["intercept"]] = 0
 
     def matrices(self, slope: Tensor) -> Tensor:
         """Return the matrices given the slope of the zero part, of shape (3, rows, width)."""
-        return torch.stack([self.fixed[0], self.fixed[1] - slope * self.deviation, self.fixed[2]])
+        log_mean, zero, log_sigma = self.fixed
+        return torch.stack([log_mean, zero - slope * log_mean, log_sigma])
 
 
 class GroupLikelihood:

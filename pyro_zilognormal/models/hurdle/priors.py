@@ -37,8 +37,9 @@ class HurdlePriors:
         log_sigma_effects_mean: of the change of log sigma per unit of a column.
         log_sigma_effects_sd: likewise.
         zero_slope: mean and sd of the fall of the log odds of a zero per unit of the log mean, 1 for rare counts.
-        zero_intercept_mean: of the log odds of a zero at the reference.
-        zero_intercept_sd: likewise.
+        zero_intercept_mean: of the log odds of a zero in genes whose log mean is the first element of
+            ``intercept_mean``.
+        zero_intercept_sd: of the genes' deviations from the line through it.
         zero_effects_mean: of the change of the log odds of a zero, per unit of a column, beyond that of the log mean.
         zero_effects_sd: likewise.
         zero_random_sd: as ``random_sd``, of the log odds of a zero beyond what the log mean explains.
@@ -65,7 +66,7 @@ class HurdlePriors:
     log_sigma_effects_sd: Pair = (0.1, 1.0)
     zero_slope: Pair = (1.0, 0.5)
     zero_intercept_mean: Pair = (0.0, 3.0)
-    zero_intercept_sd: Pair = (1.5, 1.0)
+    zero_intercept_sd: Pair = (0.5, 1.0)
     zero_effects_mean: Pair = (0.0, 1.0)
     zero_effects_sd: Pair = (0.3, 1.0)
     zero_random_sd: Pair = (0.1, 1.0)
@@ -83,8 +84,8 @@ class HurdlePriors:
     def for_data(cls, data: HurdleData, **changed: Any) -> HurdlePriors:
         """Return the defaults in the units of the data.
 
-        The mean intercept is centred at the mean log of the data, that of log x - offset over all positive values, with
-        an sd of 2.5 of theirs, at least 2.5. A column that holds only -1, 0 and 1 is a code, whose effect is a log
+        The mean intercept is centred at the mean over genes of their log mean, zeros included, with an sd of 2.5 of
+        theirs, at least 2.5. A column that holds only -1, 0 and 1 is a code, whose effect is a log
         ratio as it stands; the effect of any other is taken per standard deviation of the column.
 
         Args:
@@ -99,11 +100,9 @@ class HurdlePriors:
             >>> HurdlePriors.for_data(data, random_sd=(0.2, 0.5)).intercept_mean
             (4.605170185988092, 2.5)
         """
-        count, mean, squares = (v.reshape(-1) for v in data.as_groups().value.unbind(-1)[1:4])
-        total = count.sum().clamp(min=1)
-        centre = (count * mean).sum() / total
-        sd = ((squares.sum() + (count * (mean - centre).square()).sum()) / total).sqrt()
-        scaled: dict[str, Any] = {"intercept_mean": (float(centre), max(2.5, 2.5 * float(sd)))}
+        log_means = _log_means(data.as_groups().value)
+        centre, sd = (float(log_means.mean()), float(log_means.std(correction=0))) if len(log_means) else (0.0, 0.0)
+        scaled: dict[str, Any] = {"intercept_mean": (centre, max(2.5, 2.5 * sd))}
         for name, design in [("zero_effects", data.zero_design), ("log_sigma_effects", data.scale_design)]:
             unit = column_units(design).cpu()
             if len(unit):
@@ -118,6 +117,16 @@ def column_units(design: Tensor) -> Tensor:
     coded = (effects.abs().eq(1) | effects.eq(0)).all(0)
     sd = (effects - effects.mean(0)).square().mean(0).sqrt()
     return torch.where(coded | (sd == 0), 1.0, sd)
+
+
+def _log_means(value: Tensor) -> Tensor:
+    """Return the log mean of each gene that has a positive value, those of a ZILN with its pooled moments."""
+    zeros, count, mean, squares = value.unbind(-1)[:4]
+    zeros, count, mean, squares = (v[:, count.sum(0) > 0] for v in (zeros, count, mean, squares))
+    total = count.sum(0)
+    centre = (count * mean).sum(0) / total
+    variance = (squares + count * (mean - centre).square()).sum(0) / total
+    return (total / (total + zeros.sum(0))).log() + centre + variance / 2
 
 
 def _check_pair(name: str, value: object) -> None:
