@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_zilognormal.models.hurdle.data import HurdleData
-from pyro_zilognormal.models.hurdle.priors import HurdlePriors, column_units
+from pyro_zilognormal.models.hurdle.priors import HurdlePriors, Pair, column_units
 
 # Mean and standard deviation of a Normal, each of shape (k,).
 Normal = tuple[Tensor, Tensor]
@@ -123,38 +123,53 @@ class Component(nn.Module):
         return values[f"{self.name}_mean"], (-2 * values[f"{self.name}_log_sd"]).exp()
 
 
-class ZeroIntercept(Component):
+class GeneScaled(Component):
+    """A site whose sds are a gene's own: theta_gk ~ Normal(mean_k, exp(log_sd_g) / unit_k), log_sd_g a site itself.
+
+    Args:
+        name: of the site.
+        log_sd: name of the site of the log sds.
+        owner: which of them an element has.
+        unit: of the columns that the elements belong to.
+        hyperpriors: of the mean; 0 without.
+    """
+
+    owner: Tensor
+    unit: Tensor
+
+    def __init__(
+        self, name: str, log_sd: str, owner: Tensor, unit: Tensor, hyperpriors: Mapping[str, Normal] | None = None
+    ) -> None:
+        super().__init__(name, len(owner), hyperpriors or {})
+        self.log_sd = log_sd
+        self.register_buffer("owner", owner)
+        self.register_buffer("unit", unit)
+
+    def moments(self, values: dict[str, Tensor]) -> Normal:
+        """Return the mean and 1 / sd^2 of the prior, each of shape (..., genes, width)."""
+        precision = (-2 * values[self.log_sd][..., self.owner]).exp() * self.unit.square()
+        mean = values[f"{self.name}_mean"] if self.kinds else torch.zeros_like(self.unit)
+        return mean + torch.zeros_like(precision), precision
+
+
+class ZeroIntercept(GeneScaled):
     """The log odds of a zero beyond those that follow from the log mean, -slope times it.
 
-    theta_g ~ Normal(mean + slope centre, exp(log_sd)): ``mean`` is that of the log odds of genes whose log mean is
-    ``centre``, amid the data, so that the posteriors of ``mean`` and slope are hardly correlated.
+    ``mean`` is that of the log odds of genes whose log mean is ``centre``, amid the data, so that the posteriors of
+    ``mean`` and slope are hardly correlated: theta_g ~ Normal(mean + slope centre, exp(log_sd_g)).
     """
 
     centre: Tensor
 
     def __init__(self, hyperpriors: Mapping[str, Normal], centre: Tensor) -> None:
-        super().__init__("zero_intercept", 1, hyperpriors)
+        first = torch.zeros(1, dtype=torch.int64)
+        super().__init__("zero_intercept", "zero_log_sd", first, torch.ones_like(centre), hyperpriors)
         self.register_buffer("centre", centre)
 
     def moments(self, values: dict[str, Tensor]) -> Normal:
-        """Return the mean and 1 / sd^2 of the prior, each of shape (..., 1)."""
+        """Return the mean and 1 / sd^2 of the prior, each of shape (..., genes, 1)."""
         mean, precision = super().moments(values)
         return mean + values["zero_slope"] * self.centre, precision
-
-
-class RandomEffects(Component):
-    """Effects of the levels of some factors, u_gk ~ Normal(0, exp(log_sd_gf)): each gene has sds of its own."""
-
-    owner: Tensor
-
-    def __init__(self, name: str, levels: tuple[int, ...]) -> None:
-        super().__init__(name, sum(levels), {})
-        self.register_buffer("owner", torch.arange(len(levels)).repeat_interleave(torch.tensor(levels)))
-
-    def moments(self, values: dict[str, Tensor]) -> Normal:
-        """Return 0 and 1 / sd^2 of the levels, each of shape (..., genes, levels)."""
-        precision = (-2 * values[f"{self.name}_log_sd"][..., self.owner]).exp()
-        return torch.zeros_like(precision), precision
 
 
 class SparseEffects(Component):
@@ -236,51 +251,52 @@ class Hierarchy(nn.Module):
 
 def make_hierarchy(data: HurdleData, priors: HurdlePriors) -> Hierarchy:
     """Return the sites for the designs and factors of the data."""
-    log_sds, random = [], []
+    log_sds, random = [_log_sds("zero", 1, priors)], []
     for part in ("", "zero_") if data.levels else ():
-        mean = _log(getattr(priors, f"{part}random_sd"), len(data.levels))
-        spread = _log(getattr(priors, f"{part}random_spread"), len(data.levels))
-        log_sds.append(Component(f"{part}random_log_sd", len(data.levels), {"mean": mean, "log_sd": spread}))
-        random.append(RandomEffects(f"{part}random", data.levels))
-    zeros, columns, scales = (d.shape[1] for d in (data.zero_design, data.design, data.scale_design))
-    sigma = [
-        torch.cat([first, rest])
-        for name in ("mean", "sd")
-        for first, rest in zip(
-            _pair(getattr(priors, f"log_sigma_{name}"), 1),
-            _pair(getattr(priors, f"log_sigma_effects_{name}"), scales - 1),
-            strict=True,
-        )
-    ]
+        log_sds.append(_log_sds(f"{part}random", len(data.levels), priors))
+        owner = torch.arange(len(data.levels)).repeat_interleave(torch.tensor(data.levels))
+        unit = torch.ones(len(owner), dtype=torch.float64)
+        random.append(GeneScaled(f"{part}random", f"{part}random_log_sd", owner, unit))
     fixed = [
-        Component("log_sigma", scales, {"mean": (sigma[0], sigma[1]), "log_sd": (sigma[2].log(), sigma[3])}),
-        _normal("intercept", 1, priors),
-        _zero_intercept(priors),
-        _normal("zero_effects", zeros - 1, priors),
-        _sparse(data, priors, columns - 1),
+        _log_sigma(priors, data.scale_design.shape[1]),
+        Component("intercept", 1, _across_genes(priors.intercept_mean, priors.intercept_sd, 1)),
+        ZeroIntercept({"mean": _pair(priors.zero_intercept_mean, 1)}, _pair(priors.intercept_mean, 1)[0]),
+        _zero_effects(data, priors),
+        _sparse(data, priors),
     ]
     blocks = Block(log_sds), Block([c for c in [*random, *fixed] if c.width])
     return Hierarchy(*blocks, _pair(priors.zero_slope, 1)).to(data.design.device)
 
 
-def _normal(name: str, width: int, priors: HurdlePriors) -> Component:
-    return Component(name, width, _across_genes(name, width, priors))
+def _log_sds(name: str, width: int, priors: HurdlePriors) -> Component:
+    mean, spread = (_log(getattr(priors, f"{name}_{kind}"), width) for kind in ("sd", "spread"))
+    return Component(f"{name}_log_sd", width, {"mean": mean, "log_sd": spread})
 
 
-def _zero_intercept(priors: HurdlePriors) -> ZeroIntercept:
-    return ZeroIntercept(_across_genes("zero_intercept", 1, priors), _pair(priors.intercept_mean, 1)[0])
+def _log_sigma(priors: HurdlePriors, width: int) -> Component:
+    first = _across_genes(priors.log_sigma_mean, priors.log_sigma_sd, 1)
+    rest = _across_genes(priors.log_sigma_effects_mean, priors.log_sigma_effects_sd, width - 1)
+    joined = {kind: tuple(map(torch.cat, zip(first[kind], rest[kind], strict=True))) for kind in first}
+    return Component("log_sigma", width, cast(dict[str, Normal], joined))
 
 
-def _across_genes(name: str, width: int, priors: HurdlePriors) -> dict[str, Normal]:
-    mean, sd = getattr(priors, f"{name}_mean"), getattr(priors, f"{name}_sd")
+def _zero_effects(data: HurdleData, priors: HurdlePriors) -> GeneScaled:
+    unit = column_units(data.zero_design).cpu()
+    first = torch.zeros(len(unit), dtype=torch.int64)
+    mean = _pair(priors.zero_effects_mean, len(unit))
+    return GeneScaled("zero_effects", "zero_log_sd", first, unit, {"mean": mean})
+
+
+def _across_genes(mean: Pair, sd: Pair, width: int) -> dict[str, Normal]:
     return {"mean": _pair(mean, width), "log_sd": _log(sd, width)}
 
 
-def _sparse(data: HurdleData, priors: HurdlePriors, width: int) -> SparseEffects:
+def _sparse(data: HurdleData, priors: HurdlePriors) -> SparseEffects:
+    unit = column_units(data.design).cpu()
     sds = torch.tensor((priors.spike_sd, *EFFECT_SDS), dtype=torch.float64)
-    share, spread = (v.repeat_interleave(len(EFFECT_SDS)) for v in _pair(priors.effects_share, width))
+    share, spread = (v.repeat_interleave(len(EFFECT_SDS)) for v in _pair(priors.effects_share, len(unit)))
     logit = (share / (1 - share) / len(EFFECT_SDS)).log(), spread
-    return SparseEffects("effects", sds / column_units(data.design).cpu().unsqueeze(-1), logit)
+    return SparseEffects("effects", sds / unit.unsqueeze(-1), logit)
 
 
 def _join(tensors: tuple[Tensor, ...]) -> Tensor:

@@ -59,7 +59,7 @@ class HurdleGuide(PyroModule):
         # Some of many cells stand for all of them.
         coefficients = coefficients.repeated(len(data.design) / len(groups.design))
         self.hyper = HyperparameterNormal(hyper)
-        self.log_sds = None if log_sds is None else GaussianSite(log_sds, log_sds.linear.shape[-1])
+        self.log_sds = GaussianSite(log_sds, log_sds.linear.shape[-1])
         random = 2 * sum(data.levels)
         self.coefficients = GaussianSite(coefficients, model.hierarchy.coefficients.width - random)
 
@@ -85,9 +85,8 @@ class HurdleGuide(PyroModule):
                 values |= sites
 
     def blocks(self) -> list[tuple[str, Block]]:
-        """Return the blocks that a gene has, in the order in which they are drawn."""
-        blocks = {"log_sds": self.hierarchy.log_sds, "coefficients": self.hierarchy.coefficients}
-        return [(name, block) for name, block in blocks.items() if len(block)]
+        """Return the blocks of a gene, in the order in which they are drawn."""
+        return [(name, getattr(self.hierarchy, name)) for name in ("log_sds", "coefficients")]
 
     def distribution(self, name: str, values: dict[str, Tensor]) -> PathDerivative:
         """Return the distribution of a block given what has been drawn."""

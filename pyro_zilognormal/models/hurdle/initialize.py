@@ -17,14 +17,13 @@ from pyro_zilognormal.models.hurdle.components import (
     Component,
     Hierarchy,
     Normal,
-    RandomEffects,
     SparseEffects,
 )
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
 
-# Rounds of one scoring step and one EM step.
-_ROUNDS = 60
+# Rounds of one scoring step and one EM step, before the sds are found on the grid and between that and a second time.
+_ROUNDS = 36, 24
 # Rounds before the hyperparameters are estimated: the modes must be near.
 _WARM_UP = 4
 # Rounds of scoring steps to the mode without an effect.
@@ -55,22 +54,23 @@ class Site:
 
 
 @torch.no_grad()
-def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site | None, dict[str, Normal]]:
+def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, dict[str, Normal]]:
     """Return the sites of the coefficients and of the log sds, and mean and sd of each hyperparameter."""
     ascent = _Ascent(groups, hierarchy)
-    for round_ in range(_ROUNDS):
-        ascent.step()
-        if round_ in (_ROUNDS // 3, 2 * _ROUNDS // 3, _ROUNDS - 1):
-            ascent.temper()
-        if round_ >= _WARM_UP:
-            ascent.estimate()
-    site = ascent.site()
-    log_sds = _grid_site(ascent, site) if groups.levels else None
+    for stage, rounds in enumerate(_ROUNDS):
+        for round_ in range(rounds):
+            ascent.step()
+            if round_ in (rounds // 2, rounds - 1):
+                ascent.temper()
+            if stage or round_ >= _WARM_UP:
+                ascent.estimate()
+        site = ascent.site()
+        log_sds = _grid_site(ascent, site)
     return site, log_sds, ascent.hyper
 
 
 class _Ascent:
-    """All genes on their way to the modes of coefficients (given the log sds) and log sds."""
+    """All genes on their way to the modes of their coefficients given the log sds."""
 
     def __init__(self, groups: HurdleData, hierarchy: Hierarchy) -> None:
         self.hierarchy, self.block = hierarchy, hierarchy.coefficients
@@ -106,13 +106,12 @@ class _Ascent:
         return {name: mean for name, (mean, _) in self.hyper.items()} | self.log_sds
 
     def step(self) -> None:
-        """Take a scoring step of the coefficients, then one of log sds."""
+        """Take a scoring step of the coefficients."""
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
         mean, precision = self._moments()
         self.theta, self.damping, factor = self._climb(self.theta, self.damping, mean, precision)
         self.covariance = torch.cholesky_inverse(factor)
         self.variance = self.covariance.diagonal(dim1=-2, dim2=-1)
-        self._step_log_sds()
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         mean, precision = (v.expand_as(self.theta) for v in self.block.moments(self.values))
@@ -166,37 +165,15 @@ class _Ascent:
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det
 
-    def _step_log_sds(self) -> None:
-        """Take a Newton step up the log posterior of each log sd, the coefficients integrated out."""
-        theta, variance = self.block.split(self.theta), self.block.split(self.variance)
-        self.log_sd_variance = {}
-        for c in (c for c in self.block if isinstance(c, RandomEffects)):
-            name = f"{c.name}_log_sd"
-            (mean, _), (log_spread, _) = self.hyper[f"{name}_mean"], self.hyper[f"{name}_log_sd"]
-            log_sd, prior = self.log_sds[name], (-2 * log_spread).exp()
-            owner = torch.nn.functional.one_hot(c.owner).to(theta[c.name])
-            precision = (-2 * log_sd).exp()
-            squares = ((theta[c.name].square() + variance[c.name]) @ owner) * precision
-            count = owner.sum(0)
-            resolved = (count - (variance[c.name] @ owner) * precision).clamp(min=0)
-            slope = squares - count - prior * (log_sd - mean)
-            curvature = 2 * resolved + prior + (squares - count).abs() / 2
-            self.log_sds[name] = (log_sd + (slope / curvature).clamp(-0.7, 0.7)).clamp(*_NODES[[0, -1]].tolist())
-            self.log_sd_variance[name] = (resolved + prior).reciprocal()
-
     def estimate(self) -> None:
-        """Take an EM step of all hyperparameters."""
+        """Take an EM step of all hyperparameters but those of log sds, whose modes would collapse to 0."""
         values = self.values
         theta, variance = self.block.split(self.theta), self.block.split(self.variance)
-        for c in [*self.block, *self.hierarchy.log_sds]:
-            if isinstance(c, RandomEffects):
-                continue
+        for c in self.block:
             if isinstance(c, SparseEffects):
                 mixture = c.mixture(values).tempered(self.power)
                 posterior = mixture.posterior(theta[c.name], variance[c.name].reciprocal())[0].exp()
                 self.hyper |= _logits_step(c, posterior, values)
-            elif c.name in self.log_sds:
-                self.hyper |= _normal_step(c, self.log_sds[c.name], self.log_sd_variance[c.name], values)
             else:
                 self.hyper |= _normal_step(c, theta[c.name], variance[c.name], values)
         self._step_slope()
@@ -242,21 +219,28 @@ def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list
 
 def _normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
     """Return mean and log sd across genes of a component's elements, given their means and variances."""
-    hyperpriors = c.hyperpriors()
-    (middle, sd), (log_middle, log_spread) = (hyperpriors[f"{c.name}_{kind}"] for kind in ("mean", "log_sd"))
-    mean, precision = c.moments(values)
-    theta = theta - (mean - values[f"{c.name}_mean"])
-    at = (theta.sum(0) * precision + middle * sd.pow(-2)) / (len(theta) * precision + sd.pow(-2))
-    squares = ((theta - at).square() + variance).mean(0)
-    # Each element known for sure has information 2 on log sd.
-    complete, before = 2 * len(theta), log_spread.pow(-2)
-    log_sd = (complete * squares.log() / 2 + before * log_middle) / (complete + before)
+    found, hyperpriors = {}, c.hyperpriors()
+    mean, precision = (v.expand_as(theta) for v in c.moments(values))
     # The share of each element's variance that its data resolve.
     resolved = (1 - variance * precision).clamp(min=0)
-    return {
-        f"{c.name}_mean": (at, (resolved.sum(0) * precision + sd.pow(-2)).rsqrt()),
-        f"{c.name}_log_sd": (log_sd, (2 * resolved.square().sum(0) + before).rsqrt()),
-    }
+    if "mean" in c.kinds:
+        name = f"{c.name}_mean"
+        middle, sd = hyperpriors[name]
+        before = sd.pow(-2)
+        deviation = theta - mean
+        step = (deviation * precision).sum(0) + (middle - values[name]) * before
+        step = step / (precision.sum(0) + before)
+        found[name] = values[name] + step, ((resolved * precision).sum(0) + before).rsqrt()
+        theta = theta - step
+    if "log_sd" in c.kinds:
+        name = f"{c.name}_log_sd"
+        middle, sd = hyperpriors[name]
+        squares = ((theta - mean).square() + variance).mean(0)
+        # Each element known for sure has information 2 on log sd.
+        complete, before = 2 * len(theta), sd.pow(-2)
+        log_sd = (complete * squares.log() / 2 + before * middle) / (complete + before)
+        found[name] = log_sd, (2 * resolved.square().sum(0) + before).rsqrt()
+    return found
 
 
 def _logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
@@ -279,10 +263,8 @@ def _logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor])
 def _grid_site(ascent: _Ascent, site: Site) -> Site:
     """Return the log sds' likelihood as a quadratic, from their posteriors on a grid, the hyperparameters estimated."""
     information, linear = [], []
-    for c in (c for c in ascent.block if isinstance(c, RandomEffects)):
-        name = f"{c.name}_log_sd"
-        component = next(s for s in ascent.hierarchy.log_sds if s.name == name)
-        evidence = torch.stack([_log_evidence(ascent, site, c, k) for k in range(component.width)], 1)
+    for component in ascent.hierarchy.log_sds:
+        evidence = torch.stack([_log_evidence(ascent, site, component.name, k) for k in range(component.width)], 1)
         evidence = _interpolate(evidence)
         nodes = torch.linspace(float(_NODES[0]), float(_NODES[-1]), evidence.shape[-1]).to(evidence)
         for _ in range(_GRID_ROUNDS):
@@ -293,6 +275,7 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
             # At least 0.03^2: all genes may have all of their weight on one node.
             variance = (weights @ nodes.square() - at.square()).clamp(min=1e-3)
             ascent.hyper |= _normal_step(component, at, variance, ascent.values)
+        ascent.log_sds[component.name] = at
         variance = torch.minimum(variance, 0.99 / precision)
         information.append(1 / variance - precision)
         linear.append(at / variance - precision * mean)
@@ -300,20 +283,21 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
     return Site(matrix, vector, vector[:, :0])
 
 
-def _log_evidence(ascent: _Ascent, site: Site, component: RandomEffects, factor: int) -> Tensor:
-    """Return the log marginal likelihood of a factor's sd at each node, (genes, nodes), the others at their modes."""
-    name, sparse, block = f"{component.name}_log_sd", ascent.block.sparse, ascent.block
+def _log_evidence(ascent: _Ascent, site: Site, name: str, element: int) -> Tensor:
+    """Return the log marginal likelihood of one sd of a site at each node, (genes, nodes), the others at their modes."""
+    sparse, block = ascent.block.sparse, ascent.block
     found = []
     for node in _NODES.tolist():
         log_sds = ascent.log_sds[name].clone()
-        log_sds[:, factor] = node
+        log_sds[:, element] = node
         values = ascent.values | {name: log_sds}
         mean, precision = block.moments(values)
         matrix = _cholesky(site.information, precision)
         linear = site.linear + precision * mean
         theta = torch.cholesky_solve(linear.unsqueeze(-1), matrix).squeeze(-1)
         log_det = matrix.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_evidence = (linear * theta).sum(-1) / 2 - log_det + precision.log().sum(-1) / 2
+        prior = precision.log() - precision * mean.square()
+        log_evidence = (linear * theta).sum(-1) / 2 - log_det + prior.sum(-1) / 2
         if sparse is not None:
             last = slice(-sparse.width, None)
             marginal = torch.cholesky_inverse(matrix).diagonal(dim1=-2, dim2=-1)[:, last].reciprocal()

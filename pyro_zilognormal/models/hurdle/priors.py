@@ -39,9 +39,9 @@ class HurdlePriors:
         zero_slope: mean and sd of the fall of the log odds of a zero per unit of the log mean, 1 for rare counts.
         zero_intercept_mean: of the log odds of a zero in genes whose log mean is the first element of
             ``intercept_mean``.
-        zero_intercept_sd: of the genes' deviations from the line through it.
         zero_effects_mean: of the change of the log odds of a zero, per unit of a column, beyond that of the log mean.
-        zero_effects_sd: likewise.
+        zero_sd: as ``random_sd``, of a gene's deviations from both, per unit of a column.
+        zero_spread: likewise.
         zero_random_sd: as ``random_sd``, of the log odds of a zero beyond what the log mean explains.
         zero_random_spread: likewise.
 
@@ -66,9 +66,9 @@ class HurdlePriors:
     log_sigma_effects_sd: Pair = (0.1, 1.0)
     zero_slope: Pair = (1.0, 0.5)
     zero_intercept_mean: Pair = (0.0, 3.0)
-    zero_intercept_sd: Pair = (0.5, 1.0)
     zero_effects_mean: Pair = (0.0, 1.0)
-    zero_effects_sd: Pair = (0.3, 1.0)
+    zero_sd: Pair = (0.2, 1.0)
+    zero_spread: Pair = (0.7, 0.5)
     zero_random_sd: Pair = (0.1, 1.0)
     zero_random_spread: Pair = (0.7, 0.5)
 
@@ -103,11 +103,12 @@ class HurdlePriors:
         log_means = _log_means(data.as_groups().value)
         centre, sd = (float(log_means.mean()), float(log_means.std(correction=0))) if len(log_means) else (0.0, 0.0)
         scaled: dict[str, Any] = {"intercept_mean": (centre, max(2.5, 2.5 * sd))}
-        for name, design in [("zero_effects", data.zero_design), ("log_sigma_effects", data.scale_design)]:
-            unit = column_units(design).cpu()
-            if len(unit):
-                (mean, sd), (median, spread) = getattr(cls, f"{name}_mean"), getattr(cls, f"{name}_sd")
-                scaled |= {f"{name}_mean": (mean / unit, sd / unit), f"{name}_sd": (median / unit, spread)}
+        zero, scale = (column_units(design).cpu() for design in (data.zero_design, data.scale_design))
+        for name, unit in [("zero_effects_mean", zero), ("log_sigma_effects_mean", scale)]:
+            mean, sd = getattr(cls, name)
+            scaled[name] = mean / unit, sd / unit
+        median, spread = cls.log_sigma_effects_sd
+        scaled["log_sigma_effects_sd"] = median / scale, spread
         return cls(**scaled | changed)
 
 
