@@ -34,16 +34,22 @@ def hurdle(value: Any, designs: Any, factors: Any, levels: Any, priors: HurdlePr
 
     zeros, positives, mean, squares = (jnp.asarray(value[..., k]).T for k in range(4))
     genes = value.shape[1]
-    design, zero_design, scale_design = designs
-    intercept = hierarchical("intercept", priors.intercept_mean, priors.intercept_sd, genes, 1)
-    deviation = sparse_effects(design.shape[1] - 1, genes, priors) @ design[:, 1:].T
-    deviation = deviation + random_effects("", factors, levels, genes, priors)
-    zero_intercept = hierarchical("zero_intercept", priors.zero_intercept_mean, priors.zero_intercept_sd, genes, 1)
-    effects = hierarchical(
-        "zero_effects", priors.zero_effects_mean, priors.zero_effects_sd, genes, zero_design.shape[1] - 1
-    )
+    # Intercepts are those of the average of the distinct rows.
+    centres = [np.unique(d, axis=0).mean(0)[1:] for d in designs]
+    design, zero_design, scale_design = (d[:, 1:] - c for d, c in zip(designs, centres, strict=True))
+    intercept = hierarchical("centred_intercept", priors.intercept_mean, priors.intercept_sd, genes, 1)
+    effects = sparse_effects(design.shape[1], genes, priors)
+    log_mean = intercept + effects @ design.T + random_effects("", factors, levels, genes, priors)
     slope = numpyro.sample("zero_slope", dist.Normal(*priors.zero_slope))
-    zero = zero_intercept + effects @ zero_design[:, 1:].T - slope * deviation
+    zero_log_sd = hierarchical("zero_log_sd", *on_log_scale(priors.zero_sd, priors.zero_spread), genes, 1)
+    columns = zero_design.shape[1]
+    noise = numpyro.sample("deviation_noise", dist.Normal(0, 1).expand([genes, 1 + columns]).to_event(2))
+    deviation = noise * jnp.exp(zero_log_sd)
+    zero_mean = numpyro.sample("zero_intercept_mean", dist.Normal(*priors.zero_intercept_mean))
+    zero_intercept = zero_mean + slope * priors.intercept_mean[0] + deviation[:, :1]
+    means, sd = (jnp.broadcast_to(v, (columns,)) for v in priors.zero_effects_mean)
+    zero_effects = numpyro.sample("zero_effects_mean", dist.Normal(means, sd).to_event(1)) + deviation[:, 1:]
+    zero = zero_intercept + zero_effects @ zero_design.T - slope * log_mean
     zero = zero + random_effects("zero_", factors, levels, genes, priors)
     sigma_mean, sigma_sd = (
         tuple(
@@ -52,12 +58,27 @@ def hurdle(value: Any, designs: Any, factors: Any, levels: Any, priors: HurdlePr
         )
         for k in ("mean", "sd")
     )
-    log_sigma = hierarchical("log_sigma", sigma_mean, sigma_sd, genes, scale_design.shape[1]) @ scale_design.T
+    coefficients = hierarchical("centred_log_sigma", sigma_mean, sigma_sd, genes, scale_design.shape[1] + 1)
+    log_sigma = coefficients[:, :1] + coefficients[:, 1:] @ scale_design.T
+    for name, first, others, centre in [
+        ("intercept", intercept, effects, centres[0]),
+        ("zero_intercept", zero_intercept, zero_effects, centres[1]),
+        ("log_sigma", coefficients[:, :1], coefficients[:, 1:], centres[2]),
+    ]:
+        at_origin = first - (others @ centre)[:, None]
+        rest = [others] if name == "log_sigma" else []
+        numpyro.deterministic(name, jnp.concatenate([at_origin, *rest], 1))
+    numpyro.deterministic("zero_effects", zero_effects)
     variance = jnp.exp(2 * log_sigma) + 0.001**2
-    mu = intercept + deviation - log_sigmoid(-zero) - variance / 2
+    mu = log_mean - log_sigmoid(-zero) - variance / 2
     numpyro.factor("zero", (zeros * log_sigmoid(zero) + positives * log_sigmoid(-zero)).sum())
     residual = squares + positives * (mean - mu) ** 2
     numpyro.factor("positive", (-positives * jnp.log(variance) / 2 - residual / (2 * variance)).sum())
+
+
+def on_log_scale(sd: Any, spread: Any) -> tuple[Any, Any]:
+    """Return priors of mean and sd of log sds from those of median and spread."""
+    return (np.log(sd[0]), sd[1]), spread
 
 
 def hierarchical(name: str, mean: Any, sd: Any, genes: int, width: int) -> Any:
@@ -98,8 +119,7 @@ def random_effects(part: str, factors: Any, levels: Any, genes: int, priors: Hur
     if not levels:
         return 0.0
     sd, spread = (getattr(priors, f"{part}random_{k}") for k in ("sd", "spread"))
-    mean = (np.log(sd[0]), sd[1])
-    log_sds = hierarchical(f"{part}random_log_sd", mean, spread, genes, len(levels))
+    log_sds = hierarchical(f"{part}random_log_sd", *on_log_scale(sd, spread), genes, len(levels))
     owner = np.repeat(np.arange(len(levels)), levels)
     noise = numpyro.sample(f"{part}noise", dist.Normal(0, 1).expand([genes, sum(levels)]).to_event(2))
     effects = numpyro.deterministic(f"{part}random", noise * jnp.exp(log_sds[:, owner]))
@@ -124,7 +144,7 @@ def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dic
     mcmc.run(
         jax.random.PRNGKey(0), data.value.numpy(), designs, data.factors.numpy(), data.levels, HurdlePriors(**numbers)
     )
-    return {name: np.asarray(values) for name, values in mcmc.get_samples().items() if "noise" not in name}
+    return {k: np.asarray(v) for k, v in mcmc.get_samples().items() if "noise" not in k and "centred" not in k}
 
 
 def summary(draws: np.ndarray) -> dict[str, list[float]]:

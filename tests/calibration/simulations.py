@@ -42,9 +42,9 @@ PRIORS = HurdlePriors(
     log_sigma_effects_sd=(0.1, 0.3),
     zero_slope=(1.0, 0.2),
     zero_intercept_mean=(0.0, 0.5),
-    zero_intercept_sd=(1.0, 0.3),
     zero_effects_mean=(0.0, 0.2),
-    zero_effects_sd=(0.3, 0.3),
+    zero_sd=(0.4, 0.4),
+    zero_spread=(0.5, 0.3),
     zero_random_sd=(0.2, 0.4),
     zero_random_spread=(0.5, 0.3),
 )

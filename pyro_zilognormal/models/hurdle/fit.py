@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -112,9 +112,9 @@ def _converged(losses: Sequence[float], negligible: float) -> bool:
 def draw_coefficients(
     result: FitResult, data: HurdleData, draws: int, seed: int = 0, random: bool = False
 ) -> dict[str, Tensor]:
-    """Return posterior draws of the coefficients of all genes.
+    """Return posterior draws of the coefficients of all genes, of the designs as they were given.
 
-    Twenty draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000
+    The model's own intercepts are those of the average of the distinct rows; here they are those of a row of 0. Twenty draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000
     draws these have 50 values.
 
     Args:
@@ -138,8 +138,8 @@ def draw_coefficients(
     """
     names = ["intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "zero_slope"]
     names += ["random", "zero_random"] if random else []
-    model, guide = (result.module.owners[name] for name in ("model", "guide"))
-    assert isinstance(model, HurdleModel) and isinstance(guide, HurdleGuide)
+    owners = cast(Mapping[str, Any], result.module.owners)
+    model, guide = owners["model"], owners["guide"]
     width = guide.hierarchy.coefficients.width
     size = max(1, _NUMBERS_A_BLOCK // (data.genes * width * (width + _DRAWS_A_FACTOR)))
     found: dict[str, Tensor] = {}

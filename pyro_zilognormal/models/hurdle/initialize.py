@@ -22,8 +22,8 @@ from pyro_zilognormal.models.hurdle.components import (
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
 
-# Rounds of one scoring step and one EM step, before the sds are found on the grid and between that and a second time.
-_ROUNDS = 36, 24
+# Stages, each of some rounds of one scoring step and one EM step, after which the sds are found on the grid.
+_STAGES = 20, 12, 12, 12
 # Rounds before the hyperparameters are estimated: the modes must be near.
 _WARM_UP = 4
 # Rounds of scoring steps to the mode without an effect.
@@ -57,13 +57,12 @@ class Site:
 def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, dict[str, Normal]]:
     """Return the sites of the coefficients and of the log sds, and mean and sd of each hyperparameter."""
     ascent = _Ascent(groups, hierarchy)
-    for stage, rounds in enumerate(_ROUNDS):
+    for stage, rounds in enumerate(_STAGES):
         for round_ in range(rounds):
-            ascent.step()
-            if round_ in (rounds // 2, rounds - 1):
-                ascent.temper()
             if stage or round_ >= _WARM_UP:
                 ascent.estimate()
+            ascent.step()
+        ascent.temper()
         site = ascent.site()
         log_sds = _grid_site(ascent, site)
     return site, log_sds, ascent.hyper
@@ -196,11 +195,13 @@ class _Ascent:
         self.hyper["zero_slope"] = slope, (resolved + sd.pow(-2)).rsqrt()
 
     def site(self) -> Site:
-        """Return the likelihood at the mode as a quadratic."""
-        score, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
+        """Return the likelihood as the quadratic that has the curvature and, with the prior, the mode found here."""
+        _, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
         matrix = self.quadratic.information(information)
-        linear = self.quadratic.score(score) + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1)
-        return Site(matrix, linear, self.power)
+        mean, precision = self._moments()
+        # The score at a mode, which a gene of equal values reaches slowly.
+        score = precision * (self.theta - mean)
+        return Site(matrix, score + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1), self.power)
 
 
 def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list[int], list[int]]:
@@ -284,7 +285,7 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
 
 
 def _log_evidence(ascent: _Ascent, site: Site, name: str, element: int) -> Tensor:
-    """Return the log marginal likelihood of one sd of a site at each node, (genes, nodes), the others at their modes."""
+    """Return the log marginal likelihood of an sd at each node, (genes, nodes), the other sds as they are."""
     sparse, block = ascent.block.sparse, ascent.block
     found = []
     for node in _NODES.tolist():

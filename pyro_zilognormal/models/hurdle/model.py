@@ -28,7 +28,7 @@ class HurdleModel(PyroModule):
 
     .. math::
         \lambda_{ng} &= D_n \beta_g + \sum_f u_{g f(n)} \\
-        z_{ng} &= E_n \gamma_g + \sum_f v_{g f(n)} - \kappa (\lambda_{ng} - \beta_{g0}), \qquad
+        z_{ng} &= E_n \gamma_g + \sum_f v_{g f(n)} - \kappa \lambda_{ng}, \qquad
             \log \sigma_{ng} = S_n \zeta_g \\
         x_{ng} &\sim \mathrm{ZILN}(\lambda_{ng} - \log(1 - \mathrm{sigmoid}\, z_{ng}) - \sigma_{ng}^2 / 2
             + \mathrm{offset}_n,\; \sigma_{ng},\; z_{ng})
@@ -36,20 +36,25 @@ class HurdleModel(PyroModule):
     so that :math:`\lambda` is the log mean, log E[X], zeros included, and a log fold change is a difference of
     :math:`\lambda`: a marginalised two-part model (Smith, Preisser, Neelon and Maciejewski 2014, "A marginalized
     two-part model for semicontinuous data"). The log odds of a zero fall with the log mean, by :math:`\kappa` for each
-    unit, and deviate from this line.
+    unit, between genes and within them, and deviate from this line.
 
-    Each gene has its own sds of the random effects, which have a distribution across genes; the effects
-    :math:`\beta_{gp}` are a scale mixture of Normals (Stephens 2017, "False discovery rates: a new deal") whose weights
-    are learned for each column and prefer none; all else is Normal across genes, with hyperpriors of
-    :class:`HurdlePriors`:
+    Each gene has its own sds of the random effects, and of its deviations :math:`\gamma_g` of the zero part, which have
+    a distribution across genes; the effects :math:`\beta_{gp}` are a scale mixture of Normals (Stephens 2017, "False
+    discovery rates: a new deal") whose weights are learned for each column and prefer none; all else is Normal across
+    genes, with hyperpriors of :class:`HurdlePriors`:
 
     .. math::
         u_{g k} \sim N(0, \tau_{g f}), \; \log \tau_{g f} \sim N(m_f, s_f), \quad
+        \gamma_{gp} \sim N(m_p, \omega_g), \; \log \omega_g \sim N(m, s), \quad
         \beta_{gp} \sim \sum_k w_{pk} N(0, s_k), \quad \beta_{g0} \sim N(m_0, s_0), \; \ldots
 
+    The average of the distinct rows of each design is taken from it first, so that an intercept is that of an average
+    condition, and its prior does not depend on which one is coded as the reference; ``at_origin`` returns the
+    coefficients of the designs as they were given.
+
     Sites of shape (genes, width) are ``intercept``, ``effects``, ``random`` and ``random_log_sd``, those of the zero
-    part with ``zero_`` before them, and ``log_sigma``; hyperparameters are ``zero_slope`` and those that end in
-    ``_mean``, ``_log_sd`` and ``_logits``; ``x`` is the value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of
+    part with ``zero_`` before them, ``zero_log_sd`` (log omega) and ``log_sigma``; hyperparameters are ``zero_slope``
+    and those that end in ``_mean``, ``_log_sd`` and ``_logits``; ``x`` is the value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of
     equal values would otherwise have no posterior.
 
     A minibatch of b of the N rows of ``data`` is scaled by N / b. All is float64, on the device of ``data``.
@@ -101,7 +106,11 @@ class HurdleModel(PyroModule):
         return replace(data, **designs)
 
     def at_origin(self, sites: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the coefficients of the designs as they were given, from those of centred ones."""
+        """Return the sites with intercepts of the designs as they were given.
+
+        Args:
+            sites: values of the sites, each of shape (..., genes, width).
+        """
         found = dict(sites)
         names = (("intercept", "effects"), ("zero_intercept", "zero_effects"))
         for (intercept, effects), centre in zip(names, self.centres, strict=False):

@@ -97,9 +97,9 @@ BAD = {
     "slope": (lambda: HurdlePriors(zero_slope=(1, -1)), ValueError, r"zero_slope is \(1, -1\); .*, with sd > 0"),
     "infinite": (lambda: HurdlePriors(zero_intercept_mean=(0, INF)), ValueError, "zero_intercept_mean is .* finite"),
     "tensor": (
-        lambda: HurdlePriors(zero_effects_sd=(torch.tensor([1.0, NAN]), 1)),
+        lambda: HurdlePriors(log_sigma_effects_sd=(torch.tensor([1.0, NAN]), 1)),
         ValueError,
-        "zero_effects_sd is .* finite",
+        "log_sigma_effects_sd is .* finite",
     ),
     "share": (lambda: HurdlePriors(effects_share=(1, 1)), ValueError, "effects_share is .*, and a median < 1"),
     "spike": (lambda: HurdlePriors(spike_sd=0), ValueError, "spike_sd is 0; needed a finite number > 0"),
@@ -109,7 +109,7 @@ BAD = {
     "data": (lambda: HurdleModel(X), TypeError, "data is a Tensor; needed HurdleData.from_cells"),
     "priors": (lambda: HurdleModel(DATA, {}), TypeError, r"priors is a dict; needed HurdlePriors\(...\), or None"),
     "wide": (
-        lambda: HurdleModel(DATA, HurdlePriors(zero_effects_sd=(torch.ones(3), 1))),
+        lambda: HurdleModel(DATA, HurdlePriors(log_sigma_effects_sd=(torch.ones(3), 1))),
         ValueError,
         r"a prior of HurdlePriors is \(tensor.*; needed numbers, or 1 elements",
     ),
@@ -177,8 +177,8 @@ def test_good_input_that_is_near():
     assert cells(X, ONE, factors=[[0, 1], [1, 0], [0, 1], [1, 3]]).levels == (2, 4)
     assert cells(X, ONE.tolist(), offset=[0, 1, 2, 3]).offset.dtype == torch.float64
     assert groups(STATS, ONE[:2], TWO[1:3], factors=[0, 1]).levels == (2,)
-    assert HurdlePriors(zero_effects_sd=(torch.ones(2), 1), effects_share=(0.5, 1)).effects_share == (0.5, 1)
-    HurdleModel(DATA, HurdlePriors(zero_effects_sd=(torch.ones(1), 1)))
+    assert HurdlePriors(log_sigma_effects_sd=(torch.ones(2), 1), effects_share=(0.5, 1)).effects_share == (0.5, 1)
+    HurdleModel(DATA, HurdlePriors(log_sigma_effects_sd=(torch.ones(1), 1)))
 
 
 def test_tables_of_pandas():

@@ -14,9 +14,10 @@ from pyro_zilognormal.models.hurdle.components import (
     EFFECT_SDS,
     Block,
     Component,
-    RandomEffects,
+    GeneScaled,
     ScaleMixture,
     SparseEffects,
+    ZeroIntercept,
     log_scale,
 )
 
@@ -130,7 +131,7 @@ def normal_pair(width):
 def blocks():
     """A block of each kind of component, and values of what their priors are given."""
     parts = [
-        RandomEffects("random", (2, 3)),
+        GeneScaled("random", "random_log_sd", torch.tensor([0, 0, 1, 1, 1]), tensor(1.0, 1.0, 1.0, 1.0, 2.0)),
         Component("intercept", 1, {"mean": normal_pair(1), "log_sd": normal_pair(1)}),
         SparseEffects("effects", tensor([0.1, 1.0], [0.2, 2.0]), normal_pair(2)),
     ]
@@ -148,10 +149,20 @@ def test_random_effects_have_the_sds_of_their_factor_and_gene():
     mean, precision = block[0].moments(values)
     sd = values["random_log_sd"].exp()
     assert (mean == 0).all()
-    torch.testing.assert_close(precision.rsqrt(), torch.cat([sd[:, :1].expand(4, 2), sd[:, 1:].expand(4, 3)], 1))
+    expected = torch.stack([sd[:, 0], sd[:, 0], sd[:, 1], sd[:, 1], sd[:, 1] / 2], 1)
+    torch.testing.assert_close(precision.rsqrt(), expected)
     u = torch.linspace(-1, 1, 20).double().reshape(4, 5)
-    expected = stats.norm.logpdf(u, 0, precision.rsqrt()).sum(1)
-    torch.testing.assert_close(block[0].prior(values).log_prob(u), tensor(*expected))
+    torch.testing.assert_close(block[0].prior(values).log_prob(u), tensor(*stats.norm.logpdf(u, 0, expected).sum(1)))
+
+
+def test_the_zero_part_follows_the_log_mean():
+    """Its intercept is that of the line of its slope through (centre, mean); each gene has an sd of its own."""
+    site = ZeroIntercept({"mean": normal_pair(1)}, tensor(2.0))
+    values = {"zero_intercept_mean": tensor(0.3), "zero_slope": tensor(1.5), "zero_log_sd": tensor(-2.0, 0.5)[:, None]}
+    mean, precision = site.moments(values)
+    torch.testing.assert_close(mean, tensor(3.3, 3.3)[:, None])
+    torch.testing.assert_close(precision.rsqrt(), values["zero_log_sd"].exp())
+    assert set(site.hyperpriors()) == {"zero_intercept_mean"}
 
 
 def test_sparse_effects_have_weights_for_each_column():
@@ -185,6 +196,7 @@ def test_a_block_joins_its_components():
 def test_hyperpriors_are_those_of_the_priors():
     priors = HurdlePriors(
         random_sd=(0.2, 0.7),
+        zero_sd=(0.1, 0.6),
         zero_random_spread=(0.5, 0.1),
         log_sigma_mean=(-0.3, 0.9),
         log_sigma_effects_mean=(torch.tensor([0.1, 0.4]), 0.2),
@@ -199,6 +211,7 @@ def test_hyperpriors_are_those_of_the_priors():
     def same(name, means, sds):
         np.testing.assert_allclose(found[name], (means, sds))
 
+    same("zero_log_sd_mean", [math.log(0.1)], [0.6])
     same("random_log_sd_mean", [math.log(0.2)] * 2, [0.7] * 2)
     same("zero_random_log_sd_log_sd", [math.log(0.5)] * 2, [0.1] * 2)
     same("log_sigma_mean", [-0.3, 0.1, 0.4], [0.9, 0.2, 0.2])

@@ -1,5 +1,6 @@
 """The linear predictors of model, start and fold changes against sums by hand; their likelihood and its derivatives."""
 
+import numpy as np
 import pytest
 import torch
 from hurdle_cases import KINDS, offsets, sites, table, trace_model, without_guide
@@ -42,23 +43,23 @@ def by_hand(data, values, row, gene):
         coefficients = [float(b) for n in names if n in values for b in values[n][gene]]
         return sum(float(d) * b for d, b in zip(design[row], coefficients, strict=True))
 
-    deviation = product(data.design, "intercept", "effects") - float(values["intercept"][gene])
+    log_mean = product(data.design, "intercept", "effects")
     zero = product(data.zero_design, "zero_intercept", "zero_effects")
     before = 0
     for factor, levels in enumerate(data.levels):
         level = before + int(data.factors[row, factor])
-        deviation += float(values["random"][gene, level])
+        log_mean += float(values["random"][gene, level])
         zero += float(values["zero_random"][gene, level])
         before += levels
-    log_mean = float(values["intercept"][gene]) + deviation
-    return log_mean, zero - float(values["zero_slope"]) * deviation, product(data.scale_design, "log_sigma")
+    return log_mean, zero - float(values["zero_slope"]) * log_mean, product(data.scale_design, "log_sigma")
 
 
 @kinds
 def test_all_have_the_same_linear_predictors(kind):
     model, data, values = drawn(kind)
     rows = range(len(data.design))
-    expected = [[by_hand(data, values, row, gene) for row in rows] for gene in range(5)]
+    origin = model.at_origin(values)
+    expected = [[by_hand(data, origin, row, gene) for row in rows] for gene in range(5)]
     log_mean, zero, log_sigma = torch.tensor(expected, dtype=torch.float64).unbind(-1)
     scale = log_scale(log_sigma).exp()
     mu = location(log_mean, scale, zero)
@@ -70,16 +71,30 @@ def test_all_have_the_same_linear_predictors(kind):
         torch.testing.assert_close(getattr(likelihood, own).mT, same)
     # Those of the start.
     block = model.hierarchy.coefficients
-    matrices = Predictors(data, block).matrices(values["zero_slope"])
+    matrices = Predictors(model.centred(data), block).matrices(values["zero_slope"])
     theta = torch.cat([values[c.name] for c in block], -1)
     torch.testing.assert_close(matrices @ theta.mT, torch.stack([log_mean, zero, log_sigma]).mT)
     # Those of fold changes, in which random effects may be left out.
-    draws = {k: v.unsqueeze(0) for k, v in values.items()} | {"zero_slope": values["zero_slope"].reshape(1, 1, 1)}
+    draws = {k: v.unsqueeze(0) for k, v in origin.items()} | {"zero_slope": values["zero_slope"].reshape(1, 1, 1)}
     for row in rows:
         condition = Condition(data.design[row], data.zero_design[row], data.scale_design[row])
         cell = cell_parameters(draws, condition, data.random_elements[row].tolist())
         for own, same in [("log_mean", log_mean), ("zi_logits", zero), ("scale", scale), ("mu", mu)]:
             torch.testing.assert_close(getattr(cell, own)[0], same[:, row])
+
+
+@kinds
+def test_intercepts_are_those_of_the_average_of_the_distinct_rows(kind):
+    model, data, values = drawn(kind)
+    designs = {"intercept": data.design, "zero_intercept": data.zero_design, "log_sigma": data.scale_design}
+    origin = model.at_origin(values)
+    for name, design in designs.items():
+        average = np.unique(design.numpy(), axis=0).mean(0)
+        effects = (
+            origin["log_sigma"][:, 1:] if name == "log_sigma" else origin.get(name.replace("intercept", "effects"))
+        )
+        at = origin[name][:, 0] + (0.0 if effects is None else effects @ torch.tensor(average[1:]))
+        torch.testing.assert_close(values[name][:, 0], at)
 
 
 def predictors(seed=0):
