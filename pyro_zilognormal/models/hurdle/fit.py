@@ -114,8 +114,9 @@ def draw_coefficients(
 ) -> dict[str, Tensor]:
     """Return posterior draws of the coefficients of all genes, of the designs as they were given.
 
-    The model's own intercepts are those of the average of the distinct rows; here they are those of a row of 0. Twenty draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000
-    draws these have 50 values.
+    The model's own intercepts are those of the average of the distinct rows; here they are those of a row of 0. Twenty
+    draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000 draws
+    these have 50 values.
 
     Args:
         result: of a fit with a :class:`HurdleGuide`.

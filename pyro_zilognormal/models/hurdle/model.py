@@ -54,8 +54,8 @@ class HurdleModel(PyroModule):
 
     Sites of shape (genes, width) are ``intercept``, ``effects``, ``random`` and ``random_log_sd``, those of the zero
     part with ``zero_`` before them, ``zero_log_sd`` (log omega) and ``log_sigma``; hyperparameters are ``zero_slope``
-    and those that end in ``_mean``, ``_log_sd`` and ``_logits``; ``x`` is the value. sigma is sqrt(exp(log_sigma)^2 + 0.001^2): a gene of
-    equal values would otherwise have no posterior.
+    and those that end in ``_mean``, ``_log_sd`` and ``_logits``; ``x`` is the value. sigma is
+    sqrt(exp(log_sigma)^2 + 0.001^2): a gene of equal values would otherwise have no posterior.
 
     A minibatch of b of the N rows of ``data`` is scaled by N / b. All is float64, on the device of ``data``.
 

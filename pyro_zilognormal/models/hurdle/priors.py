@@ -97,8 +97,8 @@ class HurdlePriors:
 
         Example:
             >>> data = HurdleData.from_cells(torch.tensor([[0.0], [100.0], [100.0]]), torch.ones(3, 1))
-            >>> HurdlePriors.for_data(data, random_sd=(0.2, 0.5)).intercept_mean
-            (4.605170185988092, 2.5)
+            >>> HurdlePriors.for_data(data, random_sd=(0.2, 0.5)).intercept_mean  # log(200 / 3)
+            (4.199705077879927, 2.5)
         """
         log_means = _log_means(data.as_groups().value)
         centre, sd = (float(log_means.mean()), float(log_means.std(correction=0))) if len(log_means) else (0.0, 0.0)
