@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_zilognormal.models.hurdle.components import Block, Normal, ScaleMixture
 from pyro_zilognormal.models.hurdle.data import HurdleData
-from pyro_zilognormal.models.hurdle.initialize import Site, find_start
+from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_pairs, find_start, shear
 from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import PathDerivative, SinhArcsinhNormal
 
@@ -60,6 +60,7 @@ class HurdleGuide(PyroModule):
         coefficients = coefficients.repeated(len(data.design) / len(groups.design))
         self.hyper = HyperparameterNormal(hyper)
         self.log_sds = GaussianSite(log_sds, log_sds.linear.shape[-1])
+        self.pairs = find_pairs(groups, model.hierarchy.coefficients)
         random = 2 * sum(data.levels)
         self.coefficients = GaussianSite(coefficients, model.hierarchy.coefficients.width - random)
 
@@ -92,7 +93,8 @@ class HurdleGuide(PyroModule):
         """Return the distribution of a block given what has been drawn."""
         block: Block = getattr(self.hierarchy, name)
         sparse = None if block.sparse is None else block.sparse.mixture(values)
-        distribution: PathDerivative = getattr(self, name).distribution(*block.moments(values), sparse)
+        link = (values["zero_slope"], self.pairs) if name == "coefficients" else None
+        distribution: PathDerivative = getattr(self, name).distribution(*block.moments(values), sparse, link)
         return distribution
 
     def sample_coefficients(self, sds: int, draws: int) -> dict[str, Tensor]:
@@ -163,10 +165,19 @@ class GaussianSite(PyroModule):
         for name, shape in (shapes | {"coupling": (genes, core, core)}).items():
             setattr(self, name, PyroParam(site.linear.new_zeros(shape)))
 
-    def distribution(self, mean: Tensor, precision: Tensor, sparse: ScaleMixture | None) -> PathDerivative:
-        """Return the distribution of theta under that prior, the last elements under a scale mixture."""
-        factor = torch.linalg.cholesky(self.information + torch.diag_embed(precision))
-        linear = (self.linear + precision * mean).unsqueeze(-1)
+    def distribution(
+        self, mean: Tensor, precision: Tensor, sparse: ScaleMixture | None, link: tuple[Tensor, Pairs] | None
+    ) -> PathDerivative:
+        """Return the distribution of theta under that prior, the last elements under a scale mixture.
+
+        ``link``: the slope of the zero part, and its elements, which the prior takes with the slope times those of the
+        log mean added.
+        """
+        information, linear = self.information, self.linear
+        if link is not None:
+            information, linear = shear(information, linear, *link)
+        factor = torch.linalg.cholesky(information + torch.diag_embed(precision))
+        linear = (linear + precision * mean).unsqueeze(-1)
         white_mean = torch.linalg.solve_triangular(factor, linear, upper=False).squeeze(-1)
 
         def given(shift: Tensor, skewness: Tensor, log_tails: Tensor, coupling: Tensor) -> SinhArcsinhNormal:

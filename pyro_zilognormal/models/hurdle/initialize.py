@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.models.hurdle.components import (
+    Block,
     Component,
     Hierarchy,
     Normal,
@@ -40,6 +41,10 @@ _FINER = 8
 _GRID_ROUNDS = 20
 
 
+# Elements of the log mean that have a counterpart in the zero part, and these.
+Pairs = tuple[list[int], list[int]]
+
+
 @dataclass(frozen=True)
 class Site:
     """A likelihood exp(linear' theta - theta' information theta / 2) of some elements of a gene."""
@@ -52,10 +57,30 @@ class Site:
         """Return the likelihood of so many times the data."""
         return replace(self, information=times * self.information, linear=times * self.linear)
 
+    def sheared(self, slope: Tensor, pairs: Pairs) -> Site:
+        """Return the likelihood of theta with ``slope`` times the first element of each pair added to the second."""
+        return Site(*shear(self.information, self.linear, slope, pairs), self.power)
+
+
+def shear(information: Tensor, linear: Tensor, slope: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Return information and linear term as `Site.sheared`; ``slope`` has the shape of a batch, and one dimension."""
+    own, other = (torch.tensor(p, device=linear.device) for p in pairs)
+    linear = _subtract(linear, slope, own, other)
+    rows = _subtract(information.mT, slope.unsqueeze(-1), own, other)
+    return _subtract(rows.mT, slope.unsqueeze(-1), own, other), linear
+
+
+def _subtract(values: Tensor, slope: Tensor, own: Tensor, other: Tensor) -> Tensor:
+    change = slope * values[..., other]
+    return values.expand(*change.shape[:-1], -1).index_add(-1, own, -change)
+
 
 @torch.no_grad()
 def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, dict[str, Normal]]:
-    """Return the sites of the coefficients and of the log sds, and mean and sd of each hyperparameter."""
+    """Return the sites of the coefficients and of the log sds, and mean and sd of each hyperparameter.
+
+    The first is that of ``find_pairs``' coordinates at a slope of 0: data inform the log odds of zeros themselves.
+    """
     ascent = _Ascent(groups, hierarchy)
     for stage, rounds in enumerate(_STAGES):
         for round_ in range(rounds):
@@ -65,7 +90,7 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, di
         ascent.temper()
         site = ascent.site()
         log_sds = _grid_site(ascent, site)
-    return site, log_sds, ascent.hyper
+    return site.sheared(-ascent.hyper["zero_slope"][0], ascent.pairs), log_sds, ascent.hyper
 
 
 class _Ascent:
@@ -75,7 +100,7 @@ class _Ascent:
         self.hierarchy, self.block = hierarchy, hierarchy.coefficients
         self.likelihood, self.predictors = GroupLikelihood(groups), Predictors(groups, self.block)
         self.hyper = hierarchy.hyperpriors()
-        self.shared = _shared_elements(groups, self.block.slices)
+        self.pairs = find_pairs(groups, self.block)
         genes, likelihood = groups.genes, self.likelihood
         self.damping = groups.design.new_ones(genes, 1)
         self.log_sds = {c.name: self.hyper[f"{c.name}_mean"][0].expand(genes, -1).clone() for c in hierarchy.log_sds}
@@ -182,7 +207,7 @@ class _Ascent:
         mean, precision = self._moments()
         middle, sd = self.hierarchy.hyperpriors()["zero_slope"]
         before = self.hyper["zero_slope"][0]
-        own, other = self.shared
+        own, other = self.pairs
         deviation, weight = (self.theta - mean)[:, other], precision[:, other]
         theta = self.theta[:, own].clone()
         theta[:, -1] -= self.centre  # of the intercepts
@@ -204,8 +229,9 @@ class _Ascent:
         return Site(matrix, score + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1), self.power)
 
 
-def _shared_elements(groups: HurdleData, slices: dict[str, slice]) -> tuple[list[int], list[int]]:
+def find_pairs(groups: HurdleData, block: Block) -> Pairs:
     """Return the elements of the log mean that have a counterpart in the zero part, and these; the intercepts last."""
+    slices = block.slices
     pairs = []
     if "random" in slices:
         own, zero = (range(s.start, s.stop) for s in (slices["random"], slices["zero_random"]))

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 
 from pyro_zilognormal.models import HurdleData, HurdleModel, HurdlePriors
 from pyro_zilognormal.models.hurdle.components import log_scale
-from pyro_zilognormal.models.hurdle.initialize import _Ascent, find_start
+from pyro_zilognormal.models.hurdle.initialize import Site, _Ascent, find_pairs, find_start
 
 # Hyperparameters that are known.
 KNOWN = {"intercept_sd": (1e3, 1e-6), "zero_sd": (1e3, 1e-6), "log_sigma_sd": (1e3, 1e-6)}
@@ -62,13 +62,12 @@ def test_in_the_limit_of_much_data_it_is_maximum_likelihood():
     value = torch.stack([cells * shares, positive, mean, positive * variance, 0 * mean], -1)
     data = saturated(value)
     priors = HurdlePriors(**KNOWN, log_sigma_effects_mean=(0.0, 1e3), zero_effects_mean=(0.0, 1e3))
-    site, _, hyper = find_start(data, HurdleModel(data, priors).hierarchy)
+    site, _, _ = find_start(data, HurdleModel(data, priors).hierarchy)
     theta = torch.linalg.solve(site.information, site.linear)
     block = HurdleModel(data, priors).hierarchy.coefficients
     parts = block.split(theta)
     log_mean = (torch.cat([parts["intercept"], parts["effects"]], 1) @ data.design.mT).mT
     zero = (torch.cat([parts["zero_intercept"], parts["zero_effects"]], 1) @ data.design.mT).mT
-    zero = zero - hyper["zero_slope"][0] * log_mean
     expected = (1 - shares).log() + mean + variance / 2
     torch.testing.assert_close(log_mean, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(zero.sigmoid(), shares, rtol=0, atol=1e-6)
@@ -190,6 +189,7 @@ def test_hyperparameters_are_recovered():
             assert (sd < 0.1).all(), name
     # So are the coefficients, given the sds of random effects, within their own sds.
     block = model.hierarchy.coefficients
+    site = site.sheared(hyper["zero_slope"][0], find_pairs(data, block))
     values = {k: m for k, (m, _) in hyper.items()}
     values |= {k: drawn[k]["value"] for k in ("zero_log_sd", "random_log_sd", "zero_random_log_sd")}
     mean, precision = block.moments(values)
@@ -203,3 +203,21 @@ def test_hyperparameters_are_recovered():
     for name, part in block.split(z).items():
         assert part.mean().abs() < 0.2, name
         assert part.std().item() == pytest.approx(1, abs=3.5 / (2 * part.numel()) ** 0.5), name
+
+
+def test_shearing_is_a_change_of_variables():
+    """exp(b' t - t' A t / 2) of t, for t = S u with the slope taken from S, and back."""
+    generator = torch.Generator().manual_seed(0)
+    square, linear, u = (torch.randn(3, 5, 5, generator=generator).double() for _ in range(3))
+    site, pairs, slope = Site(square @ square.mT, linear[:, 0], linear[:, :0, 0]), ([0, 2], [1, 4]), torch.tensor([0.7])
+    u = u[:, 0]
+    t = u.clone()
+    t[:, [1, 4]] -= 0.7 * u[:, [0, 2]]
+    found = site.sheared(slope, pairs)
+
+    def log_density(site, at):
+        return (site.linear * at).sum(1) - (at * (site.information @ at.unsqueeze(-1)).squeeze(-1)).sum(1) / 2
+
+    torch.testing.assert_close(log_density(found, u), log_density(site, t))
+    for name, value in vars(found.sheared(-slope, pairs)).items():
+        torch.testing.assert_close(value, getattr(site, name))
