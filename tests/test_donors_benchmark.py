@@ -279,6 +279,7 @@ def record() -> dict[str, Any]:
                 one |= {"false": 1, "fdp": 0.05 + 0.1 * worse, "type1": 0.05 + 0.1 * worse} | shares
             elif design == "interferon":
                 one |= {"known": 7 - worse, "ranks": [1, 2, 3, 4, 5, 6, 31], "close": 0.96 - 0.1 * worse}
+                one |= {"close_sure": one["close"], "holds": one["close"]}
             results |= {f"{design}/{i}/{method}": one for i in range(2)}
     return {"results": results, "about": {"torch": "2"}}
 
