@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from torch.nn.utils import parameters_to_vector, skip_init, vector_to_parameters
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
@@ -119,7 +118,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
                 f"y must not be negative, got {outcomes.min()}. Decide what such rows mean, and clean them."
             )
         weight = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
-        if not weight.any():
+        if not weight.any():  # scikit-learn checks it from 1.8 on
             raise ValueError("sample_weight must be positive for at least one row, got only zeros.")
         rows = _Rows(*(torch.tensor(array, dtype=torch.float64) for array in (features, outcomes, weight)))
         return rows.choose(rows.weight > 0)
@@ -247,12 +246,26 @@ def _set_parameters(network: _Network, vector: np.ndarray) -> None:
 
 
 class _Objective:
-    """The penalised mean loss of the rows and its gradient, as functions of all parameters in one vector."""
+    """The penalised mean loss of the rows and its gradient, as functions of all parameters in one vector.
+
+    The added observation is 0 with probability pi, else exp(mu - scale) or exp(mu + scale), by the estimates of all
+    outcomes. Its expected log-likelihood is that of a draw from their distribution, since the first two moments agree.
+    """
 
     def __init__(self, network: _Network, rows: _Rows, alpha: float) -> None:
-        self._network, self._rows, self._alpha = network, rows, alpha
-        self._marginal = ziln_distribution(network.head.bias.detach().clone())
+        self._network, self._x, self._alpha = network, rows.x, alpha
         self._parameters = list(network.parameters())
+        everyone = ziln_distribution(network.head.bias.detach())
+        limits = torch.finfo(torch.float64)
+        amounts = (
+            (everyone.loc + everyone.scale * torch.tensor([-1.0, 1.0], dtype=torch.float64))
+            .exp()
+            .clamp(limits.tiny, limits.max)
+        )
+        positive = everyone.prob_positive / 2
+        added = torch.stack([everyone.zi_probs, positive, positive]) / rows.weight.sum()
+        self._y = torch.cat([rows.y[None], torch.cat([torch.zeros(1), amounts])[:, None].expand(3, len(rows.y))])
+        self._weight = torch.cat([torch.ones(1), added])[:, None] * rows.weight / rows.weight.sum()
 
     def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         _set_parameters(self._network, vector)
@@ -261,12 +274,9 @@ class _Objective:
         return loss.item(), parameters_to_vector(slopes).numpy()
 
     def _loss(self) -> Tensor:
-        x, y, weight = self._rows
-        predicted = ziln_distribution(self._network.params(x), validate_args=False)  # a trial step may go too far
-        total = weight.sum()
-        one_more = kl_divergence(self._marginal, predicted) / total
+        predicted = ziln_distribution(self._network.params(self._x), validate_args=False)  # a trial step may go too far
         penalty = sum(p.square().sum() for p in self._parameters if p.dim() == 2)
-        return (weight * (one_more - predicted.log_prob(y))).sum() / total + self._alpha / 2 * penalty
+        return self._alpha / 2 * penalty - (self._weight * predicted.log_prob(self._y)).sum()
 
 
 class _EarlyStopping:
