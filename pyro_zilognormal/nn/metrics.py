@@ -24,8 +24,8 @@ class Calibration(NamedTuple):
             targets of a group are all 0.
     """
 
-    predicted: Tensor
-    actual: Tensor
+    predicted: np.ndarray
+    actual: np.ndarray
     error: float
 
 
@@ -137,17 +137,14 @@ def decile_calibration(target: Tensor | ArrayLike, prediction: Tensor | ArrayLik
 
     Example:
         >>> decile_calibration([0.0, 1.0, 2.0, 6.0], [0.5, 0.5, 2.0, 4.0], groups=2)
-        Calibration(predicted=tensor([0.5000, 3.0000], dtype=torch.float64), actual=tensor([0.5000, 4.0000], \
-dtype=torch.float64), error=0.125)
+        Calibration(predicted=array([0.5, 3. ]), actual=array([0.5, 4. ]), error=0.125)
     """
     sorted_prediction, sorted_target = _by_score(target, prediction)
     if not 1 <= groups <= len(sorted_target):
         raise ValueError(f"groups must be from 1 to the number of rows, {len(sorted_target)}, got {groups}.")
-    predicted, actual = (
-        torch.stack([group.mean() for group in values.tensor_split(groups)])
-        for values in (sorted_prediction, sorted_target)
-    )
-    return Calibration(predicted, actual, (predicted / actual - 1).abs().mean().item())
+    split = (values.tensor_split(groups) for values in (sorted_prediction, sorted_target))
+    predicted, actual = (torch.stack([group.mean() for group in values]) for values in split)
+    return Calibration(predicted.numpy(), actual.numpy(), (predicted / actual - 1).abs().mean().item())
 
 
 def _by_score(target: Tensor | ArrayLike, score: Tensor | ArrayLike) -> tuple[Tensor, Tensor]:
