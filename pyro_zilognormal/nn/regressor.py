@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 from torch.nn.utils import parameters_to_vector, skip_init, vector_to_parameters
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
@@ -246,26 +247,12 @@ def _set_parameters(network: _Network, vector: np.ndarray) -> None:
 
 
 class _Objective:
-    """The penalised mean loss of the rows and its gradient, as functions of all parameters in one vector.
-
-    The added observation is 0 with probability pi, else exp(mu - scale) or exp(mu + scale), by the estimates of all
-    outcomes. Its expected log-likelihood is that of a draw from their distribution, since the first two moments agree.
-    """
+    """The penalised mean loss of the rows and its gradient, as functions of all parameters in one vector."""
 
     def __init__(self, network: _Network, rows: _Rows, alpha: float) -> None:
-        self._network, self._x, self._alpha = network, rows.x, alpha
+        self._network, self._rows, self._alpha = network, rows, alpha
+        self._everyone = ziln_distribution(network.head.bias.detach().clone())
         self._parameters = list(network.parameters())
-        everyone = ziln_distribution(network.head.bias.detach())
-        limits = torch.finfo(torch.float64)
-        amounts = (
-            (everyone.loc + everyone.scale * torch.tensor([-1.0, 1.0], dtype=torch.float64))
-            .exp()
-            .clamp(limits.tiny, limits.max)
-        )
-        positive = everyone.prob_positive / 2
-        added = torch.stack([everyone.zi_probs, positive, positive]) / rows.weight.sum()
-        self._y = torch.cat([rows.y[None], torch.cat([torch.zeros(1), amounts])[:, None].expand(3, len(rows.y))])
-        self._weight = torch.cat([torch.ones(1), added])[:, None] * rows.weight / rows.weight.sum()
 
     def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
         _set_parameters(self._network, vector)
@@ -274,9 +261,18 @@ class _Objective:
         return loss.item(), parameters_to_vector(slopes).numpy()
 
     def _loss(self) -> Tensor:
-        predicted = ziln_distribution(self._network.params(self._x), validate_args=False)  # a trial step may go too far
+        x, y, weight = self._rows
+        predicted = ziln_distribution(self._network.params(x), validate_args=False)  # a trial step may go too far
+        losses = _expected_loss(self._everyone, predicted) / weight.sum() - predicted.log_prob(y)
         penalty = sum(p.square().sum() for p in self._parameters if p.dim() == 2)
-        return self._alpha / 2 * penalty - (self._weight * predicted.log_prob(self._y)).sum()
+        return (weight * losses).sum() / weight.sum() + self._alpha / 2 * penalty
+
+
+def _expected_loss(truth: ZeroInflatedLogNormal, predicted: ZeroInflatedLogNormal) -> Tensor:
+    """E[-log p(X)] for X of the truth, but for a constant."""
+    zero, positive, scale = logsigmoid(predicted.zi_logits), logsigmoid(-predicted.zi_logits), predicted.scale
+    squares = (truth.scale**2 + (truth.loc - predicted.loc) ** 2) / (2 * scale**2)
+    return truth.prob_positive * (scale.log() + squares - positive) - truth.zi_probs * zero
 
 
 class _EarlyStopping:

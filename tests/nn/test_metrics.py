@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 SKEWED = np.exp(RNG.normal(size=200)) * (RNG.random(200) < 0.4)
 SCORE = SKEWED + RNG.normal(size=200)
 # mu, scale, zi_logits; and z of the targets besides 0.
-DISTRIBUTIONS = list(itertools.product((-2.0, 3.0), (1e-3, 0.1, 1.0, 2.5, 12.0), (-np.inf, 5.0, -3.0)))
+DISTRIBUTIONS = list(itertools.product((-2.0, 3.0), (1e-3, 0.1, 1.0, 2.5, 8.0), (-np.inf, 5.0, -3.0)))
 POINTS = (-30.0, -1.5, 0.0, 0.4, 3.0, 20.0)
 
 
@@ -42,7 +42,7 @@ def test_crps_is_the_integral(mu: float, scale: float, logit: float) -> None:
     d = ZeroInflatedLogNormal(*(torch.tensor(p, dtype=torch.float64) for p in (mu, scale, logit)))
     targets = [0.0, *(float(np.exp(mu + scale * z)) for z in POINTS)]
     for y, found in zip(targets, crps(d, targets).tolist(), strict=True):
-        with mp.workdps(25):
+        with mp.workdps(20):
             expected = float(quadrature(mu, scale, logit, y))
         assert found == pytest.approx(expected, rel=1e-12 * max(1, 1 / scale)), (y, found, expected)
 
