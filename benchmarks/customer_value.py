@@ -187,8 +187,8 @@ def losses(figures: pd.DataFrame) -> list[str]:
     for ours, other, what, gain, error in sorted(comparisons(figures)):
         if gain < 0:
             a, b = figures.loc[ours, what].mean(), figures.loc[other, what].mean()
-            clear = "clearly" if -gain > 2 * error else "within two standard errors"
-            said.append(f"- {what}: {other} {b:.3g}, {ours} {a:.3g}; {clear}.")
+            size = "more than" if -gain > 2 * error else "within"
+            said.append(f"- {what}: {other} {b:.3g}, {ours} {a:.3g}; {size} two standard errors of the difference.")
     return said
 
 
