@@ -1,0 +1,299 @@
+"""A scikit-learn regressor that predicts a zero-inflated log-normal; needs ``pyro-zilognormal[sklearn]``."""
+
+import itertools
+import math
+import warnings
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
+from torch.nn.utils import parameters_to_vector, skip_init, vector_to_parameters
+
+from pyro_zilognormal.distribution import ZeroInflatedLogNormal
+from pyro_zilognormal.nn.head import ZILNHead
+from pyro_zilognormal.nn.loss import ziln_distribution, ziln_loss
+from pyro_zilognormal.nn.metrics import crps_skill
+
+try:
+    from scipy.optimize import OptimizeResult, minimize
+    from sklearn.base import BaseEstimator, RegressorMixin
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.utils import Tags, check_random_state
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError("ZILNRegressor needs scikit-learn: pip install 'pyro-zilognormal[sklearn]'") from error
+
+
+class ZILNRegressor(RegressorMixin, BaseEstimator):
+    """Regression for outcomes that are 0 or positive and skewed, such as what customers spend or what claims cost.
+
+    Each row gets its own probability of a zero and its own log-normal for the positive part: all three parameters are
+    linear in the features, or outputs of a small network. L-BFGS maximises the likelihood of all rows at once, so there
+    is no learning rate, and all rows must fit into memory. Features are standardised inside. One further observation,
+    drawn from the distribution of all outcomes and spread over the rows, keeps the likelihood bounded where the data do
+    not: outcomes that are constant or perfectly predictable.
+
+    Args:
+        hidden_layer_sizes: widths of the hidden layers; none for a linear model.
+        alpha: L2 penalty, alpha / 2 times the sum of squared weights (not biases), added to the mean loss; >= 0.
+        early_stopping: hold rows out, stop when their loss no longer falls, and keep the best parameters. "auto" does
+            so for networks and not for linear models.
+        validation_fraction: the share of rows to hold out for early stopping, in (0, 1), rounded down to whole rows.
+        n_iter_no_change: how many iterations without improvement end early stopping.
+        max_iter: at most so many iterations.
+        tol: without early stopping, end when no derivative is larger; >= 0.
+        random_state: of the held-out rows and of a network's first weights: a seed, a numpy RandomState, or None for
+            numpy's global one. A linear model without early stopping needs none.
+
+    Attributes:
+        network_: the fitted torch module, in float64, from features to a ZeroInflatedLogNormal.
+        n_iter_: the number of iterations.
+        validation_loss_: with early stopping, the best mean loss of the held-out rows, in nats.
+        n_features_in_, feature_names_in_: as in all of scikit-learn.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> X = rng.normal(size=(500, 2))
+        >>> y = np.exp(3 + X[:, 0] + rng.normal(size=500)) * (rng.random(500) < 0.4)
+        >>> model = ZILNRegressor().fit(X, y)
+        >>> model.predict(X[:2]).round(1), model.predict_proba_positive(X[:2]).round(2)
+        (array([19.9, 35.9]), array([0.46, 0.48]))
+    """
+
+    def __init__(
+        self,
+        hidden_layer_sizes: Sequence[int] = (),
+        *,
+        alpha: float = 1e-4,
+        early_stopping: bool | str = "auto",
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        max_iter: int = 1000,
+        tol: float = 1e-7,
+        random_state: Any = None,
+    ) -> None:
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.alpha = alpha
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "ZILNRegressor":
+        """Fit the model.
+
+        Args:
+            X: features, of shape (n, features): array or pandas DataFrame.
+            y: outcomes >= 0, of shape (n,), in any unit.
+            sample_weight: of each row, >= 0. A weight of 2 counts as two equal rows.
+
+        Returns:
+            The estimator itself.
+
+        Raises:
+            ValueError: a negative outcome, NaN or infinite values, or an argument out of its range.
+            TypeError: an argument of another type.
+        """
+        self._check_arguments()
+        rows = self._check_rows(X, y, sample_weight)
+        random = check_random_state(self.random_state)
+        held_out = self._choose_held_out(len(rows.y), random)
+        train = rows.choose(~held_out)
+        self.network_ = _Network(train, self.hidden_layer_sizes, random)
+        stop = _EarlyStopping(self.network_, rows.choose(held_out), self.n_iter_no_change) if held_out.any() else None
+        self._minimize(_Objective(self.network_, train, self.alpha), stop)
+        return self
+
+    def _check_rows(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> "_Rows":
+        """The rows with a positive weight: a weight of 0 is the same as no row."""
+        features, outcomes = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        if outcomes.min() < 0:
+            raise ValueError(
+                f"y must not be negative, got {outcomes.min()}. Decide what such rows mean, and clean them."
+            )
+        weight = _check_sample_weight(sample_weight, features, dtype=np.float64, ensure_non_negative=True)
+        if not weight.any():  # scikit-learn checks it from 1.8 on
+            raise ValueError("sample_weight must be positive for at least one row, got only zeros.")
+        rows = _Rows(*(torch.tensor(array, dtype=torch.float64) for array in (features, outcomes, weight)))
+        return rows.choose(rows.weight > 0)
+
+    def _choose_held_out(self, n: int, random: np.random.RandomState) -> Tensor:
+        held_out = torch.zeros(n, dtype=torch.bool)
+        if self.early_stopping is True or (self.early_stopping == "auto" and len(self.hidden_layer_sizes) > 0):
+            held_out[random.permutation(n)[: int(self.validation_fraction * n)]] = True
+        return held_out
+
+    def _minimize(self, objective: "_Objective", stop: "_EarlyStopping | None") -> None:
+        start = parameters_to_vector(self.network_.parameters()).detach().numpy()
+        options = {"maxiter": self.max_iter, "maxfun": 20 * self.max_iter, "gtol": self.tol, "ftol": 0.0}
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", callback=stop, options=options)
+        self.n_iter_ = found.nit
+        if found.status in (1, 2):
+            warnings.warn(
+                f"ZILNRegressor has not converged after {found.nit} iterations ({found.message}). Increase max_iter "
+                f"({self.max_iter}), tol or alpha, or stop early.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        if stop is not None:
+            self.validation_loss_ = stop.best_loss
+        _set_parameters(self.network_, found.x if stop is None else stop.best)
+
+    def _check_arguments(self) -> None:
+        """Raise ValueError for an argument out of its range."""
+        widths = self.hidden_layer_sizes
+        are_widths = isinstance(widths, Sequence) and all(isinstance(w, Integral) and w >= 1 for w in widths)
+        needed = {
+            "hidden_layer_sizes": ("a tuple of integers >= 1", are_widths),
+            "alpha": ("finite and >= 0", 0 <= self.alpha < math.inf),
+            "early_stopping": ('True, False or "auto"', self.early_stopping in (True, False, "auto")),
+            "validation_fraction": ("in (0, 1)", 0 < self.validation_fraction < 1),
+            "n_iter_no_change": (">= 1", self.n_iter_no_change >= 1),
+            "max_iter": (">= 1", self.max_iter >= 1),
+            "tol": (">= 0", self.tol >= 0),
+        }
+        for name, (what, holds) in needed.items():
+            if not holds:
+                raise ValueError(f"ZILNRegressor: {name} must be {what}, got {getattr(self, name)!r}.")
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """The expected outcome E[y] of each row, of shape (n,)."""
+        return self.predict_dist(X).mean.numpy()
+
+    def predict_quantile(self, X: ArrayLike, q: ArrayLike = 0.5) -> np.ndarray:
+        """The quantiles of each row; by default the median.
+
+        Args:
+            X: features, of shape (n, features).
+            q: a level or several, in [0, 1].
+
+        Returns:
+            An array of shape (n,), or (n, len(q)) for several levels.
+        """
+        distribution, levels = self.predict_dist(X), torch.tensor(np.asarray(q), dtype=torch.float64)
+        if levels.dim() == 0:
+            return distribution.icdf(levels).numpy()
+        return torch.stack([distribution.icdf(level) for level in levels], dim=-1).numpy()
+
+    def predict_proba_positive(self, X: ArrayLike) -> np.ndarray:
+        """P(y > 0) of each row, of shape (n,)."""
+        return self.predict_dist(X).prob_positive.numpy()
+
+    def predict_dist(self, X: ArrayLike) -> ZeroInflatedLogNormal:
+        """The distribution of each row, of batch_shape (n,)."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        with torch.no_grad():
+            return self.network_(torch.tensor(X))
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """The CRPS skill score of the predicted distributions, 1 at best; see `crps_skill`."""
+        return crps_skill(self.predict_dist(X), y, sample_weight)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.positive_only = True
+        return tags
+
+
+class _Rows(NamedTuple):
+    """Features, outcomes and weights."""
+
+    x: Tensor
+    y: Tensor
+    weight: Tensor
+
+    def choose(self, rows: Tensor) -> "_Rows":
+        return _Rows(*(values[rows] for values in self))
+
+
+class _Network(nn.Module):
+    """From features to distributions, at first that of all outcomes. Torch's global random state is not touched."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, rows: _Rows, widths: Sequence[int], random: np.random.RandomState) -> None:
+        super().__init__()
+        x, share = rows.x, rows.weight[:, None] / rows.weight.sum()
+        self.register_buffer("mean", (share * x).sum(0))
+        scale = (share * (x - self.mean).square()).sum(0).sqrt()
+        self.register_buffer("scale", torch.where(scale > 1e-12 * self.mean.abs(), scale, 1))  # of a constant: 1
+        sizes = [x.shape[1], *widths]
+        self.hidden = nn.Sequential()
+        for fan_in, width in itertools.pairwise(sizes):
+            linear = skip_init(nn.Linear, fan_in, width, dtype=torch.float64)
+            for parameter in linear.parameters():
+                parameter.data = torch.tensor(random.uniform(-1, 1, parameter.shape)) / math.sqrt(fan_in)
+            self.hidden.extend([linear, nn.SiLU()])
+        self.head = ZILNHead(sizes[-1], dtype=torch.float64).start_at(rows.y, rows.weight)
+
+    def params(self, x: Tensor) -> Tensor:
+        return self.head.params(self.hidden((x - self.mean) / self.scale))
+
+    def forward(self, x: Tensor) -> ZeroInflatedLogNormal:
+        return ziln_distribution(self.params(x))
+
+
+def _set_parameters(network: _Network, vector: np.ndarray) -> None:
+    vector_to_parameters(torch.tensor(vector), network.parameters())
+
+
+class _Objective:
+    """The penalised mean loss of the rows and its gradient, as functions of all parameters in one vector."""
+
+    def __init__(self, network: _Network, rows: _Rows, alpha: float) -> None:
+        self._network, self._rows, self._alpha = network, rows, alpha
+        self._everyone = ziln_distribution(network.head.bias.detach().clone())
+        self._parameters = list(network.parameters())
+
+    def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
+        _set_parameters(self._network, vector)
+        loss = self._loss()
+        slopes = torch.autograd.grad(loss, self._parameters)
+        return loss.item(), parameters_to_vector(slopes).numpy()
+
+    def _loss(self) -> Tensor:
+        x, y, weight = self._rows
+        predicted = ziln_distribution(self._network.params(x), validate_args=False)  # a trial step may go too far
+        losses = _expected_loss(self._everyone, predicted) / weight.sum() - predicted.log_prob(y)
+        penalty = sum(p.square().sum() for p in self._parameters if p.dim() == 2)
+        return (weight * losses).sum() / weight.sum() + self._alpha / 2 * penalty
+
+
+def _expected_loss(truth: ZeroInflatedLogNormal, predicted: ZeroInflatedLogNormal) -> Tensor:
+    """E[-log p(X)] for X of the truth, but for a constant."""
+    zero, positive, scale = logsigmoid(predicted.zi_logits), logsigmoid(-predicted.zi_logits), predicted.scale
+    squares = (truth.scale**2 + (truth.loc - predicted.loc) ** 2) / (2 * scale**2)
+    return truth.prob_positive * (scale.log() + squares - positive) - truth.zi_probs * zero
+
+
+class _EarlyStopping:
+    """Ends the minimisation when the loss of held-out rows has not improved for some iterations; keeps the best."""
+
+    def __init__(self, network: _Network, rows: _Rows, patience: int) -> None:
+        self._network, self._rows, self._patience = network, rows, patience
+        self._waited = 0
+        self.best = parameters_to_vector(network.parameters()).detach().numpy()
+        self.best_loss = self._loss()
+
+    def _loss(self) -> float:
+        x, y, weight = self._rows
+        with torch.no_grad():
+            return ziln_loss(self._network.params(x), y, weight=weight).item()
+
+    def __call__(self, intermediate_result: OptimizeResult) -> None:
+        _set_parameters(self._network, intermediate_result.x)
+        loss = self._loss()
+        self._waited += 1
+        if loss < self.best_loss:
+            self.best, self.best_loss, self._waited = intermediate_result.x.copy(), loss, 0
+        if self._waited >= self._patience:
+            raise StopIteration
