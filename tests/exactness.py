@@ -33,12 +33,11 @@ QUANTITIES = (*PROPERTIES, *METHODS_OF_NOTHING, *METHODS_OF_X, "icdf")
 DIVERGENCES = ("kl", "kl_from_lognormal", "kl_to_lognormal")
 
 
-def compute(name: str, args: Sequence[Tensor], probs: bool = False) -> Tensor:
-    """The quantity `name` by the package; with `probs` the third argument is zi_probs."""
+def compute(name: str, args: Sequence[Tensor], zero: str = "zi_logits") -> Tensor:
+    """The quantity `name` by the package; its zero part is the argument called `zero`."""
     if name in DIVERGENCES:
         return _divergence(name, args)
-    zero = {"zi_probs" if probs else "zi_logits": args[2]}
-    d = ZILN(args[0], args[1], **zero)
+    d = ZILN(args[0], args[1], **{zero: args[2]})
     if name in PROPERTIES:
         return getattr(d, name)
     return getattr(d, name)(*args[3:])
@@ -84,14 +83,23 @@ def units(
     return float(excess / (info.eps * conditioning)) if conditioning else np.inf
 
 
-def undecided(name: str, args: tuple[float, ...], dtype: torch.dtype, probs: bool = False) -> bool:
+def undecided(name: str, args: tuple[float, ...], dtype: torch.dtype, zero: str = "zi_logits") -> bool:
     """Whether rounding the arguments decides on which side of a jump the point lies."""
     if name not in MARGINS:
         return False
-    margin = evaluate(MARGINS[name], args, probs)
+    margin = evaluate(MARGINS[name], args, zero)
     rounding = margin.conditioning() + (0.5 if name == "median" else 0)  # the median is icdf at an exact 1/2
     near = abs(margin.value) <= TOLERANCE * torch.finfo(dtype).eps * rounding
     return bool(near and mp.isfinite(margin.value))
+
+
+def steep(name: str, args: tuple[float, ...], dtype: torch.dtype) -> bool:
+    """Whether rounding log x and mu moves z so far that a derivative does not tell what that does to a tail."""
+    if name not in METHODS_OF_X or name == "log_prob" or not 0 < args[-1] < np.inf:
+        return False
+    mu, scale, log_x = mp.mpf(args[0]), mp.mpf(args[1]), mp.log(args[-1])
+    z, rounding = abs(log_x - mu) / scale, torch.finfo(dtype).eps * (abs(log_x) + abs(mu)) / scale
+    return bool(rounding > z / 64 or (z < 40 and rounding * (1 + z) > 1 / 64))
 
 
 @dataclass
@@ -131,36 +139,48 @@ class Exam:
 
 
 def examine(
-    name: str, points: np.ndarray, dtype: torch.dtype, tolerance: float = TOLERANCE, probs: bool = False
+    name: str,
+    points: np.ndarray,
+    dtype: torch.dtype,
+    tolerance: float = TOLERANCE,
+    zero: str = "zi_logits",
+    *,
+    logs: bool = False,
 ) -> Exam:
     """The package against the oracle at the rows of points, value and every first derivative."""
-    actual = with_gradients(lambda args: compute(name, args, probs), points, dtype)
+    actual = with_gradients(lambda args: compute(name, args, zero), points, dtype)
     errors, exacts = np.zeros_like(actual), []
     for i, row in enumerate(points.tolist()):
         args = tuple(row)
-        exact = None if undecided(name, args, dtype, probs) else evaluate(name, args, probs)
+        exact = None if undecided(name, args, dtype, zero) or steep(name, args, dtype) else evaluate(name, args, zero)
         exacts.append(exact)
         if exact is not None:
-            errors[i] = _row_errors(name, actual[i], args, exact, dtype, tolerance)
+            errors[i] = _row_errors(name, actual[i], args, exact, dtype, tolerance, logs)
     return Exam(name, points, actual, errors, exacts)
 
 
 def _never_positive(name: str, args: tuple[float, ...], dtype: torch.dtype) -> bool:
     """Whether 1 - pi_p, with which KL weighs the positive parts, is 0 in this dtype though it is not."""
     logit = args[2]
-    return name == "kl" and np.isfinite(logit) and np.exp(-logit) < torch.finfo(dtype).tiny
+    return name == "kl" and np.isfinite(logit) and np.exp(-max(logit, -700.0)) < torch.finfo(dtype).tiny
 
 
 def _row_errors(
-    name: str, actual: np.ndarray, args: tuple[float, ...], exact: Exact, dtype: torch.dtype, tolerance: float
+    name: str,
+    actual: np.ndarray,
+    args: tuple[float, ...],
+    exact: Exact,
+    dtype: torch.dtype,
+    tolerance: float,
+    logs: bool,
 ) -> list[float]:
-    first = units(actual[0], exact.value, exact.conditioning(), dtype, tolerance)
+    first = units(actual[0], exact.value, exact.conditioning(logs), dtype, tolerance)
     if np.isinf(actual[0]):
         return [first, *(np.inf if np.isnan(a) else 0.0 for a in actual[1:])]
     # What underflows in a_j df/da_j, relative to f, is lost: a factor pi = exp(-100) is 0 in float32.
     scale = max(1.0, abs(float(exact.value))) if mp.isfinite(exact.value) else 1.0
     floors = [scale / min(1.0, abs(a)) if a else scale for a in args]
     lost = _never_positive(name, args, dtype)
-    truths = [(g, mp.inf if lost else exact.grad_conditioning(j), floors[j]) for j, g in enumerate(exact.grad)]
+    truths = [(g, mp.inf if lost else exact.grad_conditioning(j, logs), floors[j]) for j, g in enumerate(exact.grad)]
     pairs = zip(actual[1:], truths, strict=True)
     return [first, *(units(a, g, c, dtype, tolerance, floor) for a, (g, c, floor) in pairs)]

@@ -35,13 +35,13 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
 
     .. math::
         \log p = n_0 \log \pi + n_+ \left(\log(1 - \pi) - \log s - \tfrac12 \log 2 \pi\right)
-            - \frac{m_2 + n_+ (\text{mean} - \mu)^2}{2 s^2} - \sum_{x > 0} \log x
+            - \frac{m_2 + n_+ (\text{mean} - \text{loc})^2}{2 s^2} - \sum_{x > 0} \log x
 
-    This is the sum of ``ZeroInflatedLogNormal(mu + offset, scale, zi_logits).log_prob`` over the cells. It includes
+    This is the sum of ``ZeroInflatedLogNormal(loc + offset, scale, zi_logits).log_prob`` over the cells. It includes
     their Jacobian, sum(log x) = n_pos mean + offset_sum.
 
     Args:
-        mu: mean of log X - offset given X > 0, in log units of x. Number or floating-point tensor.
+        loc: mean of log X - offset given X > 0, in log units of x. Number or tensor.
         scale: standard deviation of log X given X > 0, > 0.
         zi_logits: log odds of a zero, in [-inf, inf].
         total_count: number of cells in each group, whole numbers >= 0; only `sample` needs it.
@@ -51,7 +51,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
     The parameters broadcast to batch_shape; the event_shape is (5,), in the order of `SufficientStatistics.value`.
 
     Raises:
-        TypeError: a parameter is not a number or a floating-point tensor, or dtypes differ.
+        TypeError: a parameter is not a number or a tensor of real numbers.
         ValueError: shapes do not broadcast, or, with validation, a parameter is outside its constraint.
 
     Example:
@@ -71,13 +71,13 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
 
     def __init__(
         self,
-        mu: float | Tensor,
+        loc: float | Tensor,
         scale: float | Tensor,
         zi_logits: float | Tensor,
         total_count: int | Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self._cell = ZeroInflatedLogNormal(mu, scale, zi_logits, validate_args=validate_args)
+        self._cell = ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
         self.total_count = None if total_count is None else _as_count(total_count, self._cell)
         shape = self._cell.batch_shape
         if self.total_count is not None:
@@ -101,6 +101,11 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
     def zi_logits(self) -> Tensor:
         """Log odds of a zero, of shape batch_shape."""
         return self._cell.zi_logits.expand(self.batch_shape)
+
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: torch.Size) -> tuple[torch.Size, torch.Size]:
+        """The batch_shape and event_shape that arguments of the given shapes lead to, as in Pyro."""
+        return validation.broadcast_shapes(**arg_shapes), torch.Size((5,))
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "GroupedZeroInflatedLogNormal":
         """The same distribution with a larger batch_shape; parameters are shared, not copied.
@@ -127,7 +132,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
             value: (n_zero, n_pos, mean, m2, offset_sum) in the last dimension; the others broadcast with batch_shape.
 
         Raises:
-            TypeError: value is not a floating-point tensor.
+            TypeError: value is not a tensor of real numbers.
             ValueError: the last dimension is not 5, value requires grad, or, with validation, no cells can have
                 these statistics.
         """
@@ -144,7 +149,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
     def sample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draws of shape sample_shape + batch_shape + (5,), with offset_sum = 0, in at least float32.
 
-        n_pos is Binomial(total_count, 1 - pi); given it, mean is Normal(mu, scale / sqrt(n_pos)) and m2 / scale^2 is
+        n_pos is Binomial(total_count, 1 - pi); given it, mean is Normal(loc, scale / sqrt(n_pos)) and m2 / scale^2 is
         chi-square with n_pos - 1 degrees of freedom.
 
         Raises:
@@ -205,7 +210,7 @@ def _check_statistics(value: Tensor) -> None:
 
 
 def _check_shape(value: Tensor) -> None:
-    validation.check_floating("value", value)
+    validation.check_real("value", value)
     if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[-1] != 5:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"the number {value}"
         raise ValueError(
