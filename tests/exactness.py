@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_zilognormal import ZeroInflatedLogNormal
+from pyro_zilognormal import LeftCensoredZeroInflatedLogNormal, ZeroInflatedLogNormal
 from tests.jets import mp
 from tests.oracle import Exact, evaluate
 
@@ -28,6 +28,7 @@ ZILN = ZeroInflatedLogNormal
 
 PROPERTIES = ("zi_probs", "prob_positive", "mean", "log_mean", "variance", "stddev", "median", "mode")
 METHODS_OF_NOTHING = ("entropy", "perplexity")
+OF_MOMENTS = ("loc_of_mean", "loc_of_moments", "scale_of_moments")
 METHODS_OF_X = ("log_prob", "cdf", "log_cdf", "log_survival_function")
 QUANTITIES = (*PROPERTIES, *METHODS_OF_NOTHING, *METHODS_OF_X, "icdf")
 DIVERGENCES = ("kl", "kl_from_lognormal", "kl_to_lognormal")
@@ -36,19 +37,33 @@ DIVERGENCES = ("kl", "kl_from_lognormal", "kl_to_lognormal")
 def compute(name: str, args: Sequence[Tensor], zero: str = "zi_logits") -> Tensor:
     """The quantity `name` by the package; its zero part is the argument called `zero`."""
     if name in DIVERGENCES:
-        return _divergence(name, args)
+        return _divergence(name, args, zero)
+    if name in OF_MOMENTS:
+        return _of_moments(name, args, zero)
+    if name == "log_prob_censored":
+        return LeftCensoredZeroInflatedLogNormal(*args, zeros_known=True).log_prob_censored
     d = ZILN(args[0], args[1], **{zero: args[2]})
     if name in PROPERTIES:
         return getattr(d, name)
     return getattr(d, name)(*args[3:])
 
 
-def _divergence(name: str, args: Sequence[Tensor]) -> Tensor:
+def _of_moments(name: str, args: Sequence[Tensor], zero: str) -> Tensor:
+    if name == "loc_of_mean":
+        return ZILN.from_mean(args[0], args[1], **{zero: args[2]}).loc
+    d = ZILN.from_moments(*args)
+    return d.loc if name == "loc_of_moments" else d.scale
+
+
+def _divergence(name: str, args: Sequence[Tensor], zero: str) -> Tensor:
+    def ziln(loc: Tensor, scale: Tensor, zero_part: Tensor) -> ZeroInflatedLogNormal:
+        return ZILN(loc, scale, **{zero: zero_part})
+
     if name == "kl":
-        return kl_divergence(ZILN(*args[:3]), ZILN(*args[3:]))
+        return kl_divergence(ziln(*args[:3]), ziln(*args[3:]))
     if name == "kl_from_lognormal":
-        return kl_divergence(dist.LogNormal(*args[:2]), ZILN(*args[2:]))
-    return kl_divergence(ZILN(*args[:3]), dist.LogNormal(*args[3:]))
+        return kl_divergence(dist.LogNormal(*args[:2]), ziln(*args[2:]))
+    return kl_divergence(ziln(*args[:3]), dist.LogNormal(*args[3:]))
 
 
 def with_gradients(f: Callable[..., Tensor], points: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -95,7 +110,7 @@ def undecided(name: str, args: tuple[float, ...], dtype: torch.dtype, zero: str 
 
 def steep(name: str, args: tuple[float, ...], dtype: torch.dtype) -> bool:
     """Whether rounding log x and mu moves z so far that a derivative does not tell what that does to a tail."""
-    if name not in METHODS_OF_X or name == "log_prob" or not 0 < args[-1] < np.inf:
+    if name not in (*METHODS_OF_X, "log_prob_censored") or name == "log_prob" or not 0 < args[-1] < np.inf:
         return False
     mu, scale, log_x = mp.mpf(args[0]), mp.mpf(args[1]), mp.log(args[-1])
     z, rounding = abs(log_x - mu) / scale, torch.finfo(dtype).eps * (abs(log_x) + abs(mu)) / scale

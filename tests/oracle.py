@@ -66,8 +66,7 @@ def zero_from_cloglog(eta: Number) -> ZeroPart:
     """P(X = 0) = exp(-rate), P(X > 0) = -expm1(-rate), with rate = exp(eta)."""
     v = value(eta)
     if mp.isinf(v):
-        limit = zero_from_logits(-eta)
-        return limit
+        return zero_from_logits(-eta)
     rate = exp(eta)
     pi, pos = exp(-rate), -expm1(-rate)
     # log of P(X > 0) through whichever of the two is small, so that neither loses its digits.
@@ -200,6 +199,24 @@ def kl_to_lognormal(mu_p: Number, s_p: Number, p: ZeroPart, mu_q: Number, s_q: N
     return mpf("inf") if value(p.pi) else _kl_normal(mu_p, s_p, mu_q, s_q)
 
 
+def loc_of_mean(mean: Number, s: Number, zero: ZeroPart) -> Number:
+    return log(mean) - zero.log_pos - s * s / 2
+
+
+def scale_of_moments(mean: Number, sd: Number, zero: ZeroPart) -> Number:
+    cv = sd / mean
+    return sqrt(log1p(cv * cv * zero.pos - zero.pi))
+
+
+def loc_of_moments(mean: Number, sd: Number, zero: ZeroPart) -> Number:
+    return loc_of_mean(mean, scale_of_moments(mean, sd, zero), zero)
+
+
+def log_prob_censored(mu: Number, s: Number, zero: ZeroPart, x: Number) -> Number:
+    """log P(0 < X <= x)."""
+    return zero.log_pos + log_ndtr(_z(mu, s, x))
+
+
 PARAMETERS = ("mu", "scale", "zero")
 PAIR = ("mu_p", "scale_p", "zero_p", "mu_q", "scale_q", "zero_q")
 FORMULAS: dict[str, tuple[Callable[..., Number], tuple[str, ...]]] = {
@@ -207,6 +224,10 @@ FORMULAS: dict[str, tuple[Callable[..., Number], tuple[str, ...]]] = {
     **{f.__name__: (f, PARAMETERS) for f in (entropy, perplexity, median_margin, mode_margin)},
     **{f.__name__: (f, (*PARAMETERS, "x")) for f in (log_prob, cdf, log_cdf, log_survival_function)},
     **{f.__name__: (f, (*PARAMETERS, "q")) for f in (icdf, icdf_margin)},
+    "loc_of_mean": (loc_of_mean, ("mean", "scale", "zero")),
+    "scale_of_moments": (scale_of_moments, ("mean", "stddev", "zero")),
+    "loc_of_moments": (loc_of_moments, ("mean", "stddev", "zero")),
+    "log_prob_censored": (log_prob_censored, (*PARAMETERS, "x")),
     "kl": (kl, PAIR),
     "kl_from_lognormal": (kl_from_lognormal, tuple(a for a in PAIR if a != "zero_p")),
     "kl_to_lognormal": (kl_to_lognormal, tuple(a for a in PAIR if a != "zero_q")),
@@ -241,7 +262,8 @@ class Exact:
 
 
 def _logarithm(name: str, a: Any, logs: bool) -> Any:
-    return max(1, abs(mp.log(a))) if logs and name.split("_")[0] in ("scale", "x", "q", "mean", "stddev") and a > 0 else 1
+    through_logarithm = logs and name.split("_")[0] in ("scale", "x", "q", "mean", "stddev") and a > 0
+    return max(1, abs(mp.log(a))) if through_logarithm else 1
 
 
 def call(name: str, args: tuple[Number, ...], zero: str = "zi_logits") -> Number:

@@ -37,6 +37,10 @@ def random_scale(rng: Random, n: int) -> np.ndarray:
     return _mix(rng, np.exp(rng.uniform(np.log(1e-3), np.log(20), n)), rng.uniform(0.3, 3, n))
 
 
+def random_mean(rng: Random, n: int) -> np.ndarray:
+    return np.exp(_mix(rng, rng.uniform(-50, 50, n), rng.normal(0, 2, n)))
+
+
 def random_logits(rng: Random, n: int) -> np.ndarray:
     small = rng.choice([-1, 1], n) * 10 ** rng.uniform(-9, 0, n)
     return _mix(rng, rng.uniform(-200, 200, n), rng.normal(0, 3, n), rng.normal(0, 20, n), small)
@@ -81,9 +85,7 @@ def random_points(name: str, n: int, dtype: torch.dtype, seed: int, zero: str = 
     return _rows(_random_column, name, n, dtype, seed, zero)
 
 
-def _rows(
-    column: Callable[..., np.ndarray], name: str, n: int, dtype: torch.dtype, seed: int, zero: str
-) -> np.ndarray:
+def _rows(column: Callable[..., np.ndarray], name: str, n: int, dtype: torch.dtype, seed: int, zero: str) -> np.ndarray:
     rng = np.random.default_rng(seed)
     columns: dict[str, np.ndarray] = {}
     for arg in FORMULAS[name][1]:
@@ -95,13 +97,18 @@ def _random_column(
     rng: Random, arg: str, before: dict[str, np.ndarray], n: int, dtype: torch.dtype, zero: str
 ) -> np.ndarray:
     kind = arg.split("_")[0]
+    if "stddev" in before:  # the zeros alone give a stddev of mean sqrt(pi / (1 - pi))
+        square = (before["stddev"] / before["mean"]) ** 2
+        return square / (1 + square) * _mix(rng, rng.uniform(0, 0.99, n), 10 ** rng.uniform(-9, 0, n))
     if kind == "zero":
         return random_zero(rng, n, dtype, zero)
     if kind == "x":
         return random_x(rng, before["mu"], before["scale"], dtype)
     if kind == "q":
         return random_q(rng, before["zero"], zero, dtype)
-    return {"mu": random_mu, "scale": random_scale}[kind](rng, n)
+    if kind == "stddev":
+        return before["mean"] * 10 ** rng.uniform(-3, 3, n)
+    return {"mu": random_mu, "scale": random_scale, "mean": random_mean}[kind](rng, n)
 
 
 def extreme_points(name: str, dtype: torch.dtype, n: int | None, seed: int) -> np.ndarray:
@@ -159,8 +166,9 @@ def _anywhere_column(
         far = _mix(rng, far, rng.uniform(0, 2 * edge**0.5, n))
     elif kind == "zero" and zero != "zi_probs":
         far = _mix(rng, _signed(rng, far), rng.uniform(-2 * edge, 2 * edge, n), rng.choice([-np.inf, np.inf], n))
+        far = np.minimum(far, 2 * edge) if zero == "cloglog" else far  # the oracle takes exp twice
     elif kind in ("zero", "q"):
-        far = np.exp(rng.uniform(np.log(torch.finfo(dtype).tiny) - 14, 0, n))
+        far = np.exp(rng.uniform(np.log(torch.finfo(dtype).tiny), 0, n))
     return np.where(rng.random(n) < 0.5, usual, far)
 
 

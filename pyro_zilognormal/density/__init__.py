@@ -45,5 +45,5 @@ def _parameters(zero_part: ZeroPart, shape: torch.Size) -> tuple[Tensor, ...]:
 
 def _used_once(parameter: Tensor, shape: torch.Size) -> bool:
     if tracing():  # the graph must serve other sizes too
-        return not jit_tracing() and parameter.shape == shape
+        return not jit_tracing() and parameter.dim() == len(shape) and parameter.shape == shape
     return MUCH * parameter.numel() > math.prod(shape)

@@ -28,7 +28,7 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, *zero: Tensor) -> Ten
     z = torch.where(inside, log_value - loc, 0) / scale
     # The slope of log(scale) is left out where it overflows: that of z^2 / 2 does too, and inf - inf is NaN.
     log_scale = torch.where(scale < torch.finfo(scale.dtype).tiny, scale.detach(), scale).log()
-    loss = log_value + z * z / 2 + (log_scale + HALF_LOG_2PI)
+    loss = log_value + z * (z / 2) + (log_scale + HALF_LOG_2PI)
     if len(zero) == 1:
         result = logsigmoid(torch.where(inside, -zero[0], zero[0])) - torch.where(inside, loss, 0)
     else:

@@ -70,8 +70,9 @@ class _KLNormals(WithSlopes):
         _, p_scale, q_scale, _ = inputs
         root, rooted, z = _rooted(*inputs)
         growth = 2 * root + rooted  # rooted * growth = w ((p_scale / q_scale)^2 - 1)
-        in_q_scale = -rooted * (growth / q_scale) - z * (z / q_scale)
-        return root * (z / q_scale), rooted * (growth / p_scale), in_q_scale, torch.where(output < math.inf, output, 0)
+        in_q_scale = -_scaled_ratio(rooted, growth, q_scale) - z * (z / q_scale)
+        in_p_scale = _scaled_ratio(rooted, growth, p_scale)
+        return root * (z / q_scale), in_p_scale, in_q_scale, torch.where(output < math.inf, output, 0)
 
 
 def _rooted(shift: Tensor, p_scale: Tensor, q_scale: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

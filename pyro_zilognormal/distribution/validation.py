@@ -106,8 +106,8 @@ def check_moments(stddev: Tensor, scale: Tensor) -> None:
     valid = stddev.isfinite() & (scale > 0)
     if known_false(valid.all()):
         raise ValueError(
-            f"{NAME}.from_moments: stddev must be finite and above mean * sqrt(zi_probs / (1 - zi_probs)), with zi_probs "
-            f"in [0, 1), but found {_describe(stddev.expand(valid.shape), ~valid)}"
+            f"{NAME}.from_moments: stddev must be finite and above mean * sqrt(zi_probs / (1 - zi_probs)), with "
+            f"zi_probs in [0, 1), but found {_describe(stddev.expand(valid.shape), ~valid)}"
         )
 
 

@@ -460,11 +460,11 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     def __repr__(self) -> str:
         shown = {"loc": self._loc, "scale": self._scale, self._zero_part.parameter: self._zero_part.tensor}
-        parts = [f"{k}: {_describe(v, self.batch_shape)}" for k, v in shown.items()]
+        parts = [f"{k}: {describe(v, self.batch_shape)}" for k, v in shown.items()]
         return f"ZeroInflatedLogNormal({', '.join(parts)})"
 
 
-def _describe(parameter: Tensor, batch_shape: torch.Size) -> Any:
+def describe(parameter: Tensor, batch_shape: torch.Size) -> Any:
     """The number, or the size of a tensor of several and of one on the meta device."""
     if parameter.numel() == 1 and not parameter.is_meta:
         return parameter.item()

@@ -30,6 +30,5 @@ def _scale_of_variation(cv: Tensor, zero_part: ZeroPart) -> Tensor:
     share = cv * zero_part.positive - zero_part.zero / cv  # u / cv
     u = cv * share
     curved = u > torch.finfo(u.dtype).eps
-    safe = torch.where(curved, u, 1)
-    ratio = torch.where(curved, torch.log1p(safe) / safe, 1)
-    return cv.sqrt() * share.sqrt() * ratio.sqrt()
+    straight = torch.where(curved, 1, cv).sqrt() * torch.where(curved, 1, share).sqrt()
+    return torch.where(curved, torch.log1p(torch.where(curved, u, 1)).sqrt(), straight)

@@ -6,7 +6,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.numerics.normal import WithSlopes, exp_or_inf, hazard, log_ndtr, logaddexp, ndtr, ndtri_exp, standardize
+from pyro_zilognormal.numerics.normal import (
+    WithSlopes,
+    exp_or_inf,
+    hazard,
+    log_ndtr,
+    logaddexp,
+    ndtr,
+    ndtri_exp,
+    standardize,
+)
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 
@@ -61,7 +70,8 @@ def median(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     complement = torch.where(positive & ~small, zero_part.one_minus_odds, 1)
     depth = torch.where(small, from_erfinv, ndtri_exp(torch.log(complement / 2)))
     tail = torch.where(positive, -zero_part.skew / 2, 0.5)
-    inside = _quantile(torch.full_like(tail, 0.5), loc, scale, zero_part, positive, depth, torch.zeros_like(small), tail)
+    q, upper = torch.full_like(tail, 0.5), torch.zeros_like(small)
+    inside = _quantile(q, loc, scale, zero_part, positive, depth, upper, tail)
     return torch.where(positive, inside, 0)
 
 

@@ -57,6 +57,24 @@ def test_other_parameters_of_the_zero_part(name: str, zero: str, dtype: torch.dt
 
 
 @DTYPES
+@pytest.mark.parametrize("zero", ["zi_logits", "zi_probs", "cloglog"])
+def test_parameters_of_a_mean(zero: str, dtype: torch.dtype) -> None:
+    passes(examine("loc_of_mean", random_points("loc_of_mean", N, dtype, 9, zero), dtype, zero=zero, logs=True))
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["loc_of_moments", "scale_of_moments"])
+def test_parameters_of_moments(name: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N, dtype, 10, "zi_probs"), dtype, zero="zi_probs", logs=True))
+
+
+@DTYPES
+def test_below_a_limit(dtype: torch.dtype) -> None:
+    points = random_points("log_prob_censored", N, dtype, 11)
+    passes(examine("log_prob_censored", points[points[:, -1] > 0], dtype))
+
+
+@DTYPES
 def test_kl_of_nearly_equal_distributions(dtype: torch.dtype) -> None:
     exam = examine("kl", nearly_equal_points(2 * N, dtype, seed=4), dtype, TOLERANCE_NEARLY_EQUAL)
     passes(exam, TOLERANCE_NEARLY_EQUAL)
