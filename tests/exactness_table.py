@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import product
 
 import numpy as np
 import torch
@@ -29,9 +30,9 @@ def table(n: int) -> list[str]:
     for name in (*QUANTITIES, *DIVERGENCES):
         points = [np.concatenate([random_points(name, n, t, 0), extreme_points(name, t, n, 0)]) for t in dtypes]
         lines.append(row(name, [examine(name, p, t) for p, t in zip(points, dtypes, strict=True)]))
-    for name in QUANTITIES:
-        exams = [examine(name, random_points(name, n, t, 1, probs=True), t, probs=True) for t in dtypes]
-        lines.append(row(f"{name} (zi_probs)", exams))
+    for zero, name in product(("zi_probs", "cloglog"), QUANTITIES):
+        exams = [examine(name, random_points(name, n, t, 1, zero), t, zero=zero) for t in dtypes]
+        lines.append(row(f"{name} ({zero})", exams))
     nearly = [examine("kl", nearly_equal_points(n, t, 0), t, tolerance=300.0) for t in dtypes]
     return [*lines, row("kl (nearly equal)", nearly)]
 

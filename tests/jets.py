@@ -138,7 +138,10 @@ def _phi(z: Any) -> Any:
 
 
 def _ndtr(z: Any) -> Any:
-    return mp.erfc(-z / mp.sqrt(2)) / 2
+    if abs(z) < 1e9:
+        return mp.erfc(-z / mp.sqrt(2)) / 2
+    tail = _phi(z) / abs(z) * (1 - z**-2 + 3 * z**-4 - 15 * z**-6)  # mpmath's erfc overflows far out
+    return tail if z < 0 else 1 - tail
 
 
 def ndtr(u: Number) -> Number:

@@ -2,11 +2,12 @@
 
 Each formula is a plain function of (mu, scale, zero) and perhaps x or q. It takes mpmath numbers or Jets;
 `evaluate` feeds it the exact binary values of floats and returns the value and its first and second
-derivatives. The zero comes from logits (which may be infinite) or from a probability strictly inside (0, 1).
+derivatives. The zero comes from logits or cloglog (which may be infinite) or from a probability strictly inside (0, 1).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -59,6 +60,21 @@ def zero_from_logits(logit: Number) -> ZeroPart:
 def zero_from_probs(p: Number) -> ZeroPart:
     log_pi, log_pos = log(p), log1p(-p)
     return ZeroPart(p, 1 - p, log_pi, log_pos, -(p * log_pi + (1 - p) * log_pos))
+
+
+def zero_from_cloglog(eta: Number) -> ZeroPart:
+    """P(X = 0) = exp(-rate), P(X > 0) = -expm1(-rate), with rate = exp(eta)."""
+    v = value(eta)
+    if mp.isinf(v):
+        return zero_from_logits(-eta)
+    rate = exp(eta)
+    pi, pos = exp(-rate), -expm1(-rate)
+    # log of P(X > 0) through whichever of the two is small, so that neither loses its digits.
+    log_pos = log1p(-pi) if value(rate) > 1 else log(pos)
+    return ZeroPart(pi, pos, -rate, log_pos, pi * rate - pos * log_pos)
+
+
+ZEROS = {"zi_logits": zero_from_logits, "zi_probs": zero_from_probs, "cloglog": zero_from_cloglog}
 
 
 def _z(mu: Number, s: Number, x: Number) -> Number:
@@ -161,7 +177,8 @@ def perplexity(mu: Number, s: Number, zero: ZeroPart) -> Number:
 
 def _kl_normal(mu_p: Number, s_p: Number, mu_q: Number, s_q: Number) -> Number:
     excess, shift = (s_p - s_q) / s_q, (mu_p - mu_q) / s_q  # exactly 0 where the two agree
-    return (excess * excess + shift * shift) / 2 + excess - log1p(excess)
+    log_ratio = log1p(excess) if abs(value(excess)) < 0.5 else log(s_p) - log(s_q)
+    return (excess * excess + shift * shift) / 2 + excess - log_ratio
 
 
 def _kl_term(weight: Number, log_p: Number, log_q: Number) -> Number:
@@ -182,6 +199,24 @@ def kl_to_lognormal(mu_p: Number, s_p: Number, p: ZeroPart, mu_q: Number, s_q: N
     return mpf("inf") if value(p.pi) else _kl_normal(mu_p, s_p, mu_q, s_q)
 
 
+def loc_of_mean(mean: Number, s: Number, zero: ZeroPart) -> Number:
+    return log(mean) - zero.log_pos - s * s / 2
+
+
+def scale_of_moments(mean: Number, sd: Number, zero: ZeroPart) -> Number:
+    cv = sd / mean
+    return sqrt(log1p(cv * cv * zero.pos - zero.pi))
+
+
+def loc_of_moments(mean: Number, sd: Number, zero: ZeroPart) -> Number:
+    return loc_of_mean(mean, scale_of_moments(mean, sd, zero), zero)
+
+
+def log_prob_censored(mu: Number, s: Number, zero: ZeroPart, x: Number) -> Number:
+    """log P(0 < X <= x)."""
+    return zero.log_pos + log_ndtr(_z(mu, s, x))
+
+
 PARAMETERS = ("mu", "scale", "zero")
 PAIR = ("mu_p", "scale_p", "zero_p", "mu_q", "scale_q", "zero_q")
 FORMULAS: dict[str, tuple[Callable[..., Number], tuple[str, ...]]] = {
@@ -189,6 +224,10 @@ FORMULAS: dict[str, tuple[Callable[..., Number], tuple[str, ...]]] = {
     **{f.__name__: (f, PARAMETERS) for f in (entropy, perplexity, median_margin, mode_margin)},
     **{f.__name__: (f, (*PARAMETERS, "x")) for f in (log_prob, cdf, log_cdf, log_survival_function)},
     **{f.__name__: (f, (*PARAMETERS, "q")) for f in (icdf, icdf_margin)},
+    "loc_of_mean": (loc_of_mean, ("mean", "scale", "zero")),
+    "scale_of_moments": (scale_of_moments, ("mean", "stddev", "zero")),
+    "loc_of_moments": (loc_of_moments, ("mean", "stddev", "zero")),
+    "log_prob_censored": (log_prob_censored, (*PARAMETERS, "x")),
     "kl": (kl, PAIR),
     "kl_from_lognormal": (kl_from_lognormal, tuple(a for a in PAIR if a != "zero_p")),
     "kl_to_lognormal": (kl_to_lognormal, tuple(a for a in PAIR if a != "zero_q")),
@@ -199,39 +238,55 @@ FORMULAS: dict[str, tuple[Callable[..., Number], tuple[str, ...]]] = {
 class Exact:
     """A value, its gradient and its Hessian in its arguments, which are kept alongside."""
 
+    names: tuple[str, ...]
     args: tuple[Any, ...]
     value: Any
     grad: tuple[Any, ...]
     hess: tuple[tuple[Any, ...], ...]
 
-    def conditioning(self) -> Any:
-        """|f| + sum_i |a_i df/da_i|: what a relative error of 1 in every argument does, and in the result."""
-        return abs(self.value) + _weighted(self.args, self.grad)
+    def conditioning(self, logs: bool = False) -> Any:
+        """|f| + sum_i |a_i df/da_i|: what a relative error of 1 in every argument does, and in the result.
 
-    def grad_conditioning(self, j: int) -> Any:
+        With `logs` the logarithms of scale, x and q are rounded too: an error of |log a| in log a.
+        """
+        return abs(self.value) + self._weighted(self.grad, logs)
+
+    def grad_conditioning(self, j: int, logs: bool = False) -> Any:
         """The same for the derivative in argument j."""
-        return abs(self.grad[j]) + _weighted(self.args, self.hess[j])
+        of_result = abs(self.grad[j]) * _logarithm(self.names[j], self.args[j], logs)
+        return of_result + self._weighted(self.hess[j], logs)
+
+    def _weighted(self, slopes: tuple[Any, ...], logs: bool) -> Any:
+        terms = zip(self.names, self.args, slopes, strict=True)
+        return mp.fsum(abs(a * d) * _logarithm(n, a, logs) for n, a, d in terms if d != 0)  # 0 wins over inf
 
 
-def _weighted(args: tuple[Any, ...], slopes: tuple[Any, ...]) -> Any:
-    return mp.fsum(abs(a * d) for a, d in zip(args, slopes, strict=True) if d != 0)  # 0 wins over an infinite logit
+def _logarithm(name: str, a: Any, logs: bool) -> Any:
+    through_logarithm = logs and name.split("_")[0] in ("scale", "x", "q", "mean", "stddev") and a > 0
+    return max(1, abs(mp.log(a))) if through_logarithm else 1
 
 
-def call(name: str, args: tuple[Number, ...], probs: bool = False) -> Number:
-    """The formula `name` at plain numbers or Jets; with `probs` the zeros are probabilities, not logits."""
+def call(name: str, args: tuple[Number, ...], zero: str = "zi_logits") -> Number:
+    """The formula `name` at plain numbers or Jets, with the zeros as logits, probabilities or cloglogs."""
     formula, names = FORMULAS[name]
-    zero = zero_from_probs if probs else zero_from_logits
-    return formula(*(zero(a) if n.startswith("zero") else a for n, a in zip(names, args, strict=True)))
+    return formula(*(ZEROS[zero](a) if n.startswith("zero") else a for n, a in zip(names, args, strict=True)))
+
+
+def _more_digits(name: str, args: tuple[float, ...]) -> int:
+    """Of numbers near 0 that are added to numbers near 1: a small scale or zero part, and pi in the median's z."""
+    named = [(n.split("_")[0], min(abs(float(a)), 1500.0)) for n, a in zip(FORMULAS[name][1], args, strict=True)]
+    small = [-math.log10(a) for n, a in named if n in ("scale", "zero", "q") and a > 0]
+    of_pi = [a for n, a in named if n == "zero" and name == "median"]
+    return int(2 * max([0.0, *small]) + max([0.0, *of_pi]))
 
 
 @cache
-def evaluate(name: str, args: tuple[float, ...], probs: bool = False) -> Exact:
+def evaluate(name: str, args: tuple[float, ...], zero: str = "zi_logits") -> Exact:
     """Value, gradient and Hessian of the formula `name` at the exact values of floats (or mpmath numbers)."""
     points = tuple(mpf(a) for a in args)
-    # At zi_logits = -200 the median's z is exp(-200) / 2 away from 0, which takes 87 digits more.
-    with mp.workdps(mp.dps + (90 if name == "median" else 0)):
-        out = call(name, tuple(Jet(a, {i: mpf(1)}) for i, a in enumerate(points)), probs)
+    with mp.workdps(mp.dps + _more_digits(name, args)):
+        out = call(name, tuple(Jet(a, {i: mpf(1)}) for i, a in enumerate(points)), zero)
     out = out if isinstance(out, Jet) else Jet(out)
-    n, zero = range(len(points)), mpf(0)
-    hess = tuple(tuple(out.h.get((min(i, j), max(i, j)), zero) for j in n) for i in n)
-    return Exact(points, out.v, tuple(out.g.get(i, zero) for i in n), hess)
+    n, none = range(len(points)), mpf(0)
+    hess = tuple(tuple(out.h.get((min(i, j), max(i, j)), none) for j in n) for i in n)
+    return Exact(FORMULAS[name][1], points, out.v, tuple(out.g.get(i, none) for i in n), hess)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -36,6 +37,10 @@ def random_scale(rng: Random, n: int) -> np.ndarray:
     return _mix(rng, np.exp(rng.uniform(np.log(1e-3), np.log(20), n)), rng.uniform(0.3, 3, n))
 
 
+def random_mean(rng: Random, n: int) -> np.ndarray:
+    return np.exp(_mix(rng, rng.uniform(-50, 50, n), rng.normal(0, 2, n)))
+
+
 def random_logits(rng: Random, n: int) -> np.ndarray:
     small = rng.choice([-1, 1], n) * 10 ** rng.uniform(-9, 0, n)
     return _mix(rng, rng.uniform(-200, 200, n), rng.normal(0, 3, n), rng.normal(0, 20, n), small)
@@ -46,6 +51,12 @@ def random_probs(rng: Random, n: int, dtype: torch.dtype) -> np.ndarray:
     return _mix(rng, rng.uniform(0.01, 0.99, n), edge, 1 - edge)
 
 
+def random_zero(rng: Random, n: int, dtype: torch.dtype, kind: str) -> np.ndarray:
+    if kind == "cloglog":
+        return _mix(rng, rng.uniform(-20, 3, n), rng.normal(0, 1, n), rng.normal(-0.3665, 1e-3, n))
+    return random_probs(rng, n, dtype) if kind == "zi_probs" else random_logits(rng, n)
+
+
 def random_x(rng: Random, mu: np.ndarray, scale: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     n, info = len(mu), torch.finfo(dtype)
     low, high = np.log(max(info.tiny, 1e-300)), np.log(min(info.max, 1e300))
@@ -54,36 +65,50 @@ def random_x(rng: Random, mu: np.ndarray, scale: np.ndarray, dtype: torch.dtype)
     return np.where(rng.random(n) < 0.05, 0.0, x)
 
 
-def random_q(rng: Random, zero: np.ndarray, probs: bool, dtype: torch.dtype) -> np.ndarray:
+def random_q(rng: Random, zero: np.ndarray, kind: str, dtype: torch.dtype) -> np.ndarray:
     """Uniform, at both ends, above pi by a uniform share of what is left, and close above pi."""
     n, digits = len(zero), 15 if dtype == torch.float64 else 6
-    pi = zero if probs else 1 / (1 + np.exp(-zero))
+    with np.errstate(over="ignore"):
+        pi = {
+            "zi_logits": lambda: 1 / (1 + np.exp(-zero)),
+            "zi_probs": lambda: zero,
+            "cloglog": lambda: np.exp(-np.exp(zero)),
+        }[kind]()
     edge, share = 10 ** rng.uniform(-digits, -0.3, n), rng.uniform(0, 1, n)
     near = pi + (1 - pi) * 10 ** rng.uniform(-digits / 2, -1, n)
     q = _mix(rng, rng.uniform(0, 1, n), edge, 1 - edge, pi + (1 - pi) * share, near)
     return np.clip(q, 0, 1)
 
 
-def random_points(name: str, n: int, dtype: torch.dtype, seed: int, probs: bool = False) -> np.ndarray:
+def random_points(name: str, n: int, dtype: torch.dtype, seed: int, zero: str = "zi_logits") -> np.ndarray:
     """n random rows of arguments for the quantity `name`."""
+    return _rows(_random_column, name, n, dtype, seed, zero)
+
+
+def _rows(column: Callable[..., np.ndarray], name: str, n: int, dtype: torch.dtype, seed: int, zero: str) -> np.ndarray:
     rng = np.random.default_rng(seed)
     columns: dict[str, np.ndarray] = {}
     for arg in FORMULAS[name][1]:
-        columns[arg] = rounded(_random_column(rng, arg, columns, n, dtype, probs), dtype)
+        columns[arg] = rounded(column(rng, arg, columns, n, dtype, zero), dtype)
     return np.stack(list(columns.values()), -1)
 
 
 def _random_column(
-    rng: Random, arg: str, before: dict[str, np.ndarray], n: int, dtype: torch.dtype, probs: bool
+    rng: Random, arg: str, before: dict[str, np.ndarray], n: int, dtype: torch.dtype, zero: str
 ) -> np.ndarray:
     kind = arg.split("_")[0]
+    if "stddev" in before:  # the zeros alone give a stddev of mean sqrt(pi / (1 - pi))
+        square = (before["stddev"] / before["mean"]) ** 2
+        return square / (1 + square) * _mix(rng, rng.uniform(0, 0.99, n), 10 ** rng.uniform(-9, 0, n))
     if kind == "zero":
-        return random_probs(rng, n, dtype) if probs else random_logits(rng, n)
+        return random_zero(rng, n, dtype, zero)
     if kind == "x":
         return random_x(rng, before["mu"], before["scale"], dtype)
     if kind == "q":
-        return random_q(rng, before["zero"], probs, dtype)
-    return {"mu": random_mu, "scale": random_scale}[kind](rng, n)
+        return random_q(rng, before["zero"], zero, dtype)
+    if kind == "stddev":
+        return before["mean"] * 10 ** rng.uniform(-3, 3, n)
+    return {"mu": random_mu, "scale": random_scale, "mean": random_mean}[kind](rng, n)
 
 
 def extreme_points(name: str, dtype: torch.dtype, n: int | None, seed: int) -> np.ndarray:
@@ -116,3 +141,37 @@ def nearly_equal_points(n: int, dtype: torch.dtype, seed: int) -> np.ndarray:
     digits = rng.uniform(3, 12 if dtype == torch.float64 else 6, (n, 3))
     shift = rng.choice([-1, 0, 1], (n, 3), p=[0.4, 0.2, 0.4]) * 10**-digits
     return rounded(np.concatenate([d, d * (1 + shift)], -1), dtype)
+
+
+def _log_uniform(rng: Random, n: int, dtype: torch.dtype) -> np.ndarray:
+    """Positive numbers of all sizes that the dtype has, denormal ones among them."""
+    info = torch.finfo(dtype)
+    return np.exp(rng.uniform(np.log(info.tiny) - 20 * np.log(2), np.log(info.max) - 1e-3, n))
+
+
+def _signed(rng: Random, x: np.ndarray) -> np.ndarray:
+    return rng.choice([-1, 1], len(x)) * x
+
+
+def _anywhere_column(
+    rng: Random, arg: str, before: dict[str, np.ndarray], n: int, dtype: torch.dtype, zero: str
+) -> np.ndarray:
+    """Half ordinary arguments and half from the whole range of the dtype, some of them where a member overflows."""
+    kind = arg.split("_")[0]
+    usual, far = _random_column(rng, arg, before, n, dtype, zero), _log_uniform(rng, n, dtype)
+    edge = np.log(torch.finfo(dtype).max)
+    if kind == "mu":
+        far = _mix(rng, _signed(rng, far), rng.uniform(-2 * edge, 2 * edge, n))
+    elif kind == "scale":
+        far = _mix(rng, far, rng.uniform(0, 2 * edge**0.5, n))
+    elif kind == "zero" and zero != "zi_probs":
+        far = _mix(rng, _signed(rng, far), rng.uniform(-2 * edge, 2 * edge, n), rng.choice([-np.inf, np.inf], n))
+        far = np.minimum(far, 2 * edge) if zero == "cloglog" else far  # the oracle takes exp twice
+    elif kind in ("zero", "q"):
+        far = np.exp(rng.uniform(np.log(torch.finfo(dtype).tiny), 0, n))
+    return np.where(rng.random(n) < 0.5, usual, far)
+
+
+def anywhere_points(name: str, n: int, dtype: torch.dtype, seed: int, zero: str = "zi_logits") -> np.ndarray:
+    """n random rows of arguments for the quantity `name`, over the whole range of the dtype."""
+    return _rows(_anywhere_column, name, n, dtype, seed, zero)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.density import autograd, reference
-from pyro_zilognormal.numerics.shapes import broadcast, jit_tracing
+from pyro_zilognormal.numerics.shapes import broadcast, jit_tracing, tracing
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 FEW = 2**14  # entries: below, the many short calls of the blocks cost more than they save
@@ -38,7 +38,12 @@ def _all_inside(value: Tensor) -> bool:
 
 def _parameters(zero_part: ZeroPart, shape: torch.Size) -> tuple[Tensor, ...]:
     """The logits, where each is used about once; else log P(X = 0) and log P(X > 0)."""
-    plain_sizes = not jit_tracing()  # a trace must serve other sizes too
-    if zero_part.parameter == "zi_logits" and plain_sizes and MUCH * zero_part.tensor.numel() > math.prod(shape):
+    if zero_part.parameter == "zi_logits" and _used_once(zero_part.tensor, shape):
         return (zero_part.tensor,)
     return zero_part.log_zero, zero_part.log_positive
+
+
+def _used_once(parameter: Tensor, shape: torch.Size) -> bool:
+    if tracing():  # the graph must serve other sizes too
+        return not jit_tracing() and parameter.dim() == len(shape) and parameter.shape == shape
+    return MUCH * parameter.numel() > math.prod(shape)

@@ -26,7 +26,9 @@ def log_density(value: Tensor, loc: Tensor, scale: Tensor, *zero: Tensor) -> Ten
     # Standardise before squaring: scale**2 underflows long before scale does.
     # At a zero z must be finite, or its gradient is 0 * inf = NaN.
     z = torch.where(inside, log_value - loc, 0) / scale
-    loss = log_value + z * z / 2 + (scale.log() + HALF_LOG_2PI)
+    # The slope of log(scale) is left out where it overflows: that of z^2 / 2 does too, and inf - inf is NaN.
+    log_scale = torch.where(scale < torch.finfo(scale.dtype).tiny, scale.detach(), scale).log()
+    loss = log_value + z * (z / 2) + (log_scale + HALF_LOG_2PI)
     if len(zero) == 1:
         result = logsigmoid(torch.where(inside, -zero[0], zero[0])) - torch.where(inside, loss, 0)
     else:

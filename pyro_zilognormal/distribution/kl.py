@@ -5,6 +5,7 @@ log-normal and a divergence does not change under x -> log x. A LogNormal is the
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.distributions.kl import register_kl
 
 from pyro_zilognormal.distribution.validation import broadcast_shapes
 from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
+from pyro_zilognormal.numerics.normal import WithSlopes, exp_times
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
@@ -24,9 +26,7 @@ def _kl_ziln_ziln(p: ZeroInflatedLogNormal, q: ZeroInflatedLogNormal) -> Tensor:
     batch_shape = broadcast_shapes(p=p.batch_shape, q=q.batch_shape)
     p_loc, p_scale, p_zero = p._parameters()
     q_loc, q_scale, q_zero = q._parameters()
-    # At pi_p = 1 the positive parts do not count, however far apart: 0 * inf must be 0.
-    counts = p_zero.positive > 0
-    positive = torch.where(counts, p_zero.positive * kl_normals(p_loc, p_scale, q_loc, q_scale, counts), 0)
+    positive = _positive_parts(p_loc, p_scale, q_loc, q_scale, p_zero.log_positive)
     kl = p._full(kl_zero_parts(p_zero, q_zero) + positive, q.loc.dtype)
     return kl.expand(batch_shape)
 
@@ -45,16 +45,45 @@ def _as_ziln(d: LogNormal) -> ZeroInflatedLogNormal:
     return ZeroInflatedLogNormal(d.loc, d.scale, -math.inf, validate_args=False)
 
 
-def kl_normals(p_loc: Tensor, p_scale: Tensor, q_loc: Tensor, q_scale: Tensor, wanted: Tensor) -> Tensor:
-    """KL(Normal_p, Normal_q), its shift only where wanted.
+def _positive_parts(p_loc: Tensor, p_scale: Tensor, q_loc: Tensor, q_scale: Tensor, log_weight: Tensor) -> Tensor:
+    """KL(Normal_p, Normal_q) times a weight; 0 where that is 0, however far the two are apart."""
+    return _KLNormals.apply(*torch.broadcast_tensors(p_loc - q_loc, p_scale, q_scale, log_weight))
 
-    Nearly equal scales enter through their relative difference, which keeps its digits.
+
+class _KLNormals(WithSlopes):
+    """w (excess + (excess^2 + z^2) / 2 - log1p(excess)), p_scale / q_scale = 1 + excess and z = shift / q_scale.
+
+    Nearly equal scales enter through their relative difference, which keeps its digits. The root of the weight
+    multiplies excess and z before they are squared.
     """
-    excess = (p_scale - q_scale) / q_scale
-    near = excess.abs() < 0.5
-    log_ratio = torch.where(near, torch.log1p(torch.where(near, excess, 0)), (p_scale / q_scale).log())
-    shift = torch.where(wanted, (p_loc - q_loc) / q_scale, 0)
-    return excess + excess.square() / 2 - log_ratio + shift.square() / 2
+
+    @staticmethod
+    def forward(shift: Tensor, p_scale: Tensor, q_scale: Tensor, log_weight: Tensor) -> Tensor:
+        excess = (p_scale - q_scale) / q_scale
+        log_ratio = torch.where(excess.abs() < 0.5, torch.log1p(excess), p_scale.log() - q_scale.log())
+        root, rooted, z = _rooted(shift, p_scale, q_scale, log_weight)
+        return root * (rooted - root * log_ratio) + rooted * (rooted / 2) + z * (z / 2)
+
+    @staticmethod
+    def slopes(*saved: Tensor) -> Sequence[Tensor]:
+        *inputs, output = saved
+        _, p_scale, q_scale, _ = inputs
+        root, rooted, z = _rooted(*inputs)
+        growth = 2 * root + rooted  # rooted * growth = w ((p_scale / q_scale)^2 - 1)
+        in_q_scale = -_scaled_ratio(rooted, growth, q_scale) - z * (z / q_scale)
+        in_p_scale = _scaled_ratio(rooted, growth, p_scale)
+        return root * (z / q_scale), in_p_scale, in_q_scale, torch.where(output < math.inf, output, 0)
+
+
+def _rooted(shift: Tensor, p_scale: Tensor, q_scale: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The root of the weight, and its products with the excess and with z."""
+    root = (log_weight / 2).exp()
+    return root, _scaled_ratio(root, p_scale - q_scale, q_scale), _scaled_ratio(root, shift, q_scale)
+
+
+def _scaled_ratio(root: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    ratio = a / b
+    return torch.where(ratio.isinf(), root * a / b, root * ratio)
 
 
 def kl_zero_parts(p: ZeroPart, q: ZeroPart) -> Tensor:
@@ -70,7 +99,7 @@ def _kl_term(log_p: Tensor, log_q: Tensor) -> Tensor:
     possible = log_p > -math.inf
     expected = possible & (log_q > -math.inf)
     log_p, log_q = torch.where(expected, log_p, 0), torch.where(expected, log_q, 0)
-    return torch.where(expected, log_p.exp() * (log_p - log_q), torch.where(possible, math.inf, 0))
+    return torch.where(expected, exp_times(log_p, log_p - log_q), torch.where(possible, math.inf, 0))
 
 
 def _kl_near(logits: Tensor, difference: Tensor, near: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ def draw(shape: torch.Size, loc: Tensor, scale: Tensor, zero_part: ZeroPart, dty
     info = torch.finfo(dtype)
     lowest, highest = (math.log(bound) * (1 - 2 * info.eps) for bound in (info.tiny, info.max))
     positive = torch.addcmul(loc, scale, noise).clamp(lowest, highest).exp_()
-    zero = zero_part.tensor.detach()
-    # As accurate as a uniform, which logsigmoid, several times slower, would not improve.
-    pi = zero.sigmoid() if zero_part.parameter == "zi_logits" else zero
+    with torch.no_grad():
+        # As accurate as a uniform, which logsigmoid, several times slower, would not improve.
+        pi = zero_part.tensor.sigmoid() if zero_part.parameter == "zi_logits" else zero_part.zero
     # The uniform is in (0, 1], so that pi = 0 never gives a zero, and pi = 1 always does.
     above = torch.rand(shape, dtype=loc.dtype, device=loc.device).neg_().add_(1) - pi
     if suits(positive, above):  # the same as torch.where, which is slow on CPU

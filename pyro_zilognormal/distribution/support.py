@@ -1,9 +1,10 @@
 """The support of a distribution with an atom at its edge: [0, inf), with no bijection to the real line."""
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from pyro.distributions.distribution import COERCIONS
 from torch import Tensor
-from torch.distributions import biject_to, constraints, transform_to
+from torch.distributions import TransformedDistribution, biject_to, constraints, transform_to
 from torch.distributions.transforms import ExpTransform, Transform
 
 
@@ -49,3 +50,21 @@ def _refuse(constraint: NonnegativeWithAtom) -> NoReturn:
         "does so by itself; for an AutoGuide hide the Bernoulli site and use config_enumerate and TraceEnum_ELBO (see "
         "its docstring). An observed ZeroInflatedLogNormal needs none of this."
     )
+
+
+def _refuse_transforms(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Pyro's hook on each new distribution: a transform of an atom has no Jacobian, which torch would apply."""
+    if not issubclass(cls, TransformedDistribution):
+        return
+    base = args[0] if args else kwargs.get("base_distribution")
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(getattr(type(base), "support", None), NonnegativeWithAtom):
+        raise NotImplementedError(
+            f"A {cls.__name__} of a {type(base).__name__} would apply the transform's Jacobian to the probability of a "
+            "zero, and its density would be wrong. To multiply by c, add log(c) to loc; to raise to the power a, "
+            "multiply loc and scale by a."
+        )
+
+
+COERCIONS.append(_refuse_transforms)

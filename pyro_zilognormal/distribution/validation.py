@@ -1,6 +1,7 @@
 """Checks of arguments, with errors that name the argument, what came, what was needed and the fix."""
 
 import math
+from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -15,36 +16,43 @@ from pyro_zilognormal.numerics.shapes import broadcast, tracing
 NAME = "ZeroInflatedLogNormal"
 
 
-def check_floating(name: str, argument: Any) -> None:
-    """Raise TypeError unless the argument is a real number or a real floating-point tensor."""
+def check_real(name: str, argument: Any) -> None:
+    """Raise TypeError unless the argument is a real number or a tensor of real numbers, floating point or whole."""
     if isinstance(argument, Tensor):
-        if not argument.is_floating_point():
+        if argument.dtype == torch.bool or argument.is_complex():
             raise TypeError(
-                f"{NAME}: {name} must be a floating-point tensor, got one of dtype {argument.dtype}. "
+                f"{NAME}: {name} must be a tensor of real numbers, got one of dtype {argument.dtype}. "
                 f"Convert it first, for example with {name}.to(torch.get_default_dtype())."
             )
     elif isinstance(argument, bool) or not isinstance(argument, Real):
         raise TypeError(
-            f"{NAME}: {name} must be a number or a floating-point torch.Tensor, got {type(argument).__name__}. "
+            f"{NAME}: {name} must be a number or a torch.Tensor of real numbers, got {type(argument).__name__}. "
             f"Convert it first, for example with torch.as_tensor({name})."
         )
 
 
+def only_one(**arguments: Any) -> tuple[str, Any]:
+    """The one argument that was given, with its name."""
+    given = [name for name, argument in arguments.items() if argument is not None]
+    if len(given) != 1:
+        *others, last = arguments
+        raise ValueError(
+            f"{NAME}: give exactly one of {', '.join(others)} and {last}, got {' and '.join(given) or 'none of them'}."
+        )
+    return given[0], arguments[given[0]]
+
+
 def as_tensors(**arguments: Any) -> list[Tensor]:
-    """The arguments as tensors of one dtype and device; numbers take those of the tensors among them."""
+    """The arguments as tensors of one device and one floating dtype, the widest among the tensors."""
     for name, argument in arguments.items():
-        check_floating(name, argument)
+        check_real(name, argument)
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
-    _check_alike("dtype", tensors, TypeError)
-    _check_alike("device", tensors, ValueError)
-    like = next(iter(tensors.values()), torch.empty(()))
-    return [a if isinstance(a, Tensor) else like.new_tensor(a) for a in arguments.values()]
-
-
-def _check_alike(trait: str, tensors: dict[str, Tensor], error: type[Exception]) -> None:
-    traits = {name: getattr(tensor, trait) for name, tensor in tensors.items()}
-    if len(set(traits.values())) > 1:
-        raise error(f"{NAME}: parameters must share one {trait}, got {traits}. Move them with .to(...) first.")
+    devices = {name: a.device for name, a in tensors.items()}
+    if len(set(devices.values())) > 1:
+        raise ValueError(f"{NAME}: parameters must share one device, got {devices}. Move them with .to(...) first.")
+    floating = [a.dtype for a in tensors.values() if a.is_floating_point()] or [torch.get_default_dtype()]
+    like, dtype = next(iter(tensors.values()), torch.empty(())), reduce(torch.promote_types, floating)
+    return [a.to(dtype) if isinstance(a, Tensor) else like.new_tensor(a, dtype=dtype) for a in arguments.values()]
 
 
 def broadcast_shapes(**shapes: torch.Size) -> torch.Size:
@@ -63,8 +71,8 @@ def check_expands(name: str, shape: torch.Size, target: torch.Size) -> None:
 
 
 def as_value(name: str, value: Any, like: Tensor, batch_shape: torch.Size) -> Tensor:
-    """The argument of log_prob, cdf or icdf as a floating-point tensor that broadcasts with batch_shape."""
-    check_floating(name, value)
+    """The argument of log_prob, cdf or icdf as a tensor of real numbers that broadcasts with batch_shape."""
+    check_real(name, value)
     if not isinstance(value, Tensor):
         return like.new_tensor(value)
     _check_device(name, value, like.device)
@@ -90,6 +98,16 @@ def check_parameter(name: str, parameter: Tensor, constraint: Constraint, *, fin
             f"Expected parameter {name} (Tensor of shape {tuple(parameter.shape)}) of distribution {NAME} to satisfy "
             f"the constraint {constraint!r}{' and be finite' if finite else ''}, but found invalid values: "
             f"{_describe(parameter, ~valid)}"
+        )
+
+
+def check_moments(stddev: Tensor, scale: Tensor) -> None:
+    """Raise ValueError unless a standard deviation gave a scale, which it does if it is that of a distribution."""
+    valid = stddev.isfinite() & (scale > 0)
+    if known_false(valid.all()):
+        raise ValueError(
+            f"{NAME}.from_moments: stddev must be finite and above mean * sqrt(zi_probs / (1 - zi_probs)), with "
+            f"zi_probs in [0, 1), but found {_describe(stddev.expand(valid.shape), ~valid)}"
         )
 
 
@@ -149,7 +167,7 @@ def as_entries(value: Any, device: torch.device, batch_shape: torch.Size) -> Ent
         )
     if len(value.shape) != 2:
         raise ValueError(f"{NAME}.log_prob_sum: value must be a matrix, got shape {tuple(value.shape)}.")
-    check_floating("value", values)
+    check_real("value", values)
     check_expands("batch_shape", batch_shape, torch.Size(value.shape))
     entries = Entries(pointers.diff().long(), columns, values, tuple(value.shape))
     _check_indices(entries)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import Normal, TorchDistribution
+from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
@@ -22,10 +22,10 @@ from pyro_zilognormal.distribution.score import (
     require_score,
 )
 from pyro_zilognormal.distribution.support import NonnegativeWithAtom
-from pyro_zilognormal.numerics import moments, quantiles
+from pyro_zilognormal.numerics import moments, parametrizations, quantiles
 from pyro_zilognormal.numerics.normal import exp_or_inf
 from pyro_zilognormal.numerics.shapes import broadcast
-from pyro_zilognormal.numerics.zero_part import ProbZeroPart, ZeroPart
+from pyro_zilognormal.numerics.zero_part import ZERO_PARTS, ZeroPart
 
 
 class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
@@ -33,30 +33,34 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     .. math::
         P(X = 0) = \pi = \operatorname{sigmoid}(\text{zi\_logits}), \qquad
-        \log X \mid X > 0 \sim \operatorname{Normal}(\text{mu}, \text{scale})
+        \log X \mid X > 0 \sim \operatorname{Normal}(\text{loc}, \text{scale})
 
     Densities are with respect to a point mass at 0 plus Lebesgue measure on x > 0. Only ``x == 0`` is a zero: there
     is no threshold, and 1e-30 is a positive number. It is a two-part (hurdle) distribution, so
-    observed sites need no enumeration. A latent in a guide has pathwise gradients for mu and scale, and for the zero
+    observed sites need no enumeration. A latent in a guide has pathwise gradients for loc and scale, and for the zero
     inflation those of the score function, which `Trace_ELBO` and `TraceEnum_ELBO` add. A latent under NUTS, HMC or an
     AutoGuide needs :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`.
 
     Args:
-        mu: mean of log X given X > 0, in log units of x. Number or floating-point tensor.
+        loc: mean of log X given X > 0, in log units of x. Number or tensor.
         scale: standard deviation of log X given X > 0, > 0.
         zi_logits: log odds of a zero, in [-inf, inf]: -inf is the log-normal, +inf the point mass at 0.
-            Exactly one of zi_logits and zi_probs must be given.
         normal_mu: normalised mean expression to carry along, used in no computation (as in scvi-tools).
         validate_args: check parameters and values; by default as torch's and Pyro's global switch says.
+        mu: another name of loc, scvi-tools' own. Exactly one of the two must be given.
         zi_probs: probability of a zero, in [0, 1]. At exactly 0 or 1 an infinite logarithm is a constant, so an
             optimizer may stay there; learn zi_logits instead.
+        cloglog: complementary log-log of P(X > 0), in [-inf, inf]: P(X > 0) = 1 - exp(-exp(cloglog)). If positive
+            values arise at a rate proportional to a known depth, add log depth. Exactly one of zi_logits, zi_probs and
+            cloglog must be given.
 
-    The parameters broadcast to batch_shape without being copied; the event_shape is ().
+    The parameters broadcast to batch_shape without being copied, and are promoted to the widest floating dtype among
+    the tensors; the event_shape is ().
 
     Raises:
-        TypeError: a parameter that is not a number or a floating-point tensor, or tensors of several dtypes.
-        ValueError: both or neither of zi_logits and zi_probs, shapes that do not broadcast, several devices, or,
-            with validation, a parameter outside its constraint.
+        TypeError: a parameter that is not a number or a tensor of real numbers.
+        ValueError: both or neither of loc and mu, not one of zi_logits, zi_probs and cloglog, shapes that do not
+            broadcast, several devices, or, with validation, a parameter outside its constraint.
 
     References:
         J. Aitchison (1955), "On the distribution of a positive random variable having a discrete probability mass
@@ -65,7 +69,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     Example:
         >>> import torch
         >>> from pyro_zilognormal import ZeroInflatedLogNormal
-        >>> d = ZeroInflatedLogNormal(mu=torch.tensor([0.0, 1.0]), scale=0.5, zi_logits=0.0)
+        >>> d = ZeroInflatedLogNormal(torch.tensor([0.0, 1.0]), scale=0.5, zi_logits=0.0)
         >>> d.log_prob(torch.tensor([0.0, 2.0]))
         tensor([-0.6931, -1.8004])
         >>> d.mean
@@ -84,23 +88,21 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     def __init__(
         self,
-        mu: float | Tensor,
-        scale: float | Tensor,
+        loc: float | Tensor | None = None,
+        scale: float | Tensor | None = None,
         zi_logits: float | Tensor | None = None,
         normal_mu: float | Tensor | None = None,
         validate_args: bool | None = None,
         *,
+        mu: float | Tensor | None = None,
         zi_probs: float | Tensor | None = None,
+        cloglog: float | Tensor | None = None,
     ) -> None:
-        if (zi_logits is None) == (zi_probs is None):
-            raise ValueError(
-                "ZeroInflatedLogNormal: give exactly one of zi_logits and zi_probs, got "
-                + ("neither." if zi_logits is None else "both.")
-            )
-        kind = ZeroPart if zi_probs is None else ProbZeroPart
-        given = {"mu": mu, "scale": scale, kind.parameter: zi_logits if zi_probs is None else zi_probs}
+        location, loc = validation.only_one(loc=loc, mu=mu)
+        parameter, zero = validation.only_one(zi_logits=zi_logits, zi_probs=zi_probs, cloglog=cloglog)
+        given = {location: loc, "scale": scale, parameter: zero}
         self._loc, self._scale, zero = validation.as_tensors(**given)
-        self._zero_part = kind(zero)
+        self._zero_part = ZERO_PARTS[parameter](zero)
         shapes = zip(given, (self._loc.shape, self._scale.shape, zero.shape), strict=True)
         super().__init__(validation.broadcast_shapes(**dict(shapes)), validate_args=False)
         self.__dict__.pop("_validate_args")  # torch would check full-size views of what is checked below as given
@@ -111,11 +113,86 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         if isinstance(normal_mu, Tensor):
             validation.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
         self.normal_mu = normal_mu
-        self._score_count = ScoreCount(self._zero_part.parameter)
+        self._score_count = ScoreCount(parameter)
+
+    @classmethod
+    def from_mean(
+        cls,
+        mean: float | Tensor,
+        scale: float | Tensor,
+        zi_logits: float | Tensor | None = None,
+        *,
+        zi_probs: float | Tensor | None = None,
+        cloglog: float | Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> "ZeroInflatedLogNormal":
+        r"""The distribution with a given E[X], zeros included, as a regression of the marginal mean needs it.
+
+        .. math:: \text{loc} = \log \text{mean} - \log(1 - \pi) - \text{scale}^2 / 2
+
+        Args:
+            mean: E[X] > 0, in units of x.
+            scale: standard deviation of log X given X > 0, > 0.
+            zi_logits, zi_probs, cloglog: the zero part, as in the constructor; P(X = 0) < 1.
+            validate_args: as in the constructor.
+
+        Raises:
+            TypeError, ValueError: as the constructor, or, with validation, a mean that is not positive and finite.
+
+        Example:
+            >>> d = ZeroInflatedLogNormal.from_mean(3.0, 0.5, zi_probs=0.25)
+            >>> d.mean, d.zi_probs
+            (tensor(3.), tensor(0.2500))
+        """
+        parameter, zero = validation.only_one(zi_logits=zi_logits, zi_probs=zi_probs, cloglog=cloglog)
+        given = {"mean": mean, "scale": scale, parameter: zero}
+        mean, scale, zero = validation.as_tensors(**given)
+        validation.broadcast_shapes(**{name: t.shape for name, t in zip(given, (mean, scale, zero), strict=True)})
+        if cls._validate_args if validate_args is None else validate_args:
+            validation.check_parameter("mean", mean, constraints.positive, finite=True)
+        loc = parametrizations.loc_of_mean(mean, scale, ZERO_PARTS[parameter](zero))
+        return cls(loc, scale, validate_args=validate_args, **{parameter: zero})
+
+    @classmethod
+    def from_moments(
+        cls,
+        mean: float | Tensor,
+        stddev: float | Tensor,
+        zi_probs: float | Tensor,
+        validate_args: bool | None = None,
+    ) -> "ZeroInflatedLogNormal":
+        r"""The distribution with a given mean and standard deviation of X, zeros included.
+
+        .. math:: \text{scale}^2 = \log\big((1 - \pi)(1 + (\text{stddev} / \text{mean})^2)\big)
+
+        Args:
+            mean: E[X] > 0, in units of x.
+            stddev: the standard deviation of X, in units of x, above mean sqrt(pi / (1 - pi)): the zeros alone give
+                that much.
+            zi_probs: probability of a zero, in [0, 1).
+            validate_args: as in the constructor.
+
+        Raises:
+            TypeError, ValueError: as the constructor, or, with validation, moments that no distribution has.
+
+        Example:
+            >>> d = ZeroInflatedLogNormal.from_moments(3.0, 4.0, zi_probs=0.25)
+            >>> d.mean, d.stddev
+            (tensor(3.), tensor(4.))
+        """
+        given = {"mean": mean, "stddev": stddev, "zi_probs": zi_probs}
+        mean, stddev, zero = validation.as_tensors(**given)
+        validation.broadcast_shapes(**{name: t.shape for name, t in zip(given, (mean, stddev, zero), strict=True)})
+        part = ZERO_PARTS["zi_probs"](zero)
+        loc, scale = parametrizations.loc_and_scale_of_moments(mean, stddev, part)
+        if cls._validate_args if validate_args is None else validate_args:
+            validation.check_parameter("mean", mean, constraints.positive, finite=True)
+            validation.check_moments(stddev, scale)
+        return cls(loc, scale, zi_probs=zero, validate_args=validate_args)
 
     def _check_parameters(self) -> None:
         name, zero = self._zero_part.parameter, self._zero_part.tensor
-        allowed = constraints.real if name == "zi_logits" else constraints.unit_interval
+        allowed = constraints.unit_interval if name == "zi_probs" else constraints.real
         validation.check_parameter("loc (mu)", self._loc, constraints.real, finite=True)
         validation.check_parameter("scale", self._scale, constraints.positive, finite=True)
         validation.check_parameter(name, zero, allowed, finite=False)
@@ -144,11 +221,6 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     def prob_positive(self) -> Tensor:
         """1 - pi = P(X > 0), accurate also where pi rounds to 1, of shape batch_shape."""
         return self._full(self._parameters()[2].positive)
-
-    @property
-    def base_dist(self) -> Normal:
-        """The distribution of log X given X > 0, Normal(loc, scale)."""
-        return Normal(self.loc, self.scale, validate_args=False)
 
     def get_normalized(self, key: str) -> float | Tensor | None:
         """scvi-tools' accessor: "mu" gives loc, "scale" gives normal_mu.
@@ -388,5 +460,12 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
 
     def __repr__(self) -> str:
         shown = {"loc": self._loc, "scale": self._scale, self._zero_part.parameter: self._zero_part.tensor}
-        parts = [f"{k}: {v.item() if v.numel() == 1 else self._full(v).size()}" for k, v in shown.items()]
+        parts = [f"{k}: {describe(v, self.batch_shape)}" for k, v in shown.items()]
         return f"ZeroInflatedLogNormal({', '.join(parts)})"
+
+
+def describe(parameter: Tensor, batch_shape: torch.Size) -> Any:
+    """The number, or the size of a tensor of several and of one on the meta device."""
+    if parameter.numel() == 1 and not parameter.is_meta:
+        return parameter.item()
+    return broadcast(parameter.shape, batch_shape)

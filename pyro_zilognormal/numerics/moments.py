@@ -11,12 +11,12 @@ from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 def log_mean(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """log E[X] = log(1 - pi) + mu + scale^2 / 2."""
-    return zero_part.log_positive + loc + scale.square() / 2
+    return zero_part.log_weigh(_log_mean(loc, scale))
 
 
 def mean(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """E[X] = (1 - pi) exp(mu + scale^2 / 2)."""
-    return zero_part.weigh(loc + scale.square() / 2)
+    return zero_part.weigh(_log_mean(loc, scale))
 
 
 def variance(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
@@ -35,11 +35,12 @@ def stddev(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
 
 def mode(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """0 if log P(X = 0) is at least the log density at its peak, exp(mu - scale^2), else that peak."""
-    peak = loc - scale.square()
-    log_density = zero_part.log_positive - peak - scale.log() - HALF_LOG_2PI - scale.square() / 2
-    x = peak.exp()
-    x = x + (x.clamp(min=torch.finfo(x.dtype).tiny) - x).detach()  # a peak that underflows is still no zero
-    return torch.where(zero_part.log_zero >= log_density, 0, x)
+    log_positive = zero_part.log_positive
+    log_density = log_positive - loc + scale * (scale / 2) - scale.log() - HALF_LOG_2PI
+    at_zero = (zero_part.log_zero >= log_density) | (log_positive == -math.inf)
+    x = exp_or_inf(torch.where(at_zero, 0, loc - scale * scale))
+    lack = (torch.finfo(x.dtype).tiny - x.detach()).clamp(min=0)  # a peak that underflows is still no zero
+    return torch.where(at_zero, 0, x + lack)
 
 
 def entropy(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
@@ -47,9 +48,14 @@ def entropy(loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     return zero_part.entropy(loc + scale.log() + (0.5 + HALF_LOG_2PI))
 
 
+def _log_mean(loc: Tensor, scale: Tensor) -> Tensor:
+    """log E[LN]. The slope of scale^2 would overflow before its half does."""
+    return loc + scale * (scale / 2)
+
+
 def _log_variances(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """log E[LN]^2, and log expm1(scale^2), of which Var[LN] is the product."""
-    return 2 * loc + scale.square(), _log_expm1_square(scale)
+    return 2 * loc + scale * scale, _log_expm1_square(scale)
 
 
 def _log_expm1_square(scale: Tensor) -> Tensor:
@@ -58,5 +64,6 @@ def _log_expm1_square(scale: Tensor) -> Tensor:
     half = torch.where(small, scale, 0).square() / 2
     # expm1(2h) = 2h exp(h) sinh(h) / h, and log(sinh(h) / h) by its series: h < 0.045.
     series = half + half.square() * (1 / 6 - half.square() * (1 / 180 - half.square() / 2835))
-    square = torch.where(small, 1, scale).square()
+    large = torch.where(small, 1, scale)
+    square = large * large
     return torch.where(small, 2 * scale.log() + series, square + torch.log(-torch.expm1(-square)))

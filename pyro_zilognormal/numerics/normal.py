@@ -14,7 +14,8 @@ _SQRT_HALF = math.sqrt(0.5)
 class WithSlopes(torch.autograd.Function):
     """A function with derivatives written by hand, themselves differentiable, where torch's own lose digits.
 
-    It works in backward and in forward mode and under vmap.
+    It works in backward and in forward mode and under vmap. The inputs have one shape. A gradient of 0 stays 0 where
+    a slope overflows.
     """
 
     generate_vmap_rule = True
@@ -31,13 +32,17 @@ class WithSlopes(torch.autograd.Function):
 
     @classmethod
     def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(grad * slope for slope in cls.slopes(*ctx.saved_tensors))
+        return tuple(_times(grad, slope) for slope in cls.slopes(*ctx.saved_tensors))
 
     @classmethod
     def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Tensor:
         slopes = cls.slopes(*ctx.saved_tensors)
-        first, *others = (t * slope for t, slope in zip(tangents, slopes, strict=True) if t is not None)
+        first, *others = (_times(t, slope) for t, slope in zip(tangents, slopes, strict=True) if t is not None)
         return sum(others, first)
+
+
+def _times(grad: Tensor, slope: Tensor) -> Tensor:
+    return torch.where((grad == 0) & slope.isinf(), 0, grad * slope)
 
 
 def log_max(dtype: torch.dtype) -> float:
@@ -47,14 +52,22 @@ def log_max(dtype: torch.dtype) -> float:
 
 def exp_or_inf(log: Tensor) -> Tensor:
     """exp(log), with derivative 0 where it overflows to inf: torch's own is inf * 0 = NaN once multiplied by 0."""
-    fits = log < log_max(log.dtype)
-    return torch.where(fits, torch.where(fits, log, 0).exp(), math.inf)
+    overflows = log >= log_max(log.dtype)
+    return torch.where(overflows, math.inf, torch.where(overflows, 0, log).exp())
 
 
 def logaddexp(a: Tensor, b: Tensor) -> Tensor:
-    """log(exp(a) + exp(b)), where one of the two may be -inf."""
+    """log(exp(a) + exp(b)), where both may be -inf."""
     high, low = torch.maximum(a, b), torch.minimum(a, b)
-    return high + torch.log1p(torch.exp(low - high))
+    possible = high > -math.inf
+    high, low = torch.where(possible, high, 0), torch.where(possible, low, 0)
+    return torch.where(possible, high + torch.log1p(torch.exp(low - high)), -math.inf)
+
+
+def exp_times(log: Tensor, factor: Tensor) -> Tensor:
+    """exp(log) factor, which need not underflow where the exponential does."""
+    half = (log / 2).exp()
+    return half * (half * factor)
 
 
 def ndtr(z: Tensor) -> Tensor:
@@ -79,6 +92,21 @@ def hazard(z: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) / torch.special.erfcx(-z * _SQRT_HALF)
 
 
+def standardize(log_x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """z = (log x - loc) / scale."""
+    return _Ratio.apply(*torch.broadcast_tensors(log_x - loc, scale))
+
+
+class _Ratio(WithSlopes):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        return a / b
+
+    @staticmethod
+    def slopes(a: Tensor, b: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
+        return 1 / b, -output / b
+
+
 class _LogNdtr(WithSlopes):
     @staticmethod
     def forward(z: Tensor) -> Tensor:
@@ -92,7 +120,10 @@ class _LogNdtr(WithSlopes):
 class _NdtriExp(WithSlopes):
     @staticmethod
     def forward(log_p: Tensor) -> Tensor:
-        return torch.special.ndtri(log_p.exp())
+        z = torch.special.ndtri(log_p.exp())
+        # Below the normal numbers p has lost digits; a step of Newton's method on log Phi brings them back.
+        lost = log_p < math.log(torch.finfo(log_p.dtype).tiny)
+        return torch.where(lost, z - (torch.special.log_ndtr(z) - log_p) / hazard(z), z)
 
     @staticmethod
     def slopes(log_p: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""The zero part of the distribution, P(X = 0) = pi, in the parameter that the user gave: logits or probabilities.
+"""The zero part of the distribution, P(X = 0) = pi, in the parameter that the user gave: logits, pi itself or cloglog.
 
 Every formula reads pi, 1 - pi and their logarithms from here, so that each is accurate in relative terms at both
 ends, and so that cdf and icdf use the very same pi.
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_zilognormal.numerics.normal import WithSlopes, exp_or_inf, log_max, logaddexp
+from pyro_zilognormal.numerics.normal import WithSlopes, exp_or_inf, exp_times, log_max, logaddexp
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class ZeroPart:
     def one_minus_odds(self) -> Tensor:
         """1 - odds, exact near 0, at least 0."""
         return -torch.expm1(self.tensor.clamp(max=0))
+
+    @property
+    def falling(self) -> tuple[Tensor, Tensor]:
+        """The parameter in which log(1 - pi) falls, and the logarithm of how fast it does."""
+        return self.tensor, self.log_zero
 
     def log_variance(self) -> Tensor:
         """log pi(1 - pi); near pi = 1/2, where its derivative vanishes, from the skew."""
@@ -147,8 +152,12 @@ class ProbZeroPart(ZeroPart):
         p = self.tensor.clamp(max=0.5)
         return (1 - 2 * p) / (1 - p)
 
+    @property
+    def falling(self) -> tuple[Tensor, Tensor]:
+        return self.tensor, -self.log_positive
+
     def entropy(self, positive: Tensor) -> Tensor:
-        return -self.zero * _finite(self.log_zero) + self.positive * (positive - _finite(self.log_positive))
+        return _entropy(self, positive)
 
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.
@@ -160,19 +169,84 @@ class ProbZeroPart(ZeroPart):
         return torch.where(fits, product, exp_or_inf(self.log_weigh(log_a, log_b)))
 
 
+class CloglogZeroPart(ZeroPart):
+    """pi = exp(-rate), given as cloglog = log rate: the complementary log-log of P(X > 0) = 1 - exp(-rate)."""
+
+    parameter = "cloglog"
+
+    @property
+    def _rate(self) -> Tensor:
+        return exp_or_inf(self.tensor)
+
+    @property
+    def logits(self) -> Tensor:
+        return self.log_zero - self.log_positive
+
+    @property
+    def positive(self) -> Tensor:
+        # The slope of expm1 is its value + 1, which would lose its digits near -1.
+        large = self._rate > 1
+        return torch.where(large, 1 - self.zero, -torch.expm1(torch.where(large, -1, self.log_zero)))
+
+    @property
+    def log_zero(self) -> Tensor:
+        return -self._rate
+
+    @property
+    def log_positive(self) -> Tensor:
+        rate = self._rate
+        tiny, large = rate < 1e-4, rate > math.log(2)
+        small = torch.where(tiny, rate, 0)
+        # log(rate) + log((1 - exp(-rate)) / rate), the latter by its series: the rate itself may underflow.
+        series = self.tensor - small / 2 + small.square() / 24
+        middle = torch.log(-torch.expm1(-torch.where(tiny | large, 1, rate)))
+        upper = torch.log1p(-_exp(torch.where(large, -rate, -1)))
+        return torch.where(tiny, series, torch.where(large, upper, middle))
+
+    @property
+    def skew(self) -> Tensor:
+        large = self._rate > 1
+        return torch.where(large, 2 * self.zero - 1, torch.expm1(math.log(2) - torch.where(large, 1, self._rate)))
+
+    @property
+    def odds(self) -> Tensor:
+        p = self.zero.clamp(max=0.5)
+        return p / (1 - p)
+
+    @property
+    def one_minus_odds(self) -> Tensor:
+        return -self.skew.clamp(max=0) / (1 - self.zero.clamp(max=0.5))
+
+    @property
+    def falling(self) -> tuple[Tensor, Tensor]:
+        log_slope = self.tensor + self.log_zero - self.log_positive
+        return -self.tensor, torch.where(self.log_zero > -math.inf, log_slope, -math.inf)
+
+    def entropy(self, positive: Tensor) -> Tensor:
+        return _entropy(self, positive)
+
+
+ZERO_PARTS = {kind.parameter: kind for kind in (ZeroPart, ProbZeroPart, CloglogZeroPart)}
+
+
+def _entropy(part: ZeroPart, positive: Tensor) -> Tensor:
+    return -part.zero * _finite(part.log_zero) + part.positive * (positive - _finite(part.log_positive))
+
+
 class _Entropy(WithSlopes):
     """The entropy. Its slope in the logits is -pi (1 - pi) (logits + positive), where the sum may nearly cancel."""
 
     @staticmethod
     def forward(logits: Tensor, positive: Tensor) -> Tensor:
         log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
-        return -log_p.exp() * _finite(log_p) - log_q.exp() * _finite(log_q) + log_q.exp() * positive
+        return -log_p.exp() * _finite(log_p) - log_q.exp() * _finite(log_q) + exp_times(log_q, positive)
 
     @staticmethod
     def slopes(logits: Tensor, positive: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
         inside = logits.abs() < math.inf
-        variance = (logsigmoid(logits) + logsigmoid(-logits)).exp()
-        in_logits = torch.where(inside, -variance * (torch.where(inside, logits, 0) + positive), 0)
+        log_variance = torch.where(inside, logsigmoid(logits) + logsigmoid(-logits), 0)
+        slope = -exp_times(log_variance, torch.where(inside, logits, 0) + positive)
+        in_logits = torch.where(inside, slope, 0)
         return in_logits, logsigmoid(-logits).exp()
 
 

@@ -9,9 +9,9 @@ from torch.distributions import Chi2, constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal, validation
+from pyro_zilognormal.numerics import quantiles
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 from pyro_zilognormal.numerics.shapes import tracing
-from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 NAMES = "(n_zero, n_pos, mean, m2, offset_sum)"
 
@@ -35,15 +35,18 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
 
     .. math::
         \log p = n_0 \log \pi + n_+ \left(\log(1 - \pi) - \log s - \tfrac12 \log 2 \pi\right)
-            - \frac{m_2 + n_+ (\text{mean} - \mu)^2}{2 s^2} - \sum_{x > 0} \log x
+            - \frac{m_2 + n_+ (\text{mean} - \text{loc})^2}{2 s^2} - \sum_{x > 0} \log x
 
-    This is the sum of ``ZeroInflatedLogNormal(mu + offset, scale, zi_logits).log_prob`` over the cells. It includes
+    This is the sum of ``ZeroInflatedLogNormal(loc + offset, scale, zi_logits).log_prob`` over the cells. It includes
     their Jacobian, sum(log x) = n_pos mean + offset_sum.
 
     Args:
-        mu: mean of log X - offset given X > 0, in log units of x. Number or floating-point tensor.
+        loc: mean of log X - offset given X > 0, in log units of x. Number or tensor.
         scale: standard deviation of log X given X > 0, > 0.
         zi_logits: log odds of a zero, in [-inf, inf].
+        limit: detection limit, in units of x / exp(offset), finite and >= 0. The n_zero cells are then those up to the
+            limit, and log pi is log P(X <= limit) of `LeftCensoredZeroInflatedLogNormal`. Cells with other limits are
+            other groups.
         total_count: number of cells in each group, whole numbers >= 0; only `sample` needs it.
         validate_args: check parameters and values; by default as the global switch of torch and Pyro says. A value is
             checked once, and again after it was modified in place.
@@ -51,7 +54,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
     The parameters broadcast to batch_shape; the event_shape is (5,), in the order of `SufficientStatistics.value`.
 
     Raises:
-        TypeError: a parameter is not a number or a floating-point tensor, or dtypes differ.
+        TypeError: a parameter is not a number or a tensor of real numbers.
         ValueError: shapes do not broadcast, or, with validation, a parameter is outside its constraint.
 
     Example:
@@ -64,28 +67,36 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
         tensor(-4.8507, dtype=torch.float64)
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = ZeroInflatedLogNormal.arg_constraints
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        **ZeroInflatedLogNormal.arg_constraints,
+        "limit": constraints.nonnegative,
+    }
     support = GroupStatistics()
     has_rsample = False
     _validate_args: bool
 
     def __init__(
         self,
-        mu: float | Tensor,
+        loc: float | Tensor,
         scale: float | Tensor,
         zi_logits: float | Tensor,
         total_count: int | Tensor | None = None,
         validate_args: bool | None = None,
+        limit: float | Tensor = 0.0,
     ) -> None:
-        self._cell = ZeroInflatedLogNormal(mu, scale, zi_logits, validate_args=validate_args)
+        self._cell = ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
         self.total_count = None if total_count is None else _as_count(total_count, self._cell)
-        shape = self._cell.batch_shape
+        self._limit = limit if isinstance(limit, Tensor) else self._cell._loc.new_tensor(limit)
+        self._censors = isinstance(limit, Tensor) or limit != 0
+        shape = validation.broadcast_shapes(parameters=self._cell.batch_shape, limit=self._limit.shape)
         if self.total_count is not None:
             shape = validation.broadcast_shapes(parameters=shape, total_count=self.total_count.shape)
         super().__init__(shape, torch.Size((5,)), validate_args=False)
         self.__dict__.pop("_validate_args")  # log_prob follows the global switch as it is then, unless told here
         if validate_args is not None:
             self._validate_args = validate_args
+        if self._validate_args:
+            validation.check_parameter("limit", self._limit, constraints.nonnegative, finite=True)
 
     @property
     def loc(self) -> Tensor:
@@ -101,6 +112,16 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
     def zi_logits(self) -> Tensor:
         """Log odds of a zero, of shape batch_shape."""
         return self._cell.zi_logits.expand(self.batch_shape)
+
+    @property
+    def limit(self) -> Tensor:
+        """Detection limit, in units of x / exp(offset), of shape batch_shape."""
+        return self._limit.expand(self.batch_shape)
+
+    @classmethod
+    def infer_shapes(cls, **arg_shapes: torch.Size) -> tuple[torch.Size, torch.Size]:
+        """The batch_shape and event_shape that arguments of the given shapes lead to, as in Pyro."""
+        return validation.broadcast_shapes(**arg_shapes), torch.Size((5,))
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "GroupedZeroInflatedLogNormal":
         """The same distribution with a larger batch_shape; parameters are shared, not copied.
@@ -127,7 +148,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
             value: (n_zero, n_pos, mean, m2, offset_sum) in the last dimension; the others broadcast with batch_shape.
 
         Raises:
-            TypeError: value is not a floating-point tensor.
+            TypeError: value is not a tensor of real numbers.
             ValueError: the last dimension is not 5, value requires grad, or, with validation, no cells can have
                 these statistics.
         """
@@ -137,19 +158,29 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
             _check_statistics(value)
         loc, scale, zero_part = self._cell._parameters()
         wide = torch.promote_types(value.dtype, loc.dtype)
-        result = _log_density(value.to(wide), loc.to(wide), scale.to(wide), zero_part.to(wide))
+        loc, scale, zero_part = loc.to(wide), scale.to(wide), zero_part.to(wide)
+        log_zero = zero_part.log_zero
+        if self._censors:
+            log_zero = quantiles.log_cdf(self._limit.to(wide), loc, scale, zero_part)
+        result = _log_density(value.to(wide), loc, scale, log_zero, zero_part.log_positive)
         dtype = torch.promote_types(value.dtype, self._cell._loc.dtype)
         return result.to(dtype).expand(torch.broadcast_shapes(result.shape, self.batch_shape))
 
     def sample(self, sample_shape: torch.Size | None = None) -> Tensor:
         """Draws of shape sample_shape + batch_shape + (5,), with offset_sum = 0, in at least float32.
 
-        n_pos is Binomial(total_count, 1 - pi); given it, mean is Normal(mu, scale / sqrt(n_pos)) and m2 / scale^2 is
+        n_pos is Binomial(total_count, 1 - pi); given it, mean is Normal(loc, scale / sqrt(n_pos)) and m2 / scale^2 is
         chi-square with n_pos - 1 degrees of freedom.
 
         Raises:
             ValueError: total_count was not given.
+            NotImplementedError: a limit was given; the statistics of what lies above it have no such distributions.
         """
+        if self._censors:
+            raise NotImplementedError(
+                "GroupedZeroInflatedLogNormal: with a limit there are no draws. Draw cells from "
+                "LeftCensoredZeroInflatedLogNormal, set those up to the limit to 0, and take SufficientStatistics."
+            )
         if self.total_count is None:
             raise ValueError(
                 "GroupedZeroInflatedLogNormal: draws need the number of cells in each group. Pass total_count=..., for "
@@ -169,11 +200,11 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
         return f"GroupedZeroInflatedLogNormal(batch_shape: {tuple(self.batch_shape)}, of {self._cell})"
 
 
-def _log_density(statistics: Tensor, loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
+def _log_density(statistics: Tensor, loc: Tensor, scale: Tensor, log_zero: Tensor, log_positive: Tensor) -> Tensor:
     n_zero, n_pos, mean, m2, offset_sum = statistics.unbind(-1)
     # 0 log 0 = 0 where no cell is zero (pi = 0) or none is positive (pi = 1).
-    zeros = torch.where(n_zero == 0, 0, n_zero * zero_part.log_zero)
-    positives = torch.where(n_pos == 0, 0, n_pos * zero_part.log_positive)
+    zeros = torch.where(n_zero == 0, 0, n_zero * log_zero)
+    positives = torch.where(n_pos == 0, 0, n_pos * log_positive)
     # Divide by the scale before squaring: its square may underflow. sqrt(n_pos) comes first, so that 0 stays 0.
     residual, spread = n_pos.sqrt() * (mean - loc) / scale, m2.sqrt() / scale
     squares = torch.addcmul(spread * spread, residual, residual)
@@ -205,7 +236,7 @@ def _check_statistics(value: Tensor) -> None:
 
 
 def _check_shape(value: Tensor) -> None:
-    validation.check_floating("value", value)
+    validation.check_real("value", value)
     if not isinstance(value, Tensor) or value.dim() == 0 or value.shape[-1] != 5:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"the number {value}"
         raise ValueError(

@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch.distributions import kl_divergence
 
-from pyro_zilognormal import ZeroInflatedLogNormal
+from pyro_zilognormal import LeftCensoredZeroInflatedLogNormal, ZeroInflatedLogNormal
 
 INF, NAN = math.inf, math.nan
 
@@ -50,6 +51,11 @@ GOOD = [
     Good("all zero parts", {"mu": 0.0, "scale": 1.0, "zi_logits": _t(-INF, -200.0, 0.0, 200.0, INF)}, (5,)),
     Good("probabilities", {"mu": _t(0.0, 1.0), "scale": 0.7, "zi_probs": _t(0.0, 0.25)}, (2,)),
     Good("all probabilities", {"mu": 0.0, "scale": 1.0, "zi_probs": _t(0.0, 1e-30, 0.5, 1.0)}, (4,)),
+    Good("cloglog", {"loc": _t(0.0, 1.0, 2.0), "scale": 0.7, "cloglog": _t(-3.0, 0.0, 2.0)}, (3,)),
+    Good("all cloglogs", {"loc": 0.0, "scale": 1.0, "cloglog": _t(-INF, -200.0, -0.3, 6.0, 200.0, INF)}, (6,)),
+    Good("named as torch does", {"loc": torch.zeros(2), "scale": torch.ones(2), "zi_logits": torch.ones(2)}, (2,)),
+    Good("several dtypes", {"mu": torch.zeros(2).bfloat16(), "scale": torch.ones(2), "zi_logits": _t(0.3)}, (2,)),
+    Good("whole numbers", {"mu": torch.tensor([1, 2]), "scale": torch.ones(2, dtype=torch.int32), "zi_probs": 0}, (2,)),
     Good("normal_mu", {"mu": torch.zeros(2), "scale": 1.0, "zi_logits": 0.0, "normal_mu": torch.ones(2)}, (2,)),
     Good("float16", {"mu": torch.zeros(2).half(), "scale": torch.ones(2).half(), "zi_logits": 0.0}, (2,)),
     Good("bfloat16", {"mu": torch.zeros(2).bfloat16(), "scale": torch.ones(2).bfloat16(), "zi_logits": 0.0}, (2,)),
@@ -74,6 +80,11 @@ def _gated(**zero: Any) -> ZeroInflatedLogNormal:
     return ZeroInflatedLogNormal(0.0, 1.0, validate_args=True, **zero)
 
 
+def _censored(**arguments: Any) -> LeftCensoredZeroInflatedLogNormal:
+    defaults: dict[str, Any] = {"loc": 0.0, "scale": 1.0, "zi_logits": 0.0, "limit": 0.5, "validate_args": True}
+    return LeftCensoredZeroInflatedLogNormal(**{**defaults, **arguments})
+
+
 X = torch.tensor([1.0, 2.0])
 BAD = [
     # constraints
@@ -93,8 +104,13 @@ BAD = [
     Bad("zi_probs negative", lambda: _gated(zi_probs=-0.1), ValueError, "parameter zi_probs .*Interval"),
     Bad("zi_probs above one", lambda: _gated(zi_probs=torch.tensor(1.5)), ValueError, r"parameter zi_probs .*1\.5"),
     # how many zero parts
-    Bad("no zero part", lambda: _gated(), ValueError, "exactly one of zi_logits and zi_probs, got neither"),
-    Bad("two zero parts", lambda: _gated(zi_logits=0.0, zi_probs=0.5), ValueError, "exactly one of .*got both"),
+    Bad("no zero part", lambda: _gated(), ValueError, "exactly one of zi_logits, zi_probs and cloglog, got none"),
+    Bad("two zero parts", lambda: _gated(zi_logits=0.0, zi_probs=0.5), ValueError, "got zi_logits and zi_probs"),
+    Bad("cloglog nan", lambda: _gated(cloglog=NAN), ValueError, "parameter cloglog .*nan"),
+    Bad(
+        "loc missing", lambda: ZeroInflatedLogNormal(scale=1.0, zi_logits=0.0), ValueError, "exactly one of loc and mu"
+    ),
+    Bad("loc and mu", lambda: _ziln(loc=0.0), ValueError, "exactly one of loc and mu, got loc and mu"),
     # shapes
     Bad(
         "mu against scale",
@@ -130,16 +146,6 @@ BAD = [
     Bad("to_event too many", lambda: _ziln(mu=torch.zeros(3)).to_event(2), ValueError, r"to_event\(2\)"),
     Bad("to_event too few", lambda: _ziln(mu=torch.zeros(3)).to_event(-1), ValueError, r"to_event\(-1\)"),
     # types
-    Bad(
-        "mu integers",
-        lambda: _ziln(mu=torch.zeros(2, dtype=torch.long)),
-        TypeError,
-        "mu must be a floating-point.*int64",
-    ),
-    Bad("scale integers", lambda: _ziln(scale=torch.ones(2, dtype=torch.int32)), TypeError, "scale must be .*int32"),
-    Bad(
-        "zero part integers", lambda: _ziln(zi_logits=torch.zeros(2, dtype=torch.uint8)), TypeError, "zi_logits must be"
-    ),
     Bad("mu bools", lambda: _ziln(mu=torch.tensor([True])), TypeError, "mu must be .*bool"),
     Bad("mu bool", lambda: _ziln(mu=True), TypeError, "mu must be a number .*got bool"),
     Bad("mu complex", lambda: _ziln(mu=torch.zeros(2, dtype=torch.cfloat)), TypeError, "mu must be .*complex64"),
@@ -148,26 +154,15 @@ BAD = [
     Bad("mu list", lambda: _ziln(mu=[0.0, 1.0]), TypeError, r"mu must be .*got list.*torch\.as_tensor\(mu\)"),
     Bad("scale missing", lambda: _ziln(scale=None), TypeError, "scale must be .*NoneType"),
     Bad(
-        "dtypes", lambda: _ziln(mu=torch.zeros(2), scale=torch.ones(2).double()), TypeError, "share one dtype.*float64"
-    ),
-    Bad(
-        "half and single",
-        lambda: _ziln(mu=torch.zeros(2), zi_logits=torch.ones(2).half()),
-        TypeError,
-        "share one dtype",
-    ),
-    Bad(
         "devices",
         lambda: _ziln(mu=torch.zeros(2), scale=torch.ones(2, device="meta")),
         ValueError,
         "share one device.*meta",
     ),
     Bad("value device", lambda: _ziln().log_prob(X.to("meta")), ValueError, "value is on meta, the parameters on cpu"),
-    Bad("value integers", lambda: _ziln().log_prob(torch.tensor([1, 2])), TypeError, "value must be .*int64"),
+    Bad("value bools", lambda: _ziln().log_prob(torch.tensor([True])), TypeError, "value must be .*bool"),
     Bad("value complex", lambda: _ziln().log_prob(X + 0j), TypeError, "value must be .*complex"),
     Bad("value text", lambda: _ziln().log_prob("1"), TypeError, "value must be .*str"),
-    Bad("cdf integers", lambda: _ziln().cdf(torch.tensor(1)), TypeError, "value must be"),
-    Bad("q integers", lambda: _ziln().icdf(torch.tensor(1)), TypeError, "q must be"),
     # values
     Bad(
         "value negative",
@@ -187,7 +182,38 @@ BAD = [
     Bad("q above", lambda: _ziln().icdf(torch.tensor([0.5, 1.1])), ValueError, r"q .*\[0, 1\].*1\.1.* at index \(1,\)"),
     Bad("q below", lambda: _ziln().icdf(torch.tensor(-0.1)), ValueError, r"in \[0, 1\]"),
     Bad("q nan", lambda: _ziln().icdf(torch.tensor(NAN)), ValueError, r"in \[0, 1\]"),
+    # other parametrisations
+    Bad("mean zero", lambda: ZeroInflatedLogNormal.from_mean(0.0, 1.0, 0.0), ValueError, r"parameter mean .*0\.0"),
+    Bad("mean infinite", lambda: ZeroInflatedLogNormal.from_mean(INF, 1.0, 0.0), ValueError, "mean.*be finite"),
+    Bad("mean of nothing", lambda: ZeroInflatedLogNormal.from_mean(1.0, 1.0, INF), ValueError, "loc.*be finite"),
+    Bad(
+        "mean shape",
+        lambda: ZeroInflatedLogNormal.from_mean(torch.ones(2), torch.ones(3), 0.0),
+        ValueError,
+        r"mean \(2,\), scale \(3,\)",
+    ),
+    Bad(
+        "stddev below that of zeros",
+        lambda: ZeroInflatedLogNormal.from_moments(2.0, torch.tensor([3.0, 1.0]), 0.5),
+        ValueError,
+        r"from_moments: stddev must .*above mean \* sqrt.*1\.0 at index \(1,\)",
+    ),
+    Bad("stddev nan", lambda: ZeroInflatedLogNormal.from_moments(2.0, NAN, 0.5), ValueError, "stddev must .*nan"),
+    Bad("only zeros", lambda: ZeroInflatedLogNormal.from_moments(2.0, 3.0, 1.0), ValueError, r"zi_probs in \[0, 1\)"),
+    # a detection limit
+    Bad("limit negative", lambda: _censored(limit=-1.0), ValueError, r"parameter limit .*-1\.0"),
+    Bad("limit infinite", lambda: _censored(limit=INF), ValueError, "limit.*be finite"),
+    Bad("limit text", lambda: _censored(limit="1"), TypeError, "limit must be .*str"),
+    Bad("limit shape", lambda: _censored(limit=torch.ones(3)).log_prob(X), ValueError, r"batch_shape \(3,\)"),
+    Bad("censored negative", lambda: _censored().log_prob(-X), ValueError, "support.*-1"),
+    Bad("censored nan", lambda: _censored().cdf(torch.tensor(NAN)), ValueError, "not NaN"),
     # the rest
+    Bad(
+        "transformed",
+        lambda: dist.TransformedDistribution(_ziln().expand((2,)).to_event(1), [dist.transforms.AffineTransform(0, 2)]),
+        NotImplementedError,
+        r"TransformedDistribution of a ZeroInflatedLogNormal .*log\(c\) to loc",
+    ),
     Bad("normalized key", lambda: _ziln().get_normalized("loc"), ValueError, "'mu' .*or 'scale' .*got 'loc'"),
     Bad("normalized none", lambda: _ziln().get_normalized(None), ValueError, "got None"),
     Bad("enumerate", lambda: _ziln().enumerate_support(), NotImplementedError, "ZeroInflatedLogNormalReparam"),

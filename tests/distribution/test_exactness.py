@@ -22,11 +22,12 @@ from tests.exactness import (
 )
 from tests.jets import mp
 from tests.oracle import FORMULAS, evaluate
-from tests.points import EXTREME, extreme_points, nearly_equal_points, random_points
+from tests.points import EXTREME, anywhere_points, extreme_points, nearly_equal_points, random_points
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 ALL = pytest.mark.parametrize("name", [*QUANTITIES, *DIVERGENCES])
 OF_PARAMETERS = pytest.mark.parametrize("name", QUANTITIES)
+OTHER_ZERO_PARTS = pytest.mark.parametrize("zero", ["zi_probs", "cloglog"])
 N, N_SLOW = 150, 2500
 
 
@@ -50,8 +51,27 @@ def test_extreme_points(name: str, dtype: torch.dtype) -> None:
 
 @DTYPES
 @OF_PARAMETERS
-def test_zi_probs_as_the_parameter(name: str, dtype: torch.dtype) -> None:
-    passes(examine(name, random_points(name, N // 2, dtype, seed=3, probs=True), dtype, probs=True))
+@OTHER_ZERO_PARTS
+def test_other_parameters_of_the_zero_part(name: str, zero: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N // 2, dtype, 3, zero), dtype, zero=zero))
+
+
+@DTYPES
+@pytest.mark.parametrize("zero", ["zi_logits", "zi_probs", "cloglog"])
+def test_parameters_of_a_mean(zero: str, dtype: torch.dtype) -> None:
+    passes(examine("loc_of_mean", random_points("loc_of_mean", N, dtype, 9, zero), dtype, zero=zero, logs=True))
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ["loc_of_moments", "scale_of_moments"])
+def test_parameters_of_moments(name: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N, dtype, 10, "zi_probs"), dtype, zero="zi_probs", logs=True))
+
+
+@DTYPES
+def test_below_a_limit(dtype: torch.dtype) -> None:
+    points = random_points("log_prob_censored", N, dtype, 11)
+    passes(examine("log_prob_censored", points[points[:, -1] > 0], dtype))
 
 
 @DTYPES
@@ -71,8 +91,18 @@ def test_many_points(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.slow
 @DTYPES
 @OF_PARAMETERS
-def test_many_points_in_zi_probs(name: str, dtype: torch.dtype) -> None:
-    passes(examine(name, random_points(name, N_SLOW, dtype, seed=6, probs=True), dtype, probs=True))
+@OTHER_ZERO_PARTS
+def test_many_points_of_other_zero_parts(name: str, zero: str, dtype: torch.dtype) -> None:
+    passes(examine(name, random_points(name, N_SLOW, dtype, 6, zero), dtype, zero=zero))
+
+
+@pytest.mark.slow
+@DTYPES
+@ALL
+@pytest.mark.parametrize("zero", ["zi_logits", "cloglog"])
+def test_anywhere_among_the_floats(name: str, zero: str, dtype: torch.dtype) -> None:
+    """The hunt: 15,000 arguments a dtype, from the smallest denormal number to the largest."""
+    passes(examine(name, anywhere_points(name, 15_000, dtype, 8, zero), dtype, zero=zero, logs=True))
 
 
 @pytest.mark.slow
@@ -84,7 +114,7 @@ def test_kl_of_many_nearly_equal_distributions(dtype: torch.dtype) -> None:
 
 def _limit(name: str, args: tuple[float, ...]) -> list[float]:
     """The value and derivatives as zi_probs goes to its 0 or 1: infinite where they still grow 1e-20 away."""
-    near, nearer = (evaluate(name, _off_edge(args, d), True) for d in (20, 25))
+    near, nearer = (evaluate(name, _off_edge(args, d), "zi_probs") for d in (20, 25))
     pairs = zip((near.value, *near.grad), (nearer.value, *nearer.grad), strict=True)
     return [float(b) if _settled(a, b) else float(mp.sign(b) * mp.inf) for a, b in pairs]
 
@@ -106,16 +136,16 @@ EDGE_ARGS = {"mu": 0.375, "scale": 0.75, "q": 0.625}
 def test_zi_probs_of_exactly_0_and_1(name: str, p: float, x: float, dtype: torch.dtype) -> None:
     """Finite values and derivatives are the limits; an infinite value is infinite; nothing is ever NaN."""
     args = tuple({**EDGE_ARGS, "zero": p, "x": x}[a] for a in FORMULAS[name][1])
-    actual = with_gradients(lambda a: compute(name, a, probs=True), np.array([args]), dtype)[0]
+    actual = with_gradients(lambda a: compute(name, a, zero="zi_probs"), np.array([args]), dtype)[0]
     limit = np.array(_limit(name, args))
     assert not np.isnan(actual).any(), f"{actual} at {args}, where the limit is {limit}"
     known = np.isfinite(limit) if np.isfinite(limit[0]) else np.arange(len(limit)) == 0
     np.testing.assert_allclose(actual[known], limit[known], rtol=60 * torch.finfo(dtype).eps, atol=1e-9)
 
 
-def edge_points(name: str, probs: bool, info: torch.finfo) -> list[tuple[float, ...]]:
+def edge_points(name: str, zero: str, info: torch.finfo) -> list[tuple[float, ...]]:
     """Corners of the parameters and every zero part, times x or q at the ends of its range."""
-    zeros = [0.0, info.tiny, 0.3, 1 - info.eps, 1.0] if probs else [*EXTREME["zero"], -1e4, 1e4]
+    zeros = [*EXTREME["zero"], -1e4, 1e4] if zero != "zi_probs" else [0.0, info.tiny, 0.3, 1 - info.eps, 1.0]
     ends = {"x": [0.0, info.tiny * info.eps, info.tiny, 1.0, info.max], "q": [0.0, info.tiny, 0.5, 1.0]}
     axes = {"mu": [-50.0, 0.0, 50.0], "scale": [1e-3, 1.0, 20.0], "zero": zeros, **ends}
     return list(product(*(axes[a] for a in FORMULAS[name][1])))
@@ -123,11 +153,11 @@ def edge_points(name: str, probs: bool, info: torch.finfo) -> list[tuple[float, 
 
 @DTYPES
 @OF_PARAMETERS
-@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
-def test_no_nan_at_the_edges_of_the_support(name: str, probs: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("zero", ["zi_logits", "zi_probs", "cloglog"])
+def test_no_nan_at_the_edges_of_the_support(name: str, zero: str, dtype: torch.dtype) -> None:
     """x at 0 and the ends of the floats, q at 0 and 1, every zero part: no NaN in the value or any derivative."""
-    points = np.array(edge_points(name, probs, torch.finfo(dtype)))
-    actual = with_gradients(lambda a: compute(name, a, probs), points, dtype)
+    points = np.array(edge_points(name, zero, torch.finfo(dtype)))
+    actual = with_gradients(lambda a: compute(name, a, zero), points, dtype)
     bad = points[np.isnan(actual).any(-1)]
     assert not len(bad), f"NaN in {name} or its derivatives at {len(bad)} points, as {bad[:5].tolist()}"
 

@@ -26,32 +26,32 @@ def check(f: object, args: list[Tensor]) -> None:
     assert gradgradcheck(f, args)
 
 
-@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
+@pytest.mark.parametrize("kind", ["zi_logits", "zi_probs", "cloglog"])
 @pytest.mark.parametrize("name", OF_PARAMETERS)
-def test_of_the_parameters(name: str, probs: bool) -> None:
+def test_of_the_parameters(name: str, kind: str) -> None:
     mu, scale, logit = leaves(*PARAMETERS)
-    zero = torch.tensor([0.3, 0.8, 0.05], dtype=torch.float64, requires_grad=True) if probs else logit
-    check(lambda *args: compute(name, args, probs), [mu, scale, zero])
+    zero = torch.tensor([0.3, 0.8, 0.05], dtype=torch.float64, requires_grad=True) if kind == "zi_probs" else logit
+    check(lambda *args: compute(name, args, kind), [mu, scale, zero])
 
 
 @pytest.mark.parametrize("x", [0.0, 1e-300, 1e-30, 0.3, 2.5, 40.0])
-@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
+@pytest.mark.parametrize("kind", ["zi_logits", "zi_probs", "cloglog"])
 @pytest.mark.parametrize("name", METHODS_OF_X)
-def test_at_a_value(name: str, probs: bool, x: float) -> None:
+def test_at_a_value(name: str, kind: str, x: float) -> None:
     """In the parameters, which AutoLaplace differentiates twice; in x too where it can be moved."""
     mu, scale, zero = leaves([0.4], [0.7], [0.3])
     value = torch.tensor([x], dtype=torch.float64)
     if x > 0.1:
-        check(lambda *args: compute(name, args, probs), [mu, scale, zero, value.requires_grad_()])
+        check(lambda *args: compute(name, args, kind), [mu, scale, zero, value.requires_grad_()])
     else:
-        check(lambda *args: compute(name, [*args, value], probs), [mu, scale, zero])
+        check(lambda *args: compute(name, [*args, value], kind), [mu, scale, zero])
 
 
 @pytest.mark.parametrize("q", [0.1, 0.62, 0.8, 0.999])
-@pytest.mark.parametrize("probs", [False, True], ids=["zi_logits", "zi_probs"])
-def test_icdf(q: float, probs: bool) -> None:
+@pytest.mark.parametrize("kind", ["zi_logits", "zi_probs", "cloglog"])
+def test_icdf(q: float, kind: str) -> None:
     args = leaves([0.4], [0.7], [0.3], [q])
-    check(lambda *a: compute("icdf", a, probs), args)
+    check(lambda *a: compute("icdf", a, kind), args)
 
 
 PAIRS = [((0.4, 0.7, -0.5), (0.1, 1.0, -2.0)), ((-1.0, 2.0, 30.0), (0.0, 0.5, 20.0)), ((0.4, 0.7, 0.3),) * 2]

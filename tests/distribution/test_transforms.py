@@ -65,6 +65,46 @@ def test_compile_a_sum(shapes: Shapes, backend: str) -> None:
 
 
 @pytest.mark.usefixtures("torch_warnings")
+@pytest.mark.parametrize("shape", [(7, 3), (3,), (1, 3)], ids=["full", "per gene", "one row"])
+def test_export_serves_any_number_of_rows(shape: tuple[int, ...]) -> None:
+    class LogProb(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+            return ZeroInflatedLogNormal(*parameters).log_prob(x)
+
+    rows = torch.export.Dim("rows", max=10_000)
+
+    def inputs(n: int) -> tuple[torch.Tensor, ...]:
+        size = (n, *shape[1:]) if shape[0] == 7 else shape
+        return torch.rand(n, 3).mul(2).round(), torch.zeros(size), torch.ones(size), torch.full(size, 0.3)
+
+    dynamic = ({0: rows}, *[{0: rows} if shape[0] == 7 else None] * 3)
+    exported = torch.export.export(LogProb(), inputs(7), dynamic_shapes={"x": dynamic[0], "parameters": dynamic[1:]})
+    for n in (2, 5, 30, 10_000):
+        x, *parameters = inputs(n)
+        torch.testing.assert_close(exported.module()(x, *parameters), LogProb()(x, *parameters))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype: torch.dtype) -> None:
+    """A head in half precision and a scale in float32: the loss is in float32, and all train."""
+    head, log_scale = torch.nn.Linear(4, 2), torch.nn.Parameter(torch.zeros(()))
+    x = torch.tensor([0.0, 1.5, 0.0])
+    with torch.autocast("cpu", dtype=dtype):
+        mu, logits = head(torch.ones(3, 4)).unbind(-1)
+        d = ZeroInflatedLogNormal(mu, log_scale.exp(), logits)
+        loss = -d.log_prob(x).sum()
+    assert mu.dtype == dtype
+    assert d.loc.dtype == loss.dtype == torch.float32
+    torch.testing.assert_close(
+        -loss, ZeroInflatedLogNormal(mu.float(), log_scale.exp(), logits.float()).log_prob(x).sum()
+    )
+    loss.backward()
+    for parameter in (*head.parameters(), log_scale):
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.any()
+
+
+@pytest.mark.usefixtures("torch_warnings")
 def test_compile_a_bound_method() -> None:
     d = ZeroInflatedLogNormal(*ARGUMENTS[1:])
     torch.testing.assert_close(torch.compile(d.log_prob, fullgraph=True)(ARGUMENTS[0]), d.log_prob(ARGUMENTS[0]))

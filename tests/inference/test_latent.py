@@ -6,6 +6,7 @@ import pytest
 import torch
 from pyro.infer import HMC, MCMC, NUTS, SVGD, SVI, RBFSteinKernel, Trace_ELBO, autoguide
 from pyro.infer.autoguide import init_to_feasible, init_to_median, init_to_sample, init_to_uniform
+from pyro.infer.reparam import AutoReparam, MinimalReparam
 from torch.distributions import biject_to, transform_to
 
 from pyro_zilognormal import ZeroInflatedLogNormal as ZILN
@@ -84,6 +85,14 @@ def test_svgd_names_the_reparameterizer():
     svgd = SVGD(make_model(lambda d: d), RBFSteinKernel(), pyro.optim.Adam({"lr": 0.01}), 5, 1)
     with pytest.raises(NotImplementedError, match=REFUSAL):
         svgd.step()
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_automatic_reparameterizers_leave_the_site_to_the_error(wrap):
+    """AutoReparam looks for location and scale, and through wrappers."""
+    for strategy in (AutoReparam, MinimalReparam):
+        with pytest.raises(NotImplementedError, match=REFUSAL):
+            make_and_step("AutoNormal", strategy()(make_model(wrap)))
 
 
 def test_no_bijection_and_no_differentiable_transform():

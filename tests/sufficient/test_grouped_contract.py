@@ -94,7 +94,6 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "four entries": (lambda: score(torch.zeros(3, 4)), ValueError, r"last dimension, got shape \(3, 4\)"),
     "no dimension": (lambda: score(torch.tensor(1.0)), ValueError, r"got shape \(\)"),
     "a number": (lambda: score(1.0), ValueError, "got the number 1"),
-    "whole numbers": (lambda: score(torch.zeros(5, dtype=torch.int64)), TypeError, "value must be a floating"),
     "statistics themselves": (lambda: score(SufficientStatistics.from_cells(X)), TypeError, "value must be"),
     "cells": (lambda: score(torch.rand(9, 7)), ValueError, "SufficientStatistics"),
     "shapes": (lambda: Grouped(torch.zeros(3), 1.0, 0.0).log_prob(torch.zeros(4, 5)), ValueError, "do not broadcast"),
@@ -104,13 +103,13 @@ BAD_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "infinite mu": (lambda: Grouped(math.inf, 1.0, 0.0), ValueError, "mu.* and be finite"),
     "one NaN of many": (lambda: Grouped(torch.tensor([0.0, math.nan]), 1.0, 0.0), ValueError, r"at index \(1,\)"),
     "inf and -inf": (lambda: Grouped(torch.tensor([INF, -INF]), 1.0, 0.0), ValueError, "2 of 2"),
-    "whole mu": (lambda: Grouped(torch.tensor([1]), 1.0, 0.0), TypeError, "mu must be a floating-point"),
-    "dtypes": (lambda: Grouped(torch.zeros(1), torch.ones(1).double(), 0.0), TypeError, "share one dtype"),
     "unlike parameters": (lambda: Grouped(torch.zeros(2), torch.ones(3), 0.0), ValueError, "do not broadcast"),
     "negative count": (lambda: Grouped(0.0, 1.0, 0.0, -1), ValueError, "total_count must hold whole numbers .* got -1"),
     "half a count": (lambda: Grouped(0.0, 1.0, 0.0, torch.tensor([1.5])), ValueError, "total_count must hold whole"),
     "NaN count": (lambda: Grouped(0.0, 1.0, 0.0, math.nan), ValueError, "total_count must hold whole"),  # type: ignore[arg-type]
     "count's shape": (lambda: Grouped(torch.zeros(2), 1.0, 0.0, torch.ones(3)), ValueError, r"total_count \(3,\)"),
+    "limit": (lambda: Grouped(0.0, 1.0, 0.0, limit=-1.0), ValueError, "parameter limit .*-1"),
+    "draws": (lambda: Grouped(0.0, 1.0, 0.0, 9, limit=1.0).sample(), NotImplementedError, "with a limit there are no"),
     "no count": (lambda: standard().sample(), ValueError, r"Pass total_count="),
     "shrink": (lambda: Grouped(torch.zeros(2), 1.0, 0.0).expand((1,)), ValueError, "cannot expand"),
 }
