@@ -37,7 +37,14 @@ from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.io import find_expression, read
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
-from pyro_zilognormal.singlecell.results import CREDIBLE, Calls, by_condition, contrast_table, prediction_table
+from pyro_zilognormal.singlecell.results import (
+    CREDIBLE,
+    Calls,
+    by_condition,
+    contrast_table,
+    describe_columns,
+    prediction_table,
+)
 from pyro_zilognormal.singlecell.scale import Cleaner, choose_scale, declared_scale
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
@@ -273,6 +280,7 @@ class HurdleDE:
         """
         return self.cells.design.contrast(column, group_to_compare, baseline, text_or_none("name", name, "text"))
 
+    @describe_columns
     def test(
         self,
         contrast: Any,
@@ -283,6 +291,10 @@ class HurdleDE:
         credible: float = CREDIBLE,
     ) -> Any:
         """Return the changes between conditions, gene by gene.
+
+        The columns of the table are
+
+        COLUMNS
 
         Args:
             contrast: (column, test level, reference level); or a pair of conditions, each from :meth:`cond`, as a dict
@@ -296,8 +308,7 @@ class HurdleDE:
             credible: probability of the interval.
 
         Returns:
-            A DataFrame with the columns of :data:`~pyro_zilognormal.singlecell.results.COLUMNS`, contrast by
-            contrast, the most certain gene first.
+            A DataFrame, contrast by contrast, the most certain gene first.
         """
         check_fractions(delta, fdr, credible, max_error)
         calls = Calls(delta, fdr, max_error, credible, _negligible(self.priors))

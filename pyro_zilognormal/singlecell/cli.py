@@ -300,8 +300,8 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="COLUMN TEST REFERENCE",
         help="the column and the two levels to compare; or two conditions, condition=stim,dose=high "
-        "condition=ctrl,dose=high; or four, with a lone - after the second, for the difference of two such comparisons; "
-        "can be repeated",
+        "condition=ctrl,dose=high; or four, with a lone - after the second, for the difference of two comparisons; can "
+        "be repeated",
     )
     add(
         "--donor",

@@ -170,7 +170,7 @@ class Design:
         if not variable.levels:
             raise SingleCellError(
                 f"contrast: obs[{column!r}] holds numbers, so {self.formula!r} has one slope for it and no levels; "
-                f"write C({column}) in the formula to compare levels, or give two conditions, '{column}=1' and '{column}=0'"
+                f"write C({column}) in the formula to compare levels, or compare '{column}=1' with '{column}=0'"
             )
         levels = [variable.level(given) for given in (test, reference)]
         for level, given in zip(levels, (test, reference), strict=True):
@@ -208,7 +208,7 @@ class Design:
         parts = tuple(given) if isinstance(given, list | tuple) else ()
         if len(parts) == 3 and isinstance(parts[0], str):
             return self.contrast(*parts, name)
-        if len(parts) == 2 and all(isinstance(part, Condition | Mapping | str) for part in parts):
+        if len(parts) == 2 and all(map(_is_condition, parts)):
             return self.pair(self._condition_of(parts[0]), self._condition_of(parts[1]), name)
         if len(parts) == 2 and all(isinstance(part, Contrast | tuple | list) for part in parts):
             return self.difference(self._one(parts[0]), self._one(parts[1]), name)
@@ -299,6 +299,10 @@ class Design:
             raise SingleCellError(
                 f"formula: {at!r} is not finite in all cells; needed finite values: check its argument"
             )
+
+
+def _is_condition(given: Any) -> bool:
+    return isinstance(given, Condition | Mapping) or (isinstance(given, str) and "=" in given)
 
 
 def _words(levels: Mapping[str, Any]) -> str:

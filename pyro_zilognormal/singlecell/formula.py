@@ -96,9 +96,8 @@ class Formula:
 
     def _unknown(self, name: str, obs: Any) -> SingleCellError:
         """Return the error for a name that obs does not have, which may be a part of one that has to be quoted."""
-        whole = [
-            str(c) for c in obs.columns if str(c).startswith(name) and not str(c).isidentifier() and c in self.text
-        ]
+        odd = [str(known) for known in obs.columns if not str(known).isidentifier()]
+        whole = [known for known in odd if known.startswith(name) and known in self.text]
         if not whole:
             return unknown("formula", self._own(name), "columns of adata.obs", obs.columns)
         return SingleCellError(f"formula: {whole[0]!r} needs quotes in {self.text!r}: write `{whole[0]}`")

@@ -70,9 +70,8 @@ def differential_expression(
         seed, steps, callbacks, checkpoint: see :meth:`HurdleDE.fit`; checkpoints of further fits add a number.
 
     Returns:
-        A DataFrame with a row for each contrast and gene, the most certain gene first;
-        :data:`~pyro_zilognormal.singlecell.results.COLUMNS` describes its columns. Probabilities are shares of the
-        draws, so that 0 means less than 1 / draws.
+        A DataFrame with a row for each contrast and gene, the most certain gene first; :meth:`HurdleDE.test` describes
+        its columns. Probabilities are shares of the draws, so that 0 means less than 1 / draws.
 
     Raises:
         SingleCellError: data or arguments that cannot be used; the message says why and how to fix it.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,13 +26,15 @@ from pyro_zilognormal.singlecell.errors import ArgumentTypeError, require, shown
 from pyro_zilognormal.singlecell.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 #: The probability of intervals unless another is asked for: one gene in a hundred lies outside by chance.
 CREDIBLE = 0.99
 #: The columns of a table of results, in order, with their meaning.
 COLUMNS = {
     "variable": "Gene.",
     "contrast": "Name of the contrast: test condition against reference condition.",
-    "log_fc": "Log2 fold change of mean expression, zeros included (posterior mean): log2 of E[X | test] / E[X | "
+    "log_fc": "Log2 fold change of mean expression, zeros included (posterior mean): log2 of E[X, test] / E[X, "
     "reference]. 1 means twice the expression in the test condition, -1 half of it. Finite also where a condition has "
     "only zeros. Of a difference of two contrasts, the first log2 fold change less the second, and so are its parts.",
     "log_fc_low": f"Lower end of the {100 * CREDIBLE:g} % credible interval of log_fc, unless credible says otherwise.",
@@ -49,7 +52,7 @@ COLUMNS = {
     "dispersion_lfsr": "Posterior probability that the sign of dispersion_fc is wrong.",
     "prob_up": "Posterior probability that mean expression is higher in the test condition.",
     "lfsr": "Local false sign rate: posterior probability that the sign of log_fc is wrong.",
-    "prob_de": "Posterior probability that |log_fc| is larger than delta.",
+    "prob_de": "Posterior probability that log_fc is larger than delta or smaller than -delta.",
     "error": "Posterior probability that log_fc does not lie beyond delta on its likelier side.",
     "expected_fdr": "Expected false discovery rate if this gene and all more certain ones are called.",
     "pval": "P-value of log_fc from a moderated t test of the samples' log means. Missing without random effects, "
@@ -72,6 +75,17 @@ COLUMNS = {
     "interval excludes the log2 ratio of the observed means by more than the noise of that ratio. no_cells: a "
     "condition has no cells.",
 }
+
+
+def describe_columns(function: Function) -> Function:
+    """Write the columns of the table where a docstring has "COLUMNS"."""
+    if function.__doc__:  # none under python -OO
+        found = re.search(r"( *)COLUMNS\n", function.__doc__)
+        rows = "".join(f"{found[1]}- ``{name}``: {meaning}\n" for name, meaning in COLUMNS.items()) if found else ""
+        function.__doc__ = re.sub(r" *COLUMNS\n", lambda _: rows, function.__doc__)
+    return function
+
+
 _TEXT = ("variable", "contrast", "status", "predictive_check")
 
 # Genes summarised at a time: 1,000 draws of as many are 16 MB, some dozen times over.

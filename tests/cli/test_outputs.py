@@ -143,11 +143,11 @@ def test_not_converged_warns_and_is_3_when_strict(
     x = cells().X
     x[x > 0] = 1 + 0.1 * x[x > 0] / x.max()  # looks logged
     if not strict:
-        monkeypatch.setattr(cli, "draw", lambda results: ({}, {}))  # which takes most of the time
+        monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))  # which takes most of the time
     path, out = file_of(tmp_path, cells(x) if strict else None), tmp_path / "out"
     out.mkdir()
     (out / "de.csv").write_text("of an earlier run")
-    ran = run("de", path, *ASKED, "--device", "cpu", "--quiet", "--out", out, *strict)
+    ran = run("de", path, *ASKED, "--scale", "linear", "--device", "cpu", "--quiet", "--out", out, *strict)
     assert ran.code == code
     *others, last = ran.problems.splitlines()
     assert last == "warning: the fit has not converged in 10 steps; use more --steps"

@@ -50,7 +50,17 @@ def table(drawn: dict[str, torch.Tensor], pval: Any = NAN, calls: Calls = CALLS,
     samples = SampleTest(changed.pop("log_fc", np.full(genes, NAN)), changed.pop("se", np.full(genes, NAN)), pval)
     outside = {name: np.zeros(genes, dtype=bool) for name in ("zero_fraction", "mean", "sd_log")}
     arms = changed.pop("arms", (arm(genes), arm(genes), arm(genes, 200, 100)))
-    found = contrast_table(names, drawn, CONTRAST, arms, samples, changed.pop("outside", outside), calls, **changed)
+    found = contrast_table(
+        names,
+        drawn,
+        changed.pop("contrast", CONTRAST),
+        arms[:-1],
+        arms[-1],
+        samples,
+        changed.pop("outside", outside),
+        calls,
+        **changed,
+    )
     assert list(found.columns) == list(COLUMNS)
     return found.set_index("variable").loc[names]
 
