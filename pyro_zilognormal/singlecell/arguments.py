@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
@@ -54,6 +54,16 @@ def text_or_none(name: str, value: Any, needed: str) -> str | None:
     return value
 
 
+def items(name: str, value: Any, needed: str) -> list[Any]:
+    """Return the elements of a list, or of anything that can be iterated over but text and dicts."""
+    try:
+        if not isinstance(value, str | bytes | Mapping):
+            return list(value)
+    except TypeError:
+        pass
+    raise ArgumentTypeError(f"{name} is {shown(value)}; needed {needed}")
+
+
 def check_fractions(delta: Any, fdr: Any, credible: Any, max_error: Any = 0.2) -> None:
     """Raise for settings of a table that are out of range."""
     real("delta", delta, lambda v: 0 <= v < math.inf, "a number >= 0, in log2 units")
@@ -91,9 +101,7 @@ def priors_for(given: Any, data: HurdleData) -> HurdlePriors:
 
 def callbacks_of(given: Any, checkpoint: Any) -> list[Any]:
     """Return the callbacks of a fit, the checkpoint among them."""
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise ArgumentTypeError(f"callbacks is {shown(given)}; needed a list of callbacks")
-    found = list(given)
+    found = items("callbacks", given, "a list of callbacks")
     for one in found:
         if not (callable(one) or isinstance(one, Callback)):
             raise ArgumentTypeError(f"callbacks holds {shown(one)}; needed functions of the run, or svi.Callback")

@@ -82,6 +82,8 @@ class Variable:
         """Return the variable of a column; ``coded`` says that the formula takes its numbers as categories."""
         category = hasattr(values, "cat")
         levels = tuple(values.cat.categories if category else np.sort(values.unique()).tolist())
+        if not len(values):
+            raise SingleCellError(f"formula: obs[{values.name!r}] holds no cell; needed some")
         if len(levels) < 2:
             raise SingleCellError(
                 f"formula: obs[{values.name!r}] has one value only, {levels[0]!r}; needed two levels or more to compare"
@@ -92,7 +94,8 @@ class Variable:
 
     def level(self, given: Any) -> Any:
         """Return the level that is meant; a number may be given as text."""
-        if not require("pandas").api.types.is_scalar(given):
+        pandas = require("pandas")
+        if not pandas.api.types.is_scalar(given) or pandas.isna(given):
             raise ArgumentTypeError(f"{self.name}: got {shown(given)}; needed one level of obs[{self.name!r}]")
         if self.categorical:
             found = [v for v in self.levels if v == given] or [v for v in self.levels if str(v) == str(given)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models import Condition
+from pyro_zilognormal.singlecell.arguments import items
 from pyro_zilognormal.singlecell.design import Contrast
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, shown, unknown
+from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
 from pyro_zilognormal.singlecell.io import Cells
 from pyro_zilognormal.singlecell.predictive_check import row_parameters
 from pyro_zilognormal.singlecell.results import select, summarise
@@ -92,9 +93,7 @@ def gene_fits(
 ) -> list[GeneFit]:
     """Return observations and fits of some genes; see :meth:`HurdleDE.gene_fits`."""
     names = cells.names
-    if isinstance(genes, str) or not isinstance(genes, Iterable):
-        raise ArgumentTypeError(f"genes is {shown(genes)}; needed a list of names")
-    genes = list(genes)
+    genes = items("genes", genes, "a list of names")
     for gene in genes:
         if not isinstance(gene, str) or gene not in names:
             raise unknown("gene", gene, "genes", names)

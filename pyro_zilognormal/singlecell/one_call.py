@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from pyro_zilognormal.models import HurdlePriors
 from pyro_zilognormal.singlecell.api import HurdleDE
-from pyro_zilognormal.singlecell.arguments import check_fractions, checkpoint_path, flag
+from pyro_zilognormal.singlecell.arguments import check_fractions, checkpoint_path, flag, items
 from pyro_zilognormal.singlecell.design import Contrast, Variable
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.formula import column
@@ -166,9 +166,7 @@ def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[t
     if isinstance(groups, str) and groups == "all":
         chosen = [level for level in factor.levels if level != against]
     else:
-        listed = [groups] if isinstance(groups, str) else groups
-        if not isinstance(listed, Iterable) or isinstance(listed, Mapping):
-            raise ArgumentTypeError(f"groups is {shown(groups)}; needed 'all' or a list of groups")
+        listed = [groups] if isinstance(groups, str) else items("groups", groups, "'all' or a list of groups")
         chosen = [factor.level(group) for group in listed]
     if not chosen or against in chosen or len(set(chosen)) < len(chosen):
         raise SingleCellError(

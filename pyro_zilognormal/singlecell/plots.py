@@ -24,7 +24,7 @@ _FITTED = "fitted density"
 _UP, _DOWN, _NEITHER = "tab:red", "tab:blue", "0.7"
 _CONDITIONS = ("tab:orange", "tab:blue", "tab:green", "tab:purple")
 # Genes that are drawn as points with bars; more of them are a blot.
-_MOST_BARS = 1000
+_MOST_BARS = 500
 # Posterior standard deviations: fits count as converged if less is left to go.
 _NEGLIGIBLE = 0.2
 _STATISTICS = {
@@ -89,8 +89,8 @@ def predictive(
 ) -> Axes:
     """Plot replicated against observed statistics, a point with its interval for each gene and condition.
 
-    Of more than 1,000 points inside their intervals 1,000 are drawn, chosen at random; those outside lie on top, the
-    farthest 1,000 of them.
+    Of more than 500 points inside their intervals 500 are drawn, chosen at random; those outside lie on top, the
+    farthest 500 of them.
 
     Args:
         check: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check`.
@@ -124,7 +124,7 @@ def predictive(
         some = some[np.argsort(order[some], kind="stable")][:_MOST_BARS]
         if len(some):
             bars = [(middle - low)[some], (high - middle)[some]]
-            part = f", {len(some):,} of them drawn" if len(some) < chosen.sum() else ""
+            part = f", {len(some)} of them drawn" if len(some) < chosen.sum() else ""
             label = f"{what} the {100 * credible:g} % interval ({chosen.sum()}{part})"
             ax.errorbar(
                 observed[some], middle[some], bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=label
@@ -175,7 +175,7 @@ def distance_from_end(fit: FitResult, genes: int) -> tuple[np.ndarray, float]:
     """Return the distance of parts of a fit from its last fifth, in posterior sds, and that which noise can hide."""
     losses = np.asarray(fit.losses)
     losses = losses[np.isfinite(losses)]
-    window, width = max(1, len(losses) // 5), max(1, len(losses) // 50)
+    window, width = max(1, len(losses) // 5), max(1, len(losses) // 10)
     last, parts = losses[-window:], losses[: len(losses) // width * width].reshape(-1, width).mean(1)
     # From successive differences, which a trend does not inflate.
     noise = 3 * np.sqrt(np.square(np.diff(last)).mean() / 2 * (1 / width + 1 / window)) if window > 1 else 0.0

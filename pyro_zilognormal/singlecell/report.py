@@ -170,12 +170,12 @@ def _log_fc(calls: Mapping[str, Any]) -> Diagnostic:
 
 
 def _around_zero(calls: Mapping[str, Any]) -> Diagnostic:
+    found = calls["around_zero"]
     text = (
-        f"{calls['contrast']}: less sure are {_genes(calls['around_zero'])}: called, as their sign is likely and the "
+        f"{calls['contrast']}: less sure are {_genes(found)}: called, as few false calls are expected, "
     )
-    return Diagnostic(
-        False, f"{text}expected share of false calls small, though their {CREDIBLE:.0%} interval holds 0."
-    )
+    text += f"though their {CREDIBLE:.0%} interval holds 0."
+    return Diagnostic(2 * len(found) <= calls["up"] + calls["down"], text)
 
 
 def _few_cells(calls: Mapping[str, Any]) -> Diagnostic:
@@ -303,7 +303,7 @@ def summary(results: Results, numbers: Mapping[str, Any]) -> str:
         ]
         parts += [f"caution: {few_cells(calls)}"] if "few_cells" in calls["status"] else []
         for found, what in (
-            (calls["around_zero"], f"less sure, as the {100 * CREDIBLE:g} % interval holds 0:"),
+            (calls["around_zero"], f"less sure, as the {100 * CREDIBLE:g} % interval holds 0"),
             (calls["posterior_only"], "not called, as the test of samples does not confirm them"),
             (calls["samples_only"], "not called, though significant in the test of samples"),
             (calls["log_fc_unfit"], "caution: the interval of log_fc excludes the observed ratio in"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from pyro_zilognormal.models import (
     local_false_sign_rate,
     log_fold_change,
 )
-from pyro_zilognormal.singlecell.arguments import real
+from pyro_zilognormal.singlecell.arguments import items, real
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, require, shown
 from pyro_zilognormal.singlecell.io import Arm
@@ -277,10 +277,9 @@ def prediction_table(
     """Return predictions for a cell of each condition; see :meth:`HurdleDE.predict`."""
     if not conditions or not all(isinstance(c, Condition) for c in conditions):
         raise ArgumentTypeError(f"conditions: got {shown(conditions)}; needed one or more conditions, from cond(...)")
-    if isinstance(quantiles, str) or not isinstance(quantiles, Iterable):
-        raise ArgumentTypeError(f"quantiles is {shown(quantiles)}; needed a list of numbers")
     needed = "a number from 0 to below 1: there is no largest value"
-    quantiles = [real("an element of quantiles", q, lambda v: 0 <= v < 1, needed) for q in quantiles]
+    each = items("quantiles", quantiles, "a list of numbers")
+    quantiles = [real("an element of quantiles", q, lambda v: 0 <= v < 1, needed) for q in each]
     found = {}
     for condition in conditions:
         cell = cell_parameters(draws, condition)

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 
 from pyro_zilognormal import SufficientStatistics
-from pyro_zilognormal.singlecell import HurdleDE, ScaleWarning, SingleCellError, open_cells
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
 from pyro_zilognormal.singlecell import scale as scale_module
 from pyro_zilognormal.sufficient import rows as rows_module
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
