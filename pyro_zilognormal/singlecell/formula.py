@@ -7,6 +7,7 @@ dots and all other signs are parts of names.
 from __future__ import annotations
 
 import ast
+import keyword
 import re
 import unicodedata
 from typing import Any
@@ -129,9 +130,10 @@ def _with_aliases(text: str, columns: Any) -> tuple[str, dict[str, str]]:
         name = _name(found)
         return found[0] if name is None else replace(name)
 
-    def bare(found: re.Match[str]) -> str:  # Python reads a micro sign as the Greek letter
+    def bare(found: re.Match[str]) -> str:  # Python reads a micro sign as the Greek letter, and class as itself
         word = found[1]
-        return replace(word) if word in columns and unicodedata.normalize("NFKC", word) != word else found[0]
+        odd = word in columns and (keyword.iskeyword(word) or unicodedata.normalize("NFKC", word) != word)
+        return replace(word) if odd else found[0]
 
     return _WORD.sub(bare, _QUOTED.sub(quoted, text)), alias
 

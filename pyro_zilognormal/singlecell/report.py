@@ -171,9 +171,7 @@ def _log_fc(calls: Mapping[str, Any]) -> Diagnostic:
 
 def _around_zero(calls: Mapping[str, Any]) -> Diagnostic:
     found = calls["around_zero"]
-    text = (
-        f"{calls['contrast']}: less sure are {_genes(found)}: called, as few false calls are expected, "
-    )
+    text = f"{calls['contrast']}: less sure are {_genes(found)}: called, as few false calls are expected, "
     text += f"though their {CREDIBLE:.0%} interval holds 0."
     return Diagnostic(2 * len(found) <= calls["up"] + calls["down"], text)
 
