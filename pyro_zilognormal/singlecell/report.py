@@ -18,7 +18,7 @@ from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import listed, printable, require
 from pyro_zilognormal.singlecell.genes import GeneFit
 from pyro_zilognormal.singlecell.predictive_check import STATISTICS, inside
-from pyro_zilognormal.singlecell.results import COLUMNS, CREDIBLE, posterior_calls
+from pyro_zilognormal.singlecell.results import COLUMNS, CREDIBLE, FEWEST_CELLS, posterior_calls
 from pyro_zilognormal.svi.data import digest
 
 _PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
@@ -182,10 +182,10 @@ def _few_cells(calls: Mapping[str, Any]) -> Diagnostic:
 
 def few_cells(calls: Mapping[str, Any]) -> str:
     """Return why no gene can be called, and what to do."""
-    return (
-        f"no gene can be called, as a condition has fewer than 10 cells ({calls['n_test']} against {calls['n_ref']}) "
-        "or 2 samples; add cells or donors, or compare with fewer conditions of more cells"
-    )
+    few = min(calls["n_test"], calls["n_ref"]) < FEWEST_CELLS
+    cells = f"fewer than {FEWEST_CELLS} cells ({calls['n_test']} against {calls['n_ref']}): add cells"
+    samples = "cells of one sample only, such as one donor: add donors"
+    return f"no gene can be called, as a condition has {cells if few else samples}, or compare other conditions"
 
 
 def _agreement(calls: Mapping[str, Any]) -> Diagnostic:

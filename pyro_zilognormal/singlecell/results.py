@@ -93,7 +93,7 @@ _GENES_A_BLOCK = 2000
 # torch.quantile takes 16 million values at most.
 _VALUES_A_QUANTILE = 1 << 23
 _FEWEST_POSITIVE = 3
-_FEWEST_CELLS = 10
+FEWEST_CELLS = 10
 # A few cells, or one sample, do not tell a condition from what they have in common by chance.
 _UNCALLED = ("all_zero", "few_cells")
 # Positive values in each condition, from which on a ratio of means is compared with its interval.
@@ -255,7 +255,7 @@ def _observed(given: Sequence[Arm], everything: Arm, few_samples: bool) -> dict[
     positive = np.sum([arm.positive for arm in arms], axis=0)
     status = np.full(len(positive), "ok", dtype=object)
     status[positive == sum(arm.cells for arm in arms)] = "all_positive"
-    if few_samples or min(arm.cells for arm in arms) < _FEWEST_CELLS:
+    if few_samples or min(arm.cells for arm in arms) < FEWEST_CELLS:
         status[:] = "few_cells"
     status[positive < _FEWEST_POSITIVE] = "too_few_positive"
     status[positive == 0] = "all_zero"
