@@ -39,7 +39,7 @@ class Contrast:
 
     @property
     def ends(self) -> tuple[Condition, ...]:
-        """The conditions: test and reference, and those of the comparison that is subtracted."""
+        """Test and reference, and those of the comparison that is subtracted."""
         return (self.test, self.reference) + (self.minus.ends if self.minus else ())
 
     @property
@@ -57,7 +57,7 @@ class Contrast:
 
     @property
     def labels(self) -> tuple[str, str]:
-        """What is compared, in a word each: two conditions, by their levels alone where one variable is given."""
+        """The two conditions, or comparisons, in a word each, by their levels alone where one variable is given."""
         if self.minus:
             test, reference = (f"{c.test.name} vs {c.reference.name}" for c in (self, self.minus))
             return test, reference

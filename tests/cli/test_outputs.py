@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import anndata
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -213,7 +214,7 @@ def test_conditions_that_are_too_small_are_told_with_the_remedy(
 
 def test_the_scale_that_is_told_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))
-    ran = run("de", file_of(tmp_path), *ASKED, "--layer", "counts", "--out", tmp_path / "out")
+    ran = run("de", file_of(tmp_path, cells(np.floor(cells().X) + 1)), *ASKED, "--out", tmp_path / "out")
     assert "scale: counts, as all values are whole numbers\n" in ran.said
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "counts, told as all values are whole numbers" in text
