@@ -109,27 +109,25 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
     if given is not None and declared in (None, given):
         return given, "given"
     where, seen = expression.where, _Values.of(expression)
-    shown = "counts" if seen.counts else "linear" if seen.linear else None
-    if given is not None and shown is None:
-        raise SingleCellError(
-            f"scale is {given!r}, but adata.uns['log1p'] says that {where} is {declared!r}; needed that one, or a "
-            "layer of another scale; if uns is wrong, del adata.uns['log1p']"
-        )
-    if (
-        given is not None
-    ):  # values disprove what is declared; whether they fit what is given is checked as they are read
-        return given, "given"
-    if declared is not None and shown is not None:
-        raise SingleCellError(
-            f"scale: adata.uns['log1p'] says that {where} is {declared!r}, but its values look {shown}, the largest "
-            f"{seen.largest:.3g}; pass scale={shown!r} if they are"
-        )
+    shows = "counts" if seen.counts else "linear" if seen.linear else None
+    if given is not None:
+        if shows is None:
+            raise SingleCellError(
+                f"scale is {given!r}, but adata.uns['log1p'] says that {where} is {declared!r}; needed that one, or a "
+                "layer of another scale; if uns is wrong, del adata.uns['log1p']"
+            )
+        return given, "given"  # values disprove what is declared; those that disprove this are refused as they are read
     if declared is not None:
+        if shows is not None:
+            raise SingleCellError(
+                f"scale: adata.uns['log1p'] says that {where} is {declared!r}, but its values look {shows}, the "
+                f"largest {seen.largest:.3g}; pass scale={shows!r} if they are"
+            )
         return declared, "adata.uns['log1p'] says so"
-    if shown == "counts":
-        return ("linear", "whole numbers with an offset") if offset else (shown, "all values are whole numbers")
-    if shown == "linear":
-        return shown, f"values up to {seen.largest:.3g} are no logarithms, and not all are whole numbers"
+    if shows == "counts":
+        return ("linear", "whole numbers with an offset") if offset else (shows, "all values are whole numbers")
+    if shows == "linear":
+        return shows, f"values up to {seen.largest:.3g} are no logarithms, and not all are whole numbers"
     if seen.count == 0:
         raise SingleCellError(_NOTHING.format(where))
     raise SingleCellError(
@@ -232,7 +230,7 @@ class Cleaner:
         if self.scale == "linear" and seen.unskewed:
             warnings.warn(
                 f"scale is 'linear', but {where} looks logged: all values are small, the largest {seen.largest:.3g}; "
-                f"pass scale='log1p' or 'log2p1' if so, or a layer that holds the linear values",
+                "pass scale='log1p' or 'log2p1' if so, or a layer that holds the linear values",
                 ScaleWarning,
                 stacklevel=2,
             )
