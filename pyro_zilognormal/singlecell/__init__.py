@@ -2,16 +2,24 @@
 
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import plots as pl
-from pyro_zilognormal.singlecell.api import HurdleDE, differential_expression, result_parameters
+from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.design import Contrast
-from pyro_zilognormal.singlecell.errors import DepthWarning, ScaleWarning, SingleCellError, UnknownNameError
+from pyro_zilognormal.singlecell.errors import (
+    ArgumentTypeError,
+    DepthWarning,
+    ScaleWarning,
+    SingleCellError,
+    UnknownNameError,
+)
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit, Sample
 from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.one_call import differential_expression, result_parameters
 from pyro_zilognormal.singlecell.results import COLUMNS
 from pyro_zilognormal.singlecell.write import to_scanpy, write_results
 
 __all__ = [
     "COLUMNS",
+    "ArgumentTypeError",
     "Condition",
     "Contrast",
     "DepthWarning",

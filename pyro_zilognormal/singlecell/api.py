@@ -1,12 +1,12 @@
-"""Differential expression of an AnnData: :class:`HurdleDE`, and one call that does it all."""
+"""Differential expression of an AnnData, step by step: :class:`HurdleDE`."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,21 +21,42 @@ from pyro_zilognormal.models import (
     draw_coefficients,
     fit_hurdle,
 )
-from pyro_zilognormal.singlecell.design import Contrast, Variable, column
-from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.arguments import (
+    callbacks_of,
+    check_device,
+    check_fractions,
+    flag,
+    priors_for,
+    real,
+    text_or_none,
+    whole,
+)
+from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.io import find_expression, read
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
-from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, check_condition, outside_of
-from pyro_zilognormal.singlecell.results import Calls, by_condition, contrast_table, prediction_table
-from pyro_zilognormal.singlecell.scale import Cleaner
-from pyro_zilognormal.singlecell.write import check_key, write_results
+from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
+from pyro_zilognormal.singlecell.results import (
+    CREDIBLE,
+    Calls,
+    by_condition,
+    contrast_table,
+    describe_columns,
+    prediction_table,
+)
+from pyro_zilognormal.singlecell.scale import Cleaner, choose_scale, declared_scale
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
+_log = logging.getLogger(__name__)
 # Draws that keep the random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
 _RANDOM_DRAWS = 200
 # Fewer samples in a condition do not tell how much samples vary.
 _FEWEST_SAMPLES = 2
+# In fewer steps it is not seen whether the loss still falls.
+_FEWEST_STEPS = 10
+# Of numpy's generator.
+_LARGEST_SEED = 2**32 - 1
 
 
 class HurdleDE:
@@ -47,8 +68,9 @@ class HurdleDE:
 
     Args:
         adata: an AnnData, in memory, backed, or from :func:`open_cells`.
-        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``. Random effects
-            are written as in lme4: ``(1 | donor)``, ``(1 | batch:donor)``, ``(1 | batch/donor)`` for (1 | batch) +
+        formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``. Names with dots,
+            spaces or other signs stand in backticks, ``"~ `orig.ident`"``, or ``Q("...")``. Random effects are written
+            as in lme4: ``(1 | donor)``, ``(1 | batch:donor)``, ``(1 | batch/donor)`` for (1 | batch) +
             (1 | batch:donor), ``(condition | donor)`` for (1 | donor) + (1 | donor:condition) of a category.
         donor: the column of obs that names the donors: (1 | donor), and (1 | donor:condition) if some donor has cells
             in several levels of variables of the formula, so that the replicate is the sample. None, without random
@@ -56,8 +78,11 @@ class HurdleDE:
             donors.
         layer: the layer to use; None for X.
         use_raw: whether to use ``adata.raw``.
-        scale: the stored scale: "linear", "log1p" for log(1 + x), "log2p1" for log2(1 + x), or "counts" for raw
-            counts: a cell's size factor is its total over all genes of the matrix, divided by the median of these.
+        scale: the stored scale: "linear", "log1p" for log(1 + x), "log2p1" or "log10p1" for logarithms to base 2 or
+            10, or "counts" for raw counts: a cell's size factor is its total over all genes of the matrix, divided by
+            the median of these. None takes what ``uns["log1p"]`` declares for X, or else what the values show:
+            whole numbers are counts, fractions beside values above 30 are linear. ``settings["scale"]`` has it,
+            ``settings["scale_from"]`` how it is known.
         offset: the log size factor of each cell, or the column of obs that holds it, added to the mean of log x; None
             for normalised values and for counts.
         depth: the column of obs that holds the total counts or the detection rate of each cell; "auto" for the totals
@@ -100,7 +125,7 @@ class HurdleDE:
         donor: str | None = None,
         layer: str | None = None,
         use_raw: bool = False,
-        scale: str = "linear",
+        scale: str | None = None,
         offset: Any = None,
         depth: str | None = None,
         detection_threshold: float = 0.0,
@@ -110,13 +135,20 @@ class HurdleDE:
     ) -> None:
         for module in ("anndata", "pandas", "formulaic", "scipy"):
             require(module)
-        if draws < 100:
-            raise SingleCellError(f"draws is {draws!r}; needed a whole number of at least 100")
-        _check_device(device)
+        draws, use_raw, device = whole("draws", draws, 100), flag("use_raw", use_raw), check_device(device)
+        donor = text_or_none("donor", donor, "the name of a column of obs")
+        layer = text_or_none("layer", layer, "the name of a layer")
+        depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
+        threshold = real("detection_threshold", detection_threshold, _is_threshold, "a number >= 0, in linear units")
         expression = find_expression(adata, layer, use_raw)
-        self.cells = read(adata.obs, formula, donor, offset, depth, Cleaner(expression, scale, detection_threshold))
+        declared = declared_scale(adata.uns) if expression.log1p else None
+        scale, scale_from = choose_scale(scale, expression, declared, offset is not None)
+        if scale_from != "given":
+            _log.info("scale: %s, as %s", scale, scale_from)
+        clean = Cleaner(expression, scale, threshold, offset is not None)
+        self.cells = read(adata.obs, formula, donor, offset, depth, clean)
         self.data = _on_device(self.cells.data, device)
-        self.priors = _priors(priors, self.data)
+        self.priors = priors_for(priors, self.data)
         self._result: FitResult | None = None
         self.settings: dict[str, Any] = {
             "formula": formula,
@@ -124,14 +156,15 @@ class HurdleDE:
             "random_effects": [str(term) for term in self.cells.terms],
             "random_effects_left_out": self.cells.left_out,
             "layer": layer,
-            "use_raw": bool(use_raw),
+            "use_raw": use_raw,
             "scale": scale,
+            "scale_from": scale_from,
             "offset": offset if isinstance(offset, str | None) else "array",
             "depth": self.cells.depth.name if self.cells.depth else None,
             "depth_bins": self.cells.depth_bins,
-            "detection_threshold": detection_threshold,
+            "detection_threshold": threshold,
             "draws": draws,
-            "device": str(device),
+            "device": device,
             "n_cells": expression.shape[0],
             "n_genes": expression.shape[1],
             "n_rows": len(self.data.design),
@@ -175,15 +208,16 @@ class HurdleDE:
         Returns:
             Itself.
         """
-        epochs = 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size)
-        if checkpoint is not None:
-            callbacks = [*callbacks, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)]
+        seed, batch_size = whole("seed", seed, 0, _LARGEST_SEED), whole("batch_size", batch_size, 1)
+        if steps is None:
+            steps = max(50, 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size))
+        steps, callbacks = whole("steps", steps, _FEWEST_STEPS), callbacks_of(callbacks, checkpoint)
         model = HurdleModel(self.data, self.priors)
         self._result = fit_hurdle(
             model,
             HurdleGuide(model, self.data),
             self.data,
-            steps=max(50, epochs) if steps is None else steps,
+            steps=steps,
             batch_size=batch_size,
             seed=seed,
             callbacks=callbacks,
@@ -244,16 +278,29 @@ class HurdleDE:
             UnknownNameError: no such variable or level.
             SingleCellError: levels that the design cannot compare, or that interact with another variable.
         """
-        return self.cells.design.contrast(column, group_to_compare, baseline, name)
+        return self.cells.design.contrast(column, group_to_compare, baseline, text_or_none("name", name, "text"))
 
+    @describe_columns
     def test(
-        self, contrast: Any, *, delta: float = 0.25, fdr: float = 0.05, max_error: float = 0.2, credible: float = 0.95
+        self,
+        contrast: Any,
+        *,
+        delta: float = 0.25,
+        fdr: float = 0.05,
+        max_error: float = 0.2,
+        credible: float = CREDIBLE,
     ) -> Any:
         """Return the changes between conditions, gene by gene.
 
+        The columns of the table are
+
+        COLUMNS
+
         Args:
-            contrast: (column, test level, reference level), a pair of conditions, or a :class:`Contrast`; a list of
-                such; or a dict of such by name.
+            contrast: (column, test level, reference level); or a pair of conditions, each from :meth:`cond`, as a dict
+                of levels or as text, ``("condition=stim,dose=high", "condition=ctrl,dose=high")``; or a
+                :class:`Contrast`; or a pair of contrasts, whose difference it is. A list of such gives several, a dict
+                names them.
             delta: changes of at most this many log2 units are of no interest; 0 tests the sign alone.
             fdr: the expected false discovery rate of the calls; with random effects, also the false discovery rate of
                 the test of samples that calls need too.
@@ -261,21 +308,19 @@ class HurdleDE:
             credible: probability of the interval.
 
         Returns:
-            A DataFrame with the columns of :data:`~pyro_zilognormal.singlecell.results.COLUMNS`, contrast by
-            contrast, the most certain gene first.
+            A DataFrame, contrast by contrast, the most certain gene first.
         """
         check_fractions(delta, fdr, credible, max_error)
         calls = Calls(delta, fdr, max_error, credible, _negligible(self.priors))
         tables = []
         for one in self.cells.design.contrasts(contrast):
-            ends = one.test.levels, one.reference.levels
-            test, reference, everything = self.cells.arm(ends[0]), self.cells.arm(ends[1]), self.cells.arm({})
+            levels = [end.levels for end in one.ends]
+            arms, everything = [self.cells.arm(chosen) for chosen in levels], self.cells.arm({})
             # A condition without cells, such as a value of a number, cannot be checked.
-            known = test.cells > 0 and reference.cells > 0
-            outside = outside_of(*(self._check(end, CREDIBLE) for end in ends)) if known else None
-            samples, few = compare_samples(self.cells, one), known and min(map(self._samples, ends)) < _FEWEST_SAMPLES
-            arms = test, reference, everything
-            tables.append(contrast_table(self.genes, self.draws, one, arms, samples, outside, calls, few))
+            known = all(arm.cells > 0 for arm in arms)
+            outside = outside_of(*(self._check(chosen, CREDIBLE) for chosen in levels)) if known else None
+            samples, few = compare_samples(self.cells, one), known and min(map(self._samples, levels)) < _FEWEST_SAMPLES
+            tables.append(contrast_table(self.genes, self.draws, one, arms, everything, samples, outside, calls, few))
         return require("pandas").concat(tables, ignore_index=True)
 
     def _samples(self, levels: Mapping[str, Any]) -> float:
@@ -283,7 +328,7 @@ class HurdleDE:
         found = self.cells.data.factors[self.cells.rows(levels)]
         return len(found.unique(dim=0)) if self.cells.terms else math.inf
 
-    def predict(self, *conditions: Condition, quantiles: Sequence[float] = (), credible: float = 0.95) -> Any:
+    def predict(self, *conditions: Condition, quantiles: Sequence[float] = (), credible: float = CREDIBLE) -> Any:
         """Return predictions for a cell of a condition, of mean depth, for random effects and an offset of 0.
 
         Args:
@@ -297,13 +342,13 @@ class HurdleDE:
             with the ends ``_low`` and ``_high`` of its credible interval.
 
         Raises:
-            TypeError: something else than conditions.
+            ArgumentTypeError: something else than conditions.
             SingleCellError: a quantile or probability out of range.
         """
         check_fractions(0.0, 0.05, credible)
         return prediction_table(self.genes, self.draws, conditions, quantiles, credible)
 
-    def predictive_check(self, *conditions: Condition, credible: float = 0.95) -> Any:
+    def predictive_check(self, *conditions: Condition, credible: float = CREDIBLE) -> Any:
         """Return the posterior predictive check: statistics of observed cells and of replicated ones.
 
         Where single cells are fitted, 250 evenly spaced cells of each condition are compared. Means are replicated by
@@ -321,19 +366,19 @@ class HurdleDE:
             degrees of freedom.
 
         Raises:
-            TypeError: something else than conditions.
+            ArgumentTypeError: something else than conditions.
             SingleCellError: a condition without cells.
         """
         check_fractions(0.0, 0.05, credible)
         if not all(isinstance(c, Condition) for c in conditions):
-            raise TypeError(f"conditions: got {conditions!r}; needed conditions, from cond(...)")
+            raise ArgumentTypeError(f"conditions: got {shown(conditions)}; needed conditions, from cond(...)")
         levels = {c.name: c.levels for c in conditions} or {"all cells": {}}
         for name, chosen in levels.items():
             if not len(self.cells.rows(chosen)):
                 raise SingleCellError(f"condition: no cell has {name}; needed a condition with cells")
         return by_condition(self.genes, {name: self._check(chosen, credible) for name, chosen in levels.items()})
 
-    def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = 0.95) -> list[GeneFit]:
+    def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = CREDIBLE) -> list[GeneFit]:
         """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.
 
         The distribution is that of the cells of a condition, averaged over their random effects and other variables.
@@ -352,7 +397,11 @@ class HurdleDE:
             UnknownNameError: no such gene.
             SingleCellError: a condition without cells.
         """
-        (one,) = self.cells.design.contrasts(contrast)
+        check_fractions(0.0, 0.05, credible)
+        found = self.cells.design.contrasts(contrast)
+        if len(found) != 1:
+            raise SingleCellError(f"contrast: got {len(found)} contrasts; needed one")
+        (one,) = found
         return gene_fits(self.cells, self._drawn()[1], genes, one, credible)
 
     def _check(self, levels: Mapping[str, Any], credible: float) -> dict[str, Any]:
@@ -363,215 +412,13 @@ class HurdleDE:
         return self._checks[key]
 
 
-def differential_expression(
-    adata: Any,
-    formula: str | None = None,
-    contrast: Any = None,
-    *,
-    donor: str | None = None,
-    groupby: str | None = None,
-    groups: Sequence[Any] | str = "all",
-    reference: Any = "rest",
-    layer: str | None = None,
-    use_raw: bool = False,
-    scale: str = "linear",
-    offset: Any = None,
-    depth: str | None = None,
-    detection_threshold: float = 0.0,
-    delta: float = 0.25,
-    fdr: float = 0.05,
-    max_error: float = 0.2,
-    credible: float = 0.95,
-    key_added: str = "ziln_de",
-    copy: bool = False,
-    seed: int = 0,
-    steps: int | None = None,
-    draws: int = 1000,
-    priors: HurdlePriors | Mapping[str, Any] | None = None,
-    callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
-    checkpoint: str | os.PathLike[str] | None = None,
-    device: str = "cpu",
-) -> Any:
-    """Test which genes differ between conditions, and write the results to the AnnData.
-
-    This is :class:`HurdleDE`, ``fit``, ``test`` and :func:`write_results` in one call, with their arguments. The
-    comparison is given by ``formula`` and ``contrast``, or by ``groupby``, ``groups`` and ``reference`` as in
-    ``scanpy.tl.rank_genes_groups``.
-
-    Args:
-        adata: an AnnData with cells in rows, in memory or on disk.
-        formula, donor, layer, use_raw, scale, offset, depth, detection_threshold, draws, priors, device: see
-            :class:`HurdleDE`.
-        contrast, delta, fdr, max_error, credible: see :meth:`HurdleDE.test`.
-        groupby: the column of obs whose groups are compared, instead of a formula.
-        groups: the groups to compare; "all" for all but the reference.
-        reference: the group to compare with; "rest" compares each group with all other cells, in a fit of its own.
-        key_added: the key of ``uns`` and the start of the keys of ``varm`` to write to.
-        copy: whether to leave ``adata`` as it is and only return the table.
-        seed, steps, callbacks, checkpoint: see :meth:`HurdleDE.fit`; checkpoints of further fits add a number.
-
-    Returns:
-        A DataFrame with a row for each contrast and gene, the most certain gene first;
-        :data:`~pyro_zilognormal.singlecell.results.COLUMNS` describes its columns. Probabilities are shares of the
-        draws, so that 0 means less than 1 / draws.
-
-    Raises:
-        SingleCellError: data or arguments that cannot be used; the message says why and how to fix it.
-        ModuleNotFoundError: a package of the extra is missing.
-
-    Example:
-        >>> import anndata, numpy, pandas
-        >>> from pyro_zilognormal.datasets import simulate_ziln
-        >>> x = simulate_ziln(200, 4, seed=0, mu=1.0, zi_logits=0.0).values.numpy()
-        >>> x[100:, 0] *= 8
-        >>> obs = pandas.DataFrame({"condition": ["ctrl"] * 100 + ["stim"] * 100}, index=numpy.arange(200).astype(str))
-        >>> adata = anndata.AnnData(x, obs, pandas.DataFrame(index=["up", "a", "b", "c"]))
-        >>> table = differential_expression(adata, "~ condition", ("condition", "stim", "ctrl"), steps=20)
-        >>> table.variable[0], round(table.log_fc[0])
-        ('up', 3)
-    """
-    _check_one_way(formula, contrast, groupby, groups, reference)
-    check_fractions(delta, fdr, credible, max_error)
-    check_key(key_added)
-    given = [(adata, formula or "", contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
-    tables, parameters = [], []
-    for number, (cells, own_formula, own_contrast) in enumerate(given, start=1):
-        de = HurdleDE(
-            cells,
-            own_formula,
-            donor=donor,
-            layer=layer,
-            use_raw=use_raw,
-            scale=scale,
-            offset=offset,
-            depth=depth,
-            detection_threshold=detection_threshold,
-            priors=priors,
-            draws=draws,
-            device=device,
-        )
-        contrasts = de.cells.design.contrasts(own_contrast)
-        path = None if checkpoint is None else os.fspath(checkpoint) + (f".{number}" if number > 1 else "")
-        de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=path)
-        tables.append(de.test(contrasts, delta=delta, fdr=fdr, max_error=max_error, credible=credible))
-        parameters.append(result_parameters(de, contrasts))
-    table = require("pandas").concat(tables, ignore_index=True)
-    if not copy:
-        settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
-        write_results(adata, table, _merged(parameters, groupby) | settings, key_added)
-    return table
-
-
-def result_parameters(de: HurdleDE, contrasts: Sequence[Contrast]) -> dict[str, Any]:
-    """Return settings, convergence and contrasts as plain values, for :func:`write_results`.
-
-    Args:
-        de: a fitted model.
-        contrasts: the contrasts that were tested.
-
-    Returns:
-        Text, numbers, booleans and lists of text.
-
-    Raises:
-        SingleCellError: the model has not been fitted.
-    """
-    fit, labels = de.result, [c.labels for c in contrasts]
-    return de.settings | {
-        "converged": bool(fit.converged),
-        "stop_reason": fit.stop_reason,
-        "test_levels": [test for test, _ in labels],
-        "reference_levels": [reference for _, reference in labels],
-        "columns": [c.column or "" for c in contrasts],
-    }
-
-
-def _merged(each: Sequence[dict[str, Any]], groupby: str | None) -> dict[str, Any]:
-    """Return the parameters of all fits, which differ in contrasts and convergence alone."""
-    merged = each[0] | {"converged": all(one["converged"] for one in each)}
-    merged |= {name: [v for one in each for v in one[name]] for name in ("test_levels", "reference_levels", "columns")}
-    if groupby is not None:
-        merged |= {"groupby": groupby, "columns": [groupby] * len(merged["columns"]), "formula": None}
-    return merged
-
-
-_REST = "rest"
-# The column of groups in a copy of obs.
-_MEMBERS = "group_of_cells"
-
-
-def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[tuple[Any, str, Any]]:
-    """Return cells, formula and contrasts of each fit that compares groups with a reference group, or with the rest."""
-    values = column(adata.obs, groupby, "groupby")
-    factor = Variable.of(values, coded=True)
-    against = reference if reference == _REST and _REST not in map(str, factor.levels) else factor.level(reference)
-    if isinstance(groups, str) and groups == "all":
-        chosen = [level for level in factor.levels if level != against]
-    else:
-        chosen = [factor.level(group) for group in ([groups] if isinstance(groups, str) else groups)]
-    if not chosen or against in chosen or len(set(chosen)) < len(chosen):
-        raise SingleCellError(
-            f"groups is {groups!r}, reference {reference!r}; needed groups other than the reference, each once"
-        )
-    # The parts of the AnnData that are read; nothing is copied.
-    parts = {name: getattr(adata, name) for name in ("X", "layers", "raw", "uns", "obs_names", "var_names")}
-    contrasts = {f"{group} vs {against}": (_MEMBERS, group, against) for group in chosen}
-    if against != _REST:
-        cells = SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: values}), **parts)
-        return [(cells, f"~ C({_MEMBERS})", contrasts)]
-    fits: list[tuple[Any, str, Any]] = []
-    for name, contrast in contrasts.items():
-        members = values.astype(object).where(values == contrast[1], _REST).astype(str)
-        cells = SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: members}), **parts)
-        fits.append((cells, f"~ C({_MEMBERS}, contr.treatment({_REST!r}))", {name: contrast}))
-    return fits
-
-
-def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[Any] | str, reference: Any) -> None:
-    """Raise unless the comparison is given in one way."""
-    if groupby is not None and (formula is not None or contrast is not None):
-        raise SingleCellError(
-            "groupby is given with a formula or a contrast; needed either: groupby makes both of groups and reference"
-        )
-    if groupby is None and (formula is None or contrast is None):
-        raise SingleCellError(
-            f"formula is {formula!r}, contrast {contrast!r}; needed both, such as '~ condition' and ('condition', "
-            "'stim', 'ctrl'), or groupby, a column of adata.obs whose groups are compared"
-        )
-    if groupby is None and (groups != "all" or reference != _REST):
-        raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")
-
-
-def check_fractions(delta: float, fdr: float, credible: float, max_error: float = 0.2) -> None:
-    """Raise for settings of a table that are out of range."""
-    if not 0 <= delta < math.inf:
-        raise SingleCellError(f"delta is {delta!r}; needed a number >= 0, in log2 units")
-    for name, value in (("fdr", fdr), ("credible", credible)):
-        if not 0 < value < 1:
-            raise SingleCellError(f"{name} is {value!r}; needed a number between 0 and 1")
-    if not 0 < max_error <= 1:
-        raise SingleCellError(f"max_error is {max_error!r}; needed a probability above 0")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise SingleCellError(f"device is {device!r}, which cannot be used here ({said}); pass 'cpu'") from error
-
-
 def _on_device(data: HurdleData, device: str) -> HurdleData:
     moved: dict[str, Any] = {name: value.to(device) for name, value in vars(data).items() if isinstance(value, Tensor)}
     return dataclasses.replace(data, **moved)
 
 
-def _priors(given: HurdlePriors | Mapping[str, Any] | None, data: HurdleData) -> HurdlePriors:
-    if isinstance(given, HurdlePriors):
-        return given
-    changed, known = dict(given or {}), HurdlePriors.__dataclass_fields__
-    for name in changed.keys() - known:
-        raise unknown("priors", name, "fields of HurdlePriors", known)
-    return HurdlePriors.for_data(data, **changed)
+def _is_threshold(value: float) -> bool:
+    return 0 <= value < math.inf
 
 
 def _negligible(priors: HurdlePriors) -> float:

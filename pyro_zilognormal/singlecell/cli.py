@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -19,11 +20,13 @@ import torch
 
 from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
-from pyro_zilognormal.singlecell.api import HurdleDE, check_fractions
-from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.api import HurdleDE
+from pyro_zilognormal.singlecell.arguments import check_fractions
+from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
 from pyro_zilognormal.singlecell.io import open_cells
-from pyro_zilognormal.singlecell.predictive_check import CREDIBLE
-from pyro_zilognormal.singlecell.report import Results, draw, html, metrics, summary
+from pyro_zilognormal.singlecell.pictures import draw
+from pyro_zilognormal.singlecell.report import Results, html, metrics, summary
+from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.singlecell.scale import SCALES
 from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, Progress
 
@@ -45,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line on standard error that says why; 3 with ``--strict`` if the fit has not converged; 130 on Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack the letters of some names
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     options.command = shlex.join(["pyro-zilognormal", *arguments])
     try:
@@ -53,12 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_BAD_INPUT, error)
     except (DivergenceError, OSError) as error:
         return _fail(_FAILED, error)
+    except MemoryError as error:
+        return _fail(_FAILED, f"not enough memory: {error}; use fewer genes or a machine with more")
     except KeyboardInterrupt:
         return _fail(_INTERRUPTED, "interrupted; run it again with --resume to go on")
 
 
 def _fail(code: int, problem: object) -> int:
-    print(f"pyro-zilognormal: {' '.join(str(problem).split())}", file=sys.stderr)
+    print(f"pyro-zilognormal: {printable(' '.join(str(problem).split()))}", file=sys.stderr)
     return code
 
 
@@ -66,10 +74,12 @@ def _run(options: argparse.Namespace) -> int:
     _check_out(options.out)
     with _threads(options), _cells(options) as adata:
         results = _compute(options, adata)
+    pictures, genes, problems = draw(results)
+    results.warnings.extend(problems)
     numbers = metrics(results)
-    written = _write(results, numbers, options.out)
+    written = _write(results, numbers, pictures, genes, options.out)
     for text in results.warnings:
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {printable(text)}", file=sys.stderr)
     _say(options, summary(results, numbers))
     _say(options, f"\nwrote {', '.join(written)} to {options.out}; open {options.out / 'report.html'} first")
     fit = results.de.result
@@ -91,16 +101,21 @@ def _compute(options: argparse.Namespace, adata: Any) -> Results:
             check_fractions(options.delta, options.fdr, CREDIBLE, options.max_error)
             settings = {name: getattr(options, name) for name in _MODEL if hasattr(options, name)}
             de = HurdleDE(adata, options.formula, **settings)
-            contrasts = de.cells.design.contrasts([tuple(contrast) for contrast in options.contrast])
+            contrasts = de.cells.design.contrasts(options.contrast)
         size = de.settings
-        _say(options, f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}")
+        told = "" if size["scale_from"] == "given" else f", as {size['scale_from']}"
+        _say(
+            options,
+            printable(f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}"),
+            f"scale: {size['scale']}{told}",
+        )
         checkpoint = Checkpoint(_prepare_out(options.out), seconds=_SECONDS_A_SAVE, resume=options.resume)
         with _timed(seconds, "fit"):
             progress = Progress(False if options.quiet else None)
             de.fit(seed=options.seed, steps=options.steps, callbacks=[progress], checkpoint=checkpoint)
         with _timed(seconds, "summarise"):
             table = de.test(contrasts, delta=options.delta, fdr=options.fdr, max_error=options.max_error)
-            ends = {end.name: end for contrast in contrasts for end in (contrast.test, contrast.reference)}
+            ends = {end.name: end for contrast in contrasts for end in contrast.ends}
             check = de.predictive_check(*ends.values(), credible=CREDIBLE)
             genes = []
             for contrast in contrasts:
@@ -150,9 +165,10 @@ def _prepare_out(path: Path) -> Path:
     return path / _CHECKPOINT
 
 
-def _write(results: Results, numbers: dict[str, Any], out: Path) -> list[str]:
+def _write(
+    results: Results, numbers: dict[str, Any], pictures: dict[str, bytes], genes: dict[str, bytes], out: Path
+) -> list[str]:
     """Write all files to a folder of their own first, so that each is whole, and return their names."""
-    pictures, genes = draw(results)
     partial = out / _PARTIAL
     partial.mkdir()
     try:
@@ -169,9 +185,9 @@ def _write(results: Results, numbers: dict[str, Any], out: Path) -> list[str]:
     return [*names, _CHECKPOINT]
 
 
-def _say(options: argparse.Namespace, text: str) -> None:
+def _say(options: argparse.Namespace, *lines: str) -> None:
     if not options.quiet:
-        print(text, flush=True)
+        print("\n".join(lines), flush=True)
 
 
 @contextmanager
@@ -205,10 +221,52 @@ def _record_warnings() -> Iterator[list[str]]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose options have one name each."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(_join_contrasts(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(_BAD_INPUT, f"{self.prog}: {printable(message)}; see {self.prog} --help\n")
+
+
+# What stands between the parts of a contrast once they are one argument: no argument of a process can hold it.
+_JOINT = "\0"
+_MINUS = "-"
+
+
+def _join_contrasts(arguments: Sequence[str]) -> list[str]:
+    """Make one argument of each contrast, so that levels may start with a dash.
+
+    Example:
+        >>> _join_contrasts(["--contrast", "cells", "-TNF", "+TNF", "file.h5ad"])
+        ['--contrast=cells\x00-TNF\x00+TNF', 'file.h5ad']
+    """
+    found, left = [], list(arguments)
+    while left:
+        found.append(left.pop(0))
+        if found[-1] == "--contrast":
+            length = 3 if "=" not in "".join(left[:1]) else 5 if left[2:3] == [_MINUS] else 2
+            parts = list(itertools.takewhile(lambda part: not part.startswith("--"), left[:length]))
+            found[-1] = f"--contrast={_JOINT.join(parts)}"
+            del left[: len(parts)]
+    return found
+
+
+def _contrast(text: str) -> Any:
+    """Return the contrast of an argument, as :meth:`HurdleDE.test` takes it."""
+    parts = tuple(text.split(_JOINT))
+    if len(parts) == 5 and parts[2] == _MINUS:
+        return parts[:2], parts[3:]
+    if len(parts) == 3 or (len(parts) == 2 and all("=" in part for part in parts)):
+        return parts
+    raise argparse.ArgumentTypeError(
+        f"got {' '.join(parts)!r}; needed a column and two levels, such as condition stim ctrl, or two conditions, "
+        "such as condition=stim,dose=high condition=ctrl,dose=high"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -218,26 +276,35 @@ def _parser() -> argparse.ArgumentParser:
     _add_de(verbs.add_parser("de", help="compare conditions in an h5ad or zarr file", description=_DE))
     demo = verbs.add_parser("demo", help="compare monocytes with T cells in embedded data", description=_DEMO)
     _add_common(demo)
-    demo.set_defaults(source="pbmc68k_reduced", formula="~ cell_type", contrast=[("cell_type", "monocyte", "T cell")])
+    demo.set_defaults(
+        source="pbmc68k_reduced", scale="linear", formula="~ cell_type", contrast=[("cell_type", "monocyte", "T cell")]
+    )
     return parser
 
 
 _DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
 _DEPTH = "column of obs with total counts or detection rates, or auto (total_counts, n_counts or nCount_RNA)"
+_SCALE = "stored scale: x, log(1 + x) to base e, 2 or 10, or counts; needed unless the file or its values tell"
 _DEMO = "Compare monocytes with T cells in 700 blood cells that come with the package; nothing is downloaded."
 
 
 def _add_de(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
-    add("--formula", required=True, help='model formula of columns of obs, such as "~ condition + batch + (1 | lane)"')
+    add(
+        "--formula",
+        required=True,
+        help='model formula of columns of obs, such as "~ condition + `orig.ident` + (1 | lane)"',
+    )
     add(
         "--contrast",
         required=True,
-        nargs=3,
+        type=_contrast,
         action="append",
-        metavar=("COLUMN", "TEST", "REFERENCE"),
-        help="the column and the two levels to compare; can be repeated",
+        metavar="COLUMN TEST REFERENCE",
+        help="the column and the two levels to compare; or two conditions, condition=stim,dose=high "
+        "condition=ctrl,dose=high; or four, with a lone - after the second, for the difference of two comparisons; can "
+        "be repeated",
     )
     add(
         "--donor",
@@ -246,7 +313,7 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
     )
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x), log2(1 + x) or counts (linear)")
+    add("--scale", choices=SCALES, help=_SCALE)
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
     add("--depth", metavar="COLUMN", help=_DEPTH)
     add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")

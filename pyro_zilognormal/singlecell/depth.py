@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.design import column, strata
+from pyro_zilognormal.singlecell.design import strata
 from pyro_zilognormal.singlecell.errors import DepthWarning, SingleCellError
+from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.scale import Cleaner, read_totals
 
 AUTO = "auto"
@@ -42,8 +43,6 @@ class Depth:
     @classmethod
     def find(cls, obs: Any, depth: str | None, clean: Cleaner) -> Depth | None:
         """Return the depth that an argument names, or None; that of counts also if no depth is asked for."""
-        if not isinstance(depth, str | None):
-            raise TypeError(f"depth is a {type(depth).__name__}; needed 'auto', None or the name of a column of obs")
         if depth in (None, AUTO) and clean.scale == "counts":
             totals, where = read_totals(clean.expression), clean.expression.where
             return cls._of(TOTALS, totals, f"{where}: the total of cell", clean.expression.cells)

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import Condition
-from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, unknown
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, listed, require, shown, unknown
+from pyro_zilognormal.singlecell.formula import Formula
 
 # The column of the zero part's design that holds the depth of cells, centred.
 LOG_DEPTH = "log depth"
@@ -22,28 +23,44 @@ _OUTSIDE = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """A comparison of two conditions.
+    """A comparison of two conditions, or the difference of two such comparisons.
 
     Attributes:
         name: its name in tables.
         test: the condition in the numerator of the fold change.
         reference: the condition in the denominator.
+        minus: the comparison whose log fold change is subtracted, for a difference of two.
     """
 
     name: str
     test: Condition
     reference: Condition
+    minus: Contrast | None = None
+
+    @property
+    def ends(self) -> tuple[Condition, ...]:
+        """Test and reference, and those of the comparison that is subtracted."""
+        return (self.test, self.reference) + (self.minus.ends if self.minus else ())
+
+    @property
+    def direction(self) -> NDArray[np.float64]:
+        """The combination of coefficients that is the change of the log mean."""
+        own = np.asarray(self.test.design) - np.asarray(self.reference.design)
+        return own - self.minus.direction if self.minus else own
 
     @property
     def column(self) -> str | None:
         """The one variable in which the conditions differ, if there is one."""
         ends = self.test.levels, self.reference.levels
         differing = [name for name in {**ends[0], **ends[1]} if ends[0].get(name) != ends[1].get(name)]
-        return differing[0] if len(differing) == 1 else None
+        return differing[0] if len(differing) == 1 and not self.minus else None
 
     @property
     def labels(self) -> tuple[str, str]:
-        """The two conditions in a word each, by their levels alone where one variable is given."""
+        """The two conditions, or comparisons, in a word each, by their levels alone where one variable is given."""
+        if self.minus:
+            test, reference = (f"{c.test.name} vs {c.reference.name}" for c in (self, self.minus))
+            return test, reference
         ends = self.test, self.reference
         alone = all([*end.levels] == [self.column] for end in ends)
         test, reference = (str(*end.levels.values()) if alone else end.name for end in ends)
@@ -65,6 +82,8 @@ class Variable:
         """Return the variable of a column; ``coded`` says that the formula takes its numbers as categories."""
         category = hasattr(values, "cat")
         levels = tuple(values.cat.categories if category else np.sort(values.unique()).tolist())
+        if not len(values):
+            raise SingleCellError(f"formula: obs[{values.name!r}] holds no cell; needed some")
         if len(levels) < 2:
             raise SingleCellError(
                 f"formula: obs[{values.name!r}] has one value only, {levels[0]!r}; needed two levels or more to compare"
@@ -75,6 +94,9 @@ class Variable:
 
     def level(self, given: Any) -> Any:
         """Return the level that is meant; a number may be given as text."""
+        pandas = require("pandas")
+        if not pandas.api.types.is_scalar(given) or pandas.isna(given):
+            raise ArgumentTypeError(f"{self.name}: got {shown(given)}; needed one level of obs[{self.name!r}]")
         if self.categorical:
             found = [v for v in self.levels if v == given] or [v for v in self.levels if str(v) == str(given)]
             if len(found) != 1:
@@ -87,44 +109,6 @@ class Variable:
         if not math.isfinite(number):
             raise SingleCellError(f"{self.name}: got {given!r}; needed a finite number, as obs[{self.name!r}] holds")
         return number
-
-
-def column(obs: Any, name: str, argument: str) -> Any:
-    """Return a column of adata.obs without unused categories."""
-    if name not in obs.columns:
-        raise unknown(argument, name, "columns of adata.obs", obs.columns)
-    values = obs[name]
-    if values.isna().any():
-        missing = np.flatnonzero(values.isna())
-        raise SingleCellError(
-            f"{argument}: obs[{name!r}] is missing in {len(missing)} of {len(values)} cells, the first "
-            f"{obs.index[missing[0]]!r}; fill it, or keep adata[adata.obs[{name!r}].notna()]"
-        )
-    if hasattr(values, "cat"):
-        return values.cat.remove_unused_categories()
-    if str(values.dtype) in ("string", "str"):  # formulaic does not code them as categories with every pandas
-        return values.astype(object)
-    if hasattr(values.dtype, "numpy_dtype"):  # pandas' nullable numbers
-        values = values.astype(values.dtype.numpy_dtype)
-    if values.dtype == object:
-        return _one_type(values, argument)
-    if values.dtype.kind in "fc" and not np.isfinite(values.to_numpy()).all():
-        raise SingleCellError(f"{argument}: obs[{name!r}] holds infinite values; needed finite ones")
-    if values.dtype.kind in "Mm":
-        raise SingleCellError(f"{argument}: obs[{name!r}] holds times; needed numbers or categories: convert it")
-    return values
-
-
-def _one_type(values: Any, argument: str) -> Any:
-    """Return a column of Python objects as text or booleans."""
-    for kind in (str, bool | np.bool_):
-        if all(isinstance(value, kind) for value in values):
-            return values.map(str) if kind is str else values.astype(bool)
-    kinds = sorted({type(value).__name__ for value in values})
-    raise SingleCellError(
-        f"{argument}: obs[{values.name!r}] holds objects of type {listed(kinds)}; needed one of text, categories or "
-        f"numbers: adata.obs[{values.name!r}].astype(str)"
-    )
 
 
 class Design:
@@ -140,15 +124,9 @@ class Design:
     """
 
     def __init__(self, formula: str, obs: Any) -> None:
-        self.formula = formula
-        frame, model_matrix = _materialise(formula, obs)
-        self._spec = spec = model_matrix.model_spec
-        self._dtypes = frame.dtypes
-        self.columns = [str(name) for name in model_matrix.columns]
-        coded = {str(name) for factor in spec.factor_contrasts for name in spec.factor_variables[factor]}
-        used = sorted(map(str, spec.variables_by_source.get("data", ())))
-        self.variables = {name: Variable.of(frame[name], name in coded) for name in used}
-        self.matrix = np.asarray(model_matrix, dtype=np.float64)
+        self._formula = parsed = Formula(formula, obs)
+        self.formula, self.columns, self.matrix = parsed.text, parsed.columns, parsed.matrix
+        self.variables = {name: Variable.of(parsed.frame[name], name in parsed.coded) for name in parsed.variables}
         self._check_matrix()
         self.zero_matrix, self.zero_columns = self.matrix, self.columns
         self._lengths = _column_lengths(self.matrix)
@@ -182,18 +160,20 @@ class Design:
         (row,) = self._rows([found])
         if not self.estimable(row):
             raise SingleCellError(
-                f"condition: {_words(found)} is not estimable: no cells determine it in {self.formula!r}; needed a "
+                f"condition: {_words(found)!r} is not estimable: no cells determine it in {self.formula!r}; needed a "
                 "combination that cells have, or a formula without that interaction"
             )
         return self._condition(row, found)
 
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
         """Return the contrast of two levels of a variable."""
+        if not isinstance(column, str):
+            raise ArgumentTypeError(f"contrast: column is {shown(column)}; needed a variable of the formula")
         variable = self._variable(column)
         if not variable.levels:
             raise SingleCellError(
                 f"contrast: obs[{column!r}] holds numbers, so {self.formula!r} has one slope for it and no levels; "
-                f"write C({column}) in the formula to compare levels, or give two conditions, cond({column}=...)"
+                f"write C({column}) in the formula to compare levels, or compare '{column}=1' with '{column}=0'"
             )
         levels = [variable.level(given) for given in (test, reference)]
         for level, given in zip(levels, (test, reference), strict=True):
@@ -201,12 +181,18 @@ class Design:
                 raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
         # The conditions need not be estimable, as long as their difference is.
         ends = [{column: level} for level in levels]
-        conditions = (self._condition(row, end) for row, end in zip(self._rows(ends), ends, strict=True))
-        return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", *conditions))
+        above, below = (self._condition(row, end) for row, end in zip(self._rows(ends), ends, strict=True))
+        return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", above, below))
 
     def pair(self, test: Condition, reference: Condition, name: str | None = None) -> Contrast:
         """Return the contrast of two conditions; see :meth:`contrast`."""
         return self._checked(Contrast(name or f"{test.name} vs {reference.name}", test, reference))
+
+    def difference(self, first: Contrast, second: Contrast, name: str | None = None) -> Contrast:
+        """Return the difference of two contrasts: by how much the first log fold change is larger."""
+        if first.minus or second.minus:
+            raise SingleCellError("contrast: got a difference of differences of contrasts; needed one of two contrasts")
+        return self._checked(replace(first, name=name or f"({first.name}) minus ({second.name})", minus=second))
 
     def contrasts(self, given: Any) -> list[Contrast]:
         """Return the contrasts that an argument names."""
@@ -221,16 +207,40 @@ class Design:
 
     def _one(self, given: Any, name: str | None = None) -> Contrast:
         if isinstance(given, Contrast):
-            return replace(given, name=name or given.name)
-        parts = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else ()
-        if len(parts) == 2 and all(isinstance(part, Condition) for part in parts):
-            return self.pair(*parts, name)
+            return self._checked(replace(given, name=name or given.name))
+        parts = tuple(given) if isinstance(given, list | tuple) else ()
         if len(parts) == 3 and isinstance(parts[0], str):
             return self.contrast(*parts, name)
-        raise TypeError(
-            f"contrast is {given!r}; needed (column, test level, reference level), such as ('condition', 'stim', "
-            "'ctrl'), or a pair of conditions, such as (de.cond(...), de.cond(...)); several go in a list"
+        if len(parts) == 2 and all(map(_is_condition, parts)):
+            return self.pair(self._condition_of(parts[0]), self._condition_of(parts[1]), name)
+        if len(parts) == 2 and all(isinstance(part, Contrast | tuple | list) for part in parts):
+            return self.difference(self._one(parts[0]), self._one(parts[1]), name)
+        raise ArgumentTypeError(
+            f"contrast is {shown(given)}; needed (column, test level, "
+            "reference level), such as ('condition', 'stim', 'ctrl'), or a pair of conditions, such as "
+            "('condition=stim,dose=high', 'condition=ctrl,dose=high'), or a pair of such contrasts for their "
+            "difference; several go in a list"
         )
+
+    def _condition_of(self, given: Condition | Mapping[str, Any] | str) -> Condition:
+        """Return a condition that is given as such, as levels, or as text such as "condition=stim,dose=high"."""
+        if isinstance(given, Condition):
+            if np.shape(given.design) != (len(self.columns),):
+                raise SingleCellError(f"contrast: {given.name} is a condition of another formula than {self.formula!r}")
+            return given
+        return self.condition(given if isinstance(given, Mapping) else self._levels_of(given))
+
+    def _levels_of(self, text: str) -> dict[str, str]:
+        """Return the levels of text such as "condition=stim,dose=high"; levels may hold commas and equals signs."""
+        names = "|".join(map(re.escape, sorted(self.variables, key=len, reverse=True)))
+        found = list(re.finditer(rf"(?:^|,)\s*({names})=", text)) if names else []
+        if not found or found[0].start() > 0:
+            raise unknown("contrast", text.split("=")[0], f"variables of the formula {self.formula!r}", self.variables)
+        stops = [one.start() for one in found[1:]] + [len(text)]
+        levels = {one[1]: text[one.end() : stop] for one, stop in zip(found, stops, strict=True)}
+        if len(levels) < len(found):
+            raise SingleCellError(f"contrast: {text!r} names a variable twice; needed each once")
+        return levels
 
     def _variable(self, name: str) -> Variable:
         if name not in self.variables:
@@ -241,16 +251,16 @@ class Design:
         """Return the rows of the design for values of the variables; missing ones have their defaults."""
         defaults = {name: v.default for name, v in self.variables.items()}
         frame = require("pandas").DataFrame([{**defaults, **c} for c in conditions])
-        for name, variable in self.variables.items():
-            frame[name] = frame[name].astype(self._dtypes[name] if variable.categorical else float)
-        return np.asarray(self._spec.get_model_matrix(frame), dtype=np.float64)
+        return self._formula.rows(frame, {name for name, v in self.variables.items() if not v.categorical})
 
     def _condition(self, row: NDArray[np.float64], levels: Mapping[str, Any]) -> Condition:
         """Return the condition of a row: a cell of mean depth."""
         return Condition(row, np.append(row, 0.0) if self.has_depth else row, row, levels)
 
     def _checked(self, contrast: Contrast) -> Contrast:
-        difference = contrast.test.design - contrast.reference.design
+        difference = contrast.direction
+        if len(difference) != len(self.columns):
+            raise SingleCellError(f"contrast: {contrast.name!r} is of another formula than {self.formula!r}")
         if not difference.any():
             raise SingleCellError(
                 f"contrast: {contrast.name!r} compares a condition with itself; needed two that differ"
@@ -264,17 +274,21 @@ class Design:
         return contrast
 
     def _check_interactions(self, contrast: Contrast, difference: NDArray[np.float64]) -> None:
-        """Raise if the contrast depends on a variable that neither condition gives."""
-        ends = contrast.test.levels, contrast.reference.levels
+        """Raise if the contrast depends on a variable that none of its conditions gives."""
         for name, variable in self.variables.items():
-            if any(name in levels for levels in ends):
+            if any(name in end.levels for end in contrast.ends):
                 continue
             others = variable.levels if variable.categorical else (variable.default + 1.0,)
-            above, below = (self._rows([{**levels, name: other} for other in others]) for levels in ends)
-            if np.abs(above - below - difference).max() > 1e-9 * np.abs(difference).max():
+            above, below, *more = (
+                self._rows([{**end.levels, name: other} for other in others]) for end in contrast.ends
+            )
+            changes = above - below - (more[0] - more[1] if more else 0)
+            if np.abs(changes - difference).max() > 1e-9 * np.abs(difference).max():
+                given = [_words(end.levels) for end in contrast.ends[:2]]
                 raise SingleCellError(
                     f"contrast: {contrast.name!r} depends on {name}, with which it interacts in {self.formula!r}; "
-                    f"needed the value of {name}: a pair of conditions, cond({_words(ends[0])}, {name}=...)"
+                    f"needed the value of {name} in a pair of conditions, ('{given[0]},{name}=...', "
+                    f"'{given[1]},{name}=...'), or the difference of two such pairs"
                 )
 
     def _check_matrix(self) -> None:
@@ -290,34 +304,12 @@ class Design:
             )
 
 
+def _is_condition(given: Any) -> bool:
+    return isinstance(given, Condition | Mapping) or (isinstance(given, str) and "=" in given)
+
+
 def _words(levels: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k}={v!r}" for k, v in levels.items()) or "the reference"
-
-
-def _materialise(formula: Any, obs: Any) -> tuple[Any, Any]:
-    """Return the columns of obs that the formula names, and its model matrix."""
-    formulaic = require("formulaic")
-    if not isinstance(formula, str):
-        raise TypeError(f"formula is a {type(formula).__name__}; needed text, such as '~ condition'")
-    try:
-        parsed = formulaic.Formula(formula)
-    except formulaic.errors.FormulaicError as error:
-        raise SingleCellError(f"formula: {formula!r} cannot be read: {_first_line(error)}") from error
-    if not isinstance(parsed, formulaic.SimpleFormula):
-        raise SingleCellError(f"formula: {formula!r} has several sides or parts; needed one, such as '~ condition'")
-    # Formulaic does not count arguments of its stateful functions, such as center(age), among required variables.
-    words = {name: rf"(?<![\w.'\"]){re.escape(name)}(?![\w('\"])" for name in obs.columns if isinstance(name, str)}
-    named = {name for name, word in words.items() if re.search(word, formula)} | parsed.required_variables
-    frame = obs[[]].assign(**{name: column(obs, name, "formula") for name in sorted(named)})
-    try:
-        with np.errstate(all="ignore"):  # columns that are not finite are refused by name
-            return frame, parsed.get_model_matrix(frame, na_action="ignore")
-    except (formulaic.errors.FormulaicError, ValueError, TypeError) as error:
-        raise SingleCellError(f"formula: {formula!r} does not fit adata.obs: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return ",".join(f"{name}={level}" for name, level in levels.items()) or "the reference"
 
 
 def _column_lengths(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,14 +11,18 @@ _MOST_LISTED = 12
 
 
 class SingleCellError(ValueError):
-    """Data or arguments that differential expression cannot use; the message names both and the fix."""
+    """Data or arguments that differential expression cannot use; one line names both and the fix."""
+
+    def __str__(self) -> str:
+        return printable(str(self.args[0]))
 
 
 class UnknownNameError(SingleCellError, KeyError):
     """A column, level, layer or key that does not exist."""
 
-    def __str__(self) -> str:
-        return str(self.args[0])  # a KeyError would put it in quotes
+
+class ArgumentTypeError(SingleCellError, TypeError):
+    """An argument of another type than the one that is needed."""
 
 
 class ScaleWarning(UserWarning):
@@ -29,17 +33,33 @@ class DepthWarning(UserWarning):
     """Conditions or donors whose cells differ in depth, which the model does not know."""
 
 
+def printable(text: str) -> str:
+    r"""Return text with escapes for what a terminal would obey or not show: control characters, line ends, directions.
+
+    Example:
+        >>> printable("CD4\x1b[31m")
+        'CD4\\x1b[31m'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """Return a value as errors show it: as it is if that is short, else its type."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
+
+
 def unknown(argument: str, came: object, what: str, known: Iterable[Any]) -> UnknownNameError:
     """Return the error for an unknown name, with the known names and the nearest of them."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(came), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return UnknownNameError(f"{argument}: {came!r} is not one of the {what}: {listed(names)}{hint}")
+    return UnknownNameError(f"{argument}: {shown(came)} is not one of the {what}: {listed(names)}{hint}")
 
 
 def listed(names: Iterable[Any], most: int = _MOST_LISTED) -> str:
     """Return names in one line: the first ``most`` of them, and the number of the others."""
-    names = [str(name) for name in names]
+    names = [printable(str(name)) for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) or "none") + more
 

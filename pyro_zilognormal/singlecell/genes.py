@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models import Condition
+from pyro_zilognormal.singlecell.arguments import items
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
 from pyro_zilognormal.singlecell.io import Cells
@@ -74,15 +75,15 @@ class GeneFit:
     Attributes:
         gene: the gene.
         contrast: the name of the contrast.
-        conditions: the test condition and the reference.
+        conditions: those of the contrast, the test condition first.
         credible: probability of the intervals.
         samples: with random effects, the log2 fold change of each donor that has cells in both conditions, or, where
-            none has, the log2 mean of each sample.
+            none has, the log2 mean of each sample. None for a difference of two contrasts.
     """
 
     gene: str
     contrast: str
-    conditions: tuple[GeneCondition, GeneCondition]
+    conditions: tuple[GeneCondition, ...]
     credible: float
     samples: tuple[Sample, ...]
 
@@ -92,15 +93,18 @@ def gene_fits(
 ) -> list[GeneFit]:
     """Return observations and fits of some genes; see :meth:`HurdleDE.gene_fits`."""
     names = cells.names
+    genes = items("genes", genes, "a list of names")
     for gene in genes:
-        if gene not in names:
+        if not isinstance(gene, str) or gene not in names:
             raise unknown("gene", gene, "genes", names)
+    if not genes:
+        return []
     columns = [names.index(gene) for gene in genes]
     values, some = cells.genes(columns), select(draws, columns)
-    ends = [_condition(cells, end, some, values, credible) for end in (contrast.test, contrast.reference)]
+    ends = [_condition(cells, end, some, values, credible) for end in contrast.ends]
     samples = _samples(cells, contrast, some, values, credible)
     return [
-        GeneFit(str(gene), contrast.name, (ends[0][g], ends[1][g]), credible, tuple(sample[g] for sample in samples))
+        GeneFit(str(gene), contrast.name, tuple(e[g] for e in ends), credible, tuple(sample[g] for sample in samples))
         for g, gene in enumerate(genes)
     ]
 
@@ -133,7 +137,7 @@ def _samples(
     cells: Cells, contrast: Contrast, draws: Mapping[str, Tensor], values: NDArray[np.float64], credible: float
 ) -> list[list[Sample]]:
     """Return the change of each donor, or the mean of each sample, gene by gene."""
-    if not cells.terms:
+    if not cells.terms or contrast.minus:
         return []
     arms = [cells.rows(end.levels) for end in (contrast.test, contrast.reference)]
     factors, last = cells.data.factors.numpy(), len(cells.terms) - 1

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.singlecell.depth import Depth, warn_of_depths
-from pyro_zilognormal.singlecell.design import Design, column, strata
-from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.design import Design, strata
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.random_effects import RandomTerm, random_terms, split_formula
 from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_cells, read_genes, read_statistics
 
@@ -118,8 +119,8 @@ def _element(element: Any) -> Any:
 
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
     """Return X, a layer or raw.X of an AnnData."""
-    if not hasattr(adata, "obs"):
-        raise TypeError(
+    if not hasattr(getattr(adata, "obs", None), "columns"):
+        raise ArgumentTypeError(
             f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
         )
     matrix, names, where = _choose(adata, layer, use_raw)

@@ -53,7 +53,7 @@ def compare_samples(cells: Cells, contrast: Contrast) -> SampleTest:
     three positive values are NaN, and all are where samples cannot tell the conditions apart.
     """
     found = np.full((3, len(cells.names)), np.nan)
-    samples, direction = block(read_samples(cells), contrast.test.design - contrast.reference.design)
+    samples, direction = block(read_samples(cells), contrast.direction)
     reduced, tested = _full_rank(samples.design, direction), samples.positive.sum(0) >= _FEWEST_POSITIVE
     if reduced is None or not tested.any():
         return SampleTest(*found)

@@ -5,20 +5,28 @@ Each function draws on the axes it is given, or on those of a new figure, and re
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_zilognormal.singlecell.errors import SingleCellError, listed
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, printable
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
 from pyro_zilognormal.singlecell.predictive_check import inside
+from pyro_zilognormal.singlecell.results import CREDIBLE
+from pyro_zilognormal.svi import FitResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_FITTED = "fitted density"
 _UP, _DOWN, _NEITHER = "tab:red", "tab:blue", "0.7"
-_CONDITIONS = ("tab:orange", "tab:blue")
+_CONDITIONS = ("tab:orange", "tab:blue", "tab:green", "tab:purple")
+# Genes that are drawn as points with bars; more of them are a blot.
+_MOST_BARS = 500
+# Posterior standard deviations: fits count as converged if less is left to go.
+_NEGLIGIBLE = 0.2
 _STATISTICS = {
     "zero_fraction": "share of zeros",
     "mean": "mean, zeros included",
@@ -65,7 +73,7 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     ):
         ax.scatter(x[chosen], y[chosen], s=14, color=colour, linewidth=0, label=f"{what} ({chosen.sum()})")
     ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
-    ax.set(xlabel="log2 fold change of the mean", ylabel="|log2 fold change| / posterior sd", title=names[0])
+    ax.set(xlabel="log2 fold change of the mean", ylabel="|log2 fold change| / posterior sd", title=literal(names[0]))
     ax.margins(0.1)
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize="small")
@@ -76,8 +84,13 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     return ax
 
 
-def predictive(check: Any, statistic: str = "zero_fraction", ax: Axes | None = None, *, credible: float = 0.95) -> Axes:
+def predictive(
+    check: Any, statistic: str = "zero_fraction", ax: Axes | None = None, *, credible: float = CREDIBLE
+) -> Axes:
     """Plot replicated against observed statistics, a point with its interval for each gene and condition.
+
+    Of more than 500 points inside their intervals 500 are drawn, chosen at random; those outside lie on top, the
+    farthest 500 of them.
 
     Args:
         check: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check`.
@@ -101,12 +114,20 @@ def predictive(check: Any, statistic: str = "zero_fraction", ax: Axes | None = N
         ax.set(xscale="log", yscale="log")
     within, observed = inside(check, statistic), check[statistic].to_numpy()
     middle, low, high = (check[f"{statistic}_{end}"].to_numpy() for end in ("predicted", "low", "high"))
-    for chosen, colour, what in ((within, "tab:blue", "inside"), (~within, "tab:red", "outside")):
-        if chosen.any():
-            bars = [(middle - low)[chosen], (high - middle)[chosen]]
-            label = f"{what} the {100 * credible:g} % interval ({chosen.sum()})"
+    distance = np.maximum(low - observed, observed - high) / np.maximum(high - low, np.finfo(float).tiny)
+    at_random = np.random.default_rng(0).random(len(check))
+    for chosen, order, colour, what in (
+        (within, at_random, "tab:blue", "inside"),
+        (~within, -distance, "tab:red", "outside"),
+    ):
+        some = np.flatnonzero(chosen)
+        some = some[np.argsort(order[some], kind="stable")][:_MOST_BARS]
+        if len(some):
+            bars = [(middle - low)[some], (high - middle)[some]]
+            part = f", {len(some)} of them drawn" if len(some) < chosen.sum() else ""
+            label = f"{what} the {100 * credible:g} % interval ({chosen.sum()}{part})"
             ax.errorbar(
-                observed[chosen], middle[chosen], bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=label
+                observed[some], middle[some], bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=label
             )
     ends = [min(observed.min(initial=1), middle.min(initial=1)), max(observed.max(initial=0), middle.max(initial=0))]
     ax.plot(ends, ends, color="0.3", linewidth=0.8, zorder=0, label="observed = predicted")
@@ -114,12 +135,55 @@ def predictive(check: Any, statistic: str = "zero_fraction", ax: Axes | None = N
     ax.set(xlabel=f"observed {what}", ylabel=f"predicted {what}", title=what)
     ax.legend(frameon=False, fontsize="small", loc="upper left")
     names = check["variable"].to_numpy()
-    label_points(ax, [(observed[i], middle[i], str(names[i])) for i in np.flatnonzero(~within)[:10]])
+    farthest = np.flatnonzero(~within)[np.argsort(-distance[~within], kind="stable")][:10]
+    label_points(ax, [(observed[i], middle[i], str(names[i])) for i in farthest])
     return ax
 
 
+def convergence(fit: FitResult, genes: int, ax: Axes | None = None) -> Axes:
+    r"""Plot how far a fit of steps was from its end, in posterior standard deviations.
+
+    The loss is a Kullback-Leibler divergence but for a constant, and a coefficient that lies d posterior standard
+    deviations from its place costs d^2 / 2 nats. A loss that is g nats a gene above its mean over the last fifth of the
+    steps is therefore drawn at :math:`\sqrt{2 g}`: as far as one coefficient a gene would have to move.
+
+    Args:
+        fit: the result of a fit.
+        genes: the number of genes.
+        ax: the axes; a new figure if None.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    distance, noise = distance_from_end(fit, genes)
+    width = fit.steps // len(distance)
+    ax.plot(
+        width * (np.arange(len(distance)) + 0.5), distance, "o-", color="C0", markersize=3, label=f"mean of {width}"
+    )
+    ax.axhspan(0, noise, color="0.85", zorder=0, label="what noise of the loss hides")
+    ax.axhline(_NEGLIGIBLE, color="tab:red", linewidth=1, linestyle="--", label=f"{_NEGLIGIBLE}, of no interest")
+    # The first steps come from afar and would hide the rest.
+    later = distance[len(distance) // 10 :]
+    ax.set(xlabel="step", ylabel="distance from the end (posterior sd)")
+    ax.set_ylim(0, 1.3 * max(later.max(), noise, 2 * _NEGLIGIBLE))
+    ax.legend(frameon=False, fontsize="small")
+    return ax
+
+
+def distance_from_end(fit: FitResult, genes: int) -> tuple[np.ndarray, float]:
+    """Return the distance of parts of a fit from its last fifth, in posterior sds, and that which noise can hide."""
+    losses = np.asarray(fit.losses)
+    losses = losses[np.isfinite(losses)]
+    window, width = max(1, len(losses) // 5), max(1, len(losses) // 10)
+    last, parts = losses[-window:], losses[: len(losses) // width * width].reshape(-1, width).mean(1)
+    # From successive differences, which a trend does not inflate.
+    noise = 3 * np.sqrt(np.square(np.diff(last)).mean() / 2 * (1 / width + 1 / window)) if window > 1 else 0.0
+    return np.sqrt(2 * np.maximum(parts - last.mean(), 0) / genes), float(np.sqrt(2 * noise / genes))
+
+
 def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
-    """Plot one gene in two conditions: the share of zeros on the left, the positive values on the right.
+    """Plot one gene in the conditions of a contrast: the share of zeros on the left, the positive values on the right.
 
     Bars are observed cells, points and lines the fitted distribution with its credible interval.
 
@@ -134,17 +198,20 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     ax.set_axis_off()
     zeros, amount = ax.inset_axes((0.0, 0.0, 0.2, 1.0)), ax.inset_axes((0.34, 0.0, 0.66, 1.0))
     bins = _bins(np.concatenate([c.positive for c in fit.conditions]))
-    for at, (condition, colour) in enumerate(zip(fit.conditions, _CONDITIONS, strict=True)):
+    for at, (condition, colour) in enumerate(zip(fit.conditions, _CONDITIONS, strict=False)):
         zeros.bar(at, condition.zero_fraction, color=colour, alpha=0.4, width=0.8)
         middle, low, high = condition.zero_fitted
         bars = [[middle - low], [high - middle]]
         zeros.errorbar([at], [middle], bars, fmt="o", color=colour, markersize=4, capsize=3)
         _draw_positive(amount, condition, colour, bins)
-    zeros.set(ylim=(0, 1), xticks=[], xlim=(-0.6, 1.6), xlabel="zeros", ylabel="share of cells")
+    zeros.set(ylim=(0, 1), xticks=[], xlim=(-0.6, len(fit.conditions) - 0.4), xlabel="zeros", ylabel="share of cells")
     amount.set(xscale="log", xlabel="positive values (linear scale)", ylabel="density of log10 x where x > 0")
     amount.set_ylim(0, 1.4 * amount.get_ylim()[1])  # room for the legend
-    amount.legend(frameon=False, fontsize="small", loc="upper left")
-    ax.set_title(fit.gene)
+    # Handles are given, as matplotlib would leave out those whose label starts with an underscore.
+    lines = [line for line in amount.get_lines() if line.get_gid() == _FITTED]
+    names = [_described(condition) for condition in fit.conditions]
+    amount.legend(lines, names, frameon=False, fontsize="small", loc="upper left")
+    ax.set_title(literal(fit.gene))
     return ax
 
 
@@ -168,36 +235,49 @@ def samples(fit: GeneFit, ax: Axes | None = None) -> Axes:
         raise SingleCellError(f"fit: {fit.gene} has no samples; needed a model with random effects, such as donor=")
     ax = _axes(ax)
     paired = fit.samples[0].condition == fit.contrast
-    colours = dict(zip([c.name for c in fit.conditions], _CONDITIONS, strict=True))
+    colours = dict(zip([c.name for c in fit.conditions], _CONDITIONS, strict=False))
     for at, sample in enumerate(fit.samples):
         middle, low, high = sample.fitted
         colour = colours.get(sample.condition, _CONDITIONS[0])
         ax.errorbar([middle], [at], xerr=[[middle - low], [high - middle]], fmt="o", color=colour, markersize=4)
         if np.isfinite(sample.observed):
             ax.plot([sample.observed], [at], "x", color="0.2", markersize=5)
-    ax.set_yticks(range(len(fit.samples)), [one.name for one in fit.samples], fontsize="x-small")
+    ax.set_yticks(range(len(fit.samples)), [literal(one.name) for one in fit.samples], fontsize="x-small")
     ax.invert_yaxis()
     if paired:
         ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(
-        xlabel="log2 fold change" if paired else "log2 mean", title=f"{fit.gene}: fitted (points), observed (crosses)"
+        xlabel="log2 fold change" if paired else "log2 mean",
+        title=literal(f"{fit.gene}: fitted (points), observed (crosses)"),
     )
     return ax
+
+
+def literal(text: str) -> str:
+    """Return text for matplotlib to draw as it is, without mathematics between dollar signs.
+
+    Example:
+        >>> literal("CD4$_a$")
+        'CD4\\\\$_a\\\\$'
+    """
+    return printable(text).replace("$", r"\$")
 
 
 def label_points(ax: Axes, points: Iterable[tuple[float, float, str]], others: Any = ()) -> list[str]:
     """Write names beside points, none on top of another; a name without room is left out."""
     figure: Any = ax.figure
-    figure.draw_without_rendering()  # lays the axes out, so that places in pixels are known
-    covered = ax.transData.transform(np.asarray(others, dtype=float).reshape(-1, 2))
-    legend = ax.get_legend()
-    taken = [] if legend is None else [legend.get_window_extent()]
-    written = []
-    for x, y, name in points:
-        box = _write(ax, (x, y, name), taken, covered)
-        if box is not None:
-            taken.append(box)
-            written.append(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
+        figure.draw_without_rendering()  # lays the axes out, so that places in pixels are known
+        covered = ax.transData.transform(np.asarray(others, dtype=float).reshape(-1, 2))
+        legend = ax.get_legend()
+        taken = [] if legend is None else [legend.get_window_extent()]
+        written = []
+        for x, y, name in points:
+            box = _write(ax, (x, y, name), taken, covered)
+            if box is not None:
+                taken.append(box)
+                written.append(name)
     return written
 
 
@@ -207,7 +287,7 @@ def _write(ax: Axes, point: tuple[float, float, str], taken: list[Any], covered:
     frame = ax.get_window_extent()
     for dx, dy, horizontal, vertical in _PLACES:
         text = ax.annotate(
-            name, (x, y), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize="small"
+            literal(name), (x, y), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize="small"
         )
         box = text.get_window_extent()
         within = frame.contains(*box.min) and frame.contains(*box.max)
@@ -218,14 +298,17 @@ def _write(ax: Axes, point: tuple[float, float, str], taken: list[Any], covered:
 
 
 def _draw_positive(ax: Axes, condition: GeneCondition, colour: str, bins: np.ndarray) -> None:
-    label = f"{condition.name}: {len(condition.positive)} of {condition.cells} cells"
     if len(condition.positive):
         share = 1 / len(condition.positive) / np.log10(bins[1] / bins[0])
         weights = np.full(len(condition.positive), share)
         ax.hist(condition.positive, bins=bins.tolist(), weights=weights, color=colour, alpha=0.4)
     middle, low, high = condition.density
-    ax.plot(condition.grid, middle, color=colour, label=label)
+    ax.plot(condition.grid, middle, color=colour, gid=_FITTED)
     ax.fill_between(condition.grid, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _described(condition: GeneCondition) -> str:
+    return literal(f"{condition.name}: {len(condition.positive)} of {condition.cells} cells")
 
 
 def _bins(positive: np.ndarray) -> np.ndarray:

@@ -16,8 +16,6 @@ from pyro_zilognormal.singlecell.io import Cells
 from pyro_zilognormal.singlecell.results import summary_columns
 from pyro_zilognormal.sufficient import SufficientStatistics
 
-# The probability of the intervals that tables and reports use: one gene in a hundred lies outside by chance.
-CREDIBLE = 0.99
 STATISTICS = ("zero_fraction", "mean", "sd_log")
 # Cells that are compared where rows are single cells.
 _MOST_CELLS = 250

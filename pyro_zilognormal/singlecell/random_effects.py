@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.design import Design, column, strata
+from pyro_zilognormal.singlecell.design import Design, strata
 from pyro_zilognormal.singlecell.errors import SingleCellError
+from pyro_zilognormal.singlecell.formula import column, unquoted
 
-# (left | right) that is no call of a function; both sides may hold calls, such as C(dose).
-_SIDE = r"((?:[^()|]|\([^()|]*\))*)"
+# (left | right) that is no call of a function; both sides may hold calls, such as C(dose), and quoted names.
+_NAME = r"`[^`]*`|\"[^\"]*\"|'[^']*'"
+_SIDE = rf"((?:{_NAME}|[^()|`\"']|\((?:{_NAME}|[^()|`\"'])*\))*)"
 _BAR = rf"(?<![\w.])\({_SIDE}\|\|?{_SIDE}\)"
 # Relative to a vector: what rounding leaves of one outside the space that contains it.
 _OUTSIDE = 1e-8
@@ -89,7 +91,7 @@ def split_formula(formula: Any) -> tuple[Any, list[tuple[str, str]]]:
         >>> split_formula("~ condition + (1 | batch/donor)")
         ('~ condition', [('1', 'batch/donor')])
     """
-    if not isinstance(formula, str):  # Design says what is needed
+    if not isinstance(formula, str):  # Formula says what is needed
         return formula, []
     bars = [(left.strip(), right.strip()) for left, right in re.findall(_BAR, formula)]
     return (re.sub(rf"\+\s*{_BAR}|{_BAR}\s*\+?", "", formula).strip(), bars) if bars else (formula, [])
@@ -146,9 +148,9 @@ def _of_donor(obs: Any, design: Design, donor: str) -> list[tuple[str, ...]]:
 
 def _of_bar(obs: Any, left: str, right: str) -> list[tuple[str, ...]]:
     """Return the groupings of (left | right): a/b is a and a:b, and a category on the left adds itself to each."""
-    parts = [tuple(map(_bare, part.split(":"))) for part in right.split("/")]
+    parts = [tuple(map(_bare, _split(part, ":"))) for part in _split(right, "/")]
     groups = [tuple(name for part in parts[: k + 1] for name in part) for k in range(len(parts))]
-    slopes = [term.strip() for term in left.split("+")]
+    slopes = [term.strip() for term in _split(left, "+")]
     effects: list[tuple[str, ...]] = [] if "0" in slopes else [()]
     effects += [_categories(obs, slope, f"({left} | {right})") for slope in slopes if slope not in ("0", "1")]
     if not effects:
@@ -158,8 +160,9 @@ def _of_bar(obs: Any, left: str, right: str) -> list[tuple[str, ...]]:
 
 def _categories(obs: Any, slope: str, term: str) -> tuple[str, ...]:
     """Return the columns of a category, or interaction of categories, left of a bar."""
-    names = tuple(map(_bare, slope.split(":")))
-    for name, written in zip(names, slope.split(":"), strict=True):
+    written_names = _split(slope, ":")
+    names = tuple(map(_bare, written_names))
+    for name, written in zip(names, written_names, strict=True):
         number = slope.isdecimal() or column(obs, name, "formula").dtype.kind in "fiu"
         if number and not written.strip().startswith("C("):
             raise SingleCellError(
@@ -169,6 +172,12 @@ def _categories(obs: Any, slope: str, term: str) -> tuple[str, ...]:
     return names
 
 
+def _split(text: str, sign: str) -> list[str]:
+    """Split text at a sign that stands outside of quotes."""
+    hidden = re.sub(_NAME, lambda name: name[0].replace(sign, "\0"), text)
+    return [part.replace("\0", sign) for part in hidden.split(sign)]
+
+
 def _bare(name: str) -> str:
-    """Return the name of a column without the backticks and C() that formulas write around it."""
-    return re.sub(r"^C\((.*)\)$", r"\1", name.strip()).strip().strip("`")
+    """Return the name of a column without the quotes and C() that formulas write around it."""
+    return unquoted(re.sub(r"^C\((.*)\)$", r"\1", name.strip()))

@@ -1,12 +1,10 @@
-"""The outputs of a run: metrics, diagnostics, pictures, the HTML report, and the summary on the terminal."""
+"""The outputs of a run: metrics, diagnostics, the HTML report, and the summary on the terminal."""
 
 from __future__ import annotations
 
 import base64
 import importlib.metadata
-import io
 import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from pyro_zilognormal import __version__
-from pyro_zilognormal.singlecell import plots
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.design import Contrast
-from pyro_zilognormal.singlecell.errors import listed, require
+from pyro_zilognormal.singlecell.errors import listed, printable, require
 from pyro_zilognormal.singlecell.genes import GeneFit
-from pyro_zilognormal.singlecell.predictive_check import CREDIBLE, STATISTICS, inside
-from pyro_zilognormal.singlecell.results import COLUMNS, posterior_calls
-from pyro_zilognormal.svi import plot_loss
+from pyro_zilognormal.singlecell.predictive_check import STATISTICS, inside
+from pyro_zilognormal.singlecell.results import COLUMNS, CREDIBLE, FEWEST_CELLS, posterior_calls
 from pyro_zilognormal.svi.data import digest
 
 _PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
@@ -34,7 +30,8 @@ _MOST_OUTSIDE = 0.05
 # If so many genes do not fit, the model is not that of the data.
 _MOST_UNFIT = 0.2
 _FEW_LEVELS = 6
-_DPI = 110
+# Powers of 2 that a float can hold.
+_MOST_LOG2 = 1000.0
 _STATUS = {
     "all_zero": "no positive value in these cells, so that nothing is known about their change",
     "all_positive": "no zero in these cells",
@@ -112,6 +109,7 @@ def _calls(table: Any, specification: Mapping[str, Any]) -> dict[str, Any]:
         "posterior_only": _names(table[posterior & (table["padj"] > fdr)]),
         "samples_only": _names(table[~posterior & (table["padj"] <= fdr)].sort_values("pval", kind="stable")),
         "unfit": float(unfit.mean()),
+        "around_zero": _names(called[(called["log_fc_low"] < 0) & (called["log_fc_high"] > 0)]),
         "log_fc_unfit": _names(table[table["predictive_check"].str.contains("log_fc")]),
         "status": {str(status): int(number) for status, number in table["status"].value_counts().items()},
     }
@@ -144,6 +142,8 @@ def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic
         _fit_of(check, "mean", "mean", "their positive values are not log-normal, and log_fc may be biased"),
         _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread is not that of the model's sigma"),
         *(_log_fc(calls) for calls in numbers["contrasts"]),
+        *(_around_zero(calls) for calls in numbers["contrasts"] if calls["around_zero"]),
+        *(_few_cells(calls) for calls in numbers["contrasts"] if "few_cells" in calls["status"]),
         *(_agreement(calls) for calls in numbers["contrasts"] if calls["tested"]),
         _random_effects(results.de),
         *(Diagnostic(False, f"Warning: {text}") for text in results.warnings),
@@ -167,6 +167,25 @@ def _log_fc(calls: Mapping[str, Any]) -> Diagnostic:
         )
     text = f"{calls['contrast']}: the interval of log_fc excludes the observed log2 ratio of means, by more than the "
     return Diagnostic(False, f"{text}noise of that ratio, in {_genes(found)}. Do not trust their fold changes.")
+
+
+def _around_zero(calls: Mapping[str, Any]) -> Diagnostic:
+    found = calls["around_zero"]
+    text = f"{calls['contrast']}: less sure are {_genes(found)}: called, as few false calls are expected, "
+    text += f"though their {CREDIBLE:.0%} interval holds 0."
+    return Diagnostic(2 * len(found) <= calls["up"] + calls["down"], text)
+
+
+def _few_cells(calls: Mapping[str, Any]) -> Diagnostic:
+    return Diagnostic(False, f"{calls['contrast']}: {few_cells(calls)}.")
+
+
+def few_cells(calls: Mapping[str, Any]) -> str:
+    """Return why no gene can be called, and what to do."""
+    few = min(calls["n_test"], calls["n_ref"]) < FEWEST_CELLS
+    cells = f"fewer than {FEWEST_CELLS} cells ({calls['n_test']} against {calls['n_ref']}): add cells"
+    samples = "cells of one sample only, such as one donor: add donors"
+    return f"no gene can be called, as a condition has {cells if few else samples}, or compare other conditions"
 
 
 def _agreement(calls: Mapping[str, Any]) -> Diagnostic:
@@ -219,7 +238,9 @@ def html(
 ) -> str:
     """Return the report as HTML that loads nothing else."""
     template = resources.files("pyro_zilognormal.singlecell") / "report.html.jinja"
-    environment = require("jinja2").Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = require("jinja2").Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
     found = diagnostics(results, numbers)
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         run=results.specification,
@@ -233,7 +254,25 @@ def html(
         pictures={name: _inline(png) for name, png in pictures.items()},
         genes={name: _inline(png) for name, png in genes.items()},
         columns=COLUMNS,
+        interval=f"{100 * CREDIBLE:g} %",
+        folds=folds,
     )
+
+
+def _visible(value: Any) -> Any:
+    """Return text with escapes for control characters; HTML that was made before is left as it is."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def folds(log_fc: float) -> str:
+    """Return a log2 fold change as a factor, up or down.
+
+    Example:
+        >>> folds(2.0), folds(-2.0)
+        ('4-fold up', '4-fold down')
+    """
+    factor = 2.0 ** abs(log_fc) if abs(log_fc) < _MOST_LOG2 else np.inf
+    return f"{factor:.3g}-fold {'up' if log_fc > 0 else 'down'}"
 
 
 def _shown(results: Results, contrast: Contrast) -> dict[str, Any]:
@@ -256,11 +295,13 @@ def summary(results: Results, numbers: Mapping[str, Any]) -> str:
         up, down = calls["up"], calls["down"]
         parts += [
             "",
-            f"{calls['contrast']}: {up + down} of {genes} genes change by more than {delta:g} log2 units",
+            f"{printable(calls['contrast'])}: {up + down} of {genes} genes change by more than {delta:g} log2 units",
             f"({up} up, {down} down, at an expected false discovery rate of {100 * fdr:g} %); the most certain:",
             _printed(results.of(calls["contrast"]).head(_PRINTED)),
         ]
+        parts += [f"caution: {few_cells(calls)}"] if "few_cells" in calls["status"] else []
         for found, what in (
+            (calls["around_zero"], f"less sure, as the {100 * CREDIBLE:g} % interval holds 0"),
             (calls["posterior_only"], "not called, as the test of samples does not confirm them"),
             (calls["samples_only"], "not called, though significant in the test of samples"),
             (calls["log_fc_unfit"], "caution: the interval of log_fc excludes the observed ratio in"),
@@ -274,57 +315,19 @@ def summary(results: Results, numbers: Mapping[str, Any]) -> str:
 
 
 def _printed(rows: Any) -> str:
-    width = max(4, *(len(str(name)) for name in rows["variable"]))
-    lines = [f"  {'gene':<{width}}  log2 change   95 % interval    detected: test    ref   P(changed)"]
-    for row in rows.to_dict("records"):
+    names = [printable(str(name)) for name in rows["variable"]]
+    width, interval = max(4, *map(len, names)), f"{100 * CREDIBLE:g} % interval"
+    lines = [f"  {'gene':<{width}}  log2 change   {interval:<14}   detected: test    ref   P(changed)"]
+    for name, row in zip(names, rows.to_dict("records"), strict=True):
         interval = f"{row['log_fc_low']:+.2f} to {row['log_fc_high']:+.2f}"
-        detected = f"{row['detection_test']:>14.0%}   {row['detection_ref']:>4.0%}"
-        name = f"{row['variable']:<{width}}"
-        lines.append(f"  {name}  {row['log_fc']:+11.2f}   {interval:<14}   {detected}   {row['prob_de']:>10.3f}")
+        test, reference = (share_of(row[f"detection_{end}"]) for end in ("test", "ref"))
+        detected = f"{test:>14}   {reference:>4}"
+        lines.append(
+            f"  {name:<{width}}  {row['log_fc']:+11.2f}   {interval:<14}   {detected}   {row['prob_de']:>10.3f}"
+        )
     return "\n".join(lines)
 
 
-def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return the pictures of a run by name, and those of single genes, as PNG."""
-    fit, number = results.de.result, len(results.contrasts)
-    pictures = {}
-
-    figure = _figure(7.0, 3.6)
-    ax = plot_loss(fit, figure.subplots(), window=max(1, fit.steps // 10))
-    ax.set(ylabel=f"loss per {'group of cells' if results.de.data.reduced else 'cell'} (nats)")
-    ax.legend(fontsize="small", loc="upper center", framealpha=0.9)
-    pictures["loss"] = _png(figure)
-
-    figure = _figure(7.0 if number == 1 else 5.5 * number, 5.0)
-    for ax, contrast in zip(figure.subplots(1, number, squeeze=False)[0], results.contrasts, strict=True):
-        plots.volcano(results.of(contrast.name), ax)
-    pictures["volcano"] = _png(figure)
-
-    figure = _figure(13.0, 4.6)
-    for ax, statistic in zip(figure.subplots(1, 3), STATISTICS, strict=True):
-        plots.predictive(results.check, statistic, ax, credible=CREDIBLE)
-    pictures["predictive"] = _png(figure)
-
-    genes = {}
-    for one in results.genes:
-        figure = _figure(11.0 if one.samples else 6.4, 3.6)
-        axes = np.atleast_1d(figure.subplots(1, 2 if one.samples else 1))
-        plots.gene(one, axes[0])
-        if one.samples:
-            plots.samples(one, axes[1])
-        genes[f"{one.gene}, {one.contrast}"] = _png(figure)
-    return pictures, genes
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")  # pyplot would keep it in a global list
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
-        figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()
+def share_of(value: float) -> str:
+    """Return a share in per cent, or a dash where there is none."""
+    return "–" if np.isnan(value) else f"{value:.0%}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,18 +20,24 @@ from pyro_zilognormal.models import (
     local_false_sign_rate,
     log_fold_change,
 )
+from pyro_zilognormal.singlecell.arguments import items, real
 from pyro_zilognormal.singlecell.design import Contrast
-from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, require, shown
 from pyro_zilognormal.singlecell.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: The probability of intervals unless another is asked for: one gene in a hundred lies outside by chance.
+CREDIBLE = 0.99
 #: The columns of a table of results, in order, with their meaning.
 COLUMNS = {
     "variable": "Gene.",
     "contrast": "Name of the contrast: test condition against reference condition.",
-    "log_fc": "Log2 fold change of mean expression, zeros included (posterior mean): log2 of E[X | test] / E[X | "
-    "reference]. 1 means twice the expression in the test condition.",
-    "log_fc_low": "Lower end of the credible interval of log_fc (95 % unless set otherwise).",
+    "log_fc": "Log2 fold change of mean expression, zeros included (posterior mean): log2 of E[X, test] / E[X, "
+    "reference]. 1 means twice the expression in the test condition, -1 half of it. Finite also where a condition has "
+    "only zeros. Of a difference of two contrasts, the first log2 fold change less the second, and so are its parts.",
+    "log_fc_low": f"Lower end of the {100 * CREDIBLE:g} % credible interval of log_fc, unless credible says otherwise.",
     "log_fc_high": "Upper end of the credible interval of log_fc.",
     "log_fc_sd": "Posterior standard deviation of log_fc.",
     "log_fc_detection": "Part of log_fc due to detection: log2 ratio of P(X > 0). Detection, abundance and dispersion "
@@ -45,7 +52,7 @@ COLUMNS = {
     "dispersion_lfsr": "Posterior probability that the sign of dispersion_fc is wrong.",
     "prob_up": "Posterior probability that mean expression is higher in the test condition.",
     "lfsr": "Local false sign rate: posterior probability that the sign of log_fc is wrong.",
-    "prob_de": "Posterior probability that |log_fc| is larger than delta.",
+    "prob_de": "Posterior probability that log_fc is larger than delta or smaller than -delta.",
     "error": "Posterior probability that log_fc does not lie beyond delta on its likelier side.",
     "expected_fdr": "Expected false discovery rate if this gene and all more certain ones are called.",
     "pval": "P-value of log_fc from a moderated t test of the samples' log means. Missing without random effects, "
@@ -53,20 +60,32 @@ COLUMNS = {
     "padj": "pval adjusted by Benjamini and Hochberg, over the genes that have one.",
     "is_de": "Whether the gene is called differentially expressed: expected_fdr is at most the chosen rate, error at "
     "most max_error, and padj, where there is one, at most the chosen rate; never with status all_zero or few_cells.",
-    "detection_test": "Observed share of cells with X > 0, test condition.",
+    "detection_test": "Observed share of cells with X > 0, test condition. This and the next three are missing for a "
+    "difference of two contrasts.",
     "detection_ref": "Observed share of cells with X > 0, reference condition.",
     "mean_test": "Observed mean on the linear scale, zeros included, test condition.",
     "mean_ref": "Observed mean on the linear scale, zeros included, reference condition.",
-    "n_test": "Number of cells, test condition.",
-    "n_ref": "Number of cells, reference condition.",
-    "status": "ok; all_zero: no positive value in either condition; too_few_positive: fewer than 3 positive values in "
-    "both together; few_cells: a condition has fewer than 10 cells or, with random effects, fewer than 2 samples; "
-    "all_positive: no zero in either.",
+    "n_test": "Number of cells, test condition; of a difference of two contrasts, of both conditions of the first.",
+    "n_ref": "Number of cells, reference condition; of a difference, of both conditions of the second contrast.",
+    "status": "ok; all_zero: no positive value in any condition; too_few_positive: fewer than 3 positive values in "
+    "all together; few_cells: a condition has fewer than 10 cells or, with random effects, fewer than 2 samples; "
+    "all_positive: no zero in any.",
     "predictive_check": "ok, or what the model does not reproduce: zero_fraction, mean, sd_log (standard deviation of "
     "log X where X > 0), outside of the 99 % posterior predictive interval in one of the conditions; log_fc, whose "
     "interval excludes the log2 ratio of the observed means by more than the noise of that ratio. no_cells: a "
     "condition has no cells.",
 }
+
+
+def describe_columns(function: Function) -> Function:
+    """Write the columns of the table where a docstring has "COLUMNS"."""
+    if function.__doc__:  # none under python -OO
+        found = re.search(r"( *)COLUMNS\n", function.__doc__)
+        rows = "".join(f"{found[1]}- ``{name}``: {meaning}\n" for name, meaning in COLUMNS.items()) if found else ""
+        function.__doc__ = re.sub(r" *COLUMNS\n", lambda _: rows, function.__doc__)
+    return function
+
+
 _TEXT = ("variable", "contrast", "status", "predictive_check")
 
 # Genes summarised at a time: 1,000 draws of as many are 16 MB, some dozen times over.
@@ -74,7 +93,7 @@ _GENES_A_BLOCK = 2000
 # torch.quantile takes 16 million values at most.
 _VALUES_A_QUANTILE = 1 << 23
 _FEWEST_POSITIVE = 3
-_FEWEST_CELLS = 10
+FEWEST_CELLS = 10
 # A few cells, or one sample, do not tell a condition from what they have in common by chance.
 _UNCALLED = ("all_zero", "few_cells")
 # Positive values in each condition, from which on a ratio of means is compared with its interval.
@@ -120,7 +139,8 @@ def contrast_table(
     genes: list[str],
     draws: Mapping[str, Tensor],
     contrast: Contrast,
-    arms: tuple[Arm, Arm, Arm],
+    arms: Sequence[Arm],
+    everything: Arm,
     samples: SampleTest,
     outside: Mapping[str, NDArray[np.bool_]] | None,
     calls: Calls,
@@ -132,19 +152,20 @@ def contrast_table(
         genes: their names.
         draws: of the coefficients.
         contrast: the comparison.
-        arms: observations of the test condition, of the reference, and of all cells.
+        arms: observations of the conditions of the contrast.
+        everything: observations of all cells.
         samples: the test of samples.
         outside: which genes fail the predictive check of each statistic; None where a condition has no cells.
         calls: how genes are called.
         few_samples: whether a condition has too few samples.
     """
     columns = {"variable": genes, "contrast": contrast.name} | _posterior(draws, contrast, calls)
-    columns |= {"pval": samples.pval, "padj": adjust(samples.pval)} | _observed(*arms, few_samples)
+    columns |= {"pval": samples.pval, "padj": adjust(samples.pval)} | _observed(arms, everything, few_samples)
     table = require("pandas").DataFrame(columns)
     if outside is None:
         table["predictive_check"] = "no_cells"
     else:
-        table["predictive_check"] = _words(dict(outside) | {"log_fc": excludes_observed(table, samples, arms[:2])})
+        table["predictive_check"] = _words(dict(outside) | {"log_fc": excludes_observed(table, samples, arms)})
     table["is_de"] = posterior_calls(table, calls.fdr, calls.max_error) & ~(table["padj"] > calls.fdr)
     # Genes of equal error, such as 0 of 1,000 draws, are ordered by their change in posterior standard deviations.
     size = table["log_fc"].abs() / table["log_fc_sd"]
@@ -196,18 +217,16 @@ def select(draws: Mapping[str, Tensor], genes: Any) -> dict[str, Tensor]:
 
 
 def _changes(draws: Mapping[str, Tensor], contrast: Contrast, calls: Calls) -> dict[str, Tensor]:
-    change = log_fold_change(draws, contrast.test, contrast.reference)
-    test, reference = (cell_parameters(draws, end) for end in (contrast.test, contrast.reference))
-    total, sigma = change.total, (test.scale / reference.scale).log2()
+    total, detection, abundance, dispersion, sigma = _draw_changes(draws, contrast)
     (_, *ends), (_, *sigma_ends) = (summarise(values, calls.credible) for values in (total, sigma))
     return {
         "log_fc": total.mean(0),
         "log_fc_low": ends[0],
         "log_fc_high": ends[1],
         "log_fc_sd": total.std(0),
-        "log_fc_detection": change.detection.mean(0),
-        "log_fc_abundance": change.abundance.mean(0),
-        "log_fc_dispersion": change.dispersion.mean(0),
+        "log_fc_detection": detection.mean(0),
+        "log_fc_abundance": abundance.mean(0),
+        "log_fc_dispersion": dispersion.mean(0),
         "dispersion_fc": sigma.mean(0),
         "dispersion_fc_low": sigma_ends[0],
         "dispersion_fc_high": sigma_ends[1],
@@ -220,19 +239,31 @@ def _changes(draws: Mapping[str, Tensor], contrast: Contrast, calls: Calls) -> d
     }
 
 
-def _observed(test: Arm, reference: Arm, everything: Arm, few_samples: bool) -> dict[str, Any]:
+def _draw_changes(draws: Mapping[str, Tensor], contrast: Contrast) -> tuple[Tensor, ...]:
+    """Return draws of the log2 fold change, its three parts, and the log2 ratio of sigma."""
+    change = log_fold_change(draws, contrast.test, contrast.reference)
+    test, reference = (cell_parameters(draws, end).scale for end in (contrast.test, contrast.reference))
+    own = change.total, change.detection, change.abundance, change.dispersion, (test / reference).log2()
+    if contrast.minus is None:
+        return own
+    return tuple(a - b for a, b in zip(own, _draw_changes(draws, contrast.minus), strict=True))
+
+
+def _observed(given: Sequence[Arm], everything: Arm, few_samples: bool) -> dict[str, Any]:
     # Where a condition has no cells, as with a value of a continuous covariate, the status is that of all cells.
-    arms = (test, reference) if test.cells and reference.cells else (everything,)
+    arms = given if all(arm.cells for arm in given) else (everything,)
     positive = np.sum([arm.positive for arm in arms], axis=0)
     status = np.full(len(positive), "ok", dtype=object)
     status[positive == sum(arm.cells for arm in arms)] = "all_positive"
-    if few_samples or min(arm.cells for arm in arms) < _FEWEST_CELLS:
+    if few_samples or min(arm.cells for arm in arms) < FEWEST_CELLS:
         status[:] = "few_cells"
     status[positive < _FEWEST_POSITIVE] = "too_few_positive"
     status[positive == 0] = "all_zero"
     found: dict[str, Any] = {"status": status}
-    for name, arm in (("test", test), ("ref", reference)):
-        found |= {f"detection_{name}": arm.detection, f"mean_{name}": arm.mean, f"n_{name}": arm.cells}
+    for name, sides in (("test", given[: len(given) // 2]), ("ref", given[len(given) // 2 :])):
+        one = sides[0] if len(sides) == 1 else None
+        found |= {f"detection_{name}": one.detection if one else np.nan, f"mean_{name}": one.mean if one else np.nan}
+        found[f"n_{name}"] = sum(arm.cells for arm in sides)
     return found
 
 
@@ -245,10 +276,10 @@ def prediction_table(
 ) -> Any:
     """Return predictions for a cell of each condition; see :meth:`HurdleDE.predict`."""
     if not conditions or not all(isinstance(c, Condition) for c in conditions):
-        raise TypeError(f"conditions: got {conditions!r}; needed one or more conditions, from cond(...)")
-    for q in quantiles:
-        if not 0 <= q < 1:
-            raise SingleCellError(f"quantiles holds {q!r}; needed numbers from 0 to below 1: there is no largest value")
+        raise ArgumentTypeError(f"conditions: got {shown(conditions)}; needed one or more conditions, from cond(...)")
+    needed = "a number from 0 to below 1: there is no largest value"
+    each = items("quantiles", quantiles, "a list of numbers")
+    quantiles = [real("an element of quantiles", q, lambda v: 0 <= v < 1, needed) for q in each]
     found = {}
     for condition in conditions:
         cell = cell_parameters(draws, condition)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
+import anndata
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -100,6 +104,10 @@ def test_the_report_answers_its_questions(done: tuple[Ran, Path]) -> None:
     assert "with random effects (1 | donor) + (1 | donor:condition)" in text
     assert "random effects (1 | donor) of 4 levels, (1 | donor:condition) of 8 levels; so few levels" in text
     assert "They agree on all genes." in text
+    assert re.search(r"\d-fold up", text)
+    assert re.search(r"\d-fold down", text)
+    assert "99 % interval" in text
+    assert "posterior standard deviations: as far as one coefficient of each gene" in text
     assert "each donor's own log2 fold change" in text
     assert "Can the results be used? Yes, with caution:" in text
     assert all(column in text and meaning in text for column, meaning in COLUMNS.items())
@@ -143,11 +151,11 @@ def test_not_converged_warns_and_is_3_when_strict(
     x = cells().X
     x[x > 0] = 1 + 0.1 * x[x > 0] / x.max()  # looks logged
     if not strict:
-        monkeypatch.setattr(cli, "draw", lambda results: ({}, {}))  # which takes most of the time
+        monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))  # which takes most of the time
     path, out = file_of(tmp_path, cells(x) if strict else None), tmp_path / "out"
     out.mkdir()
     (out / "de.csv").write_text("of an earlier run")
-    ran = run("de", path, *ASKED, "--device", "cpu", "--quiet", "--out", out, *strict)
+    ran = run("de", path, *ASKED, "--scale", "linear", "--device", "cpu", "--quiet", "--out", out, *strict)
     assert ran.code == code
     *others, last = ran.problems.splitlines()
     assert last == "warning: the fit has not converged in 10 steps; use more --steps"
@@ -178,3 +186,36 @@ def test_help_names_every_option() -> None:
         "--quiet",
     )
     assert all(option in ran.said for option in options)
+
+
+# The cells, the arguments, and what is said of a condition that is too small.
+FEW: dict[str, tuple[Callable[[], anndata.AnnData], tuple[str, ...], str]] = {
+    "cells": (lambda: cells()[:12].copy(), (), "fewer than 10 cells (6 against 6): add cells"),
+    "one donor against three": (
+        lambda: cells(donor=["s" if i % 2 else f"c{i // 2 % 3}" for i in range(60)]),
+        ("--donor", "donor"),
+        "cells of one sample only, such as one donor: add donors",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FEW)
+def test_conditions_that_are_too_small_are_told_with_the_remedy(
+    case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))
+    made, more, says = FEW[case]
+    ran = run("de", file_of(tmp_path, made()), *ASKED, *more, "--out", tmp_path / "out")
+    assert ran.code == 0, ran
+    assert f"caution: no gene can be called, as a condition has {says}, or compare other conditions" in ran.said
+    assert says in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "0 of 4 genes change" in ran.said
+
+
+def test_the_scale_that_is_told_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))
+    ran = run("de", file_of(tmp_path, cells(np.floor(cells().X) + 1)), *ASKED, "--out", tmp_path / "out")
+    assert "scale: counts, as all values are whole numbers\n" in ran.said
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "counts, told as all values are whole numbers" in text
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]["scale"] == "counts"

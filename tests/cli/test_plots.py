@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -82,6 +84,30 @@ def test_a_predictive_check_marks_what_lies_outside(quantity: str, scale: str, d
     assert ax.get_ylabel().startswith("predicted")
 
 
+def test_a_predictive_check_of_20000_genes_is_readable() -> None:
+    """Few of those inside, chosen at random, and all that are outside, on top, if they are few."""
+    rng, n = np.random.default_rng(1), 20_000
+    observed = rng.random(n)
+    off = np.where(np.arange(n) < 30, 0.2 + np.arange(n) / 1000, 0.0)
+    check = pd.DataFrame({"variable": [f"g{i}" for i in range(n)], "zero_fraction": observed})
+    for end, shift in (("predicted", 0.0), ("low", -0.05), ("high", 0.05)):
+        check[f"zero_fraction_{end}"] = observed + off + shift
+    ax = pl.predictive(check, "zero_fraction", _ax())
+    inner, outer = (bars.lines[0] for bars in ax.containers)
+    assert len(inner.get_xdata()) == 500
+    assert scipy.stats.kstest(inner.get_xdata(), "uniform").pvalue > 0.001
+    assert sorted(outer.get_xdata()) == sorted(observed[:30])
+    assert outer.get_zorder() >= inner.get_zorder()
+    assert ax.get_lines().index(outer) > ax.get_lines().index(inner)
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]  # type: ignore[union-attr]
+    assert texts[1:] == ["inside the 99 % interval (19970, 500 of them drawn)", "outside the 99 % interval (30)"]
+    assert set(_texts(ax)) <= {f"g{i}" for i in range(20, 30)}  # the farthest
+
+    check["zero_fraction"] -= 1
+    ax = pl.predictive(check, "zero_fraction", _ax())
+    assert [len(bars.lines[0].get_xdata()) for bars in ax.containers] == [500]
+
+
 def test_a_predictive_check_of_something_else_is_refused(de: HurdleDE) -> None:
     with pytest.raises(SingleCellError, match="needed one of 'zero_fraction', 'mean', 'sd_log'"):
         pl.predictive(de.predictive_check(), "median", _ax())
@@ -149,6 +175,39 @@ def test_genes_that_cannot_be_drawn_are_refused(de: HurdleDE) -> None:
         de.gene_fits(["upp"], CONTRAST)
     with pytest.raises(SingleCellError, match="not been fitted"):
         HurdleDE(cells(), "~ condition").gene_fits(["up"], CONTRAST)
+
+
+def losses(steps: int, excess: float, genes: int, noise: float = 0.0) -> Any:
+    """A fit whose loss falls by ``excess`` posterior sds of one coefficient a gene, all of it in the first half."""
+    fall = np.where(np.arange(steps) < steps // 2, genes * excess**2 / 2, 0.0)
+    return SimpleNamespace(losses=1e4 + fall + noise * np.random.default_rng(0).normal(size=steps), steps=steps)
+
+
+@pytest.mark.parametrize("steps", [10, 50, 200, 997])
+@pytest.mark.parametrize("excess", [0.1, 1.0, 7.0])
+def test_convergence_is_in_posterior_standard_deviations(steps: int, excess: float) -> None:
+    ax = pl.convergence(losses(steps, excess, 300), 300, _ax())
+    line = ax.get_lines()[0]
+    x, y = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    assert y[x < 0.45 * steps] == pytest.approx(excess, rel=1e-6)
+    assert y[x > 0.6 * steps] == pytest.approx(0, abs=1e-6)
+    assert x.max() <= steps
+    assert ax.get_ylabel() == "distance from the end (posterior sd)"
+
+
+def test_noise_of_the_loss_is_not_taken_for_a_distance() -> None:
+    """Of fits that only fluctuate, the parts lie in the grey band; of one that still falls, not."""
+    distance, band = pl.distance_from_end(losses(1000, 0.0, 200, noise=30.0), 200)
+    assert (distance < band).all()
+    assert band < 1
+    distance, band = pl.distance_from_end(losses(1000, 3.0, 200, noise=30.0), 200)
+    assert (distance[:4] > 2 * band).all()
+
+
+def test_a_diverged_step_is_left_out() -> None:
+    fit = losses(100, 1.0, 10)
+    fit.losses[3] = np.nan
+    assert np.isfinite(pl.distance_from_end(fit, 10)[0]).all()
 
 
 def test_labels_never_overlap_and_the_first_come_first() -> None:

@@ -113,6 +113,13 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
         ("--formula", "~ condition + batch", *CONTRAST),
         "is not estimable",
     ),
+    "logarithms without scale": (
+        _of(x=np.log1p(np.asarray(cells().X))),
+        ASKED,
+        "scale is not given, and adata.X does not",
+    ),
+    "counts as linear": (_of(x=np.ceil(np.asarray(cells().X))), (*ASKED, "--scale", "linear"), "scale='counts'"),
+    "linear as log1p": (file_of, (*ASKED, "--scale", "log1p"), "the stored values are not logarithms: scale='linear'?"),
     "integer levels": (
         _of(dose=np.arange(N) % 3),
         ("--formula", "~ dose", "--contrast", "dose", "2", "0"),
@@ -144,7 +151,19 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "steps": ((*ASKED, "--steps", "3"), "'3' is not a whole number of at least 10"),
     "seed": ((*ASKED, "--seed", "-1"), "'-1'"),
     "no formula": (CONTRAST, "required: --formula"),
-    "half a contrast": (("--formula", "~ condition", "--contrast", "condition"), "expected 3 arguments"),
+    "half a contrast": (("--formula", "~ condition", "--contrast", "condition"), "needed a column and two levels"),
+    "half a pair": (("--formula", "~ condition", "--contrast", "condition=a"), "or two conditions, such as condition="),
+    "half a difference": (
+        ("--formula", "~ condition", "--contrast", "condition=stim", "condition=ctrl", "-", "condition=stim"),
+        "got 'condition=stim condition=ctrl - condition=stim'; needed a column and two levels",
+    ),
+    "interaction": (
+        ("--formula", "~ condition * donor", *CONTRAST),
+        "needed the value of donor in a pair of conditions, ('condition=stim,donor=...', 'condition=ctrl,donor=...')",
+    ),
+    "a call in the formula": (("--formula", "~ .system('x') + condition", *CONTRAST), "cannot be read"),
+    "control characters": (("--formula", "~ \x1b[31m", *CONTRAST), "\\x1b"),
+    "shortened options": ((*ASKED, "--detection", "0.1"), "unrecognized arguments"),
     "unknown option": ((*ASKED, "--colour"), "unrecognized arguments: --colour"),
 }
 

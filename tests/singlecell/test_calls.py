@@ -15,7 +15,7 @@ from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import COLUMNS, Contrast
 from pyro_zilognormal.singlecell.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
-from pyro_zilognormal.singlecell.report import Diagnostic, verdict
+from pyro_zilognormal.singlecell.report import Diagnostic, _around_zero, _calls, folds, verdict
 from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table
 
 DRAWS = 1000
@@ -50,7 +50,17 @@ def table(drawn: dict[str, torch.Tensor], pval: Any = NAN, calls: Calls = CALLS,
     samples = SampleTest(changed.pop("log_fc", np.full(genes, NAN)), changed.pop("se", np.full(genes, NAN)), pval)
     outside = {name: np.zeros(genes, dtype=bool) for name in ("zero_fraction", "mean", "sd_log")}
     arms = changed.pop("arms", (arm(genes), arm(genes), arm(genes, 200, 100)))
-    found = contrast_table(names, drawn, CONTRAST, arms, samples, changed.pop("outside", outside), calls, **changed)
+    found = contrast_table(
+        names,
+        drawn,
+        changed.pop("contrast", CONTRAST),
+        arms[:-1],
+        arms[-1],
+        samples,
+        changed.pop("outside", outside),
+        calls,
+        **changed,
+    )
     assert list(found.columns) == list(COLUMNS)
     return found.set_index("variable").loc[names]
 
@@ -184,3 +194,24 @@ def test_what_does_not_fit_is_named() -> None:
 def test_the_verdict(converged: bool, unfit: float, passed: bool, said: str) -> None:
     numbers = {"convergence": {"converged": converged}, "contrasts": [{"unfit": 0.0}, {"unfit": unfit}]}
     assert verdict([Diagnostic(True, ""), Diagnostic(passed, "")], numbers).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("log_fc", "said"),
+    [(2.0, "4-fold up"), (-2.0, "4-fold down"), (-0.5, "1.41-fold down"), (1e-9, "1-fold up"), (-1e4, "inf-fold down")],
+)
+def test_a_ratio_below_one_is_a_fold_down(log_fc: float, said: str) -> None:
+    assert folds(log_fc) == said
+
+
+def test_genes_called_with_an_interval_around_zero_are_less_sure() -> None:
+    """20 certain genes, one whose error is 0.15, and one that is not called."""
+    change, sd = torch.tensor([3.0] * 20 + [1.3, 0.1]).double(), torch.tensor([0.1] * 20 + [1.0, 1.0])
+    found = table(draws(change, sd))
+    assert found["is_de"].tolist() == [True] * 21 + [False]
+    calls = _calls(found.reset_index(), {"fdr": 0.05, "max_error": 0.2})
+    assert calls["around_zero"] == ["g20"]
+    diagnostic = _around_zero(calls)
+    assert "less sure are 1 gene (g20)" in diagnostic.text
+    assert diagnostic.passed
+    assert not _around_zero(calls | {"up": 1}).passed

@@ -171,10 +171,10 @@ def test_one_depth_is_no_column() -> None:
     assert (de.settings["depth"], de.settings["depth_bins"]) == ("total_counts", 1)
 
 
-def many_genes(share: Any, genes: int = 200) -> anndata.AnnData:
-    """Cells that have positive values in this share of genes, of a thousand counts each."""
+def many_genes(share: Any, genes: int = 200, value: float = 50.5) -> anndata.AnnData:
+    """Cells that have this value in this share of genes."""
     seen = np.random.default_rng(0).random((160, genes)) < np.broadcast_to(share, 160)[:, None]
-    return anndata.AnnData(np.where(seen, 5.0, 0.0), frame())
+    return anndata.AnnData(np.where(seen, value, 0.0), frame())
 
 
 SPLIT = np.where(STIM == 1, 0.5, 0.3)
@@ -198,9 +198,9 @@ WARNS: dict[str, tuple[Callable[[], Any], str | None]] = {
     "too few genes": (lambda: HurdleDE(many_genes(SPLIT, 90), "~ condition"), None),
     "a number": (lambda: HurdleDE(many_genes(SPLIT), "~ age"), None),
     "depth": (lambda: HurdleDE(with_share(SPLIT), "~ condition", depth="umis"), None),
-    "counts": (lambda: HurdleDE(many_genes(SPLIT), "~ condition", scale="counts", depth="auto"), None),
+    "counts": (lambda: HurdleDE(many_genes(SPLIT, value=5.0), "~ condition", scale="counts", depth="auto"), None),
     "counts without depth": (
-        lambda: HurdleDE(many_genes(SPLIT), "~ condition", scale="counts"),
+        lambda: HurdleDE(many_genes(SPLIT, value=5.0), "~ condition", scale="counts"),
         "total counts: means of .* in levels of condition",
     ),
     "one depth": (
@@ -229,7 +229,7 @@ def test_depths_that_differ_are_warned_of_where_nothing_explains_them(case: str)
 
 
 def test_depth_of_another_kind() -> None:
-    with pytest.raises(TypeError, match="depth is a ndarray; needed 'auto', None or the name of a column of obs"):
+    with pytest.raises(TypeError, match="depth is a ndarray; needed 'auto' or the name of a column of obs, or None"):
         HurdleDE(experiment(), "~ condition", depth=TOTAL)
 
 

@@ -65,7 +65,7 @@ def test_a_number_is_predicted_at_its_mean() -> None:
 
 def test_quantiles_are_checked() -> None:
     for q in (-0.1, 1.0, math.nan):
-        with pytest.raises(SingleCellError, match=r"quantiles holds .*; needed numbers from 0 to below 1"):
+        with pytest.raises(SingleCellError, match=r"an element of quantiles is .*; needed a number from 0 to below 1"):
             fitted().predict(fitted().cond(), quantiles=[q])
 
 

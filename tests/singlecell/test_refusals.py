@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 from pyro_zilognormal.singlecell import (
+    ArgumentTypeError,
     HurdleDE,
     SingleCellError,
     UnknownNameError,
@@ -85,7 +87,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "threshold above all": (lambda: call(experiment(), detection_threshold=1e9), "no value above the detection"),
     "no cells": (lambda: call(experiment()[:0]), r"adata.X is empty, of shape \(0, 6\); needed cells x genes"),
     "no genes": (lambda: call(experiment()[:, :0]), r"adata.X is empty, of shape \(160, 0\)"),
-    "one cell": (lambda: call(experiment()[:1]), "has one value only"),
+    "one cell": (lambda: call(experiment()[:1], scale="linear"), "has one value only"),
     "no X": (lambda: call(anndata.AnnData(obs=frame())), "adata has no X; name a layer: it has none"),
     "duplicate genes": (
         lambda: call(renamed(["a", "b", "a", "c", "a", "d"])),
@@ -94,7 +96,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no layer": (lambda: call(experiment(), layer="counts"), "layer: 'counts' is not one of the layers of adata: none"),
     "no raw": (lambda: call(experiment(), use_raw=True), "use_raw is True, but adata.raw is None"),
     "layer and raw": (lambda: call(experiment(), use_raw=True, layer="a"), "layer is 'a' and use_raw is True"),
-    "scale": (lambda: call(experiment(), scale="log2"), "needed one of 'linear', 'log1p', 'log2p1', 'counts'"),
+    "scale": (lambda: call(experiment(), scale="log2"), "needed one of 'linear', 'log1p', 'log2p1', 'log10p1',"),
     "threshold": (lambda: call(experiment(), detection_threshold=-1), "detection_threshold is -1; needed a number"),
     "no column": (
         lambda: call(experiment(), "~ conditoin"),
@@ -130,7 +132,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "interaction": (
         lambda: call(experiment(), "~ condition * sex"),
-        r"'condition: stim vs ctrl' depends on sex, with which it interacts in '~ condition \* sex'; .*, sex=\.\.\.\)",
+        r"'condition: stim vs ctrl' depends on sex, with which it interacts in '~ condition \* sex'; .*,sex=\.\.\.'\)",
     ),
     "interaction with a number": (lambda: call(experiment(), "~ condition * age"), r"depends on age"),
     "interaction with a numeric function": (lambda: call(experiment(), "~ condition * center(age)"), r"depends on age"),
@@ -163,7 +165,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "times": (
         lambda: call(with_obs(day=pd.date_range("2020-01-01", periods=160).to_numpy()), "~ condition + day"),
-        r"obs\['day'\] holds times",
+        r"obs\['day'\] is datetime64.*; needed numbers or categories",
     ),
     "no offset": (lambda: call(experiment(), offset="size"), "offset: 'size' is not one of the columns"),
     "offset of text": (lambda: call(experiment(), offset="sex"), r"offset: obs\['sex'\] is not a finite number"),
@@ -233,7 +235,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no such combination": (
         lambda: HurdleDE(experiment()[(frame()["condition"] == "ctrl") | (frame()["sex"] == "f")].copy(),
                          "~ condition * sex").cond(condition="stim", sex="m"),
-        "condition='stim', sex='m' is not estimable: no cells determine it",
+        "condition: 'condition=stim,sex=m' is not estimable: no cells determine it",
     ),
     "no number": (lambda: HurdleDE(experiment(), "~ age").cond(age="old"), "age: got 'old'; needed a finite number"),
     "no results": (lambda: to_scanpy(experiment()), "key: 'ziln_de' is not one of the keys of adata.uns: none"),
@@ -271,6 +273,59 @@ def test_bad_calls(case: str) -> None:
 def test_arguments_of_another_kind(make: Callable[[], Any], says: str) -> None:
     with pytest.raises(TypeError, match=says):
         make()
+
+
+# Arguments of another type, and what is said of them.
+KINDS: dict[str, tuple[Callable[[], Any], str]] = {
+    "use_raw": (lambda: call(experiment(), use_raw=set()), r"use_raw is set\(\); needed True or False"),
+    "copy": (lambda: call(experiment(), copy=1), "copy is 1; needed True or False"),
+    "formula": (lambda: call(experiment(), torch.tensor(3)), "formula is a Tensor; needed text"),
+    "steps": (lambda: HurdleDE(experiment(), "~ condition").fit(steps=torch.tensor([1.0, 2.0])), "steps is tensor"),
+    "steps of a fraction": (
+        lambda: HurdleDE(experiment(), "~ condition").fit(steps=50.0),
+        "steps is 50.0; needed a whole",
+    ),
+    "true draws": (lambda: call(experiment(), draws=True), "draws is True; needed a whole number of at least 100"),
+    "checkpoint": (lambda: call(experiment(), checkpoint=5), "checkpoint is 5; needed the name of a file"),
+    "callbacks": (lambda: call(experiment(), callbacks=5), "callbacks is 5; needed a list of callbacks"),
+    "a callback": (lambda: call(experiment(), callbacks=["x"]), "callbacks holds 'x'; needed functions of the run"),
+    "priors": (lambda: call(experiment(), priors="weak"), "priors is 'weak'; needed HurdlePriors, or a dict"),
+    "fdr": (lambda: call(experiment(), fdr="0.1"), "fdr is '0.1'; needed a number between 0 and 1"),
+    "delta": (lambda: call(experiment(), delta=torch.ones(2)), r"delta is tensor.*; needed a number >= 0"),
+    "donor": (lambda: call(experiment(), donor=["donor"]), "donor is .*; needed the name of a column of obs, or None"),
+    "layer": (lambda: call(experiment(), layer=3), "layer is 3; needed the name of a layer, or None"),
+    "device": (lambda: call(experiment(), device=None), "device is None; needed the name of a torch device"),
+    "groupby": (lambda: call(experiment(), None, None, groupby=3), "groupby is 3; needed the name of a column"),
+    "groups": (lambda: call(experiment(), None, None, groupby="sex", groups=3), "groups is 3; needed 'all' or a list"),
+    "a level": (
+        lambda: call(experiment(), contrast=("condition", ["stim"], "ctrl")),
+        r"got \['stim'\]; needed one level",
+    ),
+    "quantiles": (
+        lambda: fitted().predict(fitted().cond(), quantiles=0.5),
+        "quantiles is 0.5; needed a list of numbers",
+    ),
+    "genes": (lambda: fitted().gene_fits("up", STIM), "genes is 'up'; needed a list of names"),
+    "class": (lambda: call(anndata.AnnData), "adata is a type; needed an AnnData"),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_an_argument_of_another_type_is_named(case: str) -> None:
+    make, says = KINDS[case]
+    with pytest.raises(ArgumentTypeError, match=says) as caught:
+        make()
+    assert isinstance(caught.value, SingleCellError)
+    assert str(caught.value).isprintable()
+
+
+def test_numbers_of_numpy_and_torch_are_taken() -> None:
+    de = HurdleDE(
+        experiment(), "~ condition", draws=np.int64(200), detection_threshold=np.float32(0.0), use_raw=np.False_
+    )
+    de.fit(steps=torch.tensor(10), seed=np.uint8(3), batch_size=np.int32(64))
+    assert (de.settings["steps"], de.settings["seed"], de.settings["draws"]) == (10, 3, 200)
+    assert len(de.test(STIM, delta=np.float64(0.1), fdr=np.float32(0.1), credible=np.float64(0.9))) == len(GENES)
 
 
 def test_names_are_also_key_errors() -> None:

@@ -65,7 +65,7 @@ def test_parameters_tell_what_was_done() -> None:
         "delta": 0.25,
         "fdr": 0.05,
         "max_error": 0.2,
-        "credible": 0.95,
+        "credible": 0.99,
         "n_cells": 160,
         "n_genes": 6,
         "n_rows": 8,

@@ -1,0 +1,122 @@
+"""Checks of arguments that are no data: numbers, flags, names, the device, the hyperpriors."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_zilognormal.models import HurdleData, HurdlePriors
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, shown, unknown
+from pyro_zilognormal.svi import Callback, Checkpoint
+
+
+def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """Return a whole number, numpy's or torch's too, as an int."""
+    try:
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number = None
+    needed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    if number is None:
+        raise ArgumentTypeError(f"{name} is {shown(value)}; needed a whole number {needed}")
+    if not least <= number <= most:
+        raise SingleCellError(f"{name} is {number}; needed a whole number {needed}")
+    return number
+
+
+def real(name: str, value: Any, fits: Any, needed: str) -> float:
+    """Return a number for which ``fits`` holds as a float."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise ArgumentTypeError(f"{name} is {shown(value)}; needed {needed}")
+    if not fits(value):
+        raise SingleCellError(f"{name} is {value!r}; needed {needed}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentTypeError(f"{name} is {shown(value)}; needed True or False")
+    return bool(value)
+
+
+def text_or_none(name: str, value: Any, needed: str) -> str | None:
+    """Return text or None."""
+    if not isinstance(value, str | None):
+        raise ArgumentTypeError(f"{name} is {shown(value)}; needed {needed}, or None")
+    return value
+
+
+def items(name: str, value: Any, needed: str) -> list[Any]:
+    """Return the elements of a list, or of anything that can be iterated over but text and dicts."""
+    try:
+        if not isinstance(value, str | bytes | Mapping):
+            return list(value)
+    except TypeError:
+        pass
+    raise ArgumentTypeError(f"{name} is {shown(value)}; needed {needed}")
+
+
+def check_fractions(delta: Any, fdr: Any, credible: Any, max_error: Any = 0.2) -> None:
+    """Raise for settings of a table that are out of range."""
+    real("delta", delta, lambda v: 0 <= v < math.inf, "a number >= 0, in log2 units")
+    for name, value in (("fdr", fdr), ("credible", credible)):
+        real(name, value, lambda v: 0 < v < 1, "a number between 0 and 1")
+    real("max_error", max_error, lambda v: 0 < v <= 1, "a probability above 0")
+
+
+def check_device(device: Any) -> str:
+    """Return the name of a torch device that can be used here."""
+    if not isinstance(device, str | torch.device):
+        raise ArgumentTypeError(f"device is {shown(device)}; needed the name of a torch device, such as 'cpu'")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise SingleCellError(f"device is {device!r}, which cannot be used here ({said}); pass 'cpu'") from error
+    return str(device)
+
+
+def priors_for(given: Any, data: HurdleData) -> HurdlePriors:
+    """Return hyperpriors: those that are given, or the data's with the given changes."""
+    if isinstance(given, HurdlePriors):
+        return given
+    if not isinstance(given, Mapping | None):
+        raise ArgumentTypeError(f"priors is {shown(given)}; needed HurdlePriors, or a dict of some of its fields")
+    changed, known = dict(given or {}), HurdlePriors.__dataclass_fields__
+    for name in changed.keys() - known:
+        raise unknown("priors", name, "fields of HurdlePriors", known)
+    try:
+        return HurdlePriors.for_data(data, **changed)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SingleCellError(f"priors: {str(error).strip()}") from error
+
+
+def callbacks_of(given: Any, checkpoint: Any) -> list[Any]:
+    """Return the callbacks of a fit, the checkpoint among them."""
+    found = items("callbacks", given, "a list of callbacks")
+    for one in found:
+        if not (callable(one) or isinstance(one, Callback)):
+            raise ArgumentTypeError(f"callbacks holds {shown(one)}; needed functions of the run, or svi.Callback")
+    if checkpoint is None or isinstance(checkpoint, Checkpoint):
+        return found if checkpoint is None else [*found, checkpoint]
+    return [*found, Checkpoint(checkpoint_path(checkpoint))]
+
+
+def checkpoint_path(given: Any) -> str:
+    """Return the path of a checkpoint, in a folder that exists."""
+    if not isinstance(given, str | os.PathLike):
+        raise ArgumentTypeError(f"checkpoint is {shown(given)}; needed the name of a file")
+    path = os.fspath(given)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise SingleCellError(f"checkpoint is {path!r}; needed the name of a file")
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or os.curdir):
+        raise SingleCellError(f"checkpoint is {path!r}; needed the name of a file in a folder that exists")
+    return path
