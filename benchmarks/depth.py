@@ -107,8 +107,8 @@ def main() -> None:
     PAGE.write_text(f"# How depth explains zeros, as measured\n\n{INTRODUCTION}\n\n{table}\n")
 
 
-INTRODUCTION = f"""Printed by `python benchmarks/depth.py FOLDER`. Log likelihood of which values of held-out cells are zero,
-above that of one share of zeros for each gene, in nats a gene and 1,000 cells; larger is better. Means over
+INTRODUCTION = f"""Printed by `python benchmarks/depth.py FOLDER`. Log likelihood of which values of held-out cells
+are zero, above that of one share of zeros for each gene, in nats a gene and 1,000 cells; larger is better. Means over
 {SPLITS} random halves."""
 
 

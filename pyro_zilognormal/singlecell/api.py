@@ -39,6 +39,7 @@ from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
 from pyro_zilognormal.singlecell.results import (
     CREDIBLE,
+    LEFT_TAIL,
     Calls,
     by_condition,
     contrast_table,
@@ -312,15 +313,18 @@ class HurdleDE:
         """
         check_fractions(delta, fdr, credible, max_error)
         calls = Calls(delta, fdr, max_error, credible, _negligible(self.priors))
-        tables = []
+        tables, (skewness, error) = [], self.cells.log_skewness
         for one in self.cells.design.contrasts(contrast):
             levels = [end.levels for end in one.ends]
             arms, everything = [self.cells.arm(chosen) for chosen in levels], self.cells.arm({})
             # A condition without cells, such as a value of a number, cannot be checked.
             known = all(arm.cells > 0 for arm in arms)
             outside = outside_of(*(self._check(chosen, CREDIBLE) for chosen in levels)) if known else None
+            if outside:
+                outside |= {"left_tail": skewness + 2 * error < LEFT_TAIL}
             samples, few = compare_samples(self.cells, one), known and min(map(self._samples, levels)) < _FEWEST_SAMPLES
-            tables.append(contrast_table(self.genes, self.draws, one, arms, everything, samples, outside, calls, few))
+            observed = arms, everything, samples, outside
+            tables.append(contrast_table(self.genes, self.draws, one, *observed, calls, skewness, few))
         return require("pandas").concat(tables, ignore_index=True)
 
     def _samples(self, levels: Mapping[str, Any]) -> float:

@@ -26,6 +26,8 @@ from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_cells, r
 _UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 # The share of positive values says something of depth if it is that of many genes.
 _FEWEST_GENES = 100
+# Positive values, beyond one a row, that say something of the shape of their logarithms; and equal logarithms.
+_FEWEST_LOGS, _SAME = 3, 1e-12
 _ON_DISK = ("array", "csr_matrix", "csc_matrix")
 
 
@@ -192,6 +194,24 @@ class Cells:
     count: NDArray[np.int64]  # the number of cells in each row
     # Sums of linear values with size factors divided out, of shape (rows, genes); None where rows are cells.
     totals: NDArray[np.float64] | None
+    # Sums of the cubes of the logarithms of these, where positive.
+    cubes: NDArray[np.float64] | None
+
+    @property
+    def log_skewness(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The skewness of log x about the means of the rows, where x > 0, and its standard error, gene by gene.
+
+        NaN for fewer than 3 positive values more than rows have, for equal ones, and where rows are cells.
+        """
+        if self.cubes is None:
+            return (np.full(self.data.genes, np.nan),) * 2
+        _, count, mean, squares, _ = self.data.value.numpy(force=True).transpose(2, 0, 1)
+        freedom = np.maximum(count - 1, 0).sum(0)
+        third, second = (self.cubes - 3 * mean * squares - count * mean**3).sum(0), squares.sum(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = third / freedom / (second / freedom) ** 1.5
+            known = (freedom >= _FEWEST_LOGS) & (second > _SAME * freedom)
+            return np.where(known, found, np.nan), np.where(known, np.sqrt(6 / freedom), np.nan)
 
     @property
     def depth_bins(self) -> int:
@@ -261,16 +281,17 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     factor = np.ones(len(obs)) if shift is None else np.exp(shift)
     if 2 * len(example) > len(obs):
         row = example = np.arange(len(obs))
-        value, totals, left = read_cells(clean), None, np.zeros(len(obs)) if shift is None else shift
+        value, left = read_cells(clean), np.zeros(len(obs)) if shift is None else shift
+        totals = cubes = None
     else:  # the offset is taken out of statistics and totals
-        statistics, totals = read_statistics(clean, row, len(example), shift)
+        statistics, totals, cubes = read_statistics(clean, row, len(example), shift)
         value, left = statistics.value, np.zeros(len(example))
     mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
     codes = [term.code[example] for term in terms]
     factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
     levels = tuple(len(term.names) for term in terms)
     data = HurdleData(value, mean, zero, mean, factors, torch.from_numpy(left), levels)
-    cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals)
+    cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals, cubes)
     if not design.has_depth:
         _warn_of_depths(cells, known)
     return cells

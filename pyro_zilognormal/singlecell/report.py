@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import listed, printable, require
 from pyro_zilognormal.singlecell.genes import GeneFit
 from pyro_zilognormal.singlecell.predictive_check import STATISTICS, inside
-from pyro_zilognormal.singlecell.results import COLUMNS, CREDIBLE, FEWEST_CELLS, posterior_calls
+from pyro_zilognormal.singlecell.results import COLUMNS, CREDIBLE, FEWEST_CELLS, LEFT_TAIL, posterior_calls
 from pyro_zilognormal.svi.data import digest
 
 _PACKAGES = ("torch", "pyro-ppl", "numpy", "scipy", "pandas", "anndata", "formulaic")
@@ -110,6 +111,8 @@ def _calls(table: Any, specification: Mapping[str, Any]) -> dict[str, Any]:
         "samples_only": _names(table[~posterior & (table["padj"] <= fdr)].sort_values("pval", kind="stable")),
         "unfit": float(unfit.mean()),
         "around_zero": _names(called[(called["log_fc_low"] < 0) & (called["log_fc_high"] > 0)]),
+        "left_tail": _names(table[table["predictive_check"].str.contains("left_tail")]),
+        "log_skewness": float(np.median(known)) if len(known := table["log_skewness"].dropna()) else math.nan,
         "log_fc_unfit": _names(table[table["predictive_check"].str.contains("log_fc")]),
         "status": {str(status): int(number) for status, number in table["status"].value_counts().items()},
     }
@@ -142,6 +145,7 @@ def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic
         _fit_of(check, "mean", "mean", "their positive values are not log-normal, and log_fc may be biased"),
         _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread is not that of the model's sigma"),
         *(_log_fc(calls) for calls in numbers["contrasts"]),
+        *(_left_tail(calls) for calls in numbers["contrasts"][:1] if not math.isnan(calls["log_skewness"])),
         *(_around_zero(calls) for calls in numbers["contrasts"] if calls["around_zero"]),
         *(_few_cells(calls) for calls in numbers["contrasts"] if "few_cells" in calls["status"]),
         *(_agreement(calls) for calls in numbers["contrasts"] if calls["tested"]),
@@ -167,6 +171,17 @@ def _log_fc(calls: Mapping[str, Any]) -> Diagnostic:
         )
     text = f"{calls['contrast']}: the interval of log_fc excludes the observed log2 ratio of means, by more than the "
     return Diagnostic(False, f"{text}noise of that ratio, in {_genes(found)}. Do not trust their fold changes.")
+
+
+def _left_tail(calls: Mapping[str, Any]) -> Diagnostic:
+    found = calls["left_tail"]
+    text = f"Logarithms of positive values have a median skewness of {calls['log_skewness']:.1f} (0 for a log-normal). "
+    if not found:
+        return Diagnostic(True, text + "None has a left tail that makes means too large.")
+    text += (
+        f"Left tails, below {LEFT_TAIL:g}, make the model's means too large in {_genes(found)}; see docs/choosing.md."
+    )
+    return Diagnostic(False, text)
 
 
 def _around_zero(calls: Mapping[str, Any]) -> Diagnostic:
@@ -225,8 +240,8 @@ def verdict(found: Sequence[Diagnostic], numbers: Mapping[str, Any]) -> str:
     unfit = max(calls["unfit"] for calls in numbers["contrasts"])
     if unfit >= _MOST_UNFIT:
         return (
-            f"No: {unfit:.0%} of the genes do not fit the predictive check. Values of another scale, left tails or "
-            "skewed logarithms are common reasons; see docs/choosing.md."
+            f"No: {unfit:.0%} of the genes do not fit the predictive check. Values of another scale and left tails of "
+            "their logarithms are common reasons; see docs/choosing.md."
         )
     if all(one.passed for one in found):
         return "Yes: all diagnostics are fine."

@@ -70,9 +70,12 @@ COLUMNS = {
     "status": "ok; all_zero: no positive value in any condition; too_few_positive: fewer than 3 positive values in "
     "all together; few_cells: a condition has fewer than 10 cells or, with random effects, fewer than 2 samples; "
     "all_positive: no zero in any.",
+    "log_skewness": "Skewness of log X where X > 0, in all cells, about the means of the groups of cells alike in all "
+    "variables; 0 for a log-normal. Missing where cells are not grouped.",
     "predictive_check": "ok, or what the model does not reproduce: zero_fraction, mean, sd_log (standard deviation of "
     "log X where X > 0), outside of the 99 % posterior predictive interval in one of the conditions; log_fc, whose "
-    "interval excludes the log2 ratio of the observed means by more than the noise of that ratio. no_cells: a "
+    "interval excludes the log2 ratio of the observed means by more than the noise of that ratio; left_tail, a "
+    "log_skewness below -1 by more than two standard errors, which makes the model's means too large. no_cells: a "
     "condition has no cells.",
 }
 
@@ -93,6 +96,8 @@ _GENES_A_BLOCK = 2000
 # torch.quantile takes 16 million values at most.
 _VALUES_A_QUANTILE = 1 << 23
 _FEWEST_POSITIVE = 3
+# A skewness of log x below which the log-normal's mean is too large by a quarter, that of an exponential distribution.
+LEFT_TAIL = -1.0
 FEWEST_CELLS = 10
 # A few cells, or one sample, do not tell a condition from what they have in common by chance.
 _UNCALLED = ("all_zero", "few_cells")
@@ -144,6 +149,7 @@ def contrast_table(
     samples: SampleTest,
     outside: Mapping[str, NDArray[np.bool_]] | None,
     calls: Calls,
+    skewness: NDArray[np.float64],
     few_samples: bool = False,
 ) -> Any:
     """Return the table of one contrast, the most certain gene first.
@@ -157,10 +163,12 @@ def contrast_table(
         samples: the test of samples.
         outside: which genes fail the predictive check of each statistic; None where a condition has no cells.
         calls: how genes are called.
+        skewness: of the logarithms.
         few_samples: whether a condition has too few samples.
     """
     columns = {"variable": genes, "contrast": contrast.name} | _posterior(draws, contrast, calls)
     columns |= {"pval": samples.pval, "padj": adjust(samples.pval)} | _observed(arms, everything, few_samples)
+    columns["log_skewness"] = skewness
     table = require("pandas").DataFrame(columns)
     if outside is None:
         table["predictive_check"] = "no_cells"

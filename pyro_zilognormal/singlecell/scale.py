@@ -282,23 +282,26 @@ def read_totals(expression: Expression) -> NDArray[np.float64]:
 
 def read_statistics(
     clean: Cleaner, groups: NDArray[np.int64], n_groups: int, offset: NDArray[np.float64] | None
-) -> tuple[SufficientStatistics, NDArray[np.float64]]:
+) -> tuple[SufficientStatistics, NDArray[np.float64], NDArray[np.float64]]:
     """Reduce all cells to the statistics of their groups, one block in memory at a time.
 
-    The offset is taken out of the statistics, and of the sums of linear values that come with them.
+    With them come sums of linear values, and of cubes of the logarithms of positive ones. The offset is taken out of
+    all three.
     """
-    totals = np.zeros((n_groups, clean.expression.shape[1]))
+    totals, cubes = (np.zeros((n_groups, clean.expression.shape[1])) for _ in range(2))
+    one = np.ones(len(groups))
     weight = np.ones(len(groups)) if offset is None else np.exp(-offset)
 
     def chunks() -> Iterator[tuple[Any, NDArray[np.int64], Any]]:
         for block, rows, columns in clean_blocks(clean):
             _add_totals(totals[:, columns], block, groups[rows], weight[rows])
+            _add_totals(cubes[:, columns], _cubes(block, weight[rows]), groups[rows], one[rows])
             yield block, groups[rows], None if offset is None else offset[rows]
 
     if not _by_column(clean.expression.matrix):
-        return SufficientStatistics.from_chunks(chunks(), n_groups), totals
+        return SufficientStatistics.from_chunks(chunks(), n_groups), totals, cubes
     parts = [SufficientStatistics.from_cells(block, who, n_groups, shift).value for block, who, shift in chunks()]
-    return SufficientStatistics.from_value(torch.cat(parts, 1)), totals
+    return SufficientStatistics.from_value(torch.cat(parts, 1)), totals, cubes
 
 
 def read_cells(clean: Cleaner) -> Any:
@@ -372,6 +375,15 @@ def _column_blocks(matrix: Any) -> Iterator[slice]:
         stop = min(max(stop, start + 1), columns)
         yield slice(start, stop)
         start = stop
+
+
+def _cubes(block: Any, weight: NDArray[np.float64]) -> Any:
+    """Return the cubes of the logarithms of the positive values, each times its row's weight; 0 where there is none."""
+    sparse = hasattr(block, "tocsr")
+    values = block.tocoo() if sparse else block
+    linear = values.data * weight[values.row] if sparse else values * weight[:, None]
+    cubes = np.log(linear, out=np.zeros_like(linear), where=linear > 0) ** 3
+    return require("scipy.sparse").csr_matrix((cubes, (values.row, values.col)), block.shape) if sparse else cubes
 
 
 def _add_totals(

@@ -59,6 +59,7 @@ def table(drawn: dict[str, torch.Tensor], pval: Any = NAN, calls: Calls = CALLS,
         samples,
         changed.pop("outside", outside),
         calls,
+        np.full(genes, NAN),
         **changed,
     )
     assert list(found.columns) == list(COLUMNS)
