@@ -33,8 +33,9 @@ def ours(cells: Cells) -> pd.DataFrame:
     donor = None if cells.donor is None else "donor"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of depths that differ: the parts of log_fc are not judged here
-        de = HurdleDE(_adata(cells, cells.normalised), "~ condition", donor=donor).fit()
-    table, beyond = (de.test(contrast, delta=d).set_index("variable").loc[cells.genes] for d in (0, 0.25))
+        de = HurdleDE(_adata(cells, cells.normalised), "~ condition", donor=donor, scale="linear").fit()
+    tables = (de.test(contrast, delta=delta, credible=0.95) for delta in (0, 0.25))
+    table, beyond = (found.set_index("variable").loc[cells.genes] for found in tables)
     z = table["log_fc"].abs() / table["log_fc_sd"]
     p = table["pval"].where(table["pval"].notna(), np.minimum(2 * table["lfsr"], 1))
     found = {"order": -table["lfsr"] + 1e-6 * z, "p": p, "called": table["is_de"]}

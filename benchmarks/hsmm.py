@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
 
 def fit(adata: anndata.AnnData, threshold: float) -> pd.DataFrame:
     """The table of a threshold, with each gene's sigma and how many means are not as predicted."""
-    de = HurdleDE(adata, "~ hours", detection_threshold=threshold).fit()
+    de = HurdleDE(adata, "~ hours", detection_threshold=threshold, scale="linear").fit()
     table = de.test(CONTRAST).set_index("variable")
     check = de.predictive_check()
     table.attrs["sigma"] = pd.Series(de.draws["log_sigma"].squeeze(-1).exp().median(0).values.numpy(), de.genes)

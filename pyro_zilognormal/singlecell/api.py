@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import os
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from pyro_zilognormal.models import (
     Condition,
-    HurdleData,
     HurdleGuide,
     HurdleModel,
     HurdlePriors,
@@ -26,6 +24,8 @@ from pyro_zilognormal.singlecell.arguments import (
     check_device,
     check_fractions,
     flag,
+    negligible,
+    on_device,
     priors_for,
     real,
     text_or_none,
@@ -54,10 +54,6 @@ _log = logging.getLogger(__name__)
 _RANDOM_DRAWS = 200
 # Fewer samples in a condition do not tell how much samples vary.
 _FEWEST_SAMPLES = 2
-# In fewer steps it is not seen whether the loss still falls.
-_FEWEST_STEPS = 10
-# Of numpy's generator.
-_LARGEST_SEED = 2**32 - 1
 
 
 class HurdleDE:
@@ -148,7 +144,7 @@ class HurdleDE:
             _log.info("scale: %s, as %s", scale, scale_from)
         clean = Cleaner(expression, scale, threshold, offset is not None)
         self.cells = read(adata.obs, formula, donor, offset, depth, clean)
-        self.data = _on_device(self.cells.data, device)
+        self.data = on_device(self.cells.data, device)
         self.priors = priors_for(priors, self.data)
         self._result: FitResult | None = None
         self.settings: dict[str, Any] = {
@@ -209,10 +205,10 @@ class HurdleDE:
         Returns:
             Itself.
         """
-        seed, batch_size = whole("seed", seed, 0, _LARGEST_SEED), whole("batch_size", batch_size, 1)
+        seed, batch_size = whole("seed", seed, 0, 2**32 - 1), whole("batch_size", batch_size, 1)
         if steps is None:
             steps = max(50, 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size))
-        steps, callbacks = whole("steps", steps, _FEWEST_STEPS), callbacks_of(callbacks, checkpoint)
+        steps, callbacks = whole("steps", steps, 10), callbacks_of(callbacks, checkpoint)
         model = HurdleModel(self.data, self.priors)
         self._result = fit_hurdle(
             model,
@@ -312,7 +308,7 @@ class HurdleDE:
             A DataFrame, contrast by contrast, the most certain gene first.
         """
         check_fractions(delta, fdr, credible, max_error)
-        calls = Calls(delta, fdr, max_error, credible, _negligible(self.priors))
+        calls = Calls(delta, fdr, max_error, credible, negligible(self.priors))
         tables, (skewness, error) = [], self.cells.log_skewness
         for one in self.cells.design.contrasts(contrast):
             levels = [end.levels for end in one.ends]
@@ -416,15 +412,5 @@ class HurdleDE:
         return self._checks[key]
 
 
-def _on_device(data: HurdleData, device: str) -> HurdleData:
-    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(data).items() if isinstance(value, Tensor)}
-    return dataclasses.replace(data, **moved)
-
-
 def _is_threshold(value: float) -> bool:
     return 0 <= value < math.inf
-
-
-def _negligible(priors: HurdlePriors) -> float:
-    """Return the log2 fold change below which genes without effects may lie: 5 sds of the difference of two spikes."""
-    return 5 * math.sqrt(2) * priors.spike_sd / math.log(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import operator
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_zilognormal.models import HurdleData, HurdlePriors
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, shown, unknown
@@ -84,6 +86,12 @@ def check_device(device: Any) -> str:
     return str(device)
 
 
+def on_device(data: HurdleData, device: str) -> HurdleData:
+    """Return data on a device."""
+    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(data).items() if isinstance(value, Tensor)}
+    return dataclasses.replace(data, **moved)
+
+
 def priors_for(given: Any, data: HurdleData) -> HurdlePriors:
     """Return hyperpriors: those that are given, or the data's with the given changes."""
     if isinstance(given, HurdlePriors):
@@ -97,6 +105,11 @@ def priors_for(given: Any, data: HurdleData) -> HurdlePriors:
         return HurdlePriors.for_data(data, **changed)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SingleCellError(f"priors: {str(error).strip()}") from error
+
+
+def negligible(priors: HurdlePriors) -> float:
+    """Return the log2 fold change below which genes without effects may lie: 5 sds of the difference of two spikes."""
+    return 5 * math.sqrt(2) * priors.spike_sd / math.log(2)
 
 
 def callbacks_of(given: Any, checkpoint: Any) -> list[Any]:

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -66,8 +67,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(code: int, problem: object) -> int:
-    print(f"pyro-zilognormal: {printable(' '.join(str(problem).split()))}", file=sys.stderr)
+    print(f"pyro-zilognormal: {printable(_with_options(' '.join(str(problem).split())))}", file=sys.stderr)
     return code
+
+
+def _with_options(text: str) -> str:
+    """Return a message with options in place of the arguments of Python.
+
+    Example:
+        >>> _with_options("pass scale='log1p', use_raw=True or donor=None")
+        'pass --scale log1p, --use-raw or no --donor'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = f"--{found['name'].replace('_', '-')}", found["value"] or ""
+        return {"None": f"no {name}", "True": name, "": name}.get(value, f"{name} {value}")
+
+    return re.sub(rf"(?<![^\s(])(?P<name>{'|'.join(_MODEL)})=(?:(?P<quote>'?)(?P<value>\w+)(?P=quote))?", option, text)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -217,7 +233,7 @@ def _record_warnings() -> Iterator[list[str]]:
         warnings.simplefilter("always", UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         yield recorded
-    recorded.extend(dict.fromkeys(" ".join(str(w.message).split()) for w in caught))
+    recorded.extend(dict.fromkeys(_with_options(" ".join(str(w.message).split())) for w in caught))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -239,7 +255,7 @@ _MINUS = "-"
 
 
 def _join_contrasts(arguments: Sequence[str]) -> list[str]:
-    """Make one argument of each contrast, so that levels may start with a dash.
+    r"""Make one argument of each contrast, so that levels may start with a dash.
 
     Example:
         >>> _join_contrasts(["--contrast", "cells", "-TNF", "+TNF", "file.h5ad"])

@@ -102,7 +102,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
         "obs['age'] is missing in 1 of 60 cells, the first 'cell3'",
     ),
     "missing donor": (_of(donor=MISSING), (*ASKED, "--donor", "donor"), "obs['donor'] is missing in 30 of 60"),
-    "one donor": (_of(donor="d"), (*ASKED, "--donor", "donor"), "names one donor only"),
+    "one donor": (_of(donor="d"), (*ASKED, "--donor", "donor"), "names one donor only, 'd'; pass no --donor"),
     "confounded donor": (
         _of(donor=["one", "two"] * (N // 2)),
         (*ASKED, "--donor", "donor"),
@@ -118,8 +118,12 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
         ASKED,
         "scale is not given, and adata.X does not",
     ),
-    "counts as linear": (_of(x=np.ceil(np.asarray(cells().X))), (*ASKED, "--scale", "linear"), "scale='counts'"),
-    "linear as log1p": (file_of, (*ASKED, "--scale", "log1p"), "the stored values are not logarithms: scale='linear'?"),
+    "counts as linear": (
+        _of(x=np.ceil(np.asarray(cells().X))),
+        (*ASKED, "--scale", "linear"),
+        "pass --scale counts, or --offset, the log size factors",
+    ),
+    "linear as log1p": (file_of, (*ASKED, "--scale", "log1p"), "the stored values are not logarithms: --scale linear?"),
     "integer levels": (
         _of(dose=np.arange(N) % 3),
         ("--formula", "~ dose", "--contrast", "dose", "2", "0"),
