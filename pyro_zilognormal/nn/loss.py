@@ -15,7 +15,8 @@ def ziln_distribution(params: Tensor, validate_args: bool | None = None) -> Zero
 
     .. math:: \text{mu} = a, \qquad \text{scale} = \log(1 + e^b), \qquad \text{zi\_logits} = c
 
-    The scale has no floor. Outputs in half precision, as under autocast, are computed with in float32.
+    The scale has no floor but the smallest normal number. Outputs in half precision, as under autocast, are converted
+    to float32.
 
     Args:
         params: floating-point tensor of shape (..., 3).
@@ -38,6 +39,7 @@ def ziln_distribution(params: Tensor, validate_args: bool | None = None) -> Zero
         )
     loc, raw, zi_logits = params.to(torch.promote_types(params.dtype, torch.float32)).unbind(-1)
     scale = -logsigmoid(-raw)  # torch's softplus turns linear past 20
+    scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # so that all finite outputs stand for a distribution
     return ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
 
 

@@ -53,8 +53,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
     Attributes:
         network_: the fitted torch module, in float64, from features to a ZeroInflatedLogNormal.
         n_iter_: the number of iterations.
-        validation_loss_: with early stopping, the best mean loss of the held-out rows, in nats.
-        n_features_in_, feature_names_in_: as in all of scikit-learn.
+        validation_loss_: the best mean loss of the held-out rows, in nats; None without early stopping.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -142,8 +141,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        if stop is not None:
-            self.validation_loss_ = stop.best_loss
+        self.validation_loss_ = None if stop is None else stop.best_loss
         _set_parameters(self.network_, found.x if stop is None else stop.best)
 
     def _check_arguments(self) -> None:
