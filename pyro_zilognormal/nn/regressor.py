@@ -134,7 +134,8 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
         options = {"maxiter": self.max_iter, "maxfun": 20 * self.max_iter, "gtol": self.tol, "ftol": 0.0}
         found = minimize(objective, start, jac=True, method="L-BFGS-B", callback=stop, options=options)
         self.n_iter_ = found.nit
-        if found.status in (1, 2):
+        # Status 1 is too many iterations; the others that are no success are also what scipy calls an early stop.
+        if found.status == 1 or (stop is None and not found.success):
             warnings.warn(
                 f"ZILNRegressor has not converged after {found.nit} iterations ({found.message}). Increase max_iter "
                 f"({self.max_iter}), tol or alpha, or stop early.",
