@@ -83,14 +83,17 @@ def ziln_loss(params: Tensor, target: Tensor, reduction: str = "mean", weight: T
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
     distribution = ziln_distribution(params)
     _check_shape("target", target, distribution.batch_shape)
-    if weight is None:
-        loss = -distribution.log_prob(target)
-        return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
-    _check_shape("weight", weight, distribution.batch_shape)
-    if distribution._validate_args and known_false((weight >= 0).all()):
-        raise ValueError(f"weight must not be negative, got {weight.min().item()}.")
-    loss = weight * -distribution.log_prob(torch.where(weight == 0, 0, target))
-    return loss if reduction == "none" else loss.sum() / weight.sum() if reduction == "mean" else loss.sum()
+    if weight is not None:
+        _check_shape("weight", weight, distribution.batch_shape)
+        if distribution._validate_args and known_false((weight >= 0).all()):
+            raise ValueError(f"weight must not be negative, got {weight.min().item()}.")
+        target = torch.where(weight == 0, 0, target)
+    loss = -distribution.log_prob(target)
+    if weight is not None:
+        loss = weight * loss
+    if reduction == "mean":
+        return loss.mean() if weight is None else loss.sum() / weight.sum()
+    return loss if reduction == "none" else loss.sum()
 
 
 def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
