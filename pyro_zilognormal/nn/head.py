@@ -1,5 +1,7 @@
 """A last layer that gives a zero-inflated log-normal."""
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ class ZILNHead(nn.Linear):
         self.bias.copy_(torch.stack([torch.tensor(0.0), raw_scale(torch.tensor(1.0)), torch.tensor(0.0)]))
 
     @torch.no_grad()
-    def start_at(self, target: Tensor, weight: Tensor | None = None) -> "ZILNHead":
+    def start_at(self, target: Tensor, weight: Tensor | None = None) -> Self:
         """Set the biases to the maximum likelihood estimates of all targets, and the weights to 0.
 
         mu and scale are mean and standard deviation of log y where y > 0, zi_logits is log((n_zero + 1/2) /

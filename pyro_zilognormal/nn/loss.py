@@ -15,7 +15,8 @@ def ziln_distribution(params: Tensor, validate_args: bool | None = None) -> Zero
 
     .. math:: \text{mu} = a, \qquad \text{scale} = \log(1 + e^b), \qquad \text{zi\_logits} = c
 
-    The scale has no floor. Outputs in half precision, as under autocast, are computed with in float32.
+    The scale has no floor but the smallest normal number. Outputs in half precision, as under autocast, are converted
+    to float32.
 
     Args:
         params: floating-point tensor of shape (..., 3).
@@ -38,6 +39,7 @@ def ziln_distribution(params: Tensor, validate_args: bool | None = None) -> Zero
         )
     loc, raw, zi_logits = params.to(torch.promote_types(params.dtype, torch.float32)).unbind(-1)
     scale = -logsigmoid(-raw)  # torch's softplus turns linear past 20
+    scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)  # so that all finite outputs stand for a distribution
     return ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
 
 
@@ -81,14 +83,17 @@ def ziln_loss(params: Tensor, target: Tensor, reduction: str = "mean", weight: T
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
     distribution = ziln_distribution(params)
     _check_shape("target", target, distribution.batch_shape)
-    if weight is None:
-        loss = -distribution.log_prob(target)
-        return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
-    _check_shape("weight", weight, distribution.batch_shape)
-    if distribution._validate_args and known_false((weight >= 0).all()):
-        raise ValueError(f"weight must not be negative, got {weight.min().item()}.")
-    loss = weight * -distribution.log_prob(torch.where(weight == 0, 0, target))
-    return loss if reduction == "none" else loss.sum() / weight.sum() if reduction == "mean" else loss.sum()
+    if weight is not None:
+        _check_shape("weight", weight, distribution.batch_shape)
+        if distribution._validate_args and known_false((weight >= 0).all()):
+            raise ValueError(f"weight must not be negative, got {weight.min().item()}.")
+        target = torch.where(weight == 0, 0, target)
+    loss = -distribution.log_prob(target)
+    if weight is not None:
+        loss = weight * loss
+    if reduction == "mean":
+        return loss.mean() if weight is None else loss.sum() / weight.sum()
+    return loss if reduction == "none" else loss.sum()
 
 
 def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:

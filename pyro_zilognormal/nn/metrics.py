@@ -90,14 +90,26 @@ def crps_skill(
         distribution: of batch_shape (n,).
         target: y, of shape (n,).
         weight: of each row, of shape (n,).
+
+    Raises:
+        ValueError: other shapes, or NaN.
+
+    Example:
+        >>> crps_skill(ZeroInflatedLogNormal(torch.tensor([0.0, 2.0]), 0.5, -2.0), [1.0, 7.0])  # doctest: +ELLIPSIS
+        0.62...
     """
-    y = _as_double(target)
-    w = torch.ones_like(y) if weight is None else _as_double(weight)
+    y = _as_vector("target", target)
+    w = torch.ones_like(y) if weight is None else _as_vector("weight", weight)
+    if not y.shape == w.shape == distribution.batch_shape:
+        raise ValueError(
+            f"target and weight must have one value for each distribution, {tuple(distribution.batch_shape)}, "
+            f"got {tuple(y.shape)} and {tuple(w.shape)}."
+        )
     w = w / w.sum()
     order = y.argsort()
     above = 2 * w[order].cumsum(0) - w[order] - 1  # the weight of smaller targets minus that of larger ones
     spread = (w[order] * above * (y[order] - y.min())).sum()
-    found = (w * crps(distribution, y).detach().to(y.device)).sum()
+    found = (w * crps(distribution, y).detach().cpu()).sum()
     return (1 - found / spread).item() if spread > 0 else 0.0
 
 

@@ -53,8 +53,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
     Attributes:
         network_: the fitted torch module, in float64, from features to a ZeroInflatedLogNormal.
         n_iter_: the number of iterations.
-        validation_loss_: with early stopping, the best mean loss of the held-out rows, in nats.
-        n_features_in_, feature_names_in_: as in all of scikit-learn.
+        validation_loss_: the best mean loss of the held-out rows, in nats; None without early stopping.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -135,15 +134,15 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
         options = {"maxiter": self.max_iter, "maxfun": 20 * self.max_iter, "gtol": self.tol, "ftol": 0.0}
         found = minimize(objective, start, jac=True, method="L-BFGS-B", callback=stop, options=options)
         self.n_iter_ = found.nit
-        if found.status in (1, 2):
+        # Status 1 is too many iterations; the others that are no success are also what scipy calls an early stop.
+        if found.status == 1 or (stop is None and not found.success):
             warnings.warn(
                 f"ZILNRegressor has not converged after {found.nit} iterations ({found.message}). Increase max_iter "
                 f"({self.max_iter}), tol or alpha, or stop early.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        if stop is not None:
-            self.validation_loss_ = stop.best_loss
+        self.validation_loss_ = None if stop is None else stop.best_loss
         _set_parameters(self.network_, found.x if stop is None else stop.best)
 
     def _check_arguments(self) -> None:

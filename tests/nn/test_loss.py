@@ -80,6 +80,14 @@ def test_gradients_are_finite_and_right(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16, torch.bfloat16])
+def test_all_finite_outputs_stand_for_a_distribution(dtype: torch.dtype) -> None:
+    values = torch.tensor([-6e4, -800.0, -50.0, 0.0, 50.0, 6e4]).to(dtype)
+    d = ziln_distribution(torch.cartesian_prod(values, values, values))  # which validates
+    assert d.scale.min() > 0
+    assert not d.mean.isnan().any()
+
+
 def test_reductions_and_weights() -> None:
     params, target = random_case(50)
     loss, weight = ziln_loss(params, target, "none"), torch.arange(50.0).double()

@@ -142,11 +142,15 @@ def test_calibration_by_hand() -> None:
     assert decile_calibration(SKEWED + 1, SKEWED + 1, groups=7).error == pytest.approx(0, abs=1e-12)
 
 
+TWO = ZeroInflatedLogNormal(torch.zeros(2), 1.0, 0.0)
 BAD = {
     "lengths": (lambda: normalized_gini([1.0, 2.0], [1.0]), "one value a row, got 2 and 1"),
     "a matrix": (lambda: normalized_gini(np.ones((2, 2)), np.ones(2)), r"target must be .*got shape \(2, 2\)"),
     "nothing": (lambda: normalized_gini([], []), r"got shape \(0,\)"),
     "NaN": (lambda: decile_calibration([0.0, 1.0], [np.nan, 1.0], 2), r"score must be .* without NaN"),
+    "a column": (lambda: crps_skill(TWO, np.ones((2, 1))), r"target must be .*got shape \(2, 1\)"),
+    "too many": (lambda: crps_skill(TWO, np.ones(3)), r"one value for each distribution, \(2,\), got \(3,\)"),
+    "weights": (lambda: crps_skill(TWO, np.ones(2), np.ones(1)), r"got \(2,\) and \(1,\)"),
     "groups": (lambda: decile_calibration([0.0, 1.0], [0.0, 1.0]), "from 1 to the number of rows, 2, got 10"),
 }
 

@@ -233,6 +233,15 @@ def test_hard_data(case: str) -> None:
     assert model.score(x, y) > -0.01
 
 
+@each_model
+def test_far_rows_do_not_stop_a_prediction(model: ZILNRegressor) -> None:
+    far = np.array([[s * 1e6, t * 1e6, 0.0] for s in (-1, 1) for t in (-1, 1)])
+    fitted = clone(model).fit(X, Y)
+    assert (fitted.predict(far) >= 0).all()  # perhaps 0 or infinite
+    assert (fitted.predict_quantile(far, 0.9) >= 0).all()
+    assert not fitted.predict_dist(far).log_mean.isnan().any()
+
+
 BAD: dict[str, tuple[dict[str, Any], tuple[Any, ...], str]] = {
     "refund": ({}, (X, Y - 1), "y must not be negative, got -1.0"),
     "NaN": ({}, (X, np.where(Y > 0, Y, np.nan)), "Input y contains NaN"),
