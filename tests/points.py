@@ -60,7 +60,9 @@ def random_zero(rng: Random, n: int, dtype: torch.dtype, kind: str) -> np.ndarra
 def random_x(rng: Random, mu: np.ndarray, scale: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     n, info = len(mu), torch.finfo(dtype)
     low, high = np.log(max(info.tiny, 1e-300)), np.log(min(info.max, 1e300))
-    log_x = _mix(rng, rng.uniform(low, high, n), mu + scale * rng.normal(0, 1, n), mu + scale * rng.normal(0, 8, n))
+    with np.errstate(over="ignore"):
+        near, far = (mu + scale * rng.normal(0, width, n) for width in (1, 8))
+    log_x = _mix(rng, rng.uniform(low, high, n), near, far)
     x = np.exp(np.clip(log_x, low + 1e-3, high - 1e-3))
     return np.where(rng.random(n) < 0.05, 0.0, x)
 

@@ -70,8 +70,10 @@ class _KLNormals(WithSlopes):
         _, p_scale, q_scale, _ = inputs
         root, rooted, z = _rooted(*inputs)
         growth = 2 * root + rooted  # rooted * growth = w ((p_scale / q_scale)^2 - 1)
-        in_q_scale = -_scaled_ratio(rooted, growth, q_scale) - z * (z / q_scale)
         in_p_scale = _scaled_ratio(rooted, growth, p_scale)
+        sum_of_squares = rooted * growth + z * z
+        apart = _scaled_ratio(rooted, growth, q_scale).clamp(min=0) + z * (z / q_scale)
+        in_q_scale = -torch.where(sum_of_squares.isinf(), apart, sum_of_squares / q_scale)
         return root * (z / q_scale), in_p_scale, in_q_scale, torch.where(output < math.inf, output, 0)
 
 

@@ -56,7 +56,7 @@ def _refuse_transforms(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any])
     """Pyro's hook on each new distribution: a transform of an atom has no Jacobian, which torch would apply."""
     if not issubclass(cls, TransformedDistribution):
         return
-    base = args[0] if args else kwargs.get("base_distribution")
+    base: Any = args[0] if args else kwargs.get("base_distribution")
     while hasattr(base, "base_dist"):
         base = base.base_dist
     if isinstance(getattr(type(base), "support", None), NonnegativeWithAtom):

@@ -66,8 +66,7 @@ def logaddexp(a: Tensor, b: Tensor) -> Tensor:
 
 def exp_times(log: Tensor, factor: Tensor) -> Tensor:
     """exp(log) factor, which need not underflow where the exponential does."""
-    half = (log / 2).exp()
-    return half * (half * factor)
+    return _ExpTimes.apply(*torch.broadcast_tensors(log, factor))
 
 
 def ndtr(z: Tensor) -> Tensor:
@@ -105,6 +104,17 @@ class _Ratio(WithSlopes):
     @staticmethod
     def slopes(a: Tensor, b: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
         return 1 / b, -output / b
+
+
+class _ExpTimes(WithSlopes):
+    @staticmethod
+    def forward(log: Tensor, factor: Tensor) -> Tensor:
+        half = (log / 2).exp()
+        return half * (half * factor)
+
+    @staticmethod
+    def slopes(log: Tensor, factor: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
+        return output, log.exp()
 
 
 class _LogNdtr(WithSlopes):

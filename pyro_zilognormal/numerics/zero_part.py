@@ -163,9 +163,10 @@ class ProbZeroPart(ZeroPart):
         # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.
         log_product = log_a if log_b is None else log_a + log_b.clamp(min=0)
         fits = log_product < log_max(log_a.dtype)
-        product = self.positive * torch.where(fits, log_a, 0).exp()
+        product = torch.where(fits, log_a, 0).exp()
         if log_b is not None:
-            product = product * (torch.where(fits, log_b, 0).exp() + self.zero)
+            product = torch.where(fits, log_a + log_b, 0).exp() + product * self.zero
+        product = self.positive * product
         return torch.where(fits, product, exp_or_inf(self.log_weigh(log_a, log_b)))
 
 
@@ -230,7 +231,22 @@ ZERO_PARTS = {kind.parameter: kind for kind in (ZeroPart, ProbZeroPart, CloglogZ
 
 
 def _entropy(part: ZeroPart, positive: Tensor) -> Tensor:
-    return -part.zero * _finite(part.log_zero) + part.positive * (positive - _finite(part.log_positive))
+    logs = _finite(part.log_zero), _finite(part.log_positive)
+    return _EntropyOfProb.apply(*torch.broadcast_tensors(part.zero, part.positive, *logs, positive))
+
+
+class _EntropyOfProb(WithSlopes):
+    """The entropy, with one slope in pi; 1 - pi and the logarithms, which follow from it, have none of their own."""
+
+    @staticmethod
+    def forward(zero: Tensor, positive: Tensor, log_zero: Tensor, log_positive: Tensor, of_positive: Tensor) -> Tensor:
+        return -zero * log_zero + positive * (of_positive - log_positive)
+
+    @staticmethod
+    def slopes(*saved: Tensor) -> Sequence[Tensor]:
+        zero, positive, log_zero, log_positive, of_positive, _ = saved
+        none = torch.zeros_like(zero)
+        return log_positive - log_zero - of_positive, none, none, none, positive
 
 
 class _Entropy(WithSlopes):

@@ -216,9 +216,7 @@ def test_goodness_of_fit(example: Example) -> None:
     d = example.make()
     torch.manual_seed(3)
     x = d.sample((N,))
-    atoms = [torch.zeros((), dtype=torch.double)] + (
-        [torch.tensor(0.7, dtype=torch.double)] if example.kind is Censored else []
-    )
+    atoms = torch.tensor([0.0, 0.7] if example.kind is Censored else [0.0], dtype=torch.double)
     rest = torch.ones(x.shape, dtype=torch.bool)
     for atom in atoms:
         at_atom = x == atom
