@@ -1,0 +1,205 @@
+"""What a fitted autoencoder says of cells: latent values, expression, held-out likelihood, changes between groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from pyro.distributions import Normal
+from torch import Tensor
+
+from pyro_zilognormal.models.hurdle.effects import expected_fdr, local_false_sign_rate
+from pyro_zilognormal.models.vae.guide import ZILNVAEGuide
+from pyro_zilognormal.models.vae.model import ZILNVAE
+from pyro_zilognormal.svi import FitResult, Minibatches, PredictiveCheck, posterior_predictive
+from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.elbo import isolated
+
+# Cells that are in memory at a time.
+_CELLS = 512
+
+
+class Latent(NamedTuple):
+    """Posterior mean and sd of the latent values of cells, each of shape (cells, latent)."""
+
+    mean: Tensor
+    sd: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GroupChange:
+    """How the mean expression differs between two groups of cells, gene by gene.
+
+    Attributes:
+        draws: of the log2 ratio of means, of shape (draws, genes).
+        error: probability that the change is not of the likelier sign and larger than delta, of shape (genes,).
+        expected_fdr: expected share of errors among the genes that are at least as certain, of shape (genes,).
+    """
+
+    draws: Tensor
+    error: Tensor
+    expected_fdr: Tensor
+
+
+class FittedVAE:
+    """A fitted :class:`ZILNVAE`, in eval mode; its methods go through the cells a minibatch at a time.
+
+    ``data`` are the arguments of model and guide (values, batch, covariates, offset), as far as the model has them, or
+    one ``Minibatches`` of them. Cells may be those of training or new ones.
+
+    Args:
+        result: of ``svi.fit`` with a :class:`ZILNVAE` and its guide, by any optimiser and loss.
+
+    Attributes:
+        result: the same; ``svi.posterior_draws`` and all else of ``svi`` work on it.
+    """
+
+    def __init__(self, result: FitResult) -> None:
+        self.result = result
+        self.model = cast(ZILNVAE, result.module.owners["model"])
+        self.guide = cast(ZILNVAEGuide, result.module.owners["guide"])
+
+    def latent(self, *data: Any) -> Latent:
+        """Return mean and sd of the latent values of cells: the embedding."""
+        with self._batches(data) as batches:
+            found = [self.guide.posterior(*arguments) for arguments in batches]
+        return Latent(torch.cat([q.mean for q in found]), torch.cat([q.stddev for q in found]))
+
+    def normalized_expression(
+        self, *data: Any, batches: Sequence[int] | None = None, draws: int = 25, seed: int = 0
+    ) -> Tensor:
+        """Return the denoised expression of cells, E[X] given the cell, as in the given batches.
+
+        Args:
+            data: the cells.
+            batches: in which batches to decode the cells, whose mean is taken; None for all, so that cells of all
+                batches are alike. Covariates and offsets are 0.
+            draws: draws of each latent value.
+            seed: of the draws.
+
+        Returns:
+            Posterior means, of shape (cells, genes), in the unit of x.
+        """
+        codes = self._codes(batches)
+        with self._batches(data, seed) as cells:
+            return torch.cat([self._mean(self.guide.posterior(*a), codes, draws) for a in cells])
+
+    def impute(self, *data: Any, draws: int = 25, seed: int = 0) -> Tensor:
+        """Return the values of cells, with E[X] given the cell in the place of zeros, of shape (cells, genes).
+
+        E[X], zeros included, is that of the cell's own batch, covariates and offset.
+        """
+        filled = []
+        with self._batches(data, seed) as cells:
+            for x, *conditions in cells:
+                q = self.guide.posterior(x, *conditions)
+                mean = sum(self.model.likelihood(q.sample(), *conditions).mean for _ in range(draws)) / draws
+                filled.append(torch.where(x == 0, mean.to(x), x))
+        return torch.cat(filled)
+
+    def log_likelihood(self, *data: Any, particles: int = 100, seed: int = 0) -> Tensor:
+        r"""Return an estimate of the log likelihood of each cell, of shape (cells,), by importance weighting.
+
+        .. math:: \log \frac{1}{K} \sum_k \frac{p(x \mid z_k) \, p(z_k)}{q(z_k \mid x)}, \qquad z_k \sim q(z \mid x)
+
+        It is a lower bound in the mean, tighter with more particles K (Burda et al. 2016).
+        """
+        found = []
+        with self._batches(data, seed) as cells:
+            for x, *conditions in cells:
+                q, total = self.guide.posterior(x, *conditions), torch.tensor(-math.inf)
+                for _ in range(particles):
+                    z = q.sample()
+                    gain = Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)
+                    joint = self.model.likelihood(z, *conditions).log_prob(x.to(z)).sum(-1) + gain.sum(-1)
+                    total = torch.logaddexp(total.to(joint), joint)
+                found.append(total - math.log(particles))
+        return torch.cat(found)
+
+    def predictive_check(self, *data: Any, draws: int = 200, seed: int = 0) -> PredictiveCheck:
+        """Return the posterior predictive check of each gene: zero fraction, mean, sd and quantiles.
+
+        Cells are replicated from their own latent values; see :func:`~pyro_zilognormal.svi.posterior_predictive`.
+        """
+        return posterior_predictive(self.result, *data, draws=draws, seed=seed)["x"]
+
+    def differential_expression(
+        self,
+        test: Any,
+        reference: Any,
+        *,
+        delta: float = 0.25,
+        batches: Sequence[int] | None = None,
+        draws: int = 200,
+        seed: int = 0,
+    ) -> GroupChange:
+        """Compare the mean expression of two groups of cells.
+
+        A draw weights the cells of each group at random (Rubin's Bayesian bootstrap), draws their latent values, and
+        takes the ratio of the weighted means of E[X], decoded in the same batches. Its spread is that of cells alone:
+        conclusions are about the donors at hand. To compare conditions between donors, use the regression.
+
+        Args:
+            test: the arguments of the test group, a tuple, or ``Minibatches``.
+            reference: those of the reference group.
+            delta: changes of at most this many log2 units are of no interest.
+            batches: in which batches to decode the cells; None for all.
+            draws: number of draws.
+            seed: of the draws.
+
+        Returns:
+            Draws of the change, and what they say of its size and sign.
+
+        Raises:
+            ValueError: a negative delta.
+        """
+        if not delta >= 0:
+            raise ValueError(f"delta is {delta}; needed a number of at least 0, in log2 units")
+        codes = self._codes(batches)
+        ends = [self._group_means(group, codes, draws, seed + i) for i, group in enumerate((test, reference))]
+        change = torch.log2(ends[0]) - torch.log2(ends[1])
+        error = local_false_sign_rate(change, zero=delta)
+        return GroupChange(change, error, expected_fdr(error))
+
+    def _group_means(self, group: Any, codes: Sequence[int], draws: int, seed: int) -> Tensor:
+        """Return draws of the mean expression of a group, of shape (draws, genes)."""
+        total, weight = 0.0, 0.0
+        with self._batches(group if isinstance(group, tuple) else (group,), seed) as cells:
+            for arguments in cells:
+                q = self.guide.posterior(*arguments)
+                weights = torch.empty(draws, 1, len(q.mean), dtype=torch.float64).exponential_()
+                means = torch.stack([w @ self._mean(q, codes, 1).double() for w in weights])
+                total, weight = total + means.squeeze(1), weight + weights.sum(-1)
+        return cast(Tensor, total / weight)
+
+    def _mean(self, q: Normal, codes: Sequence[int], draws: int) -> Tensor:
+        """Return E[X] of cells, the mean over draws of z and over batches, at covariates and offsets of 0."""
+        shape, width = q.mean.shape, self.model.conditions.covariates
+        covariates = q.mean.new_zeros(shape[0], width) if width else None
+        total = cast(Tensor, 0.0)
+        for _ in range(draws):
+            z = q.sample()
+            for code in codes:
+                batch = torch.full(shape[:1], code, device=z.device)
+                total = total + self.model.likelihood(z, batch, covariates).mean
+        return total / (draws * len(codes))
+
+    def _codes(self, batches: Sequence[int] | None) -> Sequence[int]:
+        known = range(self.model.conditions.batches)
+        if batches is not None and (not batches or not set(batches) <= set(known)):
+            raise ValueError(f"batches is {batches!r}; needed some of 0 to {known[-1]}, or None for all")
+        return known if batches is None else batches
+
+    @contextmanager
+    def _batches(self, data: tuple[Any, ...], seed: int = 0) -> Iterator[Iterator[tuple[Any, ...]]]:
+        """Yield the arguments of minibatches in the order of the cells, for a block in which the fit is in place."""
+        source = as_source(data, {})
+        source = source if isinstance(source, Minibatches) else Minibatches(*data, batch_size=_CELLS, plate="cells")
+        source.shuffle = False
+        module = self.result.module
+        with isolated(seed), self.result.scope(), module.evaluating(held_out=False), torch.no_grad():
+            yield (batch.args for batch in source.epoch(0, seed))
