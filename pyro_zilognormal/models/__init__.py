@@ -20,6 +20,7 @@ from pyro_zilognormal.models.vae.model import ZILNVAE
 from pyro_zilognormal.models.vae.results import FittedVAE, GroupChange, Latent
 
 __all__ = [
+    "ZILNVAE",
     "CellParameters",
     "Condition",
     "FittedVAE",
@@ -31,7 +32,6 @@ __all__ = [
     "HurdlePriors",
     "KLWarmUp",
     "Latent",
-    "ZILNVAE",
     "ZILNVAEGuide",
     "cell_parameters",
     "draw_coefficients",

@@ -59,9 +59,9 @@ def fit_vae(
 ) -> FittedVAE:
     """Fit model and guide until held-out cells are no better explained, and go back to the best parameters.
 
-    This is ``svi.fit`` with a closed KL divergence, whose weight rises to 1, Adam at a learning rate of 0.001, and early
-    stopping. Weight decay gives the decoder's weights the prior Normal(0, 1 / (2 fan-in)) (Neal 1996): the loss is that
-    of all cells, so that few cells are fitted by a smoother decoder.
+    This is ``svi.fit`` with a closed KL divergence, whose weight rises to 1, Adam at a learning rate of 0.001, and
+    early stopping. Weight decay gives the decoder's weights a Normal prior of variance 1 / (2 fan-in) (Neal 1996): the
+    loss is that of all cells, so that few cells are fitted by a smoother decoder.
 
     Args:
         model: the model.

@@ -86,7 +86,9 @@ class FittedVAE:
         """
         codes = self._codes(batches)
         with self._batches(data, seed) as cells:
-            return torch.cat([self._mean(self.guide.posterior(*a), codes, draws) for a in cells])
+            return torch.cat(
+                [self._mean(self.guide.posterior(*a), self._alike(len(a[0]), codes), draws) for a in cells]
+            )
 
     def impute(self, *data: Any, draws: int = 25, seed: int = 0) -> Tensor:
         """Return the values of cells, with E[X] given the cell in the place of zeros, of shape (cells, genes).
@@ -96,8 +98,7 @@ class FittedVAE:
         filled = []
         with self._batches(data, seed) as cells:
             for x, *conditions in cells:
-                q = self.guide.posterior(x, *conditions)
-                mean = sum(self.model.likelihood(q.sample(), *conditions).mean for _ in range(draws)) / draws
+                mean = self._mean(self.guide.posterior(x, *conditions), [conditions], draws)
                 filled.append(torch.where(x == 0, mean.to(x), x))
         return torch.cat(filled)
 
@@ -167,26 +168,31 @@ class FittedVAE:
 
     def _group_means(self, group: Any, codes: Sequence[int], draws: int, seed: int) -> Tensor:
         """Return draws of the mean expression of a group, of shape (draws, genes)."""
-        total, weight = 0.0, 0.0
+        center = self.model.genes.center
+        total, weight = center.new_zeros(draws, len(center), dtype=torch.float64), center.new_zeros(draws, 1)
         with self._batches(group if isinstance(group, tuple) else (group,), seed) as cells:
             for arguments in cells:
-                q = self.guide.posterior(*arguments)
-                weights = torch.empty(draws, 1, len(q.mean), dtype=torch.float64).exponential_()
-                means = torch.stack([w @ self._mean(q, codes, 1).double() for w in weights])
-                total, weight = total + means.squeeze(1), weight + weights.sum(-1)
-        return cast(Tensor, total / weight)
+                q, alike = self.guide.posterior(*arguments), self._alike(len(arguments[0]), codes)
+                weights = total.new_empty(draws, len(q.mean)).exponential_()
+                for draw, each in enumerate(weights):
+                    total[draw] += each @ self._mean(q, alike, 1).double()
+                weight = weight + weights.sum(-1, keepdim=True)
+        return total / weight
 
-    def _mean(self, q: Normal, codes: Sequence[int], draws: int) -> Tensor:
-        """Return E[X] of cells, the mean over draws of z and over batches, at covariates and offsets of 0."""
-        shape, width = q.mean.shape, self.model.conditions.covariates
-        covariates = q.mean.new_zeros(shape[0], width) if width else None
-        total = cast(Tensor, 0.0)
+    def _mean(self, q: Normal, conditions: Sequence[Sequence[Tensor | None]], draws: int) -> Tensor:
+        """Return E[X] of cells, the mean over draws of z and over the conditions to decode them in."""
+        total = torch.zeros_like(self.model.genes.center)
         for _ in range(draws):
             z = q.sample()
-            for code in codes:
-                batch = torch.full(shape[:1], code, device=z.device)
-                total = total + self.model.likelihood(z, batch, covariates).mean
-        return total / (draws * len(codes))
+            for each in conditions:
+                total = total + self.model.likelihood(z, *each).mean
+        return total / (draws * len(conditions))
+
+    def _alike(self, cells: int, codes: Sequence[int]) -> list[tuple[Tensor, Tensor | None]]:
+        """Return conditions that cells are alike in: each of some batches, with covariates, and no offset, of 0."""
+        like, width = self.model.genes.center, self.model.conditions.covariates
+        covariates = like.new_zeros(cells, width) if width else None
+        return [(torch.full((cells,), code, device=like.device), covariates) for code in codes]
 
     def _codes(self, batches: Sequence[int] | None) -> Sequence[int]:
         known = range(self.model.conditions.batches)

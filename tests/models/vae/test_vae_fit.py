@@ -108,7 +108,7 @@ def test_methods_leave_the_random_generator_and_the_modes_as_they_were():
 
 @pytest.mark.parametrize("batches", [[], [2], [-1]])
 def test_unknown_batches_are_refused(batches):
-    with pytest.raises(ValueError, match="batches is .*; needed some of 0 to 1"):
+    with pytest.raises(ValueError, match=r"batches is .*; needed some of 0 to 1"):
         fitted().normalized_expression(*DATA, batches=batches)
 
 
