@@ -4,6 +4,7 @@ from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import plots as pl
 from pyro_zilognormal.singlecell.api import HurdleDE, differential_expression, result_parameters
 from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.embed import Embedding, embed
 from pyro_zilognormal.singlecell.errors import DepthWarning, ScaleWarning, SingleCellError, UnknownNameError
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit, Sample
 from pyro_zilognormal.singlecell.io import open_cells
@@ -15,6 +16,7 @@ __all__ = [
     "Condition",
     "Contrast",
     "DepthWarning",
+    "Embedding",
     "GeneCondition",
     "GeneFit",
     "HurdleDE",
@@ -23,6 +25,7 @@ __all__ = [
     "SingleCellError",
     "UnknownNameError",
     "differential_expression",
+    "embed",
     "open_cells",
     "pl",
     "result_parameters",
