@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from pyro.distributions import Normal
@@ -23,8 +23,14 @@ from pyro_zilognormal.svi.elbo import isolated
 _CELLS = 512
 
 
-class Latent(NamedTuple):
-    """Posterior mean and sd of the latent values of cells, each of shape (cells, latent)."""
+@dataclass(frozen=True, eq=False)
+class Latent:
+    """The latent values of cells, each of shape (cells, latent).
+
+    Attributes:
+        mean: posterior means, the embedding.
+        sd: posterior standard deviations.
+    """
 
     mean: Tensor
     sd: Tensor
@@ -64,7 +70,7 @@ class FittedVAE:
         self.guide = cast(ZILNVAEGuide, result.module.owners["guide"])
 
     def latent(self, *data: Any) -> Latent:
-        """Return mean and sd of the latent values of cells: the embedding."""
+        """Return posterior mean and sd of the latent values of cells."""
         with self._batches(data) as batches:
             found = [self.guide.posterior(*arguments) for arguments in batches]
         return Latent(torch.cat([q.mean for q in found]), torch.cat([q.stddev for q in found]))
