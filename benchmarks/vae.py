@@ -166,8 +166,12 @@ def report(cells: Cells) -> None:
     stop_by, judged = cells.part(test[: number // 5]), cells.part(test[number // 5 :])
     genes = cells.x.shape[1]
     print(f"\n## {cells.name}: {len(cells.x)} cells x {genes} genes\n")
-    print(f"{len(train)} cells trained on, {len(stop_by[0])} to stop by, {len(judged[0])} judged.\n")
-    print("| likelihood | log likelihood a value | of positive values | error of zero shares | by chance | seconds | steps |")
+    print(f"{len(train)} cells trained on, {len(stop_by[0])} to stop by, {len(judged[0])} judged, ", end="")
+    shares = [(part == 0).double().mean(0) for part in (cells.x[train], judged[0])]
+    print(
+        f"whose share of zeros by gene differs from that of the first by {(shares[0] - shares[1]).abs().mean():.4f}.\n"
+    )
+    print("| likelihood | log likelihood a value | of positive values | error of zero shares | by chance | s | steps |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     names = {ZILNVAE: "ZILN (ours)", FeatureGate: "zero part by gene, at least 1/2", LogNormalised: "Normal of log1p"}
     for kind, name in names.items():

@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
             key_added=_KEY,
         )
         table = gene_table(found, options.seed)
-        embedded = require("anndata").AnnData(obs=adata.obs, obsm=dict(adata.obsm), uns={_KEY: adata.uns[_KEY]})
+        embedded = require("anndata").AnnData(obs=adata.obs, obsm={_KEY: adata.obsm[_KEY]}, uns={_KEY: adata.uns[_KEY]})
     fit = found.fitted.result
     numbers = {
         "versions": {"pyro-zilognormal": __version__},

@@ -26,7 +26,8 @@ def cells(cells=CELLS):
     x = sp.csr_matrix(rng.poisson(mean * rng.lognormal(0, 0.3, (cells, 1))).astype(np.float32))
     obs = pd.DataFrame({"kind": np.array(["a", "b"])[kind], "sample": np.array(["s1", "s2"])[sample]})
     obs.index = [f"cell{i}" for i in range(cells)]
-    return anndata.AnnData(x, obs, pd.DataFrame(index=[f"gene{i}" for i in range(GENES)]))
+    var = pd.DataFrame(index=[f"gene{i}" for i in range(GENES)])
+    return anndata.AnnData(x, obs, var, obsm={"X_pca": np.zeros((cells, 2))})
 
 
 def embedded(adata, **options):

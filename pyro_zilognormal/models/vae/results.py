@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro.distributions import Normal
@@ -16,7 +16,7 @@ from pyro_zilognormal.models.hurdle.effects import expected_fdr, local_false_sig
 from pyro_zilognormal.models.vae.guide import ZILNVAEGuide
 from pyro_zilognormal.models.vae.model import ZILNVAE
 from pyro_zilognormal.svi import FitResult, Minibatches, PredictiveCheck, posterior_predictive
-from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.data import FullData, as_source
 from pyro_zilognormal.svi.elbo import isolated
 
 # Cells that are in memory at a time.
@@ -55,19 +55,25 @@ class FittedVAE:
     """A fitted :class:`ZILNVAE`, in eval mode; its methods go through the cells a minibatch at a time.
 
     ``data`` are the arguments of model and guide (values, batch, covariates, offset), as far as the model has them, or
-    one ``Minibatches`` of them. Cells may be those of training or new ones.
+    one ``Minibatches`` or ``BatchStream`` of them. Cells may be those of training or new ones.
 
     Args:
         result: of ``svi.fit`` with a :class:`ZILNVAE` and its guide, by any optimiser and loss.
 
     Attributes:
         result: the same; ``svi.posterior_draws`` and all else of ``svi`` work on it.
+
+    Raises:
+        TypeError: the fit of another model or guide.
     """
 
     def __init__(self, result: FitResult) -> None:
-        self.result = result
-        self.model = cast(ZILNVAE, result.module.owners["model"])
-        self.guide = cast(ZILNVAEGuide, result.module.owners["guide"])
+        owners = dict(result.module.owners)
+        model, guide = owners.get("model"), owners.get("guide")
+        if not isinstance(model, ZILNVAE) or not isinstance(guide, ZILNVAEGuide):
+            came = f"{type(model).__name__} and {type(guide).__name__}"
+            raise TypeError(f"result is the fit of {came}; needed that of a ZILNVAE and a ZILNVAEGuide")
+        self.result, self.model, self.guide = result, model, guide
 
     def latent(self, *data: Any) -> Latent:
         """Return posterior mean and sd of the latent values of cells."""
@@ -210,8 +216,10 @@ class FittedVAE:
     def _batches(self, data: tuple[Any, ...], seed: int = 0) -> Iterator[Iterator[tuple[Any, ...]]]:
         """Yield the arguments of minibatches in the order of the cells, for a block in which the fit is in place."""
         source = as_source(data, {})
-        source = source if isinstance(source, Minibatches) else Minibatches(*data, batch_size=_CELLS, plate="cells")
-        source.shuffle = False
+        if isinstance(source, FullData):
+            source = Minibatches(*data, batch_size=_CELLS, plate="cells")
+        if isinstance(source, Minibatches):
+            source.shuffle = False
         module = self.result.module
         with isolated(seed), self.result.scope(), module.evaluating(held_out=False), torch.no_grad():
             yield (batch.args for batch in source.epoch(0, seed))

@@ -7,7 +7,7 @@ from torch.distributions import Normal
 from vae_cases import LATENT, fitted, planted, small
 
 from pyro_zilognormal.models import FittedVAE, KLWarmUp, fit_vae
-from pyro_zilognormal.svi import Checkpoint, Minibatches
+from pyro_zilognormal.svi import BatchStream, Checkpoint, Minibatches, fit
 
 CELLS = planted()
 NEW = slice(1000, 1200)
@@ -94,8 +94,11 @@ def test_a_planted_change_is_called_and_random_halves_differ_in_nothing():
 def test_minibatches_and_whole_data_give_the_same_in_the_order_of_the_cells():
     whole = fitted().latent(*DATA)
     parts = fitted().latent(Minibatches(*(a.numpy() for a in DATA), batch_size=7, plate="cells"))
-    assert torch.allclose(whole.mean, parts.mean, atol=1e-5)
-    assert torch.allclose(whole.sd, parts.sd, atol=1e-5)
+    batches = list(zip(*(a.split(9) for a in DATA), strict=True))
+    stream = fitted().latent(BatchStream(batches, plate="cells"))
+    for other in (parts, stream):
+        assert torch.allclose(whole.mean, other.mean, atol=1e-5)
+        assert torch.allclose(whole.sd, other.sd, atol=1e-5)
 
 
 def test_methods_leave_the_random_generator_and_the_modes_as_they_were():
@@ -110,6 +113,13 @@ def test_methods_leave_the_random_generator_and_the_modes_as_they_were():
 def test_unknown_batches_are_refused(batches):
     with pytest.raises(ValueError, match=r"batches is .*; needed some of 0 to 1"):
         fitted().normalized_expression(*DATA, batches=batches)
+
+
+def test_the_fit_of_another_model_is_refused():
+    layer = torch.nn.Linear(1, 1)
+    other = fit(layer.forward, layer.forward, torch.ones(1, 1), steps=1, loss=lambda model, guide, x: model(x).sum())
+    with pytest.raises(TypeError, match="the fit of Linear and Linear"):
+        FittedVAE(other)
 
 
 def test_a_negative_delta_is_refused():
