@@ -37,7 +37,7 @@ from pyro_zilognormal.models import ZILNVAE, FittedVAE, ZILNVAEGuide, fit_vae
 from pyro_zilognormal.singlecell import embed, open_cells
 from pyro_zilognormal.svi import Minibatches
 
-PARTICLES = 100
+PARTICLES, MOST_HALVED = 100, 1000
 MILLION, GENES, POSITIVE = 1_000_000, 500, 50
 
 
@@ -187,7 +187,7 @@ def report(cells: Cells) -> None:
         if kind is ZILNVAE:
             ours = fitted
     common = max(set(cells.label), key=list(cells.label).count)
-    rows = torch.from_numpy(np.flatnonzero(cells.label == common))
+    rows = torch.from_numpy(np.flatnonzero(cells.label == common))[:MOST_HALVED]
     print(f"\nGenes called between random halves of {len(rows)} {common} cells: {false_calls(ours, cells, rows):.2%}.")
 
 

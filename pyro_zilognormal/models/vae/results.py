@@ -153,14 +153,15 @@ class FittedVAE:
         """Compare the mean expression of two groups of cells.
 
         A draw weights the cells of each group at random (Rubin's Bayesian bootstrap), draws their latent values, and
-        takes the ratio of the weighted means of E[X], decoded in the same batches. Its spread is that of cells alone:
-        conclusions are about the donors at hand. To compare conditions between donors, use the regression.
+        takes the ratio of the weighted means of E[X], all decoded in one batch; the batches take turns. Its spread is
+        that of cells and batches: conclusions are about the donors at hand. To compare conditions between donors, use
+        the regression.
 
         Args:
             test: the arguments of the test group, a tuple, or ``Minibatches``.
             reference: those of the reference group.
             delta: changes of at most this many log2 units are of no interest.
-            batches: in which batches to decode the cells; None for all.
+            batches: in which batches to decode the cells, in turn; None for all.
             draws: number of draws.
             seed: of the draws.
 
@@ -187,7 +188,7 @@ class FittedVAE:
                 q, alike = self.guide.posterior(*arguments), self._alike(len(arguments[0]), codes)
                 weights = total.new_empty(draws, len(q.mean)).exponential_()
                 for draw, each in enumerate(weights):
-                    total[draw] += each @ self._mean(q, alike, 1).double()
+                    total[draw] += each @ self._mean(q, [alike[draw % len(alike)]], 1).double()
                 weight = weight + weights.sum(-1, keepdim=True)
         return total / weight
 
