@@ -141,7 +141,7 @@ def embed(
     ``obsm[key_added]`` gets the posterior means of the latent values, of shape (cells, latent), which
     ``scanpy.pp.neighbors(adata, use_rep="X_ziln")`` reads, and ``uns[key_added]`` the settings. A tenth of the cells,
     at most 1,000, are held out to stop the fit by. The matrix is read from where it is, about two thousand cells at a
-    time: with :func:`open_cells`, memory does not grow with the cells, but for the results.
+    time: with :func:`open_cells`, only names, obs and results of all cells are in memory.
 
     Args:
         adata: an AnnData, in memory, backed, or from :func:`open_cells`.
