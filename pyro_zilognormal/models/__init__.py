@@ -14,19 +14,30 @@ from pyro_zilognormal.models.hurdle.fit import draw_coefficients, fit_hurdle
 from pyro_zilognormal.models.hurdle.guide import HurdleGuide
 from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
+from pyro_zilognormal.models.vae.fit import KLWarmUp, fit_vae
+from pyro_zilognormal.models.vae.guide import ZILNVAEGuide
+from pyro_zilognormal.models.vae.model import ZILNVAE
+from pyro_zilognormal.models.vae.results import FittedVAE, GroupChange, Latent
 
 __all__ = [
+    "ZILNVAE",
     "CellParameters",
     "Condition",
+    "FittedVAE",
     "FoldChange",
+    "GroupChange",
     "HurdleData",
     "HurdleGuide",
     "HurdleModel",
     "HurdlePriors",
+    "KLWarmUp",
+    "Latent",
+    "ZILNVAEGuide",
     "cell_parameters",
     "draw_coefficients",
     "expected_fdr",
     "fit_hurdle",
+    "fit_vae",
     "local_false_sign_rate",
     "log_fold_change",
 ]

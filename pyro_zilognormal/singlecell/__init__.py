@@ -4,6 +4,7 @@ from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import plots as pl
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.embed import Embedding, embed
 from pyro_zilognormal.singlecell.errors import (
     ArgumentTypeError,
     DepthWarning,
@@ -23,6 +24,7 @@ __all__ = [
     "Condition",
     "Contrast",
     "DepthWarning",
+    "Embedding",
     "GeneCondition",
     "GeneFit",
     "HurdleDE",
@@ -31,6 +33,7 @@ __all__ = [
     "SingleCellError",
     "UnknownNameError",
     "differential_expression",
+    "embed",
     "open_cells",
     "pl",
     "result_parameters",

@@ -1,4 +1,4 @@
-"""The command line: ``pyro-zilognormal de`` and ``pyro-zilognormal demo``."""
+"""The command line: ``pyro-zilognormal de``, ``embed`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,10 @@ def _with_options(text: str) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     _check_out(options.out)
+    if options.verb == "embed":
+        from pyro_zilognormal.singlecell import embed_cli  # it uses this module
+
+        return embed_cli.run(options)
     with _threads(options), _cells(options) as adata:
         results = _compute(options, adata)
     pictures, genes, problems = draw(results)
@@ -286,10 +290,15 @@ def _contrast(text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from pyro_zilognormal.singlecell import embed_cli
+
     parser = _Parser(prog="pyro-zilognormal", description="Bayesian differential expression of single cells.")
     parser.add_argument("--version", action="version", version=f"pyro-zilognormal {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     _add_de(verbs.add_parser("de", help="compare conditions in an h5ad or zarr file", description=_DE))
+    embed_cli.add_arguments(
+        verbs.add_parser("embed", help="embed cells, corrected for batches", description=embed_cli.DESCRIPTION)
+    )
     demo = verbs.add_parser("demo", help="compare monocytes with T cells in embedded data", description=_DEMO)
     _add_common(demo)
     demo.set_defaults(

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
@@ -18,7 +19,15 @@ except ImportError as error:
 
 
 class LightningSVI(LightningModule):
-    """A model and a guide that ``lightning.Trainer`` trains on the batches of any loader.
+    """A model and a guide that ``lightning.Trainer`` trains on the batches of any loader, in one process or many.
+
+    Strategies, precision, loggers and checkpoints are Lightning's. It logs ``train_loss``, and ``val_loss`` of a loader
+    of held-out rows, in eval mode. A model that makes parameters of ``pyro.param`` trains too: they are parameters of
+    this module. Set ``module.svi.kl_weight`` in a Lightning callback to anneal the KL divergence.
+
+    In distributed training each process draws noise of its own, and the mean of the processes' gradients is the
+    gradient of their rows together, if all have batches of the same size. A last batch that is short counts as much as
+    a whole one: use ``drop_last=True`` in a loader that shuffles.
 
     Args:
         model: a Pyro model: a function, a module, or a method of one.
@@ -59,9 +68,22 @@ class LightningSVI(LightningModule):
         with isolated():
             self.svi.setup(_batch(example))
 
+    def on_train_start(self) -> None:
+        """Seed the processes apart: all would draw the same noise, for other rows."""
+        if self.trainer.world_size > 1:
+            pyro.set_rng_seed((torch.initial_seed() + self.global_rank) % 2**32)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        return self.svi(_batch(batch))
+        """Return the loss of a batch, an estimate of the loss of all rows."""
+        given = _batch(batch)
+        loss = self.svi(given)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=given.rows)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log the loss of held-out rows, as an estimate of that of as many rows as are trained on."""
+        given = _batch(batch)
+        self.log("val_loss", self.svi.evaluate(given), sync_dist=True, batch_size=given.rows)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser of all parameters."""

@@ -1,0 +1,131 @@
+"""The generative model of the autoencoder: a cell's latent value, and its genes given it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+from pyro.nn import PyroModule
+from pyro.nn.module import to_pyro_module_
+from torch import Tensor
+
+from pyro_zilognormal.distribution import ZeroInflatedLogNormal
+from pyro_zilognormal.models.vae.networks import Conditions, Decoder, GeneStatistics
+from pyro_zilognormal.sufficient import SufficientStatistics
+from pyro_zilognormal.svi.data import whole
+
+
+class ZILNVAE(PyroModule):
+    r"""Cells with a latent value each, whose genes are zero-inflated log-normal given it.
+
+    For cell n with batch and covariates :math:`c_n` and gene g,
+
+    .. math::
+        z_n &\sim \mathrm{Normal}(0, I) \\
+        (\mu_{n}, \ell_{n}) &= \mathrm{decoder}(z_n, c_n) \\
+        x_{ng} &\sim \mathrm{ZILN}(\mu_{ng} + \mathrm{offset}_n,\; \sigma_g,\; \ell_{ng})
+
+    The log odds of a zero, :math:`\ell`, are of each cell and gene, of any sign. The decoder is a perceptron, or linear
+    in z; batch and covariates enter every layer. Sites are ``z``, of shape (cells, latent), and ``x``, of shape (cells,
+    genes), in the plate ``cells``, where a minibatch of b cells is scaled by N / b.
+
+    Args:
+        statistics: of the training cells, one or more groups of them: they give N, the number of genes, the units in
+            which the networks work and where they start, so that the unit of x does not matter.
+        latent: number of latent dimensions.
+        batches: number of batches; 1 for none.
+        covariates: number of covariates, such as the log depth, which explains zeros; centre them.
+        hidden: sizes of the encoder's hidden layers, and in reverse those of the decoder's.
+        linear: whether the decoder is linear, so that :attr:`loadings` can be interpreted.
+
+    Raises:
+        ValueError: a size below 1, no hidden layer, or statistics without cells.
+
+    References:
+        R. Lopez et al., Deep generative modeling for single-cell transcriptomics, Nature Methods 15 (2018).
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import SVI, Trace_ELBO
+        >>> from pyro_zilognormal.datasets import pbmc68k_reduced
+        >>> from pyro_zilognormal.models import ZILNVAEGuide
+        >>> pyro.clear_param_store()
+        >>> x = pbmc68k_reduced().values
+        >>> model = ZILNVAE(SufficientStatistics.from_cells(x), latent=5, hidden=[32])
+        >>> svi = SVI(model, ZILNVAEGuide(model), pyro.optim.Adam({"lr": 0.003}), Trace_ELBO())
+        >>> losses = [svi.step(x[:100]) for _ in range(30)]
+        >>> losses[-1] < losses[0]
+        True
+    """
+
+    def __init__(
+        self,
+        statistics: SufficientStatistics,
+        *,
+        latent: int = 10,
+        batches: int = 1,
+        covariates: int = 0,
+        hidden: Sequence[int] = (128,),
+        linear: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"latent": latent, "batches": batches, **{f"hidden[{i}]": size for i, size in enumerate(hidden)}}
+        for name, size in sizes.items():
+            whole(name, size, 1)
+        whole("covariates", covariates, 0)
+        if not hidden:
+            raise ValueError(
+                "hidden is empty; needed the size of at least one layer; linear=True makes z enter linearly"
+            )
+        self.cells = int((statistics.n_zero + statistics.n_pos)[:, 0].sum())
+        if self.cells < 1:
+            raise ValueError("statistics hold no cell; needed those of the training cells")
+        self.latent, self.hidden = latent, tuple(hidden)
+        self.genes, self.conditions = GeneStatistics(statistics), Conditions(batches, covariates)
+        self.decoder = Decoder(self.genes, latent, self.conditions, () if linear else self.hidden[::-1])
+        to_pyro_module_(self)
+
+    def forward(
+        self,
+        x: Tensor,
+        batch: Tensor | None = None,
+        covariates: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> None:
+        """Draw the latent values of cells, and observe their genes.
+
+        Args:
+            x: values, linear, of shape (cells, genes).
+            batch: the batch of each cell, from 0, of shape (cells,); None where the model has one batch.
+            covariates: of shape (cells, covariates); None where the model has none.
+            offset: log size factor of each cell, of shape (cells,), added to mu; None for normalised values.
+        """
+        x = self.genes.values(x)
+        with pyro.plate("cells", max(self.cells, len(x)), subsample_size=len(x)):
+            prior = dist.Normal(x.new_zeros(self.latent), x.new_ones(self.latent)).expand([len(x), self.latent])
+            z = pyro.sample("z", prior.to_event(1))
+            pyro.sample("x", self.likelihood(z, batch, covariates, offset).to_event(1), obs=x)
+
+    def likelihood(
+        self,
+        z: Tensor,
+        batch: Tensor | None = None,
+        covariates: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> ZeroInflatedLogNormal:
+        """Return the distribution of all genes given latent values of shape (..., cells, latent)."""
+        conditions = self.conditions(z.shape[-2], batch, covariates, offset, z)
+        return ZeroInflatedLogNormal(*self.decoder(z, conditions, offset))
+
+    @property
+    def loadings(self) -> tuple[Tensor, Tensor]:
+        """Change of mu and of the zero part's logits for a unit of z, each of shape (latent, genes).
+
+        Raises:
+            ValueError: the decoder is not linear.
+        """
+        if self.decoder.body is not None:
+            raise ValueError("the decoder has hidden layers, and no loadings; make the model with linear=True")
+        mu, zero = self.decoder.heads.weight.detach().T.chunk(2, -1)
+        return mu * self.genes.spread, zero

@@ -1,0 +1,147 @@
+"""The networks of the autoencoder: what a cell is conditioned on, the encoder and the decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot, softplus
+
+from pyro_zilognormal.sufficient import SufficientStatistics
+
+# The share of a gene's spread that no z explains: else sigma, and the loss, would fall without bound in a gene of which
+# positive values are equal, such as single counts.
+_UNEXPLAINED = 0.1
+_LEAST_SD = 1e-4  # of z
+# Positive values that the spread of all genes counts as, in that of a gene.
+_PRIOR_VALUES = 10
+
+
+class GeneStatistics(nn.Module):
+    """Where the positive values and zeros of each gene lie: units of the networks, and where they start.
+
+    ``center`` and ``spread`` are mean and sd of log x where x > 0, ``zi_logits`` the log odds of a zero, each of shape
+    (genes,). Genes of few positive values borrow the spread of the others.
+    """
+
+    center: Tensor
+    spread: Tensor
+    zi_logits: Tensor
+
+    def __init__(self, statistics: SufficientStatistics) -> None:
+        super().__init__()
+        zeros, positives, mean, m2, _ = (field.sum(0) for field in statistics.value.unbind(-1))
+        common = m2.sum() / positives.sum().clamp(min=1)
+        spread = ((m2 + _PRIOR_VALUES * common) / (positives + _PRIOR_VALUES)).sqrt()
+        spread = torch.where(spread > 0, spread, 1)  # all positive values of all genes are alike
+        found = {"center": mean, "spread": spread, "zi_logits": torch.log((zeros + 0.5) / (positives + 0.5))}
+        for name, value in found.items():
+            self.register_buffer(name, value.to(torch.get_default_dtype()))
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return values of cells in the networks' dtype; raise a ValueError for another shape."""
+        if x.dim() != 2 or x.shape[1] != len(self.center):
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; needed (cells, {len(self.center)}), a column for each gene"
+            )
+        return x.to(self.center.dtype)
+
+
+class Conditions(nn.Module):
+    """What is known of a cell beside its values: its batch, one-hot, and its covariates, side by side."""
+
+    def __init__(self, batches: int, covariates: int) -> None:
+        super().__init__()
+        self.batches, self.covariates = batches, covariates
+        self.width = (batches if batches > 1 else 0) + covariates
+
+    def forward(
+        self, cells: int, batch: Tensor | None, covariates: Tensor | None, offset: Tensor | None, like: Tensor
+    ) -> Tensor:
+        """Return a tensor of shape (cells, width); refuse arguments that the model was not made for."""
+        if offset is not None and offset.shape != (cells,):
+            raise ValueError(
+                f"offset has shape {tuple(offset.shape)}; needed ({cells},), a log size factor of each cell"
+            )
+        parts = [like.new_empty(cells, 0)]
+        if self.batches > 1:
+            parts.append(one_hot(self._codes(cells, batch), self.batches).to(like))
+        if (covariates is None) != (self.covariates == 0) or (
+            covariates is not None and covariates.shape != (cells, self.covariates)
+        ):
+            came = None if covariates is None else tuple(covariates.shape)
+            needed = f"shape {(cells, self.covariates)}" if self.covariates else "None"
+            raise ValueError(f"covariates: got {came}; needed {needed}, as the model has covariates={self.covariates}")
+        return torch.cat([*parts, *([] if covariates is None else [covariates.to(like)])], -1)
+
+    def _codes(self, cells: int, batch: Tensor | None) -> Tensor:
+        """Return the batch of each cell, checked."""
+        if batch is None or batch.shape != (cells,) or batch.is_floating_point():
+            came = None if batch is None else f"{batch.dtype} of shape {tuple(batch.shape)}"
+            raise ValueError(
+                f"batch: got {came}; needed whole numbers of shape ({cells},), as the model has batches={self.batches}"
+            )
+        if len(batch) and not 0 <= int(batch.min()) <= int(batch.max()) < self.batches:
+            raise ValueError(
+                f"batch: got values from {int(batch.min())} to {int(batch.max())}; needed 0 to {self.batches - 1}, as "
+                f"the model has batches={self.batches}"
+            )
+        return batch.long()
+
+
+def perceptron(width: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """Return layers of Linear, LayerNorm, ReLU and Dropout: no running statistics, which processes would share."""
+    layers: list[nn.Module] = []
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.LayerNorm(size), nn.ReLU(), nn.Dropout(dropout)]
+        width = size
+    return nn.Sequential(*layers)
+
+
+def beside(z: Tensor, conditions: Tensor) -> Tensor:
+    """Return latent values with the conditions of their cells, also where there are several draws of them."""
+    return torch.cat([z, conditions.expand(*z.shape[:-1], -1)], -1)
+
+
+class Encoder(nn.Module):
+    """Mean and sd of z given a cell: of its pattern of zeros, and of log x where x > 0, in units of the gene."""
+
+    def __init__(self, genes: GeneStatistics, latent: int, conditions: int, hidden: Sequence[int], dropout: float):
+        super().__init__()
+        self.genes = genes
+        self.body = perceptron(2 * len(genes.center) + conditions, hidden, dropout)
+        self.mean, self.spread = nn.Linear(hidden[-1], latent), nn.Linear(hidden[-1], latent)
+
+    def forward(self, x: Tensor, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean and sd, each of shape (cells, latent)."""
+        positive = x > 0
+        log = torch.where(positive, x, 1).log()  # a logarithm of zeros is slow
+        log = log if offset is None else log - offset.to(log).unsqueeze(-1)
+        log = torch.where(positive, (log - self.genes.center) / self.genes.spread, 0)
+        hidden = self.body(torch.cat([log, positive.to(log), conditions], -1))
+        mean, spread = self.mean(hidden).to(x), self.spread(hidden).to(x)  # autocast may have made them shorter
+        return mean, softplus(spread) + _LEAST_SD
+
+
+class Decoder(nn.Module):
+    """Parameters of the ZILN given z. Without hidden layers, mu and the zero part's logits are linear in z."""
+
+    def __init__(self, genes: GeneStatistics, latent: int, conditions: Conditions, hidden: Sequence[int]):
+        super().__init__()
+        self.genes, number = genes, len(genes.center)
+        self.body = perceptron(latent + conditions.width, hidden) if hidden else None
+        self.heads = nn.Linear(hidden[-1] if hidden else latent, 2 * number)
+        self.shift = nn.Linear(conditions.width, 2 * number, bias=False) if conditions.width else None
+        self.log_scale = nn.Parameter(torch.zeros(number))
+        with torch.no_grad():  # start near the distribution of each gene over all cells
+            self.heads.bias.copy_(torch.cat([torch.zeros(number), genes.zi_logits]))
+
+    def forward(self, z: Tensor, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mu, scale and logits of P(X = 0); mu and logits have a row for each row of z."""
+        heads = self.heads(z if self.body is None else self.body(beside(z, conditions)))
+        heads = heads if self.shift is None else heads + self.shift(conditions)
+        location, zero = heads.to(z).chunk(2, -1)
+        mu = self.genes.center + self.genes.spread * location
+        mu = mu if offset is None else mu + offset.to(mu).unsqueeze(-1)
+        return mu, self.genes.spread * torch.hypot(self.log_scale.exp(), z.new_tensor(_UNEXPLAINED)), zero

@@ -1,0 +1,275 @@
+"""An embedding of the cells of an AnnData by the autoencoder, with cells read from memory or disk a block at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyro_zilognormal.models import ZILNVAE, FittedVAE, ZILNVAEGuide, fit_vae
+from pyro_zilognormal.singlecell.depth import Depth
+from pyro_zilognormal.singlecell.design import column
+from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.io import find_expression
+from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_statistics
+from pyro_zilognormal.singlecell.write import check_key
+from pyro_zilognormal.sufficient import SufficientStatistics
+from pyro_zilognormal.svi import Batch, Callback, Checkpoint, Minibatches, Run
+from pyro_zilognormal.svi.data import digest
+from pyro_zilognormal.svi.elbo import isolated
+
+DENOISED = "ziln_denoised"
+_BATCH_SIZE = 128
+# Neighbouring cells that are read at once, and minibatches whose cells are mixed: files sort cells, and reading each
+# where it lies would be slow.
+_NEIGHBOURS, _MIXED = 32, 16
+_HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 1000
+_FEWEST_CELLS = 50
+
+
+class CellBatches(Minibatches):
+    """Minibatches of an AnnData's cells, of which about two thousand are in memory at a time.
+
+    Args:
+        clean: the matrix, in memory or on disk, and how its values are brought to the linear scale.
+        rows: which cells, ascending, of shape (cells,).
+        conditions: batch, covariates and offset of all cells of the matrix, each an array or None.
+        shuffle: whether to shuffle them: blocks of 32 neighbours, and then the cells of 64 blocks.
+        device: where to put the minibatches.
+    """
+
+    def __init__(
+        self, clean: Cleaner, rows: NDArray[np.int64], conditions: Sequence[Any], shuffle: bool, device: str
+    ) -> None:
+        own = (None if array is None else array[rows] for array in conditions)
+        super().__init__(
+            rows, *own, batch_size=_BATCH_SIZE, plate="cells", shuffle=shuffle, device=device, dtype=torch.float32
+        )
+        self.clean, self.conditions = clean, conditions
+
+    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+        """Yield the minibatches of epoch ``number``, without the first ``skip``."""
+        for start, pool in enumerate(self._order(number, seed).split(_MIXED * self.batch_size)):
+            wanted = pool[max(0, skip - start * _MIXED) * self.batch_size :]
+            if len(wanted):
+                values = self.values(wanted)
+                for place in torch.arange(len(wanted)).split(self.batch_size):
+                    batch = self.batch(wanted[place])
+                    yield replace(batch, args=(self._read(values, place), *batch.args[1:]))
+
+    def values(self, indices: torch.Tensor) -> Any:
+        """Return the linear values of some cells, counted among those of this object: an array or a CSR matrix."""
+        rows = self.arrays[0][indices.numpy()]
+        ascending = np.sort(rows)
+        near = np.split(ascending, np.flatnonzero(np.diff(ascending) > _NEIGHBOURS) + 1)
+        matrix = self.clean.expression.matrix
+        blocks = [self.clean(matrix[r[0] : r[-1] + 1], int(r[0]))[r - r[0]] for r in near]
+        sparse = hasattr(blocks[0], "tocsr")
+        joined = require("scipy.sparse").vstack(blocks, "csr") if sparse else np.concatenate(blocks)
+        return joined[np.searchsorted(ascending, rows)]
+
+    def subset(self, chosen: Any) -> CellBatches:
+        """Return those cells for which ``chosen``, of shape (cells,), is True, in order."""
+        if np.shape(chosen) != (self.rows,) or not np.any(chosen):
+            raise SingleCellError(
+                f"chosen has shape {np.shape(chosen)} and {np.sum(chosen)} cells; needed ({self.rows},) and some cell"
+            )
+        rows = self.arrays[0][np.asarray(chosen, dtype=bool)]
+        return CellBatches(self.clean, rows, self.conditions, False, str(self.device))
+
+    def digest(self, seed: int) -> str:
+        """Return a hash of the first minibatch, and of what all cells are conditioned on."""
+        return digest([self.arrays, self.clean.expression.shape, next(self.epoch(0, seed)).args])
+
+    def _order(self, number: int, seed: int) -> torch.Tensor:
+        order = torch.arange(self.rows)
+        if not self.shuffle:
+            return order
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        blocks = order.split(_NEIGHBOURS)
+        order = torch.cat([blocks[i] for i in torch.randperm(len(blocks), generator=generator)])
+        pools = order.split(_MIXED * self.batch_size)
+        return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """What :func:`embed` found.
+
+    Attributes:
+        fitted: the fitted autoencoder, with its methods.
+        cells: all cells, in their order, to give to these methods; ``cells.subset(mask)`` are some of them.
+        held_out: which cells were held out, of shape (cells,).
+        genes: names of the genes.
+        batches: names of the batches; one name, "", if there are none.
+    """
+
+    fitted: FittedVAE
+    cells: CellBatches
+    held_out: NDArray[np.bool_]
+    genes: list[str]
+    batches: list[str]
+
+
+def embed(
+    adata: Any,
+    *,
+    batch: str | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    scale: str = "linear",
+    depth: str | None = "auto",
+    detection_threshold: float = 0.0,
+    latent: int = 10,
+    hidden: Sequence[int] = (128,),
+    linear: bool = False,
+    denoise: bool = False,
+    steps: int = 20_000,
+    seed: int = 0,
+    device: str = "cpu",
+    callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
+    checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+    key_added: str = "X_ziln",
+) -> Embedding:
+    """Embed cells by a variational autoencoder on the zero-inflated log-normal, and correct for batches.
+
+    ``obsm[key_added]`` gets the posterior means of the latent values, of shape (cells, latent), which
+    ``scanpy.pp.neighbors(adata, use_rep="X_ziln")`` reads, and ``uns[key_added]`` the settings. A tenth of the cells,
+    at most 1,000, are held out to stop the fit by. The matrix is read from where it is, about two thousand cells at a
+    time: with :func:`open_cells`, only names, obs and results of all cells are in memory.
+
+    Args:
+        adata: an AnnData, in memory, backed, or from :func:`open_cells`.
+        batch: the column of obs that names the batches, such as samples; None for no correction.
+        layer: the layer to use; None for X.
+        use_raw: whether to use ``adata.raw``.
+        scale: the stored scale, as for :class:`HurdleDE`; the size factor of "counts" is an offset.
+        depth: column of obs with the total counts or the detection rate of cells, whose logarithm is a covariate, so
+            that z need not hold it; "auto" for totals of counts, or a column ``total_counts``, ``n_counts`` or
+            ``nCount_RNA`` if there is one; None for none.
+        detection_threshold: linear values of at most this are taken as zeros.
+        latent: number of latent dimensions.
+        hidden: sizes of the hidden layers of the encoder, and in reverse of the decoder.
+        linear: whether the decoder is linear.
+        denoise: whether to write denoised expression, linear and the mean over batches, to ``layers["ziln_denoised"]``,
+            a dense matrix.
+        steps: number of steps at most, of 128 cells each.
+        seed: of the held-out cells, the fit and the draws.
+        device: the torch device.
+        callbacks: callbacks of ``svi.fit``.
+        checkpoint: a file to save the fit to and to resume from, or a ``svi.Checkpoint``.
+        key_added: where the embedding goes.
+
+    Returns:
+        The fit, and the cells to call its methods with.
+
+    Raises:
+        SingleCellError: data or arguments that cannot be used; the message says why and how to fix it.
+
+    Example:
+        >>> import anndata
+        >>> from pyro_zilognormal.datasets import pbmc68k_reduced
+        >>> adata = anndata.AnnData(pbmc68k_reduced().values.numpy()[:200, :30])
+        >>> found = embed(adata, latent=2, steps=20)
+        >>> adata.obsm["X_ziln"].shape
+        (200, 2)
+        >>> found.fitted.normalized_expression(found.cells).shape
+        torch.Size([200, 30])
+    """
+    for module in ("anndata", "pandas", "scipy"):
+        require(module)
+    check_key(key_added)
+    clean = Cleaner(_by_rows(find_expression(adata, layer, use_raw)), scale, detection_threshold)
+    cells = clean.expression.shape[0]
+    if cells < _FEWEST_CELLS:
+        raise SingleCellError(f"adata has {cells} cells; needed at least {_FEWEST_CELLS} to learn an embedding from")
+    names, codes = _batches(adata.obs, batch)
+    known = None if depth is None and scale != "counts" else Depth.find(adata.obs, depth, clean)
+    offset = np.log(known.size_factor) if known and scale == "counts" else None
+    covariates = None
+    if known and depth is not None and known.bin.any():
+        log = np.log(known.value)
+        covariates = (log - log.mean())[:, None]
+    conditions = codes if len(names) > 1 else None, covariates, offset
+    held_out = _hold_out(cells, seed)
+    statistics, _ = read_statistics(clean, held_out.astype(np.int64), 2, offset)
+    training = SufficientStatistics.from_value(statistics.value[:1])
+    with isolated(seed):
+        model = ZILNVAE(
+            training,
+            latent=latent,
+            batches=len(names),
+            covariates=0 if covariates is None else 1,
+            hidden=hidden,
+            linear=linear,
+        ).to(device)
+        guide = ZILNVAEGuide(model).to(device)
+    train, test = (np.flatnonzero(chosen) for chosen in (~held_out, held_out))
+    if checkpoint is not None:
+        callbacks = [*callbacks, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)]
+    everything = CellBatches(clean, np.arange(cells), conditions, False, device)
+    fitted = fit_vae(
+        model,
+        guide,
+        CellBatches(clean, train, conditions, True, device),
+        held_out=_in_memory(everything, test),
+        steps=steps,
+        seed=seed,
+        callbacks=callbacks,
+    )
+    adata.obsm[key_added] = fitted.latent(everything).mean.numpy(force=True)
+    if denoise:
+        adata.layers[DENOISED] = fitted.normalized_expression(everything, seed=seed).numpy(force=True)
+    settings: dict[str, Any] = {
+        "batch": batch,
+        "layer": layer,
+        "use_raw": use_raw,
+        "scale": scale,
+        "linear": linear,
+        "seed": seed,
+    }
+    settings |= {"depth": known.name if known else None, "detection_threshold": detection_threshold}
+    settings |= {"steps": fitted.result.steps, "stop_reason": fitted.result.stop_reason, "hidden": list(hidden)}
+    adata.uns[key_added] = {"params": {name: value for name, value in settings.items() if value is not None}}
+    return Embedding(fitted, everything, held_out, clean.expression.genes, names)
+
+
+def _by_rows(expression: Expression) -> Expression:
+    """Return a matrix whose rows can be sliced; one in memory that is stored by column is turned."""
+    if getattr(expression.matrix, "format", "") != "csc":
+        return expression
+    if not hasattr(expression.matrix, "tocsr"):
+        raise SingleCellError(
+            f"{expression.where} is stored on disk by gene (CSC), so that minibatches of cells would read all of it; "
+            "needed CSR or dense: write it anew with adata.X = adata.X.to_memory().tocsr(), or read it into memory"
+        )
+    return replace(expression, matrix=expression.matrix.tocsr())
+
+
+def _batches(obs: Any, batch: str | None) -> tuple[list[str], NDArray[np.int64]]:
+    """Return the names of the batches, and the batch of each cell."""
+    if batch is None:
+        return [""], np.zeros(len(obs), np.int64)
+    codes, levels = require("pandas").factorize(column(obs, batch, "batch"), sort=True)
+    return [str(level) for level in levels], codes.astype(np.int64)
+
+
+def _hold_out(cells: int, seed: int) -> NDArray[np.bool_]:
+    number = min(int(_HELD_OUT_SHARE * cells), _MOST_HELD_OUT)
+    chosen = np.zeros(cells, dtype=bool)
+    chosen[np.random.default_rng(seed).choice(cells, number, replace=False)] = True
+    return chosen
+
+
+def _in_memory(cells: CellBatches, rows: NDArray[np.int64]) -> Minibatches:
+    """Return some cells as minibatches of what is read now; held-out cells are evaluated again and again."""
+    values = cells.values(torch.from_numpy(rows)).astype(np.float32)
+    conditions = (None if array is None else array[rows] for array in cells.conditions)
+    return Minibatches(
+        values, *conditions, batch_size=_BATCH_SIZE, plate="cells", device=cells.device, dtype=torch.float32
+    )

@@ -1,0 +1,199 @@
+"""The command ``pyro-zilognormal embed``: an embedding, checks of each gene, and a report in one HTML file."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import importlib
+import io
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_zilognormal import __version__
+from pyro_zilognormal.singlecell.cli import (
+    _NOT_CONVERGED,
+    _PARTIAL,
+    _SECONDS_A_SAVE,
+    _prepare_out,
+    _record_warnings,
+    _say,
+    _whole,
+)
+from pyro_zilognormal.singlecell.design import column
+from pyro_zilognormal.singlecell.embed import Embedding, embed
+from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.scale import SCALES
+from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
+
+DESCRIPTION = (
+    "Embed cells in a few dimensions, corrected for batches; write an h5ad file, checks of genes and a report."
+)
+_KEY = "X_ziln"
+_SETTINGS = ("batch", "layer", "use_raw", "scale", "depth", "latent", "linear", "steps", "seed", "device")
+_REPLICATED = 50
+_DRAWN_CELLS, _DRAWN_LEVELS = 20_000, 20
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>Embedding of {source}</title>
+<style>body {{ font: 15px sans-serif; max-width: 60em; margin: 2em auto }} img {{ max-width: 100% }}</style>
+<h1>Embedding of {source}</h1>
+<p>{said}</p>
+<p>pyro_zilognormal {version}: <code>{command}</code></p>
+{warnings}{pictures}
+<h2>Settings and results</h2><pre>{numbers}</pre></html>
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    add = parser.add_argument
+    add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
+    add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
+    add("--batch", metavar="COLUMN", help="column of obs that names the batches to correct for, such as samples")
+    add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
+    add("--layer", help="use this layer instead of X")
+    add("--use-raw", action="store_true", help="use raw instead of X")
+    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x), log2(1 + x) or counts (linear)")
+    add("--depth", metavar="COLUMN", default="auto", help="column of obs with total counts or detection rates (auto)")
+    add("--latent", type=_whole(1), default=10, help="number of latent dimensions (10)")
+    add("--linear", action="store_true", help="use a linear decoder")
+    add("--steps", type=_whole(1), default=20_000, help="number of steps at most (20000)")
+    add("--seed", type=_whole(0), default=0, help="random seed (0)")
+    add("--device", default="cpu", help="torch device, such as cpu or cuda (cpu)")
+    add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
+    add("--strict", action="store_true", help="exit with code 3 if the fit ran out of steps")
+    add("--quiet", action="store_true", help="print only warnings and errors")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; return its exit code."""
+    with _record_warnings() as recorded, open_cells(options.source) as adata:
+        labels = {name: column(adata.obs, name, name) for name in (options.batch, options.label) if name}
+        _say(options, f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes")
+        found = embed(
+            adata,
+            **{name: getattr(options, name) for name in _SETTINGS},
+            callbacks=[Progress(False if options.quiet else None)],
+            checkpoint=Checkpoint(_prepare_out(options.out), seconds=_SECONDS_A_SAVE, resume=options.resume),
+            key_added=_KEY,
+        )
+        table = gene_table(found, options.seed)
+        embedded = require("anndata").AnnData(obs=adata.obs, obsm={_KEY: adata.obsm[_KEY]}, uns={_KEY: adata.uns[_KEY]})
+    fit = found.fitted.result
+    numbers = {
+        "versions": {"pyro-zilognormal": __version__},
+        "settings": {name: getattr(options, name) for name in ("source", "label", *_SETTINGS)},
+        "fit": {"stop_reason": fit.stop_reason, "steps": fit.steps, "best_step": fit.best_step},
+        "seconds": round(fit.seconds, 3),
+        "held_out_log_likelihood_per_value": round(-min(loss for _, loss in fit.held_out) / fit.rows / len(table), 6)
+        if fit.held_out
+        else None,
+        "zero_share_mean_error": round(float((table["zero_share"] - table["zero_share_fit"]).abs().mean()), 6),
+        "warnings": recorded,
+    }
+    _write(options, embedded, table, numbers, _pictures(found, embedded, labels), str(fit))
+    for text in recorded:
+        print(f"warning: {text}", file=sys.stderr)
+    _say(
+        options, f"{fit}\nwrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first"
+    )
+    return _NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
+
+
+def gene_table(found: Embedding, seed: int = 0) -> Any:
+    """Return how each gene of the held-out cells is reproduced.
+
+    Returns:
+        A DataFrame with ``variable``; ``zero_share`` and ``mean``, linear, in the held-out cells; the same with
+        ``_fit`` in cells replicated from them; and with ``_tail`` the posterior predictive tail probabilities.
+    """
+    check = found.fitted.predictive_check(found.cells.subset(found.held_out), draws=_REPLICATED, seed=seed)
+    table = require("pandas").DataFrame({"variable": found.genes})
+    for name, statistic in (("zero_share", "zero fraction"), ("mean", "mean")):
+        table[name] = check.observed[statistic].numpy(force=True)
+        table[f"{name}_fit"] = check.replicated[statistic].mean(0).numpy(force=True)
+        table[f"{name}_tail"] = check.tail[statistic].numpy(force=True)
+    return table
+
+
+def plane(values: Any, seed: int = 0) -> tuple[Any, str]:
+    """Return an embedding in two dimensions, and their name: scanpy's UMAP, or principal components without scanpy."""
+    try:
+        scanpy = importlib.import_module("scanpy")
+    except ImportError:
+        centred = values - values.mean(0)
+        return centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T, "principal component"
+    cells = require("anndata").AnnData(obsm={_KEY: values})
+    scanpy.pp.neighbors(cells, use_rep=_KEY, random_state=seed)
+    scanpy.tl.umap(cells, random_state=seed)
+    return cells.obsm["X_umap"], "UMAP"
+
+
+def _pictures(found: Embedding, embedded: Any, labels: dict[str, Any]) -> dict[str, bytes]:
+    """Return pictures by name: the losses, zero shares, and the embedding by batch and label."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    plot_loss(found.fitted.result, figure.add_subplot())
+    pictures = {"loss": _png(figure)}
+    some = np.sort(np.random.default_rng(0).permutation(embedded.n_obs)[:_DRAWN_CELLS])
+    points, said = plane(embedded.obsm[_KEY][some])
+    for name, values in labels.items():
+        figure = Figure(figsize=(7, 5), layout="constrained")
+        ax = figure.add_subplot()
+        text = np.asarray(values.astype(str))[some]
+        levels, number = np.unique(text, return_counts=True)
+        for level in levels[np.argsort(-number, kind="stable")][:_DRAWN_LEVELS]:
+            x, y = points[text == level].T
+            ax.scatter(x, y, s=3, label=level, linewidths=0)
+        ax.set(xlabel=f"{said} 1", ylabel=f"{said} 2", title=name)
+        ax.legend(frameon=False, fontsize="small", markerscale=3, bbox_to_anchor=(1, 1), loc="upper left")
+        pictures[f"embedding_by_{name}".replace("/", "_")] = _png(figure)
+    return pictures
+
+
+def _png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()
+
+
+def _write(
+    options: argparse.Namespace, embedded: Any, table: Any, numbers: Any, pictures: dict[str, bytes], said: str
+) -> None:
+    """Write all files to a folder of their own first, so that each is whole."""
+    partial = options.out / _PARTIAL
+    partial.mkdir()
+    try:
+        embedded.write_h5ad(partial / "embedding.h5ad")
+        table.to_csv(partial / "genes.csv", index=False)
+        text = json.dumps(numbers, indent=2, allow_nan=False)
+        (partial / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        for name, png in pictures.items():
+            (partial / f"{name}.png").write_bytes(png)
+        images = (
+            f'<h2>{html.escape(name.replace("_", " "))}</h2><img alt="{html.escape(name)}" '
+            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            for name, png in pictures.items()
+        )
+        page = _PAGE.format(
+            source=html.escape(str(options.source)),
+            said=html.escape(said),
+            version=__version__,
+            command=html.escape(options.command),
+            warnings="".join(f"<p>Warning: {html.escape(warning)}</p>" for warning in numbers["warnings"]),
+            pictures="\n".join(images),
+            numbers=html.escape(text),
+        )
+        (partial / "report.html").write_text(page, encoding="utf-8")
+        for file in sorted(partial.iterdir()):
+            os.replace(file, options.out / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,73 @@
+"""Validation, checkpoints, precision and annealing are Lightning's, and work on a Pyro model and guide."""
+
+import functools
+
+import lightning
+import pyro
+import pytest
+import torch
+from svi_cases import auto, data, delta_guide, normal_model
+from torch.utils.data import DataLoader
+
+from pyro_zilognormal import SufficientStatistics
+from pyro_zilognormal.models import ZILNVAE, ZILNVAEGuide
+from pyro_zilognormal.svi import Batch
+from pyro_zilognormal.svi.lightning import LightningSVI
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning's own: few workers, deprecated parts of torch
+
+adam = functools.partial(torch.optim.Adam, lr=0.05)
+
+
+def trainer(epochs, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return lightning.Trainer(
+        accelerator="cpu", max_epochs=epochs, **quiet, **{"enable_checkpointing": False, **options}
+    )
+
+
+def module(guide=delta_guide):
+    return LightningSVI(normal_model, guide, data()[:5], optimizer=adam, plate="rows", rows=20)
+
+
+def test_a_run_resumed_from_lightnings_checkpoint_is_the_uninterrupted_one(tmp_path):
+    loader = DataLoader(data(), batch_size=5)
+    whole, half, resumed = module(), module(), module()
+    trainer(4).fit(whole, loader)
+    first = trainer(2, enable_checkpointing=True, default_root_dir=tmp_path)
+    first.fit(half, loader)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(4).fit(resumed, loader, ckpt_path=tmp_path / "half.ckpt")
+    assert whole.svi.constrained().keys() == {"q_loc"}
+    assert torch.equal(resumed.svi.constrained()["q_loc"], whole.svi.constrained()["q_loc"])
+    assert not torch.equal(half.svi.constrained()["q_loc"], whole.svi.constrained()["q_loc"])
+
+
+def test_held_out_rows_are_evaluated_at_a_kl_weight_of_one():
+    class Anneal(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            module.svi.kl_weight = 0.25
+
+    annealed, held_out = module(auto()), data(8, seed=1)
+    run = trainer(1, callbacks=[Anneal()])
+    pyro.set_rng_seed(0)
+    run.fit(annealed, DataLoader(data(), batch_size=20), DataLoader(held_out, batch_size=8))
+    assert annealed.svi.kl_weight == 0.25
+    losses = run.callback_metrics
+    assert losses["train_loss"].isfinite()
+    # The mean of 20 rows' loss, estimated from 8: about that of a Normal at the start of the guide.
+    expected = torch.stack([torch.tensor(annealed.svi.evaluate(Batch((held_out,), rows=8))) for _ in range(200)])
+    assert abs(losses["val_loss"] - expected.mean()) < 5 * expected.std()
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_the_autoencoder_trains_in_other_precisions(precision):
+    torch.manual_seed(0)
+    x = torch.rand(60, 8).mul(3).floor()
+    model = ZILNVAE(SufficientStatistics.from_cells(x), latent=2, hidden=(8,))
+    fitted = LightningSVI(model, ZILNVAEGuide(model), x[:4], optimizer=adam)
+    before = fitted.svi.evaluate(Batch((x,), rows=60))
+    trainer(30, precision=precision).fit(fitted, DataLoader(x, batch_size=20, shuffle=True))
+    after = fitted.svi.evaluate(Batch((x.to(fitted.dtype),), rows=60))
+    assert after < before - 20
+    assert {p.dtype for p in model.parameters()} == {torch.float64 if precision == "64-true" else torch.float32}
