@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from pyro_zilognormal.models import ZILNVAE, FittedVAE, ZILNVAEGuide, fit_vae
 from pyro_zilognormal.singlecell.depth import Depth
-from pyro_zilognormal.singlecell.design import column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.io import find_expression
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_statistics
+from pyro_zilognormal.singlecell.scale import Cleaner, Expression, choose_scale, declared_scale, read_statistics
 from pyro_zilognormal.singlecell.write import check_key
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi import Batch, Callback, Checkpoint, Minibatches, Run
@@ -122,7 +122,7 @@ def embed(
     batch: str | None = None,
     layer: str | None = None,
     use_raw: bool = False,
-    scale: str = "linear",
+    scale: str | None = None,
     depth: str | None = "auto",
     detection_threshold: float = 0.0,
     latent: int = 10,
@@ -148,7 +148,8 @@ def embed(
         batch: the column of obs that names the batches, such as samples; None for no correction.
         layer: the layer to use; None for X.
         use_raw: whether to use ``adata.raw``.
-        scale: the stored scale, as for :class:`HurdleDE`; the size factor of "counts" is an offset.
+        scale: the stored scale, as for :class:`HurdleDE`: what the AnnData declares or its values show if None; the
+            size factor of "counts" is an offset.
         depth: column of obs with the total counts or the detection rate of cells, whose logarithm is a covariate, so
             that z need not hold it; "auto" for totals of counts, or a column ``total_counts``, ``n_counts`` or
             ``nCount_RNA`` if there is one; None for none.
@@ -184,7 +185,9 @@ def embed(
     for module in ("anndata", "pandas", "scipy"):
         require(module)
     check_key(key_added)
-    clean = Cleaner(_by_rows(find_expression(adata, layer, use_raw)), scale, detection_threshold)
+    expression = _by_rows(find_expression(adata, layer, use_raw))
+    scale, _ = choose_scale(scale, expression, declared_scale(adata.uns) if expression.log1p else None, False)
+    clean = Cleaner(expression, scale, detection_threshold)
     cells = clean.expression.shape[0]
     if cells < _FEWEST_CELLS:
         raise SingleCellError(f"adata has {cells} cells; needed at least {_FEWEST_CELLS} to learn an embedding from")
@@ -197,7 +200,7 @@ def embed(
         covariates = (log - log.mean())[:, None]
     conditions = codes if len(names) > 1 else None, covariates, offset
     held_out = _hold_out(cells, seed)
-    statistics, _ = read_statistics(clean, held_out.astype(np.int64), 2, offset)
+    statistics, *_ = read_statistics(clean, held_out.astype(np.int64), 2, offset)
     training = SufficientStatistics.from_value(statistics.value[:1])
     with isolated(seed):
         model = ZILNVAE(

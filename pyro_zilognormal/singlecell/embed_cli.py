@@ -20,15 +20,16 @@ from pyro_zilognormal import __version__
 from pyro_zilognormal.singlecell.cli import (
     _NOT_CONVERGED,
     _PARTIAL,
+    _SCALE,
     _SECONDS_A_SAVE,
     _prepare_out,
     _record_warnings,
     _say,
     _whole,
 )
-from pyro_zilognormal.singlecell.design import column
 from pyro_zilognormal.singlecell.embed import Embedding, embed
 from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.io import open_cells
 from pyro_zilognormal.singlecell.scale import SCALES
 from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, default="linear", help="stored scale: x, log(1 + x), log2(1 + x) or counts (linear)")
+    add("--scale", choices=SCALES, help=_SCALE)
     add("--depth", metavar="COLUMN", default="auto", help="column of obs with total counts or detection rates (auto)")
     add("--latent", type=_whole(1), default=10, help="number of latent dimensions (10)")
     add("--linear", action="store_true", help="use a linear decoder")
