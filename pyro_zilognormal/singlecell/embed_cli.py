@@ -76,7 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     with _record_warnings() as recorded, open_cells(options.source) as adata:
-        labels = {name: column(adata.obs, name, name) for name in (options.batch, options.label) if name}
+        named = {"batch": options.batch, "label": options.label}
+        labels = {name: column(adata.obs, name, argument) for argument, name in named.items() if name}
         _say(options, f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes")
         found = embed(
             adata,
@@ -93,9 +94,7 @@ def run(options: argparse.Namespace) -> int:
         "settings": {name: getattr(options, name) for name in ("source", "label", *_SETTINGS)},
         "fit": {"stop_reason": fit.stop_reason, "steps": fit.steps, "best_step": fit.best_step},
         "seconds": round(fit.seconds, 3),
-        "held_out_log_likelihood_per_value": round(-min(loss for _, loss in fit.held_out) / fit.rows / len(table), 6)
-        if fit.held_out
-        else None,
+        "held_out_elbo_per_value": _held_out(found),
         "zero_share_mean_error": round(float((table["zero_share"] - table["zero_share_fit"]).abs().mean()), 6),
         "warnings": recorded,
     }
@@ -106,6 +105,13 @@ def run(options: argparse.Namespace) -> int:
         options, f"{fit}\nwrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first"
     )
     return _NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
+
+
+def _held_out(found: Embedding) -> float | None:
+    """Return the best ELBO of held-out cells, in nats a value; None for a fit too short to evaluate it."""
+    fit = found.fitted.result
+    best = min((loss for _, loss in fit.held_out), default=None)
+    return None if best is None else round(-best / fit.rows / len(found.genes), 6)
 
 
 def gene_table(found: Embedding, seed: int = 0) -> Any:
@@ -138,7 +144,7 @@ def plane(values: Any, seed: int = 0) -> tuple[Any, str]:
 
 
 def _pictures(found: Embedding, embedded: Any, labels: dict[str, Any]) -> dict[str, bytes]:
-    """Return pictures by name: the losses, zero shares, and the embedding by batch and label."""
+    """Return pictures by name: the losses, and the embedding by batch and label."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

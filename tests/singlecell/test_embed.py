@@ -202,7 +202,7 @@ def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path):
     genes, metrics = pd.read_csv(out / "genes.csv"), json.loads((out / "metrics.json").read_text())
     assert len(genes) == GENES
     assert (genes["zero_share"] - genes["zero_share_fit"]).abs().mean() < 0.15
-    assert metrics["held_out_log_likelihood_per_value"] < 0
+    assert metrics["held_out_elbo_per_value"] < 0
     report = (out / "report.html").read_text()
     assert report.count("data:image/png") == 3
     assert str(path) in report
@@ -213,7 +213,10 @@ def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "code", "said"),
-    [(["--batch", "nobody"], 2, "'nobody' is not one of"), (["--steps", "5", "--scale", "counts", "--strict"], 3, "")],
+    [
+        (["--batch", "nobody"], 2, "batch: 'nobody' is not one of"),
+        (["--steps", "5", "--scale", "counts", "--strict"], 3, ""),
+    ],
 )
 def test_the_command_fails_with_the_code_of_the_cause(tmp_path, more, code, said):
     ran = run("embed", on_disk(tmp_path, cells(), "h5ad"), "--out", tmp_path / "out", "--latent", "2", *more)
