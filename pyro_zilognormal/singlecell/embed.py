@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import ZILNVAE, FittedVAE, ZILNVAEGuide, fit_vae
+from pyro_zilognormal.singlecell.arguments import check_device
 from pyro_zilognormal.singlecell.depth import Depth
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.formula import column
@@ -185,6 +186,7 @@ def embed(
     for module in ("anndata", "pandas", "scipy"):
         require(module)
     check_key(key_added)
+    device = check_device(device)
     expression = _by_rows(find_expression(adata, layer, use_raw))
     scale, _ = choose_scale(scale, expression, declared_scale(adata.uns) if expression.log1p else None, False)
     clean = Cleaner(expression, scale, detection_threshold)
