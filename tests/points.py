@@ -168,7 +168,7 @@ def _anywhere_column(
         far = _mix(rng, far, rng.uniform(0, 2 * edge**0.5, n))
     elif kind == "zero" and zero != "zi_probs":
         far = _mix(rng, _signed(rng, far), rng.uniform(-2 * edge, 2 * edge, n), rng.choice([-np.inf, np.inf], n))
-        far = np.minimum(far, 2 * edge) if zero == "cloglog" else far  # the oracle takes exp twice
+        far = np.minimum(far, 0.99 * edge) if zero == "cloglog" else far  # log pi = -exp(cloglog) must be a number
     elif kind in ("zero", "q"):
         far = np.exp(rng.uniform(np.log(torch.finfo(dtype).tiny), 0, n))
     return np.where(rng.random(n) < 0.5, usual, far)
