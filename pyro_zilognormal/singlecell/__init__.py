@@ -6,7 +6,7 @@ from pyro_zilognormal.singlecell.api import HurdleDE, differential_expression, r
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import DepthWarning, ScaleWarning, SingleCellError, UnknownNameError
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit, Sample
-from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.results import COLUMNS
 from pyro_zilognormal.singlecell.write import to_scanpy, write_results
 
