@@ -17,7 +17,8 @@ try:
 except ImportError:  # not on Windows, where paths are not locked
     fcntl = None  # type: ignore[assignment]
 
-_OURS = "pyro_zilognormal: in use by process "
+_NAME = "pyro_zilognormal: "
+_OURS = f"{_NAME}in use by process "
 
 
 class InUseError(RuntimeError):
@@ -60,36 +61,50 @@ def locked(path: Path, what: str) -> Iterator[None]:
 def _acquire(path: Path, what: str) -> int:
     """Return a handle of a new file that this process alone holds."""
     while True:
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-            new, text = True, ""
-        except FileExistsError:
-            try:
-                handle, new = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), False
-                text = os.read(handle, 200).decode(errors="replace")
-            except FileNotFoundError:  # it has just been given up
-                continue
-            except OSError as error:
-                raise InUseError(f"{path} is in the way, and no lock of ours ({error.strerror}); remove it") from error
+        handle, text = _open(path)
+        if handle is None:
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(handle)
-            raise InUseError(
-                f"{what} is {text.removeprefix('pyro_zilognormal: ') or 'in use by another process'}; wait for it to "
-                "end, or use another path"
-            ) from error
+            by = (text or _OURS + "?").removeprefix(_NAME)
+            raise InUseError(f"{what} is {by}; wait for it to end, or use another path") from error
         except OSError:  # a file system without locks
             pass
-        if path.exists() and os.path.samestat(os.fstat(handle), os.lstat(path)):
-            if new:
+        if _is_at(path, handle):
+            if text is None:
                 os.write(handle, f"{_OURS}{os.getpid()} on {socket.gethostname()}".encode())
                 return handle
-            if text and not text.startswith(_OURS):
-                os.close(handle)
-                raise InUseError(f"{path} is in the way, and no lock of ours; remove it")
             path.unlink()  # of a process that has died
         os.close(handle)
+
+
+def _open(path: Path) -> tuple[int | None, str | None]:
+    """Return a handle of a new file and None, or of the file there and its text; no handle if that has just gone."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), None
+    except FileExistsError:
+        pass
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        text = os.read(handle, 200).decode(errors="replace")
+    except FileNotFoundError:
+        return None, None
+    except OSError as error:  # a link, a folder
+        raise InUseError(f"{path} is in the way, and no lock of ours ({error.strerror}); remove it") from error
+    if text and not text.startswith(_OURS):
+        os.close(handle)
+        raise InUseError(f"{path} is in the way, and no lock of ours; remove it")
+    return handle, text
+
+
+def _is_at(path: Path, handle: int) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 _PROCESS = threading.RLock()
