@@ -310,4 +310,6 @@ def checked(matrix: Any, where: str) -> Any:
             matrix.check_format(full_check=True)
         except ValueError as error:
             raise SingleCellError(f"{where} is damaged: {error}; make or read it anew") from error
+        if matrix.dtype == np.float16:  # scipy computes with no 16 bits
+            return matrix.astype(np.float32)
     return matrix

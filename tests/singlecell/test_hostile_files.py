@@ -106,6 +106,14 @@ def test_dtypes_that_scipy_does_not_compute_with_are_read(name: str, tmp_path: p
     assert read(path) == ""
 
 
+@pytest.mark.parametrize("form", ["csr", "csc"])
+@pytest.mark.parametrize("dtype", ["f2", ">f4", ">f8", "g"])
+def test_dtypes_that_scipy_does_not_compute_with_are_read_in_memory(dtype: str, form: str) -> None:
+    adata = cells(form)
+    adata.X.data = adata.X.data.astype(dtype)
+    np.testing.assert_allclose(HurdleDE(adata, "~ condition", scale="linear").data.value, hostile_files.expected())
+
+
 def test_a_matrix_of_another_width_is_refused_by_name(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cells.h5ad"
     made = experiment(x=X)
