@@ -13,7 +13,7 @@ from pyro_zilognormal.singlecell.errors import (
     UnknownNameError,
 )
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit, Sample
-from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.one_call import differential_expression, result_parameters
 from pyro_zilognormal.singlecell.results import COLUMNS
 from pyro_zilognormal.singlecell.write import to_scanpy, write_results

@@ -10,10 +10,11 @@ import re
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -24,17 +25,19 @@ from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
-from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.pictures import draw
 from pyro_zilognormal.singlecell.report import Results, html, metrics, summary
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.singlecell.scale import SCALES
-from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, Progress
+from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, InUseError, Progress
+from pyro_zilognormal.svi.lock import locked
 
 _FAILED, _BAD_INPUT, _NOT_CONVERGED, _INTERRUPTED = 1, 2, 3, 130
 _SECONDS_A_SAVE = 10.0
 _GENES_DRAWN = 6
-_CHECKPOINT, _PARTIAL = "fit.ckpt", ".writing"
+# Temporary folders have a name that nobody else uses.
+_CHECKPOINT, _LOCK, _PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
 _MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
 
 
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = shlex.join(["pyro-zilognormal", *arguments])
     try:
         return _run(options)
-    except (SingleCellError, CheckpointError, ModuleNotFoundError) as error:
+    except (SingleCellError, CheckpointError, InUseError, ModuleNotFoundError) as error:
         return _fail(_BAD_INPUT, error)
     except (DivergenceError, OSError) as error:
         return _fail(_FAILED, error)
@@ -92,12 +95,13 @@ def _run(options: argparse.Namespace) -> int:
         from pyro_zilognormal.singlecell import embed_cli  # it uses this module
 
         return embed_cli.run(options)
-    with _threads(options), _cells(options) as adata:
-        results = _compute(options, adata)
-    pictures, genes, problems = draw(results)
-    results.warnings.extend(problems)
-    numbers = metrics(results)
-    written = _write(results, numbers, pictures, genes, options.out)
+    with ExitStack() as out:
+        with _threads(options), _cells(options) as adata:
+            results = _compute(options, adata, out)
+        pictures, genes, problems = draw(results)
+        results.warnings.extend(problems)
+        numbers = metrics(results)
+        written = _write(results, numbers, pictures, genes, options.out)
     for text in results.warnings:
         print(f"warning: {printable(text)}", file=sys.stderr)
     _say(options, summary(results, numbers))
@@ -110,10 +114,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _cells(options: argparse.Namespace) -> AbstractContextManager[Any]:
-    return nullcontext(demo_cells()) if options.verb == "demo" else cast(Any, open_cells(options.source))
+    if options.verb == "demo":
+        return nullcontext(demo_cells())
+    with _record_warnings() as left_out:
+        cells = open_cells(options.source, follow_links=options.follow_links)
+    for text in left_out:
+        print(f"warning: {text}", file=sys.stderr)
+    return cast(Any, cells)
 
 
-def _compute(options: argparse.Namespace, adata: Any) -> Results:
+def _compute(options: argparse.Namespace, adata: Any, out: ExitStack) -> Results:
     """Read, fit and summarise; nothing is written before the specification is known to fit the cells."""
     seconds: dict[str, float] = {}
     with _record_warnings() as recorded:
@@ -129,7 +139,7 @@ def _compute(options: argparse.Namespace, adata: Any) -> Results:
             printable(f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}"),
             f"scale: {size['scale']}{told}",
         )
-        checkpoint = Checkpoint(_prepare_out(options.out), seconds=_SECONDS_A_SAVE, resume=options.resume)
+        checkpoint = Checkpoint(_prepare_out(options.out, out), seconds=_SECONDS_A_SAVE, resume=options.resume)
         with _timed(seconds, "fit"):
             progress = Progress(False if options.quiet else None)
             de.fit(seed=options.seed, steps=options.steps, callbacks=[progress], checkpoint=checkpoint)
@@ -172,12 +182,13 @@ def _check_out(path: Path) -> None:
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
 
 
-def _prepare_out(path: Path) -> Path:
-    """Make the folder, see that it can be written to, and return the path of its checkpoint."""
-    partial = path / _PARTIAL
+def _prepare_out(path: Path, out: ExitStack) -> Path:
+    """Make the folder, see that it can be written to, keep other runs off it, and return the path of its checkpoint."""
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial)
+        path.mkdir(parents=True, exist_ok=True)
+        out.enter_context(locked(path / _LOCK, f"out: {str(path)!r}"))
+        for left in path.glob(f"{_PARTIAL}*"):  # by a run that was killed while it wrote
+            shutil.rmtree(left)
     except OSError as error:
         raise SingleCellError(
             f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
@@ -189,8 +200,7 @@ def _write(
     results: Results, numbers: dict[str, Any], pictures: dict[str, bytes], genes: dict[str, bytes], out: Path
 ) -> list[str]:
     """Write all files to a folder of their own first, so that each is whole, and return their names."""
-    partial = out / _PARTIAL
-    partial.mkdir()
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=out))
     try:
         results.table.to_csv(partial / "de.csv", index=False)
         for name, png in pictures.items():
@@ -336,6 +346,7 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="column of obs that names the donors, for random effects of donors and samples",
     )
+    add("--follow-links", action="store_true", help="read a file whose links reach other files")
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
     add("--scale", choices=SCALES, help=_SCALE)

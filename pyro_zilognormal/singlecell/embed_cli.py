@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import sys
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from pyro_zilognormal.singlecell.cli import (
 from pyro_zilognormal.singlecell.embed import Embedding, embed
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.io import open_cells
+from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.scale import SCALES
 from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
 
@@ -59,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
     add("--batch", metavar="COLUMN", help="column of obs that names the batches to correct for, such as samples")
     add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
+    add("--follow-links", action="store_true", help="read a file whose links reach other files")
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
     add("--scale", choices=SCALES, help=_SCALE)
@@ -75,7 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
-    with _record_warnings() as recorded, open_cells(options.source) as adata:
+    with ExitStack() as out:
+        return _embed(options, out)
+
+
+def _embed(options: argparse.Namespace, out: ExitStack) -> int:
+    with _record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
         labels = {name: column(adata.obs, name, argument) for argument, name in named.items() if name}
         _say(options, f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes")
@@ -83,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
             adata,
             **{name: getattr(options, name) for name in _SETTINGS},
             callbacks=[Progress(False if options.quiet else None)],
-            checkpoint=Checkpoint(_prepare_out(options.out), seconds=_SECONDS_A_SAVE, resume=options.resume),
+            checkpoint=Checkpoint(_prepare_out(options.out, out), seconds=_SECONDS_A_SAVE, resume=options.resume),
             key_added=_KEY,
         )
         table = gene_table(found, options.seed)
@@ -176,8 +184,7 @@ def _write(
     options: argparse.Namespace, embedded: Any, table: Any, numbers: Any, pictures: dict[str, bytes], said: str
 ) -> None:
     """Write all files to a folder of their own first, so that each is whole."""
-    partial = options.out / _PARTIAL
-    partial.mkdir()
+    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=options.out))
     try:
         embedded.write_h5ad(partial / "embedding.h5ad")
         table.to_csv(partial / "genes.csv", index=False)

@@ -1,13 +1,9 @@
-"""Cells come in: open a file on disk, find the matrix that is meant, read it with its design."""
+"""Cells come in: find the matrix that is meant, read it with its design."""
 
 from __future__ import annotations
 
-import functools
-import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,106 +13,16 @@ from numpy.typing import NDArray
 from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.singlecell.depth import Depth, warn_of_depths
 from pyro_zilognormal.singlecell.design import Design, strata
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, unknown
 from pyro_zilognormal.singlecell.formula import column
+from pyro_zilognormal.singlecell.on_disk import SparseOnDisk, checked
 from pyro_zilognormal.singlecell.random_effects import RandomTerm, random_terms, split_formula
 from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_cells, read_genes, read_statistics
 
-# What h5py, zarr and anndata raise for damaged files and for files of another kind.
-_UNREADABLE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError)
 # The share of positive values says something of depth if it is that of many genes.
 _FEWEST_GENES = 100
 # Positive values, beyond one a row, that say something of the shape of their logarithms; and equal logarithms.
 _FEWEST_LOGS, _SAME = 3, 1e-12
-_ON_DISK = ("array", "csr_matrix", "csc_matrix")
-
-
-def open_cells(path: str | os.PathLike[str]) -> Any:
-    """Open an h5ad or zarr file as an AnnData whose matrices stay on disk.
-
-    obs, var and uns are read into memory; X, raw, layers, obsm, varm, obsp and varp are read when they are sliced.
-    (``anndata.read_h5ad(path, backed="r")`` reads every layer into memory.) Use it with ``with``, which closes the file
-    at the end, or without; the file is then closed with the object. ``to_memory()`` makes an ordinary AnnData of it.
-
-    Args:
-        path: the h5ad file or zarr folder.
-
-    Returns:
-        An ``anndata.AnnData``.
-
-    Raises:
-        SingleCellError: the file does not exist, is damaged, or holds no AnnData.
-
-    Example:
-        >>> import anndata, numpy, os, tempfile
-        >>> path = os.path.join(tempfile.mkdtemp(), "cells.h5ad")
-        >>> anndata.AnnData(numpy.eye(3)).write_h5ad(path)
-        >>> with open_cells(path) as cells:
-        ...     isinstance(cells, anndata.AnnData), cells.X[1:2]
-        (True, array([[0., 1., 0.]]))
-    """
-    path = Path(path)
-    if not path.exists():
-        raise SingleCellError(f"{str(path)!r} does not exist; needed an h5ad or zarr file of an AnnData")
-    try:
-        root = require("zarr").open_group(str(path), mode="r") if path.is_dir() else require("h5py").File(path, "r")
-        with warnings.catch_warnings():
-            # Duplicate names of genes are refused later; those of cells do no harm.
-            warnings.filterwarnings("ignore", r"(Observation|Variable) names are not unique", UserWarning)
-            return _on_disk_class()(root)
-    except ModuleNotFoundError:
-        raise
-    except _UNREADABLE as error:
-        said = str(error).strip().splitlines()
-        raise SingleCellError(
-            f"{str(path)!r} cannot be read as an AnnData ({said[0] if said else type(error).__name__}); "
-            "needed a whole file that anndata wrote, h5ad or zarr"
-        ) from error
-
-
-@functools.cache
-def _on_disk_class() -> Any:
-    """Return the class of open cells, made here because anndata is imported only where it is used."""
-
-    class AnnDataOnDisk(require("anndata").AnnData):  # type: ignore[misc]
-        """An AnnData over the arrays of an open file, which ``with`` closes."""
-
-        def __init__(self, root: Any) -> None:
-            read = require("anndata.io").read_elem
-            parts: dict[str, Any] = {name: _table(root, name) for name in ("obs", "var")}
-            parts["X"] = _element(root["X"]) if "X" in root else None
-            parts["uns"] = read(root["uns"]) if "uns" in root else {}
-            for name in ("layers", "obsm", "varm", "obsp", "varp"):
-                if name in root:
-                    parts[name] = {key: _element(root[name][key]) for key in root[name]}
-            if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
-                parts["raw"] = {"X": _element(root["raw/X"]), "var": _table(root, "raw/var")}
-            super().__init__(**parts)
-            self._root = root
-
-        def __enter__(self) -> AnnDataOnDisk:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            if hasattr(self._root, "close"):  # a zarr folder needs no closing
-                self._root.close()
-
-    return AnnDataOnDisk
-
-
-def _table(root: Any, where: str) -> Any:
-    if where not in root:
-        raise KeyError(f"it has no {where}")
-    if not hasattr(root[where], "keys"):
-        raise TypeError(f"its {where} is not a table of anndata 0.7 or later")
-    return require("anndata.io").read_elem(root[where])
-
-
-def _element(element: Any) -> Any:
-    """Return a dense or sparse matrix on disk, and anything else (a table) in memory."""
-    if element.attrs.get("encoding-type", "array") not in _ON_DISK:
-        return require("anndata.io").read_elem(element)
-    return require("anndata.io").sparse_dataset(element) if hasattr(element, "keys") else element
 
 
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
@@ -125,12 +31,22 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
         raise ArgumentTypeError(
             f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
         )
+    if getattr(adata, "is_view", False):  # anndata slices the matrix of the whole without a check
+        whole, _, where = _choose(adata._adata_ref, layer, use_raw)
+        whole = checked(whole, where)
+        if isinstance(whole, SparseOnDisk):
+            whole.check()
     matrix, names, where = _choose(adata, layer, use_raw)
     if matrix is None:
         raise SingleCellError(f"adata has no X; name a layer: {', '.join(adata.layers) or 'it has none'}")
     if len(matrix.shape) != 2 or 0 in matrix.shape:
         raise SingleCellError(
             f"{where} is empty, of shape {tuple(matrix.shape)}; needed cells x genes, each at least 1"
+        )
+    if tuple(matrix.shape) != (len(adata.obs), len(names)):
+        raise SingleCellError(
+            f"{where} has shape {tuple(matrix.shape)}; needed {len(adata.obs)} cells, those of obs, x {len(names)} "
+            "genes, those of its var: repair the file"
         )
     genes = [str(name) for name in names]
     duplicated = names[names.duplicated()]
@@ -139,7 +55,9 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
             f"{where}: gene name {str(duplicated[0])!r} stands {genes.count(str(duplicated[0]))} times in var_names; "
             "needed unique names: call adata.var_names_make_unique()"
         )
-    return Expression(matrix, genes, adata.obs_names, where, where == "adata.X" and "log1p" in adata.uns)
+    return Expression(
+        checked(matrix, where), genes, adata.obs_names, where, where == "adata.X" and "log1p" in adata.uns
+    )
 
 
 def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str]:

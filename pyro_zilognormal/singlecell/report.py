@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
-import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +111,7 @@ def _calls(table: Any, specification: Mapping[str, Any]) -> dict[str, Any]:
         "unfit": float(unfit.mean()),
         "around_zero": _names(called[(called["log_fc_low"] < 0) & (called["log_fc_high"] > 0)]),
         "left_tail": _names(table[table["predictive_check"].str.contains("left_tail")]),
-        "log_skewness": float(np.median(known)) if len(known := table["log_skewness"].dropna()) else math.nan,
+        "log_skewness": float(np.median(known)) if len(known := table["log_skewness"].dropna()) else None,
         "log_fc_unfit": _names(table[table["predictive_check"].str.contains("log_fc")]),
         "status": {str(status): int(number) for status, number in table["status"].value_counts().items()},
     }
@@ -145,7 +144,7 @@ def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic
         _fit_of(check, "mean", "mean", "their positive values are not log-normal, and log_fc may be biased"),
         _fit_of(check, "sd_log", "spread of log x where x > 0", "their spread is not that of the model's sigma"),
         *(_log_fc(calls) for calls in numbers["contrasts"]),
-        *(_left_tail(calls) for calls in numbers["contrasts"][:1] if not math.isnan(calls["log_skewness"])),
+        *(_left_tail(calls) for calls in numbers["contrasts"][:1] if calls["log_skewness"] is not None),
         *(_around_zero(calls) for calls in numbers["contrasts"] if calls["around_zero"]),
         *(_few_cells(calls) for calls in numbers["contrasts"] if "few_cells" in calls["status"]),
         *(_agreement(calls) for calls in numbers["contrasts"] if calls["tested"]),

@@ -6,6 +6,7 @@ from pyro_zilognormal.svi.data import Batch, BatchStream, Minibatches
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport
 from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.fit import FitResult, Run, fit
+from pyro_zilognormal.svi.lock import InUseError
 from pyro_zilognormal.svi.plots import plot_loss, plot_predictive
 from pyro_zilognormal.svi.posterior import (
     PredictiveCheck,
@@ -25,6 +26,7 @@ __all__ = [
     "DivergenceReport",
     "EarlyStopping",
     "FitResult",
+    "InUseError",
     "Minibatches",
     "PredictiveCheck",
     "Progress",

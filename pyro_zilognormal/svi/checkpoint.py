@@ -1,11 +1,14 @@
 """Fits that survive being killed."""
 
+import glob
 import hashlib
 import io
 import os
+import secrets
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,9 @@ import torch
 
 from pyro_zilognormal.svi.callbacks import Callback
 from pyro_zilognormal.svi.data import Reader, digest, whole
+from pyro_zilognormal.svi.data import seconds as _seconds
 from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
+from pyro_zilognormal.svi.lock import locked
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run
@@ -34,8 +39,9 @@ class Checkpoint(Callback):
 
     A resumed fit is bit for bit the uninterrupted one on the same machine and versions. It is saved every ``steps``
     steps and every ``seconds`` seconds, at the end, and on Ctrl-C or SIGTERM, which take effect after the step in
-    progress. A new file is written beside the old one and takes its place when it is safely on the disk. Files carry
-    a hash of their content and are loaded with ``weights_only=True``: nothing in them is run.
+    progress. A new file is written beside the old one and takes its place when it is safely on the disk. A lock file,
+    ``path`` + ".lock", keeps other runs off the path. Files carry a hash of their content and are loaded with
+    ``weights_only=True``: nothing in them is run.
 
     Args:
         path: the file; its folder must exist.
@@ -61,15 +67,19 @@ class Checkpoint(Callback):
         seconds: float | None = 60.0,
         resume: bool = True,
     ) -> None:
-        self.path, self.resume = Path(path), resume
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"path is a {type(path).__name__}; needed the name of a file")
+        # The working directory may change while the fit runs.
+        self.path, self.resume = Path(os.path.abspath(path)), resume
         self.steps = None if steps is None else whole("steps", steps, 1)
-        self.seconds = seconds
-        if self.path.is_dir() or not self.path.parent.is_dir():
+        self.seconds = None if seconds is None else _seconds("seconds", seconds)
+        if "\0" in str(path) or self.path.is_dir() or not self.path.parent.is_dir():
             raise ValueError(f"path is {str(path)!r}; needed the name of a file in a folder that exists")
         self._identity: dict[str, str] = {}
         self._saved_at = 0.0
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
+        self._lock = ExitStack()
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -105,8 +115,13 @@ class Checkpoint(Callback):
 
     def on_fit_start(self, run: "Run") -> None:
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
-        if self.path.exists():
-            self._resume(run)
+        with ExitStack() as lock:
+            lock.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
+            for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 8}.new"):
+                left.unlink()  # by a run that was killed while it wrote
+            if self.path.exists():
+                self._resume(run)
+            self._lock = lock.pop_all()
         if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
             for which in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(which) not in (signal.SIG_IGN, None):
@@ -123,6 +138,7 @@ class Checkpoint(Callback):
         for which, handler in self._handlers.items():
             signal.signal(which, handler)
         self._handlers = {}
+        self._lock.close()
         if self._signal is not None:
             which, self._signal = self._signal, None
             signal.raise_signal(which)
@@ -131,15 +147,20 @@ class Checkpoint(Callback):
         """Save now: write and sync a new file, then rename it to the path."""
         payload = io.BytesIO()
         torch.save({"identity": self._identity, "run": _state_of(run)}, payload)
-        new = self.path.with_name(self.path.name + ".new")
+        content = _sealed(payload.getvalue())
+        new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.new")
         try:
-            with open(new, "wb") as file:
-                file.write(_sealed(payload.getvalue()))
+            with open(new, "xb") as file:  # x follows no link, and opens no file that exists
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(new, self.path)
-        except BaseException:
+        except BaseException as error:
             new.unlink(missing_ok=True)  # of a full disk it would take what is left
+            if isinstance(error, OSError):
+                left = "the last checkpoint is whole" if self.path.exists() else "there is no checkpoint yet"
+                said = f"{error.strerror} while saving {len(content)} bytes; {left}"
+                raise OSError(error.errno, said, str(self.path)) from error
             raise
         if os.name == "posix":  # so that the rename outlives a power cut
             folder = os.open(self.path.parent, os.O_RDONLY)

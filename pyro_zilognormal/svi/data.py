@@ -44,6 +44,7 @@ class FullData:
         self.args, self.kwargs = tuple(map(as_tensor, args)), {k: as_tensor(a) for k, a in kwargs.items()}
         self.rows, self.batches = _rows_of([*self.args, *self.kwargs.values()]), 1
         self.plate: str | None = None
+        self.smallest: Batch | None = None  # of an epoch, where batches differ
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the one batch."""
@@ -108,6 +109,13 @@ class Minibatches:
         for indices in order.split(self.batch_size)[skip:]:
             yield self.batch(indices)
 
+    @property
+    def smallest(self) -> Batch | None:
+        """The smallest batch of an epoch, where batches differ."""
+        return (
+            self.batch(torch.arange(self.rows)[: self.rows % self.batch_size]) if self.rows % self.batch_size else None
+        )
+
     def batch(self, indices: Tensor) -> Batch:
         """Return the batch of the rows ``indices``, of shape (b,)."""
         args = tuple(None if array is None else self._read(array, indices) for array in self.arrays)
@@ -154,10 +162,17 @@ class BatchStream:
             )
         self.iterable, self.plate = iterable, plate
         self.kwargs: dict[str, Any] = {}
-        counts = [_rows_of(args) for args in self._read(seed=0)]
-        self.rows, self.batches = sum(counts), len(counts)
-        if not counts:
+        self.rows = self.batches = 0
+        self.smallest: Batch | None = None
+        for args in self._read(seed=0):
+            rows = _rows_of(args)
+            self.rows, self.batches = self.rows + rows, self.batches + 1
+            if self.smallest is None or rows < self.smallest.rows:
+                self.smallest = Batch(args, {}, rows)
+        if self.smallest is None:
             raise ValueError("iterable holds no rows; needed at least one batch")
+        if self.smallest.rows * self.batches == self.rows:  # batches do not differ
+            self.smallest = None
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of one reading, without the first ``skip``."""
@@ -277,10 +292,17 @@ def _epoch_seed(seed: int, number: int) -> int:
 def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
     """Return an argument, numpy's or torch's too, as an int; raise a ValueError unless it is whole and in range."""
     try:
-        number = operator.index(value)
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         number = None
     if number is None or not least <= number <= most:
         bound = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; needed a whole number {bound}")
     return number
+
+
+def seconds(name: str, value: Any) -> float:
+    """Return a time; raise a ValueError unless it is a number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value >= 0:
+        raise ValueError(f"{name} is {value!r}; needed a number of seconds of at least 0")
+    return float(value)

@@ -20,6 +20,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from pyro_zilognormal.svi.lock import one_thread
+
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.data import Batch
 
@@ -30,6 +32,7 @@ def isolated(seed: int | None = None) -> Iterator[None]:
 
     That is Pyro's parameter store and settings, among them the validation flags, torch's default dtype, and the
     random number generators of torch (CPU and CUDA), numpy and Python. A seed seeds all of these inside the block.
+    These are the process's, so threads run such blocks one after another.
 
     Example:
         >>> with isolated(seed=0):
@@ -37,6 +40,12 @@ def isolated(seed: int | None = None) -> Iterator[None]:
         >>> "a" in pyro.get_param_store()
         False
     """
+    with one_thread(pyro.get_param_store()), _restored(seed):
+        yield
+
+
+@contextmanager
+def _restored(seed: int | None) -> Iterator[None]:
     state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
     with (
         torch.random.fork_rng(range(torch.cuda.device_count())),
@@ -166,6 +175,24 @@ class SVIModule(nn.Module):
         self._collect()
         now = self.state()
         self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
+        self.restore({k: buffers[k] for k in self.running_buffers})
+
+    def check_smallest(self, batch: "Batch") -> None:
+        """Run model and guide on the smallest batch of an epoch; raise a ValueError if they cannot take it.
+
+        Batch normalisation, for one, takes no batch of one row.
+        """
+        buffers = self.snapshot()
+        with isolated(), self.running(batch), torch.no_grad():
+            try:
+                guide = poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
+                poutine.replay(self.model, guide)(*batch.args, **batch.kwargs)
+            except (RuntimeError, ValueError) as error:
+                said = str(error).strip().splitlines()[0]
+                raise ValueError(
+                    f"model and guide fail on the smallest batch of an epoch, of {batch.rows} rows: {said}; choose a "
+                    "batch_size that leaves more rows for it"
+                ) from error
         self.restore({k: buffers[k] for k in self.running_buffers})
 
     def forward(self, batch: "Batch") -> Tensor:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callback
 from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, whole
+from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, seconds, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
 from pyro_zilognormal.svi.elbo import SVIModule, isolated, torch_rng_state
 
@@ -88,13 +88,17 @@ def fit(
         ('steps', False)
     """
     steps, seed = whole("steps", steps, 1), whole("seed", seed, 0, 2**32 - 1)
-    limit = math.inf if max_seconds is None else max_seconds
+    limit = math.inf if max_seconds is None else seconds("max_seconds", max_seconds)
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Sequence):
+        raise TypeError(f"callbacks is a {type(callbacks).__name__}; needed a list of callbacks")
     # A checkpoint comes last, when every other callback has had its turn.
     called = sorted(map(as_callback, callbacks), key=lambda callback: isinstance(callback, Checkpoint))
     with isolated(seed), torch.enable_grad():
         source = as_source(args, kwargs)
         module = SVIModule(model, guide, loss, source.plate, source.rows)
         module.setup(next(source.epoch(0, seed)))
+        if source.smallest is not None:
+            module.check_smallest(replace(source.smallest, kwargs=kwargs))
         run = Run(module, source, build_optimizer(optimizer, module.trainable()), seed, steps, called)
         with ExitStack() as stack:
             for callback in called:
@@ -363,7 +367,10 @@ def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parame
             f"optimizer is a {type(make).__name__}; needed a function of the parameters that returns a torch "
             "optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
         )
-    return make(list(parameters.values()))
+    built = make(list(parameters.values()))
+    if not isinstance(built, torch.optim.Optimizer):
+        raise TypeError(f"optimizer returned a {type(built).__name__}; needed a torch optimiser")
+    return built
 
 
 def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import html.parser
 import json
+import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +19,7 @@ import pytest
 from pyro_zilognormal.models.hurdle import fit as fit_module
 from pyro_zilognormal.singlecell import COLUMNS, HurdleDE, cli
 from pyro_zilognormal.singlecell.report import fingerprint
+from pyro_zilognormal.svi.lock import locked
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run
 
 FILES = {"de.csv", "metrics.json", "loss.png", "volcano.png", "predictive.png", "report.html", "fit.ckpt"}
@@ -219,3 +223,42 @@ def test_the_scale_that_is_told_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "counts, told as all values are whole numbers" in text
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]["scale"] == "counts"
+
+
+def test_a_second_run_into_a_folder_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    path, out = file_of(tmp_path), tmp_path / "out"
+    out.mkdir()
+    with locked(out / "run.lock", "the folder"):
+        before = sorted(out.iterdir())
+        ran = run("de", path, *ASKED, "--quiet", "--out", out)
+        assert sorted(out.iterdir()) == before
+    assert ran.code == 2
+    assert len(ran.problems.splitlines()) == 1
+    assert f"out: {str(out)!r} is in use by process {os.getpid()} on {socket.gethostname()}" in ran.problems
+
+
+def test_folders_and_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))
+    path, out = file_of(tmp_path), tmp_path / "out"
+    (out / ".writing").mkdir(parents=True)
+    (out / ".writing" / "mine").write_text("mine")
+    (tmp_path / "victim").write_text("precious")
+    for name in ("fit.ckpt.new", "fit.ckpt.new.partial"):
+        (out / name).symlink_to(tmp_path / "victim")
+    left = out / ".pyro-zilognormal-writing-abc"
+    left.mkdir()  # as a run leaves behind that is killed while it writes
+    assert run("de", path, *ASKED, "--quiet", "--out", out).code == 0
+    assert (out / ".writing" / "mine").read_text() == "mine"
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert not left.exists()
+    assert not list(out.glob("*.lock"))
+
+
+def test_links_are_followed_only_when_asked_for(tmp_path: Path) -> None:
+    path = file_of(tmp_path)
+    with h5py.File(path, "a") as file:
+        file["uns/more"] = h5py.SoftLink("/var")
+    ran = run("de", path, *ASKED, "--out", tmp_path / "out")
+    assert (ran.code, len(ran.problems.splitlines())) == (2, 1)
+    assert "holds a link, 'uns/more'" in ran.problems
+    assert not (tmp_path / "out").exists()

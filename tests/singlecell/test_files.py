@@ -58,7 +58,7 @@ def _folder(path: pathlib.Path) -> None:
         (_empty, "cannot be read as an AnnData"),
         (_truncated, "cannot be read as an AnnData"),
         (_other_hdf5, "cannot be read as an AnnData .*it has no obs"),
-        (_obs_is_no_table, "cannot be read as an AnnData .its obs is not a table of anndata 0.7 or later"),
+        (_obs_is_no_table, "cannot be read as an AnnData .its obs is not a table"),
         (_folder, "cannot be read as an AnnData"),
     ],
 )

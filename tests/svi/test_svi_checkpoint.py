@@ -39,6 +39,7 @@ from pyro_zilognormal.svi import (
     Checkpoint,
     CheckpointError,
     EarlyStopping,
+    InUseError,
     Minibatches,
     Schedule,
     SkipBadSteps,
@@ -403,7 +404,7 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_no_part_of_another(share, s
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(saved)), before[1]))
 
     try:
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(OSError, match=r"too large while saving \d+ bytes; the last checkpoint is whole: .*a\.ckpt"):
             plain(fill, Checkpoint(path, steps=4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -501,8 +502,66 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(first, change, message, 
         ({"path": "."}, "path is '.'; needed the name of a file"),
         ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a whole number of at least 1"),
         ({"path": "a.ckpt", "steps": 1.5}, "steps is 1.5; needed a whole number"),
+        ({"path": "a.ckpt", "steps": True}, "steps is True; needed a whole number"),
+        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0; needed a number of seconds of at least 0"),
+        ({"path": "a.ckpt", "seconds": "1"}, "seconds is '1'; needed a number of seconds"),
+        ({"path": "a\0.ckpt"}, "needed the name of a file"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Checkpoint(**arguments)
+
+
+@pytest.mark.parametrize("path", [5, None, b"a.ckpt", torch.tensor(1)])
+def test_a_path_is_text_or_a_path(path):
+    with pytest.raises(TypeError, match=r"path is a .*; needed the name of a file"):
+        Checkpoint(path)
+
+
+def test_the_path_does_not_follow_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save = Checkpoint("a.ckpt")
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    plain(save)
+    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "other"]
+    assert os.listdir() == []
+
+
+def test_a_second_fit_on_a_path_is_refused_by_name(tmp_path):
+    path = tmp_path / "a.ckpt"
+
+    def again(run):
+        with pytest.raises(InUseError, match=rf"a\.ckpt is in use by process {os.getpid()} on "):
+            plain(Checkpoint(path))
+
+    plain(again, Checkpoint(path))
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+    plain(Checkpoint(path))
+
+
+def test_a_lock_of_a_dead_process_is_taken_and_a_file_of_others_left(tmp_path):
+    path, lock = tmp_path / "a.ckpt", tmp_path / "a.ckpt.lock"
+    lock.write_text("pyro_zilognormal: in use by process 1 on elsewhere")
+    plain(Checkpoint(path))
+    assert not lock.exists()
+    (tmp_path / "victim").write_text("mine")
+    for make in (lambda: lock.symlink_to(tmp_path / "victim"), lambda: lock.write_text("mine")):
+        make()
+        with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
+            plain(Checkpoint(path))
+        assert lock.read_text() == "mine"
+        lock.unlink()
+    lock.mkdir()
+    with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
+        plain(Checkpoint(path))
+
+
+def test_saving_follows_no_link_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "a.ckpt.new").symlink_to(tmp_path / "victim")
+    (tmp_path / "a.ckpt.0123abcd.new").write_bytes(b"SVI")  # of a run that was killed
+    plain(Checkpoint(tmp_path / "a.ckpt"))
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "a.ckpt.new", "victim"]
