@@ -60,8 +60,15 @@ class CellBatches(Minibatches):
             if len(wanted):
                 values = self.values(wanted)
                 for place in torch.arange(len(wanted)).split(self.batch_size):
-                    batch = self.batch(wanted[place])
-                    yield replace(batch, args=(self._read(values, place), *batch.args[1:]))
+                    yield self._with_values(wanted[place], values, place)
+
+    def batch(self, indices: torch.Tensor) -> Batch:
+        """Return the minibatch of some cells, counted among those of this object."""
+        return self._with_values(indices, self.values(indices), torch.arange(len(indices)))
+
+    def _with_values(self, indices: torch.Tensor, values: Any, place: torch.Tensor) -> Batch:
+        batch = super().batch(indices)
+        return replace(batch, args=(self._read(values, place), *batch.args[1:]))
 
     def values(self, indices: torch.Tensor) -> Any:
         """Return the linear values of some cells, counted among those of this object: an array or a CSR matrix."""

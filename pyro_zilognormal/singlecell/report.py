@@ -176,7 +176,7 @@ def _left_tail(calls: Mapping[str, Any]) -> Diagnostic:
     found = calls["left_tail"]
     text = f"Logarithms of positive values have a median skewness of {calls['log_skewness']:.1f} (0 for a log-normal). "
     if not found:
-        return Diagnostic(True, text + "None has a left tail that makes means too large.")
+        return Diagnostic(True, text + "No gene has a left tail that makes means too large.")
     text += (
         f"Left tails, below {LEFT_TAIL:g}, make the model's means too large in {_genes(found)}; see docs/choosing.md."
     )

@@ -253,5 +253,5 @@ def test_a_fit_of_counts_has_effects_of_depth_and_of_all_levels() -> None:
     change = log_fold_change(draws, contrast.test, contrast.reference)
     assert change.total.isfinite().all()
     prob_up = (change.total > 0).double().mean(0)
-    assert prob_up[GENES.index("up")] > 0.99
-    assert prob_up[GENES.index("down")] < 0.01
+    assert prob_up[GENES.index("up")] > 0.9
+    assert prob_up[GENES.index("down")] < 0.1

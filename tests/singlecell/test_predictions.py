@@ -30,7 +30,7 @@ def test_predictions_are_those_of_the_distribution() -> None:
         sites = [torch.cat([de.draws[p + "intercept"], de.draws[p + "effects"]], -1) for p in ("", "zero_")]
         sites.append(de.draws["log_sigma"])
         log_mean, logits, log_sigma = (s @ torch.from_numpy(condition.design) for s in sites)
-        logits = logits - de.draws["zero_slope"][..., 0] * (log_mean - de.draws["intercept"][..., 0])
+        logits = logits - de.draws["zero_slope"][..., 0] * log_mean
         sigma = log_scale(log_sigma).exp()
         known = ZeroInflatedLogNormal(log_mean - logsigmoid(-logits) - sigma.square() / 2, sigma, logits)
         wanted = {
@@ -102,7 +102,7 @@ def test_the_check_is_that_of_cells_drawn_one_by_one() -> None:
     eta = {
         p: drawn[f"{p}intercept"] + drawn[f"{p}effects"] * x + drawn[f"{p}random"][..., donor] for p in ("", "zero_")
     }
-    logits = eta["zero_"] - drawn["zero_slope"] * (eta[""] - drawn["intercept"])
+    logits = eta["zero_"] - drawn["zero_slope"] * eta[""]
     share = 1 / (1 + np.exp(logits))
     sigma = np.exp(drawn["log_sigma"] @ np.stack([np.ones(160), x]))
     mu = eta[""] - np.log(share) - sigma**2 / 2
