@@ -33,7 +33,9 @@ def ours(cells: Cells) -> pd.DataFrame:
     donor = None if cells.donor is None else "donor"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of depths that differ: the parts of log_fc are not judged here
-        de = HurdleDE(_adata(cells, cells.normalised), "~ condition", donor=donor, scale="linear").fit()
+        # Normalised values may be whole numbers; an offset of 0 says that they are no raw counts.
+        given = {"donor": donor, "scale": "linear", "offset": np.zeros(len(cells.stim))}
+        de = HurdleDE(_adata(cells, cells.normalised), "~ condition", **given).fit()
     tables = (de.test(contrast, delta=delta, credible=0.95) for delta in (0, 0.25))
     table, beyond = (found.set_index("variable").loc[cells.genes] for found in tables)
     z = table["log_fc"].abs() / table["log_fc_sd"]
