@@ -23,11 +23,14 @@ def share_called(log_fc: torch.Tensor) -> float:
 
 
 def test_the_default_prior_makes_few_false_discoveries():
-    made = experiment(0, genes=40, share=0.25, donors=6, cells=30)
-    error = local_false_sign_rate(fold_changes(made, donors=True, seed=0))
-    called = expected_fdr(error) <= 0.05
-    assert int((called & (made.log_fc == 0)).sum()) <= 1
-    assert int((called & (made.log_fc != 0)).sum()) >= 2
+    true = false = 0
+    for seed in (0, 4, 5):
+        made = experiment(seed, genes=40, share=0.25, donors=6, cells=30)
+        called = expected_fdr(local_false_sign_rate(fold_changes(made, donors=True, seed=0))) <= 0.05
+        true += int((called & (made.log_fc != 0)).sum())
+        false += int((called & (made.log_fc == 0)).sum())
+    assert false <= 1
+    assert true >= 8
 
 
 @pytest.mark.slow
