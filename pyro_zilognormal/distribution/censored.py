@@ -21,7 +21,7 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         P(X \le \text{limit}) = \pi + (1 - \pi)\, \Phi\left(\frac{\log \text{limit} - \text{loc}}{\text{scale}}\right)
 
     Above the limit the density is that of X. With zi_logits = -inf there are no structural zeros, and all censored
-    values are small ones. With zeros_known a structural zero is recorded as 0 and told from a value below the limit:
+    values are small ones. With zeros_known a structural zero is recorded as 0, apart from values below the limit:
 
     .. math::
         P(X = 0) = \pi, \qquad

@@ -133,11 +133,11 @@ def _compute(options: argparse.Namespace, adata: Any, out: ExitStack) -> Results
             de = HurdleDE(adata, options.formula, **settings)
             contrasts = de.cells.design.contrasts(options.contrast)
         size = de.settings
-        told = "" if size["scale_from"] == "given" else f", as {size['scale_from']}"
+        known = "" if size["scale_from"] == "given" else f", as {size['scale_from']}"
         _say(
             options,
             printable(f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}"),
-            f"scale: {size['scale']}{told}",
+            f"scale: {size['scale']}{known}",
         )
         checkpoint = Checkpoint(_prepare_out(options.out, out), seconds=_SECONDS_A_SAVE, resume=options.resume)
         with _timed(seconds, "fit"):

@@ -221,7 +221,7 @@ def test_the_scale_that_is_told_is_said(monkeypatch: pytest.MonkeyPatch, tmp_pat
     ran = run("de", file_of(tmp_path, cells(np.floor(cells().X) + 1)), *ASKED, "--out", tmp_path / "out")
     assert "scale: counts, as all values are whole numbers\n" in ran.said
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "counts, told as all values are whole numbers" in text
+    assert "counts, as all values are whole numbers" in text
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]["scale"] == "counts"
 
 
