@@ -195,7 +195,7 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single
+            steps: number of steps; by default 30, as the guide starts near the posterior, or ten epochs where single
                 cells are fitted in minibatches.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
@@ -207,7 +207,7 @@ class HurdleDE:
         """
         seed, batch_size = whole("seed", seed, 0, 2**32 - 1), whole("batch_size", batch_size, 1)
         if steps is None:
-            steps = max(50, 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size))
+            steps = max(30, 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size))
         steps, callbacks = whole("steps", steps, 10), callbacks_of(callbacks, checkpoint)
         model = HurdleModel(self.data, self.priors)
         self._result = fit_hurdle(

@@ -214,6 +214,11 @@ class Block(nn.ModuleList):
         return {c.name: slice(*ends[k : k + 2]) for k, c in enumerate(self)}
 
     @property
+    def core(self) -> int:
+        """Number of elements but random effects, which stand first."""
+        return sum(c.width for c in self if c.name not in ("random", "zero_random"))
+
+    @property
     def sparse(self) -> SparseEffects | None:
         """The sparse effects; None without any."""
         last = self[-1] if len(self) else None

@@ -19,8 +19,8 @@ from pyro_zilognormal.svi import Callback, FitResult, Minibatches, Run, fit
 # The cost of a step of small data is overhead, which several draws share; draws of more numbers cost time.
 _MOST_DRAWS, _FREE_NUMBERS = 8, 50_000
 
-# In units of posterior standard deviations at the start; fewer steps are smaller ones, which leave the start less far.
-_LEARNING_RATE, _FULL_STEPS = 0.01, 200
+# In units of posterior standard deviations at the start.
+_LEARNING_RATE = 0.01
 
 # Nats a gene: less than a shift of one coefficient by 0.2 of its posterior standard deviation costs.
 _NEGLIGIBLE = 0.02
@@ -42,8 +42,8 @@ def fit_hurdle(
 ) -> FitResult:
     """Fit the guide, on all groups at once or on minibatches of cells.
 
-    This is ``svi.fit`` with Adam at a learning rate that falls from 0.01 (less for fewer than 200 steps) to 0, in units
-    of posterior standard deviations, and as many draws of the guide a step as cost little: 8 for small data, 1 for
+    This is ``svi.fit`` with Adam at a learning rate that falls from 0.01 to 0, in units of posterior
+    standard deviations, and as many draws of the guide a step as cost little: 8 for small data, 1 for
     2,000 genes of 20 donors. The guide starts near the posterior, so few steps are needed; the result has converged if
     the loss no longer falls in the last fifth of them, by more than noise or 0.02 nats a gene.
 
@@ -73,7 +73,6 @@ def fit_hurdle(
     model.check_sizes(data)
     if steps < 10:
         raise ValueError(f"steps is {steps}; needed at least 10, to see whether the loss still falls")
-    rate = _LEARNING_RATE * min(1, steps / _FULL_STEPS)
     rows = len(data.design) if data.reduced else batch_size
     numbers = data.genes * max(rows, model.hierarchy.coefficients.width**2)
     particles = min(max(_FREE_NUMBERS // numbers, 1), _MOST_DRAWS)
@@ -83,17 +82,17 @@ def fit_hurdle(
         guide,
         *arguments,
         steps=steps,
-        optimizer=functools.partial(torch.optim.Adam, lr=rate),
+        optimizer=functools.partial(torch.optim.Adam, lr=_LEARNING_RATE),
         loss=Trace_ELBO(num_particles=particles, vectorize_particles=particles > 1, max_plate_nesting=2),
         seed=seed,
-        callbacks=[*callbacks, functools.partial(_anneal, rate=rate, negligible=_NEGLIGIBLE * data.genes)],
+        callbacks=[*callbacks, functools.partial(_anneal, negligible=_NEGLIGIBLE * data.genes)],
     )
 
 
-def _anneal(run: Run, rate: float, negligible: float) -> None:
+def _anneal(run: Run, negligible: float) -> None:
     """Lower the learning rate to 0 over the steps, and say after the last whether the loss has converged."""
     for group in run.optimizer.param_groups:
-        group["lr"] = rate * (1 - run.step / run.steps)
+        group["lr"] = _LEARNING_RATE * (1 - run.step / run.steps)
     if run.step == run.steps and _converged(run.losses, negligible):
         run.stop("converged", converged=True)
 

@@ -13,6 +13,7 @@ from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_pairs, find_start, shear
 from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import PathDerivative, SinhArcsinhNormal
+from pyro_zilognormal.models.hurdle.third_order import Correction, no_correction
 
 
 class HurdleGuide(PyroModule):
@@ -55,14 +56,13 @@ class HurdleGuide(PyroModule):
         model.check_sizes(data)
         self.genes, self.hierarchy = data.genes, model.hierarchy
         groups = model.centred(data.as_groups())
-        coefficients, log_sds, hyper = find_start(groups, model.hierarchy)
+        start = find_start(groups, model.hierarchy)
         # Some of many cells stand for all of them.
-        coefficients = coefficients.repeated(len(data.design) / len(groups.design))
-        self.hyper = HyperparameterNormal(hyper)
-        self.log_sds = GaussianSite(log_sds, log_sds.linear.shape[-1])
+        coefficients = start.coefficients.repeated(len(data.design) / len(groups.design))
+        self.hyper = HyperparameterNormal(start.hyper)
+        self.log_sds = GaussianSite(start.log_sds, no_correction(start.log_sds.linear))
         self.pairs = find_pairs(groups, model.hierarchy.coefficients)
-        random = 2 * sum(data.levels)
-        self.coefficients = GaussianSite(coefficients, model.hierarchy.coefficients.width - random)
+        self.coefficients = GaussianSite(coefficients, start.correction)
 
     def forward(
         self,
@@ -155,15 +155,13 @@ class GaussianSite(PyroModule):
     linear: Tensor
     power: Tensor
 
-    def __init__(self, site: Site, core: int) -> None:
+    def __init__(self, site: Site, start: Correction) -> None:
         super().__init__()
         self.register_buffer("information", site.information)
         self.register_buffer("linear", site.linear)
         self.register_buffer("power", site.power)
-        genes = len(site.linear)
-        shapes = {"shift": site.linear.shape, "skewness": (genes, core), "log_tails": (genes, core)}
-        for name, shape in (shapes | {"coupling": (genes, core, core)}).items():
-            setattr(self, name, PyroParam(site.linear.new_zeros(shape)))
+        self.shift, self.skewness, self.coupling = map(PyroParam, (start.shift, start.skewness, start.coupling))
+        self.log_tails = PyroParam(torch.zeros_like(start.skewness))
 
     def distribution(
         self, mean: Tensor, precision: Tensor, sparse: ScaleMixture | None, link: tuple[Tensor, Pairs] | None

@@ -22,16 +22,21 @@ from pyro_zilognormal.models.hurdle.components import (
 )
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
+from pyro_zilognormal.models.hurdle.third_order import Correction, find_correction, observed_information
 
 # Stages, each of some rounds of one scoring step and one EM step, after which the sds are found on the grid.
 _STAGES = 20, 12, 12, 12
 # Rounds before the hyperparameters are estimated: the modes must be near.
 _WARM_UP = 4
+# Rounds of scoring steps to the mode given the last sds.
+_LAST_ROUNDS = 6
 # Rounds of scoring steps to the mode without an effect.
 _SPIKE_ROUNDS = 8
+# Curvature upwards that is rounding, relative to the largest downwards.
+_ROUNDING = 1e-12
 # The bounds of the power of the likelihood, and a fall of the log likelihood that says little of it, in nats.
 _POWERS = 0.1, 3.0
-_SMALL_FALL = 0.1
+_SMALL_FALL = 0.05
 # The largest change of a predictor in one step: log odds saturate, and the scale is exponential.
 _LARGEST_STEP = 1.5
 # The grid of the log sd of random effects, the points between two nodes for which the log evidence is interpolated, and
@@ -39,6 +44,8 @@ _LARGEST_STEP = 1.5
 _NODES = torch.linspace(math.log(0.01), math.log(3.0), 13, dtype=torch.float64)
 _FINER = 8
 _GRID_ROUNDS = 20
+# The grid of hyperparameters that are log sds, over 4 sds of their priors on both sides.
+_SD_NODES = 65
 
 
 # Elements of the log mean that have a counterpart in the zero part, and these.
@@ -75,22 +82,41 @@ def _subtract(values: Tensor, slope: Tensor, own: Tensor, other: Tensor) -> Tens
     return values.expand(*change.shape[:-1], -1).index_add(-1, own, -change)
 
 
-@torch.no_grad()
-def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, dict[str, Normal]]:
-    """Return the sites of the coefficients and of the log sds, and mean and sd of each hyperparameter.
+@dataclass(frozen=True)
+class Start:
+    """Where the guide starts.
 
-    The first is that of ``find_pairs``' coordinates at a slope of 0: data inform the log odds of zeros themselves.
+    Attributes:
+        coefficients: their likelihood, in ``find_pairs``' coordinates at a slope of 0: data inform the log odds of
+            zeros themselves.
+        correction: of the coefficients' Normal posterior.
+        log_sds: their likelihood.
+        hyper: mean and sd of each hyperparameter.
     """
+
+    coefficients: Site
+    correction: Correction
+    log_sds: Site
+    hyper: dict[str, Normal]
+
+
+@torch.no_grad()
+def find_start(groups: HurdleData, hierarchy: Hierarchy) -> Start:
+    """Return the approximate posterior of all genes."""
     ascent = _Ascent(groups, hierarchy)
     for stage, rounds in enumerate(_STAGES):
         for round_ in range(rounds):
             if stage or round_ >= _WARM_UP:
                 ascent.estimate()
             ascent.step()
-        ascent.temper()
         site = ascent.site()
         log_sds = _grid_site(ascent, site)
-    return site.sheared(-ascent.hyper["zero_slope"][0], ascent.pairs), log_sds, ascent.hyper
+    ascent.integrate()
+    slope = ascent.hyper["zero_slope"][0]
+    for _ in range(_LAST_ROUNDS):
+        ascent.step()
+    site, correction = ascent.correct(ascent.site())
+    return Start(site.sheared(-slope, ascent.pairs), correction, log_sds, ascent.hyper)
 
 
 class _Ascent:
@@ -122,6 +148,8 @@ class _Ascent:
         parts["zero_intercept"] += self.hyper["zero_slope"][0] * parts["intercept"]
         self.theta = torch.cat([parts[c.name] for c in self.block], -1)
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
+        # Posterior variance of a gene's zero_log_sd.
+        self.unknown = groups.design.new_zeros(genes, 1)
         self.power = torch.ones_like(parts["effects"] if "effects" in parts else self.theta[:, :0])
 
     @property
@@ -157,35 +185,55 @@ class _Ascent:
         prior = (precision * (theta - mean).square()).sum(-1)
         return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
 
-    def temper(self) -> None:
+    def site(self) -> Site:
+        """Return the likelihood as the quadratic that has the curvature and, with the prior, the mode found here."""
+        mean, precision = self._moments()
+        matrix = self._curvature(self.theta, precision)
+        self._temper(matrix, mean, precision, self.theta)
+        # The score at a mode, which a gene of equal values reaches slowly.
+        score = precision * (self.theta - mean)
+        return Site(matrix, score + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1), self.power)
+
+    def _curvature(self, theta: Tensor, precision: Tensor) -> Tensor:
+        """Return the observed information, flat where the log likelihood curves upwards, in units of the prior."""
+        observed = observed_information(self.likelihood, self.quadratic.predict(theta))
+        matrix = self.quadratic.information(observed)
+        unit = precision.rsqrt()
+        values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * matrix * unit.unsqueeze(-2))
+        downwards = values[:, 0] >= -_ROUNDING * values[:, -1]
+        vectors = vectors / unit.unsqueeze(-1)
+        projected = (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT
+        return torch.where(downwards[:, None, None], matrix, projected)
+
+    def _temper(self, matrix: Tensor, mean: Tensor, precision: Tensor, location: Tensor) -> None:
         """Find how far the likelihood falls from the mode to the one without an effect, relative to the quadratic.
 
-        By Laplace's approximation at both. Where a condition has few values, the two are far from the same.
+        By Laplace's approximation at both; the quadratic is that of a Normal at ``location``. Where a condition has few
+        values, the two are far from the same.
         """
         sparse = self.block.sparse
         if sparse is None:
             return
-        mean, precision = self._moments()
-        widest = self._laplace(self.theta, mean, precision)
+        widest = self._laplace(self.theta, matrix, mean, precision)
+        variance = torch.cholesky_inverse(_cholesky(matrix, precision)).diagonal(dim1=-2, dim2=-1)
         for k in range(sparse.width):
             at = self.theta.shape[-1] - sparse.width + k
             narrow, theta, damping = precision.clone(), self.theta.clone(), torch.ones_like(self.damping)
             narrow[:, at], theta[:, at] = sparse.sds[k, 0].pow(-2), 0.0
             for _ in range(_SPIKE_ROUNDS):
                 theta, damping, _ = self._climb(theta, damping, mean, narrow)
-            exact = self._laplace(theta, mean, narrow) - widest
+            exact = self._laplace(theta, self._curvature(theta, narrow), mean, narrow) - widest
             element, mixture = slice(at, at + 1), sparse.mixture(self.values).column(k)
-            own_precision = self.variance[:, element].reciprocal()
-            evidences = mixture.log_evidences(self.theta[:, element], own_precision)[:, 0]
+            own_precision = variance[:, element].reciprocal()
+            evidences = mixture.log_evidences(location[:, element], own_precision)[:, 0]
             beyond = exact - (evidences[:, 0] - evidences[:, -1])
-            fall = (own_precision * self.theta[:, element].square())[:, 0] / 2
+            fall = (own_precision * location[:, element].square())[:, 0] / 2
             # A small fall says little of the ratio.
             self.power[:, k] = (1 - beyond / (fall + _SMALL_FALL)).clamp(*_POWERS)
 
-    def _laplace(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    def _laplace(self, theta: Tensor, matrix: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         """Return the log marginal likelihood by Laplace's approximation at a mode, of shape (genes,)."""
-        _, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
-        factor = _cholesky(self.quadratic.information(information), precision)
+        factor = _cholesky(matrix, precision)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det
 
@@ -202,6 +250,14 @@ class _Ascent:
                 self.hyper |= _normal_step(c, theta[c.name], variance[c.name], values)
         self._step_slope()
 
+    def integrate(self) -> None:
+        """Replace the modes of hyperparameters that are log sds by their posterior means."""
+        for c, theta, variance in zip(self.block, *map(self._split, (self.theta, self.variance)), strict=True):
+            self.hyper |= _integrate_log_sd(c, theta, variance, self.values)
+
+    def _split(self, values: Tensor) -> list[Tensor]:
+        return list(self.block.split(values).values())
+
     def _step_slope(self) -> None:
         """Regress the zero part's deviations on those of the log mean, the log odds of zeros held."""
         mean, precision = self._moments()
@@ -213,20 +269,25 @@ class _Ascent:
         theta[:, -1] -= self.centre  # of the intercepts
         product = (weight * (theta * deviation + self.covariance[:, own, other])).sum()
         square = (weight * (theta.square() + self.variance[:, own])).sum()
-        resolved = (weight * theta.square() * (1 - weight * self.variance[:, other]).clamp(min=0)).sum()
+        share = (1 - weight * self.variance[:, other]).clamp(min=0)
+        # Less what is unknown as the sd of a gene's deviations is (Louis 1982), by the delta method.
+        known = (1 - 4 * weight * deviation.square() * share * self.unknown).clamp(min=0)
+        resolved = (weight * theta.square() * share * known).sum()
         step = (product + (before - middle) * sd.pow(-2)) / (square + sd.pow(-2))
         slope = (before - step).clamp(min=0)
         self.theta[:, other] += (slope - before) * self.theta[:, own]
         self.hyper["zero_slope"] = slope, (resolved + sd.pow(-2)).rsqrt()
 
-    def site(self) -> Site:
-        """Return the likelihood as the quadratic that has the curvature and, with the prior, the mode found here."""
-        _, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
-        matrix = self.quadratic.information(information)
+    def correct(self, site: Site) -> tuple[Site, Correction]:
+        """Return the site, and the correction of its posterior by third derivatives, in all but random effects."""
         mean, precision = self._moments()
-        # The score at a mode, which a gene of equal values reaches slowly.
-        score = precision * (self.theta - mean)
-        return Site(matrix, score + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1), self.power)
+        factor = _cholesky(site.information, precision)
+        linear = (site.linear + precision * mean).unsqueeze(-1)
+        theta = torch.cholesky_solve(linear, factor)
+        found = find_correction(self.likelihood, self.quadratic, theta.squeeze(-1), factor, self.block.core)
+        location = theta + torch.linalg.solve_triangular(factor.mT, found.shift.unsqueeze(-1), upper=True)
+        self._temper(site.information, mean, precision, location.squeeze(-1))
+        return replace(site, power=self.power), found
 
 
 def find_pairs(groups: HurdleData, block: Block) -> Pairs:
@@ -270,6 +331,28 @@ def _normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str
     return found
 
 
+def _integrate_log_sd(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
+    """Return the posterior's mean and sd of a component's log sd, on a grid, the elements integrated out.
+
+    Its mode is larger than its mean where few genes, or genes of little information, tell of it.
+    """
+    if "log_sd" not in c.kinds:
+        return {}
+    name = f"{c.name}_log_sd"
+    middle, sd = c.hyperpriors()[name]
+    mean, precision = (v.expand_as(theta) for v in c.moments(values))
+    information = (1 / variance - precision).clamp(min=0)
+    score = (theta - mean) / variance  # of the data, at the prior's mean
+    nodes = middle + sd * torch.linspace(-4, 4, _SD_NODES).to(sd).unsqueeze(-1)
+    evidence = -(nodes - middle).square() / sd.square() / 2
+    for k, variances in enumerate((2 * nodes).exp()):
+        gain = 1 + information * variances
+        evidence[k] += ((score.square() * variances / gain - gain.log()) / 2).sum(0)
+    weights = evidence.softmax(0)
+    at = (weights * nodes).sum(0)
+    return {name: (at, (weights * (nodes - at).square()).sum(0).sqrt())}
+
+
 def _logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
     """Return the logits of the components after a Newton step, given each gene's probabilities of them."""
     name = f"{c.name}_logits"
@@ -302,7 +385,10 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
             # At least 0.03^2: all genes may have all of their weight on one node.
             variance = (weights @ nodes.square() - at.square()).clamp(min=1e-3)
             ascent.hyper |= _normal_step(component, at, variance, ascent.values)
+        ascent.hyper |= _integrate_log_sd(component, at, variance, ascent.values)
         ascent.log_sds[component.name] = at
+        if component.name == "zero_log_sd":
+            ascent.unknown = variance
         variance = torch.minimum(variance, 0.99 / precision)
         information.append(1 / variance - precision)
         linear.append(at / variance - precision * mean)
@@ -319,17 +405,20 @@ def _log_evidence(ascent: _Ascent, site: Site, name: str, element: int) -> Tenso
         log_sds[:, element] = node
         values = ascent.values | {name: log_sds}
         mean, precision = block.moments(values)
-        matrix = _cholesky(site.information, precision)
-        linear = site.linear + precision * mean
-        theta = torch.cholesky_solve(linear.unsqueeze(-1), matrix).squeeze(-1)
-        log_det = matrix.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        factor = _cholesky(site.information, precision)
+        linear = (site.linear + precision * mean).unsqueeze(-1)
+        white = torch.linalg.solve_triangular(factor, linear, upper=False).squeeze(-1)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         prior = precision.log() - precision * mean.square()
-        log_evidence = (linear * theta).sum(-1) / 2 - log_det + prior.sum(-1) / 2
+        log_evidence = white.square().sum(-1) / 2 - log_det + prior.sum(-1) / 2
         if sparse is not None:
+            # The last elements' marginal has the last rows of the factor.
             last = slice(-sparse.width, None)
-            marginal = torch.cholesky_inverse(matrix).diagonal(dim1=-2, dim2=-1)[:, last].reciprocal()
+            tail = factor[:, last, last]
+            at = torch.linalg.solve_triangular(tail.mT, white[:, last, None], upper=True).squeeze(-1)
+            marginal = torch.cholesky_inverse(tail).diagonal(dim1=-2, dim2=-1).reciprocal()
             mixture = sparse.mixture(values).tempered(ascent.power)
-            log_evidence = log_evidence + mixture.log_evidence(theta[:, last], marginal).sum(-1)
+            log_evidence = log_evidence + mixture.log_evidence(at, marginal).sum(-1)
         found.append(log_evidence)
     return torch.stack(found, -1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
@@ -10,7 +12,7 @@ from pyro_zilognormal.models.hurdle.components import Block, log_scale
 from pyro_zilognormal.models.hurdle.data import HurdleData
 
 # Pairs of predictors, in the order of the elements of `GroupLikelihood.information`.
-_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 class Predictors:
@@ -51,6 +53,13 @@ class GroupLikelihood:
         self.zeros, self.positives, self.mean, self.squares = (v.mT for v in groups.value.unbind(-1)[:4])
         self.cells = self.zeros + self.positives
 
+    def of_genes(self, some: slice) -> GroupLikelihood:
+        """Return the likelihood of some genes."""
+        found = copy.copy(self)
+        for name in ("zeros", "positives", "mean", "squares", "cells"):
+            setattr(found, name, getattr(self, name)[some])
+        return found
+
     def log_density(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> Tensor:
         """Return the log density of each gene, of shape (genes,), without its constant."""
         scale = log_scale(log_sigma)
@@ -59,7 +68,7 @@ class GroupLikelihood:
         return (counts - squares / 2).sum(-1)
 
     def derivatives(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the score by the predictors, (3, genes, rows), and the information of `_PAIRS`, (6, genes, rows)."""
+        """Return the score by the predictors, (3, genes, rows), and the information of `PAIRS`, (6, genes, rows)."""
         scale = log_scale(log_sigma)
         variance, pi = (2 * scale).exp(), zero.sigmoid()
         slope = (2 * (log_sigma - scale)).exp()  # of the log scale by log sigma
@@ -90,7 +99,7 @@ class Quadratic:
     def __init__(self, matrices: Tensor) -> None:
         self.matrices = matrices
         products = []
-        for a, b in _PAIRS:
+        for a, b in PAIRS:
             outer = matrices[a].unsqueeze(-1) * matrices[b].unsqueeze(-2)
             products.append(outer if a == b else outer + outer.mT)
         self.products = torch.cat(products).flatten(1)

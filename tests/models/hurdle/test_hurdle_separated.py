@@ -109,7 +109,7 @@ def moments(guide, values):
 
 def test_without_positive_values_sigma_has_its_prior():
     _, guide, _ = case("ordinary")
-    values = known(guide)
+    values = known(guide) | {"log_sigma_log_sd": torch.full((2,), -1.0).double()}
     mean, variance = moments(guide, values)
     silent = NAMES.index("never")
     torch.testing.assert_close(mean["log_sigma"][silent], values["log_sigma_mean"])
