@@ -8,9 +8,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch
-from pyro_zilognormal.svi.elbo import SVIModule, isolated
+from pyro_zilognormal.svi.data import Batch, rows_of
+from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.fit import Optimizer, build_optimizer
+from pyro_zilognormal.svi.isolation import isolated
 
 try:
     from lightning import LightningModule
@@ -92,5 +93,4 @@ class LightningSVI(LightningModule):
 
 def _batch(data: Any) -> Batch:
     args = tuple(data) if isinstance(data, tuple | list) else (data,)
-    rows = next((len(a) for a in args if isinstance(a, Tensor) and a.dim() > 0), 1)
-    return Batch(args, {}, rows)
+    return Batch(args, rows=rows_of(args))

@@ -1,11 +1,10 @@
 """Draws from a fitted guide, their summaries and posterior predictive checks, in bounded memory."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, as_source, whole
 from pyro_zilognormal.svi.diagnose import row_plate, sample_sites
-from pyro_zilognormal.svi.elbo import isolated
 from pyro_zilognormal.svi.fit import FitResult
+from pyro_zilognormal.svi.isolation import isolated
 
 Values = dict[str, Tensor]
 
@@ -88,18 +87,11 @@ def posterior_draws(
     draws = whole("draws", draws, 1)
     with _Sampler(result, data, kwargs, seed).opened() as sampler:
         names = sampler.choose(sites, with_rows=sampler.source.plate is None)
-        parts: dict[str, list[Tensor]] = {k: [] for k in names}
-        shared: list[Values] = [{}] * draws
-        for block, batch in enumerate(sampler.batches(names)):
-            held: dict[str, list[Tensor]] = {k: [] for k in sampler.here(names, block)}
-            for draw in range(draws):
-                values = sampler.draw(batch, block, draw, names, shared[draw])
-                shared[draw] = sampler.shared(values)
-                for name, each in held.items():
-                    each.append(values[name])
-            for name, each in held.items():
-                parts[name].append(torch.stack(each))
-        return {k: sampler.join(k, v) for k, v in parts.items()}
+        parts: dict[str, list[list[Tensor]]] = {k: [[] for _ in range(draws)] for k in names}
+        for draw in range(draws):
+            for name, value in sampler.over_rows(draw, names):
+                parts[name][draw].append(value)
+        return {k: torch.stack([sampler.join(k, each) for each in v]) for k, v in parts.items()}
 
 
 def posterior_summary(
@@ -119,7 +111,7 @@ def posterior_summary(
 
     Args:
         result: a fit.
-        data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them.
+        data: as for :func:`posterior_draws`.
         draws: how many; at least 2.
         quantiles: probabilities from 0 to 1.
         sites: latent, deterministic or observed sites; None for all latent ones.
@@ -172,7 +164,7 @@ def posterior_predictive(
 
     Args:
         result: a fit.
-        data: the observed data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream``.
+        data: the observed data, as for :func:`posterior_draws`.
         draws: how many data sets to replicate.
         quantiles: probabilities from 0 to 1.
         sites: observed sites to check; None for all.
@@ -233,27 +225,23 @@ class _Sampler:
         # A guide with a parameter for every row has none for other rows.
         evaluating = self.module.evaluating(held_out=self.source.rows != self.module.rows)
         with isolated(self.seed), self.result.scope(), evaluating, torch.no_grad():
-            batch = next(self.source.epoch(0, self.seed))
-            guide, model = self._traces(batch, {}, with_model=True)
+            self.first = next(self.source.epoch(0, self.seed))
+            guide, model = self._traces(self.first, {}, with_model=True)
             self.guide = {n["name"]: n for n in sample_sites(guide) if not n["is_observed"]}
             self.model = {n["name"]: n for n in sample_sites(model)}
             nodes = {**self.guide, **self.model}
-            self.axes = {k: _row_axis(n, self.plate, batch.rows) for k, n in nodes.items()}
+            self.axes = {k: _row_axis(n, self.plate, self.first.rows) for k, n in nodes.items()}
             yield self
 
     def choose(self, sites: Sequence[str] | None, with_rows: bool) -> list[str]:
         """Return the sites to read, all latent ones if None; raise a ValueError for one without draws."""
         latent = [k for k in self.model if k in self.guide]
-        names = [k for k in latent if with_rows or self.axes[k] is None] if sites is None else list(sites)
-        observed = [k for k, n in self.model.items() if n["is_observed"] and not isinstance(n["fn"], dist.Unit)]
-        missing = [k for k, n in self.model.items() if not n["is_observed"] and k not in self.guide]
-        if missing:  # a deterministic site may follow from one
-            observed = [k for k in observed if _holds_data(self.model[k])]
-        known = [*latent, *observed]
-        for name in names:
-            if name not in known:
-                why = f"; {missing} are not in the guide: use pyro.infer.infer_discrete in result.scope()"
-                raise ValueError(f"sites holds {name!r}; the sites with draws are {known}{why if missing else ''}")
+        enumerated = [k for k, n in self.model.items() if not n["is_observed"] and k not in self.guide]
+        why = f"; {enumerated} are not in the guide: use pyro.infer.infer_discrete in result.scope()"
+        # A deterministic site may follow from an enumerated one.
+        seen = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and not enumerated)]
+        default = [k for k in latent if with_rows or self.axes[k] is None]
+        names = _known(sites, default, [*latent, *seen], "the sites with draws", why if enumerated else "")
         local = [k for k in names if self.axes[k] is not None]
         sampler = getattr(getattr(self.source, "iterable", None), "sampler", None)
         if local and isinstance(sampler, torch.utils.data.RandomSampler):
@@ -263,14 +251,23 @@ class _Sampler:
             )
         return names
 
-    def batches(self, names: Sequence[str]) -> Iterator[Batch]:
-        """Yield the batches that hold a value of the named sites: the first one alone where all are global."""
-        local = any(self.axes[k] is not None for k in names)
-        return islice(self.source.epoch(0, self.seed), None if local else int(bool(names)))
+    def batches(self, names: Sequence[str]) -> Iterable[Batch]:
+        """Return the batches that hold a value of the named sites: the first one alone where all are global."""
+        if any(self.axes[k] is not None for k in names):
+            return self.source.epoch(0, self.seed)
+        return [self.first] if names else []
 
     def here(self, names: Sequence[str], block: int) -> list[str]:
         """Return the sites to read in a batch: global ones in the first alone."""
         return [k for k in names if block == 0 or self.axes[k] is not None]
+
+    def over_rows(self, draw: int, names: Sequence[str], replicate: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and value of the sites of a draw, batch by batch, with the same global values in all."""
+        shared: Values = {}  # auxiliary sites of the guide too
+        for block, batch in enumerate(self.batches(names)):
+            values = self.draw(batch, block, draw, names, shared, replicate)
+            shared = shared or {k: values[k] for k in self.guide if self.axes[k] is None}
+            yield from ((k, values[k]) for k in self.here(names, block))
 
     def draw(
         self, batch: Batch, block: int, draw: int, names: Sequence[str], shared: Values, replicate: bool = False
@@ -282,10 +279,6 @@ class _Sampler:
         pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
         traces = self._traces(batch, shared, replicate or not all(k in self.guide for k in names), replicate)
         return {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
-
-    def shared(self, values: Values) -> Values:
-        """Return the values of the guide's global sites, auxiliary ones too, which all batches of a draw share."""
-        return {k: values[k] for k in self.guide if self.axes[k] is None}
 
     def join(self, name: str, parts: Sequence[Tensor]) -> Tensor:
         """Join the batches of a site along its axis of rows."""
@@ -311,16 +304,28 @@ def _row_axis(node: Any, plate: str | None, rows: int) -> int | None:
     frame, value, event = row_plate(node, plate, rows), node["value"], node["fn"].event_dim
     if frame is None:
         return None
-    if node["infer"].get("_deterministic") and event == value.dim():
+    if _is_deterministic(node) and event == value.dim():
         # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
         event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
     axis: int = frame.dim - event
     return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
 
 
+def _is_deterministic(node: Any) -> bool:
+    return bool(node["infer"].get("_deterministic"))
+
+
 def _holds_data(node: Any) -> bool:
     """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
-    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
+    return node["is_observed"] and not _is_deterministic(node) and not isinstance(node["fn"], dist.Unit)
+
+
+def _known(sites: Sequence[str] | None, default: list[str], known: list[str], what: str, why: str = "") -> list[str]:
+    """Return the names of sites; raise a ValueError for one that is not known."""
+    for name in sites or ():
+        if name not in known:
+            raise ValueError(f"sites holds {name!r}; {what} are {known}{why}")
+    return default if sites is None else list(sites)
 
 
 def _summarise(
@@ -352,13 +357,11 @@ def _quantiles(columns: Tensor, levels: Sequence[float]) -> Tensor:
 
 def _observed(sampler: _Sampler, sites: Sequence[str] | None) -> list[str]:
     """Return the observed sites to check; raise a ValueError for one that cannot be."""
-    known = [k for k, n in sampler.model.items() if _holds_data(n)]
-    if not known:
+    observed = [k for k, n in sampler.model.items() if _holds_data(n)]
+    if not observed:
         raise ValueError("the model observes no site; needed at least one to check")
-    names = known if sites is None else list(sites)
+    names = _known(sites, observed, observed, "the model's observed sites")
     for name in names:
-        if name not in known:
-            raise ValueError(f"sites holds {name!r}; the model's observed sites are {known}")
         node = sampler.model[name]
         if isinstance(node["mask"], Tensor) or node["mask"] is False or isinstance(node["fn"], dist.MaskedDistribution):
             raise ValueError(
@@ -372,21 +375,17 @@ def _statistics(
     sampler: _Sampler, names: list[str], levels: Sequence[float], max_bytes: int, draw: int, replicate: bool = False
 ) -> dict[str, Values]:
     """Return statistics of each column of observed sites: of the data, or of one replicated data set."""
-    widths = [_table(sampler.model[k]["value"], sampler.axes[k]).shape[1] for k in names]
+    width = max(_table(sampler.model[k]["value"], sampler.axes[k]).shape[1] for k in names)
     room = max(1, max_bytes // (8 * sampler.source.rows * len(names)))
-    parts: dict[str, list[Values]] = {k: [] for k in names}
-    for start in range(0, max(widths), room):
-        held: dict[str, list[Tensor]] = {k: [] for k in names}
-        shared: Values = {}
-        for block, batch in enumerate(sampler.batches(names)):
-            values = sampler.draw(batch, block, draw, names, shared, replicate)
-            shared = shared or sampler.shared(values)
-            for name in sampler.here(names, block):
-                columns = _table(values[name], sampler.axes[name])[:, start : start + room]
-                held[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
-        for name in names:
-            parts[name].append(_column_statistics(torch.cat(held[name]), levels))
-    return {k: {s: torch.cat([part[s] for part in found]) for s in found[0]} for k, found in parts.items()}
+    found: dict[str, list[Values]] = {k: [] for k in names}
+    for start in range(0, width, room):
+        tables: dict[str, list[Tensor]] = {k: [] for k in names}
+        for name, value in sampler.over_rows(draw, names, replicate):
+            columns = _table(value, sampler.axes[name])[:, start : start + room]
+            tables[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
+        for name, parts in tables.items():
+            found[name].append(_column_statistics(torch.cat(parts), levels))
+    return {k: {s: torch.cat([part[s] for part in parts]) for s in parts[0]} for k, parts in found.items()}
 
 
 def _table(value: Tensor, axis: int | None) -> Tensor:
