@@ -7,7 +7,7 @@ import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -208,23 +208,11 @@ def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
     return FullData(args, kwargs)
 
 
-class Reader:
-    """The batches of a source, epoch after epoch, from where ``position`` batches of an epoch have been read."""
-
-    def __init__(self, source: Source, seed: int, epoch: int = 0, position: int = 0) -> None:
-        self.source, self.seed, self.epoch, self.position = source, seed, epoch, position
-        self._batches = source.epoch(epoch, seed, max(0, position - 1))
-        if position:  # read up to here now: a stream may draw random numbers when it is read
-            next(self._batches)
-
-    def __next__(self) -> Batch:
-        batch = next(self._batches, None)
-        if batch is None:
-            self.epoch, self.position = self.epoch + 1, 0
-            self._batches = self.source.epoch(self.epoch, self.seed)
-            batch = next(self._batches)
-        self.position += 1
-        return batch
+def batches(source: Source, seed: int, epoch: int = 0, skip: int = 0) -> Iterator[tuple[int, int, Batch]]:
+    """Yield batches without end: the epoch, how many batches of it have been read, and the batch."""
+    for number in count(epoch):
+        yield from ((number, i, batch) for i, batch in enumerate(source.epoch(number, seed, skip), skip + 1))
+        skip = 0
 
 
 def _is_sparse(value: Any) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pyro_zilognormal.svi.callbacks import Callback, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.data import Reader, Source, as_source, whole
+from pyro_zilognormal.svi.data import Source, as_source, batches, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
 from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
@@ -50,9 +50,9 @@ def fit(
     """Fit a guide to a model by stochastic variational inference.
 
     Parameters of modules are trained in place, as everywhere in torch; the result keeps a copy. Those of ``pyro.param``
-    belong to the fit: they start from the values set by ``pyro.param`` beforehand, if any, and Pyro's global store is
-    left as it was, so that elsewhere they are found in :meth:`FitResult.scope` alone. Random seeds, the default dtype
-    and validation flags are put back afterwards, also after an error.
+    start from values set by ``pyro.param`` beforehand, if any, and belong to the fit: Pyro's global store is left as it
+    was, so use a fitted model or guide elsewhere inside :meth:`FitResult.scope`. Random seeds, the default dtype and
+    validation flags are put back afterwards, also after an error.
 
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
@@ -109,6 +109,7 @@ class Run:
     Attributes:
         step: number of steps taken.
         steps: number of steps asked for.
+        epoch: number of the current epoch, from 0.
         optimizer: the torch optimiser.
     """
 
@@ -122,8 +123,8 @@ class Run:
         callbacks: list[Callback],
     ) -> None:
         self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
-        self.steps, self.callbacks, self.rows, self.reader = steps, callbacks, source.rows, Reader(source, seed)
-        self.step = self.best_step = self.held_out_rows = 0
+        self.steps, self.callbacks, self.rows, self.batches = steps, callbacks, source.rows, batches(source, seed)
+        self.step = self.best_step = self.held_out_rows = self.epoch = self.position = 0
         self.losses: list[float] = []
         self.held_out: list[tuple[int, float]] = []
         self.stop_reason, self.converged = "", False
@@ -201,7 +202,8 @@ class Run:
 
     def _advance(self) -> None:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        batch, random = next(self.reader), torch_rng_state()
+        self.epoch, self.position, batch = next(self.batches)
+        random = torch_rng_state()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         try:

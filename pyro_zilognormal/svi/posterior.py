@@ -1,7 +1,7 @@
 """Draws from a fitted guide, their summaries and posterior predictive checks, in bounded memory."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -77,9 +77,8 @@ def posterior_draws(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro
         >>> def model():
-        ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
+        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
         >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
         >>> posterior_draws(result, draws=3)["m"].shape
         torch.Size([3])
@@ -110,14 +109,10 @@ def posterior_summary(
     again with the same seed for the others.
 
     Args:
-        result: a fit.
-        data: as for :func:`posterior_draws`.
-        draws: how many; at least 2.
+        result, data, draws, seed, kwargs: as for :func:`posterior_draws`, of at least 2 draws.
         quantiles: probabilities from 0 to 1.
         sites: latent, deterministic or observed sites; None for all latent ones.
-        seed: the random seed.
         max_bytes: memory for held draws.
-        kwargs: keyword arguments of model and guide.
 
     Returns:
         A dict of summaries by site, over all rows.
@@ -127,9 +122,8 @@ def posterior_summary(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro
         >>> def model():
-        ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
+        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
         >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
         >>> posterior_summary(result, draws=10)["m"].quantiles.shape
         torch.Size([3])
@@ -138,8 +132,7 @@ def posterior_summary(
     with _Sampler(result, data, kwargs, seed).opened() as sampler:
         names = sampler.choose(sites, with_rows=True)
         parts: dict[str, list[tuple[Tensor, ...]]] = {k: [] for k in names}
-        for block, batch in enumerate(sampler.batches(names)):
-            here = sampler.here(names, block)
+        for block, batch, here in sampler.batches(names):
             draw = partial(sampler.draw, batch, block, names=here, shared={})
             for name, part in _summarise(draw, here, draws, quantiles, max_bytes).items():
                 parts[name].append(part)
@@ -163,14 +156,11 @@ def posterior_predictive(
     time as fit in ``max_bytes`` (at least one), drawing again with the same seed for the others.
 
     Args:
-        result: a fit.
-        data: the observed data, as for :func:`posterior_draws`.
+        result, data, seed, kwargs: as for :func:`posterior_draws`; the data are those to compare with.
         draws: how many data sets to replicate.
         quantiles: probabilities from 0 to 1.
         sites: observed sites to check; None for all.
-        seed: the random seed.
         max_bytes: memory for the columns of one data set.
-        kwargs: keyword arguments of model and guide.
 
     Returns:
         A check for each observed site. Rows are those of the plate over rows, or else the first axis; columns are all
@@ -181,7 +171,6 @@ def posterior_predictive(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro
         >>> def model(x):
         ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("rows", len(x)):
@@ -251,26 +240,24 @@ class _Sampler:
             )
         return names
 
-    def batches(self, names: Sequence[str]) -> Iterable[Batch]:
-        """Return the batches that hold a value of the named sites: the first one alone where all are global."""
-        if any(self.axes[k] is not None for k in names):
-            return self.source.epoch(0, self.seed)
-        return [self.first] if names else []
+    def batches(self, names: list[str]) -> Iterator[tuple[int, Batch, list[str]]]:
+        """Yield number, batch, and the sites to read in it: global ones in the first alone."""
+        if names:
+            yield 0, self.first, names
+        local = [k for k in names if self.axes[k] is not None]
+        if local:
+            yield from ((i, batch, local) for i, batch in enumerate(self.source.epoch(0, self.seed, skip=1), 1))
 
-    def here(self, names: Sequence[str], block: int) -> list[str]:
-        """Return the sites to read in a batch: global ones in the first alone."""
-        return [k for k in names if block == 0 or self.axes[k] is not None]
-
-    def over_rows(self, draw: int, names: Sequence[str], replicate: bool = False) -> Iterator[tuple[str, Tensor]]:
+    def over_rows(self, draw: int, names: list[str], replicate: bool = False) -> Iterator[tuple[str, Tensor]]:
         """Yield name and value of the sites of a draw, batch by batch, with the same global values in all."""
         shared: Values = {}  # auxiliary sites of the guide too
-        for block, batch in enumerate(self.batches(names)):
+        for block, batch, here in self.batches(names):
             values = self.draw(batch, block, draw, names, shared, replicate)
             shared = shared or {k: values[k] for k in self.guide if self.axes[k] is None}
-            yield from ((k, values[k]) for k in self.here(names, block))
+            yield from ((k, values[k]) for k in here)
 
     def draw(
-        self, batch: Batch, block: int, draw: int, names: Sequence[str], shared: Values, replicate: bool = False
+        self, batch: Batch, block: int, draw: int, names: list[str], shared: Values, replicate: bool = False
     ) -> Values:
         """Return a draw of all sites of the guide, and of the model's where ``names`` holds one.
 

@@ -42,7 +42,6 @@ from pyro_zilognormal.svi import (
     InUseError,
     Minibatches,
     Schedule,
-    SkipBadSteps,
     fit,
 )
 from pyro_zilognormal.svi.checkpoint import FORMAT, _load, _sealed
@@ -196,22 +195,17 @@ def test_a_loss_that_counts_plates_at_its_first_call_resumes_bit_for_bit(loss, t
     check_resume(tmp_path / "a.ckpt", lambda callbacks: plain(*callbacks, loss=loss()), [7, 15])
 
 
-def test_stopping_and_skipping_and_annealing_resume_bit_for_bit(tmp_path):
-    def sometimes(model, guide, x):
-        loss = Trace_ELBO().differentiable_loss(model, guide, x)
-        return loss * float("nan") if loss.requires_grad and torch.rand(()) < 0.2 else loss
-
+def test_stopping_and_annealing_resume_bit_for_bit(tmp_path):
     def run(callbacks):
         def anneal(run):
             run.kl_weight = np.minimum(1.0, run.step / 30)
 
         slow = functools.partial(torch.optim.Adam, lr=0.02)
         stop = EarlyStopping(data(9, seed=5), every=10, patience=3)
-        return plain(SkipBadSteps(), stop, anneal, *callbacks, steps=1000, loss=sometimes, optimizer=slow)
+        return plain(stop, anneal, *callbacks, steps=1000, optimizer=slow)
 
     whole = run([])
     assert whole.stop_reason == "converged"
-    assert whole.skipped
     check_resume(tmp_path / "a.ckpt", run, [1, 7, whole.steps - 1])
 
 
@@ -324,15 +318,6 @@ def test_saving_by_seconds(tmp_path, monkeypatch):
     assert saved == [1, 2, 3, 3]
 
 
-def test_max_seconds_begin_anew_in_a_resumed_fit(tmp_path):
-    def run():
-        return plain(Checkpoint(tmp_path / "a.ckpt"), steps=10**6, max_seconds=0.2)
-
-    first, second = run(), run()
-    assert second.steps > first.steps + 1
-    assert second.seconds > first.seconds
-
-
 # --- files
 
 
@@ -415,11 +400,11 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_no_part_of_another(share, s
 
 def test_a_checkpoint_is_read_without_data_or_model(tmp_path):
     path = tmp_path / "a.ckpt"
-    result = plain(EarlyStopping(every=5, patience=9), Checkpoint(path), steps=10)
+    result = plain(EarlyStopping(data(5), every=5, patience=9), Checkpoint(path), steps=10)
     found = Checkpoint.read(path)
     assert (found["step"], found["stop_reason"], found["converged"]) == (10, "steps", False)
     assert found["losses"].tolist() == result.losses.tolist()
-    assert found["smoothed"] == result.smoothed
+    assert found["held_out"] == result.held_out
     assert found["params"].keys() == result.params.keys()
     assert found["params"]["q_scale"] > 0
     with pytest.raises(CheckpointError, match="there is no checkpoint at"):
@@ -503,8 +488,8 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(first, change, message, 
         ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a whole number of at least 1"),
         ({"path": "a.ckpt", "steps": 1.5}, "steps is 1.5; needed a whole number"),
         ({"path": "a.ckpt", "steps": True}, "steps is True; needed a whole number"),
-        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0; needed a number of seconds of at least 0"),
-        ({"path": "a.ckpt", "seconds": "1"}, "seconds is '1'; needed a number of seconds"),
+        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0; needed a number of at least 0"),
+        ({"path": "a.ckpt", "seconds": "1"}, "seconds is '1'; needed a number of at least 0"),
         ({"path": "a\0.ckpt"}, "needed the name of a file"),
     ],
 )

@@ -95,7 +95,7 @@ def test_parameters_of_rows_meet_their_own_rows(guide):
     fast = functools.partial(torch.optim.Adam, lr=0.2)
     result = fit(model, guide(model), source, steps=500, optimizer=fast, callbacks=[calm])
     with result.scope(), torch.no_grad():
-        draws = [result.guide(x) for _ in range(60)]
+        draws = [result.module.guide(x) for _ in range(60)]
     loc, z = (torch.stack([d[k] for d in draws]).mean(0) for k in ("loc", "z"))
     assert torch.allclose(z, (loc + 4 * x) / 5, atol=0.3)  # the posterior mean of z given loc, by conjugacy
 
