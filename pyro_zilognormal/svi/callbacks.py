@@ -207,7 +207,7 @@ class EarlyStopping(Callback):
     def _may_fall(self, run: "Run") -> bool:
         """Whether the training losses fall by enough to count, or are too few to tell."""
         steps = 2 * (self.patience + 1) * self.every
-        slope, error = trend(run.losses[-steps:])
+        slope, error = _trend(run.losses[-steps:])
         return run.step - self.warm_up < steps or -slope * steps > max(self._least(run), self.noise * error * steps)
 
     def _rising(self, run: "Run") -> bool:
@@ -222,13 +222,8 @@ class EarlyStopping(Callback):
         return max(abs(training), held_out) > _CLEAR
 
 
-def trend(values: Sequence[float]) -> tuple[float, float]:
-    """Return the slope of a least-squares line through a series, and its standard error.
-
-    Example:
-        >>> trend([3.0, 2.0, 1.0, 0.0])
-        (-1.0, 0.0)
-    """
+def _trend(values: Sequence[float]) -> tuple[float, float]:
+    """Return the slope of a least-squares line through a series, and its standard error."""
     series = torch.tensor(values, dtype=torch.float64)
     if len(series) < 2:
         return 0.0, 0.0
@@ -241,7 +236,7 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
 
 def _significance(values: Sequence[float]) -> float:
     """Return by how many standard errors a series rises."""
-    slope, error = trend(values)
+    slope, error = _trend(values)
     return slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
 
 

@@ -88,7 +88,7 @@ class Checkpoint(Callback):
 
         Returns:
             A dict of "step", "params" (as the model sees them, after that step), "losses", "held_out", "seconds",
-            "stop_reason", "converged", all else that a resumed fit goes on from, and "identity", the text it must match.
+            "stop_reason", "converged", all else that a resumed fit goes on from, and "identity", which it must match.
 
         Raises:
             CheckpointError: if there is no file, or it is damaged or of a newer format.

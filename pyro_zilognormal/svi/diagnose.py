@@ -58,11 +58,9 @@ class DivergenceReport:
 
 
 class DivergenceError(RuntimeError):
-    """A fit met a loss or gradient that is not finite.
+    """A fit met a loss or gradient that is not finite: a ``report``, and the ``result`` with the last finite state.
 
-    Args:
-        report: what was found.
-        result: the fit with its last finite state: the last parameters whose loss and gradient were finite.
+    That state is the last parameters whose loss and gradient were finite, and the buffers that went with them.
     """
 
     def __init__(self, report: DivergenceReport, result: "FitResult") -> None:

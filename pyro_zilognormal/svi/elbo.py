@@ -33,10 +33,7 @@ class SVIModule(nn.Module):
     scaled from a batch to all N rows. Call :meth:`setup` with the first batch before you build an optimiser.
 
     Args:
-        model: a Pyro model: a function, a module, or a method of one.
-        guide: its guide, with the same arguments.
-        loss: a loss of ``pyro.infer``, or a function of ``(model, guide, *args, **kwargs)`` that returns a
-            differentiable scalar; ``Trace_ELBO()`` if None.
+        model, guide, loss: as for :func:`fit`.
         plate: the name of the plate over rows, where batches are minibatches.
         rows: N, the number of rows in all.
 
@@ -103,9 +100,8 @@ class SVIModule(nn.Module):
                 self.guide(*batch.args, **batch.kwargs)
                 counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
                 counts = counts or getattr(self.loss, "vectorize_particles", False)
-                if (
-                    counts and self.loss.max_plate_nesting == math.inf
-                ):  # the first step would draw random numbers for it
+                if counts and self.loss.max_plate_nesting == math.inf:
+                    # In the first step, which may be one after a resume, it would draw random numbers.
                     self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
         self._collect()
         now = self.state()
@@ -113,10 +109,7 @@ class SVIModule(nn.Module):
         self.restore({k: buffers[k] for k in self.running_buffers})
 
     def check_smallest(self, batch: "Batch") -> None:
-        """Run model and guide on the smallest batch of an epoch; raise a ValueError if they cannot take it.
-
-        Batch normalisation, for one, takes no batch of one row.
-        """
+        """Raise a ValueError if model and guide cannot take the smallest batch: batch normalisation takes no one row."""
         buffers = self.snapshot()
         with isolated(), self.running(batch), torch.no_grad():
             try:
@@ -131,11 +124,7 @@ class SVIModule(nn.Module):
         self.restore({k: buffers[k] for k in self.running_buffers})
 
     def forward(self, batch: "Batch") -> Tensor:
-        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar.
-
-        Raises:
-            TypeError: for a loss that differentiates itself, such as ``TraceGraph_ELBO``: use :meth:`loss_and_grads`.
-        """
+        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
         if self._differentiates_itself:
             raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
         return self._call("differentiable_loss", batch)
@@ -150,11 +139,7 @@ class SVIModule(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, batch: "Batch") -> float:
-        """Return the loss of held-out rows, in eval mode, with a KL weight of 1.
-
-        Raises:
-            ValueError: if the guide has a parameter for every row of the training data.
-        """
+        """Return the loss of held-out rows, in eval mode, with a KL weight of 1; parameters of rows are refused."""
         with self.evaluating(held_out=True):
             return float(self._call("loss", batch))
 
@@ -204,11 +189,7 @@ class SVIModule(nn.Module):
                 state[name].data = value
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the parameters by name, unconstrained, in the order in which they came to be.
-
-        Names are those of Pyro's store, and "model.name" or "guide.name" for parameters of modules that Pyro does
-        not see.
-        """
+        """Return the parameters, unconstrained, by Pyro's names, or "model.name" and "guide.name" where it has none."""
         return self._trainable
 
     @torch.no_grad()

@@ -31,12 +31,10 @@ class LightningSVI(LightningModule):
     a whole one: use ``drop_last=True`` in a loader that shuffles.
 
     Args:
-        model: a Pyro model: a function, a module, or a method of one.
-        guide: its guide, with the same arguments.
+        model, guide, loss: as for :func:`pyro_zilognormal.svi.fit`.
         example: the arguments of one batch, a tensor or a tuple; model and guide run on it once, here, so that
             every parameter exists.
         optimizer: as that of :func:`pyro_zilognormal.svi.fit`; Adam with a learning rate of 0.01 if None.
-        loss: a loss of ``pyro.infer``; ``Trace_ELBO()`` if None.
         plate: the name of the model's plate over rows, scaled from a batch to all rows; None for a model that scales
             minibatches itself.
         rows: N, the number of rows in all; needed with ``plate``.

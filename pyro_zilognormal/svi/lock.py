@@ -32,16 +32,10 @@ class InUseError(RuntimeError):
 
 @contextmanager
 def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file for the length of a block; its text is the process and the host.
+    """Hold a lock file, whose text is the process and the host, for a block; raise an InUseError if another run does.
 
-    The lock ends with the process, however it ends. On file systems without locks it keeps no one off.
-
-    Args:
-        path: the lock file, in a folder that exists; it is deleted afterwards (on Windows, it stays).
-        what: what it stands for, in errors.
-
-    Raises:
-        InUseError: another run holds it, or the file is none of ours.
+    The lock ends with the process, however it ends; the file is deleted (on Windows, it stays). On file systems without
+    locks it keeps no one off. Errors name ``what`` is locked. A file or link at the path that is none of ours is left.
 
     Example:
         >>> import tempfile
