@@ -48,40 +48,31 @@ from pyro_zilognormal.svi.checkpoint import FORMAT, _load, _sealed
 
 STEPS = 40
 
-OPTIMIZERS = {
-    "Adam": functools.partial(torch.optim.Adam, lr=0.05),
-    "AdamW": functools.partial(torch.optim.AdamW, lr=0.05),
-    "Adamax": functools.partial(torch.optim.Adamax, lr=0.05),
-    "NAdam": functools.partial(torch.optim.NAdam, lr=0.05),
-    "RAdam": functools.partial(torch.optim.RAdam, lr=0.05),
-    "Adagrad": functools.partial(torch.optim.Adagrad, lr=0.05),
-    "Adadelta": functools.partial(torch.optim.Adadelta, lr=0.5),
-    "RMSprop": functools.partial(torch.optim.RMSprop, lr=0.01, momentum=0.5),
-    "Rprop": functools.partial(torch.optim.Rprop, lr=0.01),
-    "ASGD": functools.partial(torch.optim.ASGD, lr=0.001),
-    "SGD": functools.partial(torch.optim.SGD, lr=0.001, momentum=0.9, nesterov=True),
-    "ClippedAdam": functools.partial(ClippedAdam, lr=0.05, lrd=0.99),
-    "pyro.optim": pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}),
-}
+# An optimiser of torch or Pyro with its options, and a schedule with its own; each is in one pair at least.
+PAIRS = [
+    ("Adam", {"lr": 0.05}, "CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 6}),
+    ("AdamW", {"lr": 0.05}, "StepLR", {"step_size": 7, "gamma": 0.5}),
+    ("Adamax", {"lr": 0.05}, "MultiStepLR", {"milestones": [5, 20, 20]}),
+    ("NAdam", {"lr": 0.05}, "CosineAnnealingLR", {"T_max": STEPS}),
+    ("RAdam", {"lr": 0.05}, "CosineAnnealingWarmRestarts", {"T_0": 6}),
+    ("Adagrad", {"lr": 0.05}, "LinearLR", {"total_iters": 20}),
+    ("Adadelta", {"lr": 0.5}, "PolynomialLR", {"total_iters": 30, "power": 2.0}),
+    ("RMSprop", {"lr": 0.01, "momentum": 0.5}, "LambdaLR", {"lr_lambda": lambda step: 1 / (1 + step)}),
+    ("Rprop", {"lr": 0.01}, "ExponentialLR", {"gamma": 0.97}),
+    ("ASGD", {"lr": 0.001}, "ReduceLROnPlateau", {"patience": 1}),
+    ("SGD", {"lr": 0.001, "momentum": 0.9}, "OneCycleLR", {"max_lr": 0.1, "total_steps": STEPS + 1}),
+    ("ClippedAdam", {"lr": 0.05, "lrd": 0.99}, "SequentialLR", {"milestones": [8]}),
+]
 
-SCHEDULES = {
-    "ExponentialLR": functools.partial(lr_scheduler.ExponentialLR, gamma=0.97),
-    "StepLR": functools.partial(lr_scheduler.StepLR, step_size=7, gamma=0.5),
-    "MultiStepLR": functools.partial(lr_scheduler.MultiStepLR, milestones=[5, 20, 20]),
-    "CosineAnnealingLR": functools.partial(lr_scheduler.CosineAnnealingLR, T_max=STEPS),
-    "CosineAnnealingWarmRestarts": functools.partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=6),
-    "OneCycleLR": functools.partial(lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=STEPS + 1),
-    "CyclicLR": functools.partial(lr_scheduler.CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=6),
-    "LinearLR": functools.partial(lr_scheduler.LinearLR, total_iters=20),
-    "PolynomialLR": functools.partial(lr_scheduler.PolynomialLR, total_iters=30, power=2.0),
-    "LambdaLR": functools.partial(lr_scheduler.LambdaLR, lr_lambda=lambda step: 1 / (1 + step)),
-    "ReduceLROnPlateau": functools.partial(lr_scheduler.ReduceLROnPlateau, patience=1),
-    "SequentialLR": lambda opt: lr_scheduler.SequentialLR(
-        opt,
-        [lr_scheduler.ConstantLR(opt, 0.5, 8), lr_scheduler.ExponentialLR(opt, 0.9)],
-        milestones=[8],
-    ),
-}
+
+def schedule(name, options):
+    def make(opt):
+        if name == "SequentialLR":
+            parts = [lr_scheduler.ConstantLR(opt, 0.5, 8), lr_scheduler.ExponentialLR(opt, 0.9)]
+            return lr_scheduler.SequentialLR(opt, parts, **options)
+        return getattr(lr_scheduler, name)(opt, **options)
+
+    return Schedule(make, every=4 if name == "ReduceLROnPlateau" else 1)
 
 
 def kills(name, count=2):
@@ -93,25 +84,24 @@ def plain(*callbacks, steps=20, x=None, guide=normal_guide, **settings):
     return fit(normal_model, guide, x, steps=steps, **{"optimizer": adam, **settings}, callbacks=callbacks)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_each_optimizer_resumes_bit_for_bit(name, tmp_path):
+@pytest.mark.parametrize("pair", [*PAIRS, "pyro.optim"], ids=lambda pair: pair[0] if isinstance(pair, tuple) else pair)
+def test_each_optimizer_and_schedule_resumes_bit_for_bit(pair, tmp_path):
     def run(callbacks):
         source = Minibatches(data(23), batch_size=5, plate="rows")
-        return fit(normal_model, auto(), source, steps=STEPS, optimizer=OPTIMIZERS[name], callbacks=callbacks)
-
-    check_resume(tmp_path / "a.ckpt", run, kills(name))
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_each_schedule_resumes_bit_for_bit(name, tmp_path):
-    def run(callbacks):
-        schedule = Schedule(SCHEDULES[name], every=4 if name == "ReduceLROnPlateau" else 1)
         rates.append([])
-        follow = [schedule, lambda run: rates[-1].append(run.optimizer.param_groups[0]["lr"])]
-        return plain(*follow, *callbacks, steps=STEPS)
+        follow = [lambda run: rates[-1].append(run.optimizer.param_groups[0]["lr"])]
+        if pair == "pyro.optim":
+            optimizer = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99})
+        else:
+            name, options, *scheduled = pair
+            optimizer = functools.partial(
+                ClippedAdam if name == "ClippedAdam" else getattr(torch.optim, name), **options
+            )
+            follow = [schedule(*scheduled), *follow]
+        return fit(normal_model, auto(), source, steps=STEPS, optimizer=optimizer, callbacks=[*follow, *callbacks])
 
     rates = []
-    check_resume(tmp_path / "a.ckpt", run, kills(name))
+    check_resume(tmp_path / "a.ckpt", run, kills(str(pair)[:20]))
     assert rates[0][-len(rates[-1]) :] == rates[-1]
     assert len(set(rates[0])) > 1
 
@@ -480,28 +470,23 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(first, change, message, 
     assert run(6, **first).steps == 6
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"path": "missing/a.ckpt"}, "path is 'missing/a.ckpt'; needed the name of a file in a folder that exists"),
-        ({"path": "."}, "path is '.'; needed the name of a file"),
-        ({"path": "a.ckpt", "steps": 0}, "steps is 0; needed a whole number of at least 1"),
-        ({"path": "a.ckpt", "steps": 1.5}, "steps is 1.5; needed a whole number"),
-        ({"path": "a.ckpt", "steps": True}, "steps is True; needed a whole number"),
-        ({"path": "a.ckpt", "seconds": -1.0}, "seconds is -1.0; needed a number of at least 0"),
-        ({"path": "a.ckpt", "seconds": "1"}, "seconds is '1'; needed a number of at least 0"),
-        ({"path": "a\0.ckpt"}, "needed the name of a file"),
-    ],
+NAME, WHOLE, POSITIVE = (
+    "needed the name of a file",
+    "needed a whole number of at least 1",
+    "needed a number of at least 0",
 )
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        Checkpoint(**arguments)
+BAD = [
+    *(({"path": path}, TypeError, rf"path is a \w+; {NAME}") for path in (5, None, b"a.ckpt", torch.tensor(1))),
+    *(({"path": path}, ValueError, f"{NAME} in a folder") for path in ("missing/a.ckpt", ".", "a\0.ckpt")),
+    *(({"steps": steps}, ValueError, f"steps is {steps}; {WHOLE}") for steps in (0, 1.5, True)),
+    *(({"seconds": time}, ValueError, f"seconds is {time!r}; {POSITIVE}") for time in (-1.0, "1", float("nan"))),
+]
 
 
-@pytest.mark.parametrize("path", [5, None, b"a.ckpt", torch.tensor(1)])
-def test_a_path_is_text_or_a_path(path):
-    with pytest.raises(TypeError, match=r"path is a .*; needed the name of a file"):
-        Checkpoint(path)
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
+def test_bad_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Checkpoint(**{"path": "a.ckpt", **arguments})
 
 
 def test_the_path_does_not_follow_the_working_directory(tmp_path, monkeypatch):
