@@ -252,7 +252,8 @@ def _add(found: Any, value: Any) -> None:
     elif _is_sparse(value):
         _add(found, [value.shape, value.indptr, value.indices, value.data])
     elif isinstance(value, Tensor):
-        _add(found, [str(value.dtype), *value.shape, value.detach().cpu().flatten().view(torch.uint8).numpy()])
+        flat = value.detach().cpu().flatten().contiguous()
+        _add(found, [str(value.dtype), *value.shape, flat.view(torch.uint8).numpy()])
     elif isinstance(value, np.ndarray):
         found.update(f"{value.shape} {value.dtype}".encode())
         found.update(np.ascontiguousarray(value).data if value.size else b"")

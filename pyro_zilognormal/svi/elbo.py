@@ -109,7 +109,7 @@ class SVIModule(nn.Module):
         self.restore({k: buffers[k] for k in self.running_buffers})
 
     def check_smallest(self, batch: "Batch") -> None:
-        """Raise a ValueError if model and guide cannot take the smallest batch: BatchNorm, for one, takes no one row."""
+        """Raise a ValueError if model and guide cannot take the smallest batch, as batch norm cannot take one row."""
         buffers = self.snapshot()
         with isolated(), self.running(batch), torch.no_grad():
             try:

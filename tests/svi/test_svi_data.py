@@ -15,7 +15,7 @@ from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal
 from torch.utils.data import DataLoader
 
 from pyro_zilognormal.svi import BatchStream, Minibatches, Schedule, SVIModule, fit
-from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.data import as_source, digest
 
 ROWS = 10
 
@@ -180,6 +180,17 @@ def test_batches_keep_dtype_and_every_digit_unless_asked(kind, source):
 def test_odd_numpy_arrays_are_read(array):
     array.setflags(write=False)
     assert as_source((array,), {}).args[0].tolist() == [pytest.approx(v) for v in array.tolist()]
+
+
+X = data(6)
+DISTINCT = [X, X.double(), X.reshape(2, 3), X.bfloat16(), X.numpy(), X[:5], X[:0], X[0], [X], {"x": X}, "x", 1, None]
+DISTINCT += [scipy.sparse.csr_array(X.numpy()[None]), X.flip(0), (X, X), -X]
+
+
+def test_a_digest_tells_values_dtypes_and_shapes_apart_but_not_layouts_in_memory():
+    assert len({digest(value) for value in DISTINCT}) == len(DISTINCT)
+    assert digest(X) == digest(X.clone()) == digest(X.repeat_interleave(2)[::2]) == digest(torch.stack([X, X], 1)[:, 0])
+    assert digest(X.numpy()) == digest(np.repeat(X.numpy(), 2)[::2])
 
 
 def peak_of_an_epoch(rows):
