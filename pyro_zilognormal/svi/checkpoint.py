@@ -79,8 +79,7 @@ class Checkpoint(Callback):
         self._identity: dict[str, str] = {}
         self._saved_at = 0.0
         self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
-        self._lock = ExitStack()
+        self._until_end = ExitStack()  # the lock, and the signal handlers to put back
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -111,17 +110,17 @@ class Checkpoint(Callback):
 
     def on_fit_start(self, run: "Run") -> None:
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
-        with ExitStack() as lock:
-            lock.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
             for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 8}.new"):
                 left.unlink()  # by a run that was killed while it wrote
             if self.path.exists():
                 self._resume(run)
-            self._lock = lock.pop_all()
-        if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
             for which in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(which) not in (signal.SIG_IGN, None):
-                    self._handlers[which] = signal.signal(which, self._note)
+                ours = threading.current_thread() is threading.main_thread()  # no other may set signal handlers
+                if ours and signal.getsignal(which) not in (signal.SIG_IGN, None):
+                    stack.callback(signal.signal, which, signal.signal(which, self._note))
+            self._until_end = stack.pop_all()
 
     def on_step_end(self, run: "Run") -> None:
         late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
@@ -131,10 +130,7 @@ class Checkpoint(Callback):
             self.save(run)
 
     def on_fit_end(self, run: "Run") -> None:
-        for which, handler in self._handlers.items():
-            signal.signal(which, handler)
-        self._handlers = {}
-        self._lock.close()
+        self._until_end.close()
         if self._signal is not None:
             which, self._signal = self._signal, None
             signal.raise_signal(which)
