@@ -86,11 +86,17 @@ def posterior_draws(
     draws = whole("draws", draws, 1)
     with _Sampler(result, data, kwargs, seed).opened() as sampler:
         names = sampler.choose(sites, with_rows=sampler.source.plate is None)
-        parts: dict[str, list[list[Tensor]]] = {k: [[] for _ in range(draws)] for k in names}
-        for draw in range(draws):
-            for name, value in sampler.over_rows(draw, names):
-                parts[name][draw].append(value)
-        return {k: torch.stack([sampler.join(k, each) for each in v]) for k, v in parts.items()}
+        parts: dict[str, list[Tensor]] = {k: [] for k in names}
+        shared: list[Values] = [{} for _ in range(draws)]
+        for block, batch, here in sampler.batches(names):  # each is read once
+            held: dict[str, list[Tensor]] = {k: [] for k in here}
+            for draw in range(draws):
+                values = sampler.draw(batch, block, draw, names, shared[draw])
+                for name, each in held.items():
+                    each.append(values[name])
+            for name, each in held.items():
+                parts[name].append(torch.stack(each))
+        return {k: sampler.join(k, v) for k, v in parts.items()}
 
 
 def posterior_summary(
@@ -133,7 +139,7 @@ def posterior_summary(
         names = sampler.choose(sites, with_rows=True)
         parts: dict[str, list[tuple[Tensor, ...]]] = {k: [] for k in names}
         for block, batch, here in sampler.batches(names):
-            draw = partial(sampler.draw, batch, block, names=here, shared={})
+            draw = partial(sampler.draw, batch, block, names=here)
             for name, part in _summarise(draw, here, draws, quantiles, max_bytes).items():
                 parts[name].append(part)
         joined = {k: [sampler.join(k, each) for each in zip(*v, strict=True)] for k, v in parts.items()}
@@ -248,24 +254,26 @@ class _Sampler:
         if local:
             yield from ((i, batch, local) for i, batch in enumerate(self.source.epoch(0, self.seed, skip=1), 1))
 
-    def over_rows(self, draw: int, names: list[str], replicate: bool = False) -> Iterator[tuple[str, Tensor]]:
-        """Yield name and value of the sites of a draw, batch by batch, with the same global values in all."""
-        shared: Values = {}  # auxiliary sites of the guide too
-        for block, batch, here in self.batches(names):
-            values = self.draw(batch, block, draw, names, shared, replicate)
-            shared = shared or {k: values[k] for k in self.guide if self.axes[k] is None}
-            yield from ((k, values[k]) for k in here)
-
     def draw(
-        self, batch: Batch, block: int, draw: int, names: list[str], shared: Values, replicate: bool = False
+        self,
+        batch: Batch,
+        block: int,
+        draw: int,
+        names: list[str],
+        shared: Values | None = None,
+        replicate: bool = False,
     ) -> Values:
         """Return a draw of all sites of the guide, and of the model's where ``names`` holds one.
 
-        ``shared`` holds values of the guide's global sites; ``replicate`` draws the observed sites too.
+        ``shared`` gives it the values of the guide's global sites, auxiliary ones too, once a batch has put them there;
+        ``replicate`` draws the observed sites too.
         """
         pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
-        traces = self._traces(batch, shared, replicate or not all(k in self.guide for k in names), replicate)
-        return {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
+        traces = self._traces(batch, shared or {}, replicate or not all(k in self.guide for k in names), replicate)
+        values = {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
+        if shared is not None:
+            shared |= {k: values[k] for k in self.guide if self.axes[k] is None}
+        return values
 
     def join(self, name: str, parts: Sequence[Tensor]) -> Tensor:
         """Join the batches of a site along its axis of rows."""
@@ -367,9 +375,12 @@ def _statistics(
     found: dict[str, list[Values]] = {k: [] for k in names}
     for start in range(0, width, room):
         tables: dict[str, list[Tensor]] = {k: [] for k in names}
-        for name, value in sampler.over_rows(draw, names, replicate):
-            columns = _table(value, sampler.axes[name])[:, start : start + room]
-            tables[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
+        shared: Values = {}
+        for block, batch, here in sampler.batches(names):
+            values = sampler.draw(batch, block, draw, names, shared, replicate)
+            for name in here:
+                columns = _table(values[name], sampler.axes[name])[:, start : start + room]
+                tables[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
         for name, parts in tables.items():
             found[name].append(_column_statistics(torch.cat(parts), levels))
     return {k: {s: torch.cat([part[s] for part in parts]) for s in parts[0]} for k, parts in found.items()}
