@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pyro
@@ -43,6 +44,7 @@ from pyro_zilognormal.svi import (
     Minibatches,
     Schedule,
     fit,
+    lock,
 )
 from pyro_zilognormal.svi.checkpoint import FORMAT, _load, _sealed
 
@@ -512,20 +514,51 @@ def test_a_second_fit_on_a_path_is_refused_by_name(tmp_path):
 
 
 def test_a_lock_of_a_dead_process_is_taken_and_a_file_of_others_left(tmp_path):
-    path, lock = tmp_path / "a.ckpt", tmp_path / "a.ckpt.lock"
-    lock.write_text("pyro_zilognormal: in use by process 1 on elsewhere")
+    path, file = tmp_path / "a.ckpt", tmp_path / "a.ckpt.lock"
+    file.write_text("pyro_zilognormal: in use by process 1 on elsewhere")
     plain(Checkpoint(path))
-    assert not lock.exists()
+    assert not file.exists()
     (tmp_path / "victim").write_text("mine")
-    for make in (lambda: lock.symlink_to(tmp_path / "victim"), lambda: lock.write_text("mine")):
+    for make in (lambda: file.symlink_to(tmp_path / "victim"), lambda: file.write_text("mine")):
         make()
         with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
             plain(Checkpoint(path))
-        assert lock.read_text() == "mine"
-        lock.unlink()
-    lock.mkdir()
+        assert file.read_text() == "mine"
+        file.unlink()
+    file.mkdir()
     with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
         plain(Checkpoint(path))
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"), [(BlockingIOError, True), (PermissionError, True), (OSError("no locks here"), False)]
+)
+def test_a_lock_that_is_taken_as_posix_and_windows_say_it_and_a_file_system_without(
+    error, refused, tmp_path, monkeypatch
+):
+    def hold(handle):
+        raise error
+
+    monkeypatch.setattr(lock, "_hold", hold)
+    path, expected = tmp_path / "run.lock", pytest.raises(InUseError, match=r"the folder is in use by process \?")
+    with expected if refused else nullcontext(), lock.locked(path, "the folder"):
+        assert f"in use by process {os.getpid()} on " in path.read_text()
+
+
+def test_a_lock_file_that_cannot_be_deleted_while_it_is_open_is_taken_over(tmp_path, monkeypatch):
+    def unlink(path, missing_ok=False):
+        raise PermissionError
+
+    monkeypatch.setattr(pathlib.Path, "unlink", unlink)  # as on Windows
+    for _ in range(2):
+        with lock.locked(tmp_path / "run.lock", "the folder"):
+            pass
+
+
+def test_a_pipe_in_the_place_of_a_lock_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "run.lock")
+    with pytest.raises(InUseError, match="is in the way"), lock.locked(tmp_path / "run.lock", "the folder"):
+        pass
 
 
 def test_saving_follows_no_link_and_leaves_nothing_behind(tmp_path):

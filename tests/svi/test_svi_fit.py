@@ -178,6 +178,7 @@ def test_the_seed_alone_decides_the_result():
     torch.rand(3)
     with torch.no_grad():
         assert same(first, fitted(seed=np.int64(1), steps=np.int32(20)))
+        assert same(first, fitted(seed=torch.tensor(1), steps=torch.tensor(20)))
     assert not same(first, fitted(seed=2))
 
 
