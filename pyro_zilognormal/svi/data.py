@@ -172,9 +172,16 @@ class BatchStream:
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of one reading, without the first ``skip``."""
-        for args in islice(self._read(_epoch_seed(seed, number)), skip, None):
-            rows = rows_of(args)
-            yield Batch(args, self.kwargs, rows, self.batches * rows / self.rows)
+        read = 0
+        for read, args in enumerate(self._read(_epoch_seed(seed, number)), 1):
+            if read > skip:
+                rows = rows_of(args)
+                yield Batch(args, self.kwargs, rows, self.batches * rows / self.rows)
+        if read != self.batches:
+            raise ValueError(
+                f"iterable gave {read} batches in epoch {number}, {self.batches} when it was first read; needed an "
+                "iterable that can be read again, such as a list or a DataLoader"
+            )
 
     def digest(self, seed: int) -> str:
         """Return a hash of the batches of the first epoch."""

@@ -317,3 +317,21 @@ def test_a_last_batch_that_the_model_cannot_take_is_refused_before_the_first_ste
     with pytest.raises(ValueError, match=r"the smallest batch of an epoch, of 1 rows: Expected more than 1 value"):
         run()
     assert steps == []
+
+
+class ReadOnce:
+    """Batches that are gone after so many readings, though no iterator says so."""
+
+    def __init__(self, readings):
+        self.left = readings
+
+    def __iter__(self):
+        self.left -= 1
+        return iter([data(4), data(2)] if self.left >= 0 else [])
+
+
+@pytest.mark.parametrize("readings", [1, 2, 3])
+def test_a_stream_that_runs_dry_is_an_error(readings):
+    stream = BatchStream(ReadOnce(readings), plate="rows")
+    with pytest.raises(ValueError, match="iterable gave 0 batches"):
+        fit(normal_model, normal_guide, stream, steps=20, optimizer=adam)
