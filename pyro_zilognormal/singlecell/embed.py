@@ -22,7 +22,7 @@ from pyro_zilognormal.singlecell.write import check_key
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi import Batch, Callback, Checkpoint, Minibatches, Run
 from pyro_zilognormal.svi.data import digest
-from pyro_zilognormal.svi.elbo import isolated
+from pyro_zilognormal.svi.isolation import isolated
 
 DENOISED = "ziln_denoised"
 _BATCH_SIZE = 128

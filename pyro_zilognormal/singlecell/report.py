@@ -80,7 +80,6 @@ def metrics(results: Results) -> dict[str, Any]:
             "stop_reason": fit.stop_reason,
             "steps": fit.steps,
             "best_step": fit.best_step,
-            "skipped_steps": len(fit.skipped),
             "loss_last_tenth": float(np.nanmean(fit.losses[-max(1, len(fit.losses) // 10) :])),
             "fit_seconds": round(fit.seconds, 3),
         },

@@ -1,6 +1,6 @@
 """Stochastic variational inference for any Pyro model and guide."""
 
-from pyro_zilognormal.svi.callbacks import Callback, EarlyStopping, Progress, Schedule, SkipBadSteps
+from pyro_zilognormal.svi.callbacks import Callback, EarlyStopping, Progress, Schedule
 from pyro_zilognormal.svi.checkpoint import Checkpoint, CheckpointError
 from pyro_zilognormal.svi.data import Batch, BatchStream, Minibatches
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport
@@ -34,7 +34,6 @@ __all__ = [
     "SVIModule",
     "Schedule",
     "SiteSummary",
-    "SkipBadSteps",
     "fit",
     "plot_loss",
     "plot_predictive",

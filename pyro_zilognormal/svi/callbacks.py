@@ -1,4 +1,4 @@
-"""What happens between the steps of a fit: stopping, schedules, progress, skipped steps."""
+"""What happens between the steps of a fit: stopping, schedules, progress."""
 
 import inspect
 import math
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_zilognormal.svi.data import as_source, whole
-from pyro_zilognormal.svi.elbo import isolated
+from pyro_zilognormal.svi.isolation import isolated
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run
@@ -37,7 +37,7 @@ class Callback:
         """Called once before the first step, or the first after a resume, when every parameter exists."""
 
     def on_step_end(self, run: "Run") -> None:
-        """Called after each step, also one that was skipped."""
+        """Called after each step."""
 
     def on_fit_end(self, run: "Run") -> None:
         """Called once at the end, also after an error; ``run.stop_reason`` says why the fit ended, "" for an error."""
@@ -64,11 +64,14 @@ class _EachStep(Callback):
         self.function(run)
 
 
-def as_callback(given: Any) -> Callback:
-    """Return a callback or a function of the run as a callback; raise a TypeError for anything else."""
-    if isinstance(given, type) or not (callable(given) or isinstance(given, Callback)):
-        raise TypeError(f"callbacks holds {given!r}; needed instances of Callback and functions of the run")
-    return given if isinstance(given, Callback) else _EachStep(given)
+def as_callbacks(given: Any) -> list[Callback]:
+    """Return callbacks and functions of the run as callbacks; raise a TypeError for anything else."""
+    if isinstance(given, Callback) or not isinstance(given, Sequence):
+        raise TypeError(f"callbacks is a {type(given).__name__}; needed a list of callbacks")
+    for each in given:
+        if isinstance(each, type) or not (callable(each) or isinstance(each, Callback)):
+            raise TypeError(f"callbacks holds {each!r}; needed instances of Callback and functions of the run")
+    return [each if isinstance(each, Callback) else _EachStep(each) for each in given]
 
 
 class EarlyStopping(Callback):
@@ -99,9 +102,8 @@ class EarlyStopping(Callback):
         ValueError: for an ``every``, ``patience``, ``warm_up`` or ``particles`` that is not whole or out of range.
 
     Example:
-        >>> stop = EarlyStopping(every=50, patience=3)
-        >>> stop.every, stop.patience
-        (50, 3)
+        >>> EarlyStopping(every=50, patience=3).patience
+        3
     """
 
     def __init__(
@@ -126,19 +128,17 @@ class EarlyStopping(Callback):
         # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
         self._state = {"first": math.nan, "reference": None, "waited": 0}
         self._state |= {"best": math.inf, "best_step": 0, "values": {}}
-        if self.held_out is None:
-            return
-        run.module.plate = run.module.plate or self.held_out.plate
-        run.held_out_rows = self.held_out.rows
+        if self.held_out is not None:
+            run.module.plate = run.module.plate or self.held_out.plate
+            run.held_out_rows = run.rows if run.module.plate else self.held_out.rows
 
     def on_step_end(self, run: "Run") -> None:
         if run.step % self.every or run.step < self.warm_up + self.every:
             return
         losses = self._evaluate(run)
-        if len(losses) < 2:
-            return
         mean = float(losses.mean())
-        (run.smoothed if self.held_out is None else run.held_out).append((run.step, mean))
+        if self.held_out is not None:
+            run.held_out.append((run.step, mean))
         if math.isfinite(mean) and mean < self._state["best"]:
             self._state |= {"best": mean, "best_step": run.step, "values": run.module.snapshot()}
         self._judge(run, losses)
@@ -161,8 +161,7 @@ class EarlyStopping(Callback):
 
     def _evaluate(self, run: "Run") -> Tensor:
         if self.held_out is None:
-            recent = torch.tensor(run.losses[-self.every :], dtype=torch.float64)
-            return recent[torch.isfinite(recent)]
+            return torch.tensor(run.losses[-self.every :], dtype=torch.float64)
         losses = []
         for particle in range(self.particles):
             with isolated(particle * 1_000_003):
@@ -208,7 +207,7 @@ class EarlyStopping(Callback):
     def _may_fall(self, run: "Run") -> bool:
         """Whether the training losses fall by enough to count, or are too few to tell."""
         steps = 2 * (self.patience + 1) * self.every
-        slope, error = trend(run.losses[-steps:])
+        slope, error = _trend(run.losses[-steps:])
         return run.step - self.warm_up < steps or -slope * steps > max(self._least(run), self.noise * error * steps)
 
     def _rising(self, run: "Run") -> bool:
@@ -218,23 +217,17 @@ class EarlyStopping(Callback):
         if self.held_out is None:
             return training > _CLEAR
         # Training losses still fall where a fit overfits, and rise where it diverges; at an optimum they are flat.
-        held_out = _significance([loss for _, loss in run.held_out[-waited:]]) if waited > 2 else 0.0
+        recent = [loss for _, loss in run.held_out[-waited:] if math.isfinite(loss)]
+        held_out = _significance(recent) if waited > 2 else 0.0
         return max(abs(training), held_out) > _CLEAR
 
 
-def trend(values: Sequence[float]) -> tuple[float, float]:
-    """Return the slope of a least-squares line through the finite values of a series, and its standard error.
-
-    Example:
-        >>> trend([3.0, float("nan"), 1.0, 0.0])
-        (-1.0, 0.0)
-    """
+def _trend(values: Sequence[float]) -> tuple[float, float]:
+    """Return the slope of a least-squares line through a series, and its standard error."""
     series = torch.tensor(values, dtype=torch.float64)
-    at = torch.arange(len(series), dtype=torch.float64)[torch.isfinite(series)]
-    series = series[torch.isfinite(series)]
     if len(series) < 2:
         return 0.0, 0.0
-    at = at - at.mean()
+    at = torch.arange(len(series), dtype=torch.float64) - (len(series) - 1) / 2
     spread = float((at * at).sum())
     slope = float((at * (series - series.mean())).sum()) / spread
     residuals = series - series.mean() - slope * at
@@ -243,7 +236,7 @@ def trend(values: Sequence[float]) -> tuple[float, float]:
 
 def _significance(values: Sequence[float]) -> float:
     """Return by how many standard errors a series rises."""
-    slope, error = trend(values)
+    slope, error = _trend(values)
     return slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
 
 
@@ -254,7 +247,7 @@ class Schedule(Callback):
 
     Args:
         make: a function of the optimiser that returns the schedule.
-        every: training steps between steps of the schedule; skipped ones do not count.
+        every: training steps between steps of the schedule.
 
     Raises:
         ValueError: for ``every`` below 1.
@@ -276,12 +269,10 @@ class Schedule(Callback):
         self._settings = {"every": self.every, "schedule": type(self._schedule).__name__, **first}
 
     def on_step_end(self, run: "Run") -> None:
-        taken = run.step - len(run.skipped)
-        if taken % self.every or run.skipped[-1:] == [run.step]:
+        if run.step % self.every:
             return
         if "metrics" in inspect.signature(self._schedule.step).parameters:
-            recent = [x for x in run.losses[-self.every - len(run.skipped) :] if x == x][-self.every :]
-            self._schedule.step(sum(recent) / len(recent))
+            self._schedule.step(sum(run.losses[-self.every :]) / self.every)
         else:
             self._schedule.step()
 
@@ -318,28 +309,10 @@ class Progress(Callback):
             self._bar = tqdm(total=run.steps, initial=run.step - 1, disable=hidden, unit="step", dynamic_ncols=True)
         # tqdm redraws only every tenth of a second; the mean is taken only when it has just done so.
         if self._bar.update(1):
-            recent = [x for x in run.losses[-self.window :] if x == x]
-            mean = sum(recent) / max(1, len(recent)) / run.rows
-            self._bar.set_postfix_str(f"loss/observation {mean:.4g}", refresh=False)
+            recent = run.losses[-self.window :]
+            self._bar.set_postfix_str(f"loss/observation {sum(recent) / len(recent) / run.rows:.4g}", refresh=False)
 
     def on_fit_end(self, run: "Run") -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-class SkipBadSteps(Callback):
-    """Leave out steps whose loss or gradient is not finite, instead of stopping at the first.
-
-    The skipped steps are in ``FitResult.skipped``, and their loss in ``FitResult.losses`` is NaN.
-
-    Args:
-        in_a_row: stop with a :class:`DivergenceError` once so many steps in a row are bad; at least 1.
-
-    Example:
-        >>> SkipBadSteps(in_a_row=3).in_a_row
-        3
-    """
-
-    def __init__(self, in_a_row: int = 10) -> None:
-        self.in_a_row = whole("in_a_row", in_a_row, 1)

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from pyro_zilognormal.svi.callbacks import Callback
-from pyro_zilognormal.svi.data import Reader, digest, whole
-from pyro_zilognormal.svi.data import seconds as _seconds
-from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
+from pyro_zilognormal.svi.data import batches, digest, whole
+from pyro_zilognormal.svi.isolation import isolated, rng_state, set_rng_state
 from pyro_zilognormal.svi.lock import locked
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 # A file: these 8 bytes; the format, 2 bytes; the SHA-256 of all but itself, 32 bytes; what torch.save wrote.
 _MAGIC = b"SVI-FIT\n"
-_HEADER = len(_MAGIC) + 2 + 32
+_START, _HEADER = len(_MAGIC) + 2, len(_MAGIC) + 2 + 32
 
 
 class CheckpointError(RuntimeError):
@@ -39,9 +39,8 @@ class Checkpoint(Callback):
 
     A resumed fit is bit for bit the uninterrupted one on the same machine and versions. It is saved every ``steps``
     steps and every ``seconds`` seconds, at the end, and on Ctrl-C or SIGTERM, which take effect after the step in
-    progress. A new file is written beside the old one and takes its place when it is safely on the disk. A lock file,
-    ``path`` + ".lock", keeps other runs off the path. Files carry a hash of their content and are loaded with
-    ``weights_only=True``: nothing in them is run.
+    progress. A new file takes the place of the old one when it is safely on the disk. A lock file, ``path`` + ".lock",
+    keeps other runs off. Files carry a hash of their content, and nothing in them is run when they are loaded.
 
     Args:
         path: the file; its folder must exist.
@@ -72,60 +71,56 @@ class Checkpoint(Callback):
         # The working directory may change while the fit runs.
         self.path, self.resume = Path(os.path.abspath(path)), resume
         self.steps = None if steps is None else whole("steps", steps, 1)
-        self.seconds = None if seconds is None else _seconds("seconds", seconds)
+        if seconds is not None and (not isinstance(seconds, int | float | np.number) or not seconds >= 0):
+            raise ValueError(f"seconds is {seconds!r}; needed a number of at least 0, or None")
+        self.seconds = seconds
         if "\0" in str(path) or self.path.is_dir() or not self.path.parent.is_dir():
             raise ValueError(f"path is {str(path)!r}; needed the name of a file in a folder that exists")
         self._identity: dict[str, str] = {}
         self._saved_at = 0.0
         self._signal: int | None = None
-        self._handlers: dict[int, Any] = {}
-        self._lock = ExitStack()
+        self._until_end = ExitStack()  # the lock, and the signal handlers to put back
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         """Return what a checkpoint says of its fit, without its data, model or devices.
 
-        Args:
-            path: the file.
-
         Returns:
-            A dict of "step", "params" (as the model sees them, after that step), "losses", "held_out", "smoothed",
-            "skipped", "seconds", "stop_reason", "converged" and "identity", the text that a resumed fit must match.
+            A dict of "step", "params" (as the model sees them, after that step), "losses", "held_out", "seconds",
+            "stop_reason", "converged", all else that a resumed fit goes on from, and "identity", which it must match.
 
         Raises:
             CheckpointError: if there is no file, or it is damaged or of a newer format.
 
         Example:
-            >>> import tempfile, os, pyro, torch
+            >>> import tempfile, pyro
             >>> from pyro_zilognormal.svi import fit
             >>> def model():
             ...     pyro.sample("x", pyro.distributions.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
             >>> path = os.path.join(tempfile.mkdtemp(), "fit.ckpt")
             >>> _ = fit(lambda: model(), model, steps=3, callbacks=[Checkpoint(path)])
-            >>> saved = Checkpoint.read(path)
-            >>> saved["step"], saved["stop_reason"], sorted(saved["params"])
-            (3, 'steps', ['m'])
+            >>> Checkpoint.read(path)["step"]
+            3
         """
         if not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint at {path}")
         content = _load(Path(path))
-        names = ("step", "params", "held_out", "smoothed", "skipped", "seconds", "stop_reason", "converged")
-        found = {name: content["run"][name] for name in names}
-        return found | {"losses": content["run"]["losses"].numpy(), "identity": content["identity"]}
+        run = content["run"]
+        return {**run, "losses": run["losses"].numpy(), "identity": content["identity"]}
 
     def on_fit_start(self, run: "Run") -> None:
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
-        with ExitStack() as lock:
-            lock.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
             for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 8}.new"):
                 left.unlink()  # by a run that was killed while it wrote
             if self.path.exists():
                 self._resume(run)
-            self._lock = lock.pop_all()
-        if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
             for which in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(which) not in (signal.SIG_IGN, None):
-                    self._handlers[which] = signal.signal(which, self._note)
+                ours = threading.current_thread() is threading.main_thread()  # no other may set signal handlers
+                if ours and signal.getsignal(which) not in (signal.SIG_IGN, None):
+                    stack.callback(signal.signal, which, signal.signal(which, self._note))
+            self._until_end = stack.pop_all()
 
     def on_step_end(self, run: "Run") -> None:
         late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
@@ -135,10 +130,7 @@ class Checkpoint(Callback):
             self.save(run)
 
     def on_fit_end(self, run: "Run") -> None:
-        for which, handler in self._handlers.items():
-            signal.signal(which, handler)
-        self._handlers = {}
-        self._lock.close()
+        self._until_end.close()
         if self._signal is not None:
             which, self._signal = self._signal, None
             signal.raise_signal(which)
@@ -147,25 +139,7 @@ class Checkpoint(Callback):
         """Save now: write and sync a new file, then rename it to the path."""
         payload = io.BytesIO()
         torch.save({"identity": self._identity, "run": _state_of(run)}, payload)
-        content = _sealed(payload.getvalue())
-        new = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.new")
-        try:
-            with open(new, "xb") as file:  # x follows no link, and opens no file that exists
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self.path)
-        except BaseException as error:
-            new.unlink(missing_ok=True)  # of a full disk it would take what is left
-            if isinstance(error, OSError):
-                left = "the last checkpoint is whole" if self.path.exists() else "there is no checkpoint yet"
-                said = f"{error.strerror} while saving {len(content)} bytes; {left}"
-                raise OSError(error.errno, said, str(self.path)) from error
-            raise
-        if os.name == "posix":  # so that the rename outlives a power cut
-            folder = os.open(self.path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+        _replace(self.path, _sealed(payload.getvalue()))
         self._saved_at = time.monotonic()
 
     def _resume(self, run: "Run") -> None:
@@ -192,13 +166,35 @@ class Checkpoint(Callback):
         self._signal = which
 
 
+def _replace(path: Path, content: bytes) -> None:
+    """Put a new file in the place of another only once it is whole and on the disk."""
+    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        with open(new, "xb") as file:  # x follows no link, and opens no file that exists
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except BaseException as error:
+        new.unlink(missing_ok=True)  # of a full disk it would take what is left
+        if isinstance(error, OSError):
+            left = "the last checkpoint is whole" if path.exists() else "there is no checkpoint yet"
+            said = f"{error.strerror} while saving {len(content)} bytes; {left}"
+            raise OSError(error.errno, said, str(path)) from error
+        raise
+    if os.name == "posix":  # so that the rename outlives a power cut
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+
+
 def _sealed(payload: bytes) -> bytes:
     start = _MAGIC + FORMAT.to_bytes(2, "big")
     return start + hashlib.sha256(start + payload).digest() + payload
 
 
 def _refuse_newer(path: Path, data: bytes) -> None:
-    found = int.from_bytes(data[len(_MAGIC) : len(_MAGIC) + 2], "big")
+    found = int.from_bytes(data[len(_MAGIC) : _START], "big")
     if data.startswith(_MAGIC) and found > FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {found}, newer than the {FORMAT} of this version, and is left as it is; "
@@ -210,7 +206,7 @@ def _load(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint, with tensors on the CPU; raise a CheckpointError unless it is whole."""
     data = path.read_bytes()
     _refuse_newer(path, data)
-    start, seal, payload = data[: _HEADER - 32], data[_HEADER - 32 : _HEADER], data[_HEADER:]
+    start, seal, payload = data[:_START], data[_START:_HEADER], data[_HEADER:]
     if not data.startswith(_MAGIC) or hashlib.sha256(start + payload).digest() != seal:
         raise CheckpointError(
             f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
@@ -244,7 +240,7 @@ def _stateful(run: "Run") -> list[Callback]:
     return [c for c in run.callbacks if type(c).state_dict is not Callback.state_dict]
 
 
-_RUN = ("step", "losses", "held_out", "smoothed", "skipped", "bad_in_a_row", "kl_weight", "last_finite_step")
+_RUN = ("step", "epoch", "position", "held_out", "kl_weight", "last_finite_step")
 
 
 def _state_of(run: "Run") -> dict[str, Any]:
@@ -255,8 +251,6 @@ def _state_of(run: "Run") -> dict[str, Any]:
         "seconds": run.seconds,
         "stop_reason": run.stop_reason or ("steps" if run.finished else ""),
         "converged": run.converged,
-        "epoch": run.reader.epoch,
-        "position": run.reader.position,
         "values": run.module.snapshot(),
         "params": run.params,  # for whoever reads the file without the model
         "last_finite": run.last_finite,
@@ -273,13 +267,13 @@ def _load_state(run: "Run", state: dict[str, Any]) -> None:
     run.optimizer.load_state_dict(state["optimizer"])
     for name in _RUN:
         setattr(run, name, state[name])
-    run.losses = state["losses"].tolist()
-    run.seconds_before = state["seconds"]
+    run.losses, run.seconds_before = state["losses"].tolist(), state["seconds"]
     run.module.restore(state["values"])
-    with torch.no_grad():
-        for name, tensor in run.last_finite.items():
-            tensor.copy_(state["last_finite"][name])
-    if state["stop_reason"] not in ("", "steps", "max_seconds", "interrupted"):
+    for name, tensor in run.last_finite.items():
+        tensor.copy_(state["last_finite"][name])
+    if state["stop_reason"] not in ("", "steps", "interrupted"):
         run.stop(state["stop_reason"], state["converged"])
-    run.reader = Reader(run.source, run.seed, state["epoch"], state["position"])
+    run.batches = batches(run.source, run.seed, run.epoch, max(0, run.position - 1))
+    if run.position:  # read up to here now: a stream may draw random numbers when it is read
+        next(run.batches)
     set_rng_state(state["random"])

@@ -7,7 +7,7 @@ import operator
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_zilognormal.svi.elbo import isolated
+from pyro_zilognormal.svi.isolation import isolated
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,13 @@ class Batch:
 class FullData:
     """All data in one call of model and guide; numpy arrays and CSR matrices become dense tensors."""
 
+    plate: str | None = None
+    smallest: Batch | None = None
+    batches = 1
+
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.args, self.kwargs = tuple(map(as_tensor, args)), {k: as_tensor(a) for k, a in kwargs.items()}
-        self.rows, self.batches = _rows_of([*self.args, *self.kwargs.values()]), 1
-        self.plate: str | None = None
-        self.smallest: Batch | None = None  # of an epoch, where batches differ
+        self.rows = rows_of([*self.args, *self.kwargs.values()])
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the one batch."""
@@ -77,8 +79,7 @@ class Minibatches:
         ValueError: for arrays of different lengths, no row at all, or a batch_size below 1.
 
     Example:
-        >>> x = torch.arange(10.0)
-        >>> data = Minibatches(x, batch_size=4, plate="rows")
+        >>> data = Minibatches(torch.arange(10.0), batch_size=4, plate="rows")
         >>> [batch.rows for batch in data.epoch(0, seed=0)]
         [4, 4, 2]
     """
@@ -101,20 +102,18 @@ class Minibatches:
         self.batch_size = min(whole("batch_size", batch_size, 1), self.rows)
         self.batches = -(-self.rows // self.batch_size)
 
+    @property
+    def smallest(self) -> Batch | None:
+        """The smallest batch of an epoch, where batches differ."""
+        short = self.rows % self.batch_size
+        return self.batch(torch.arange(short)) if short else None
+
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch ``number``, without the first ``skip``, in the order that ``seed`` gives."""
         order = torch.arange(self.rows)
         if self.shuffle and self.batches > 1:
             order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(_epoch_seed(seed, number)))
-        for indices in order.split(self.batch_size)[skip:]:
-            yield self.batch(indices)
-
-    @property
-    def smallest(self) -> Batch | None:
-        """The smallest batch of an epoch, where batches differ."""
-        return (
-            self.batch(torch.arange(self.rows)[: self.rows % self.batch_size]) if self.rows % self.batch_size else None
-        )
+        yield from map(self.batch, order.split(self.batch_size)[skip:])
 
     def batch(self, indices: Tensor) -> Batch:
         """Return the batch of the rows ``indices``, of shape (b,)."""
@@ -165,21 +164,24 @@ class BatchStream:
         self.rows = self.batches = 0
         self.smallest: Batch | None = None
         for args in self._read(seed=0):
-            rows = _rows_of(args)
-            self.rows, self.batches = self.rows + rows, self.batches + 1
-            if self.smallest is None or rows < self.smallest.rows:
-                self.smallest = Batch(args, {}, rows)
+            batch = Batch(args, rows=rows_of(args))
+            self.rows, self.batches = self.rows + batch.rows, self.batches + 1
+            self.smallest = min(self.smallest or batch, batch, key=lambda b: b.rows)
         if self.smallest is None:
             raise ValueError("iterable holds no rows; needed at least one batch")
-        if self.smallest.rows * self.batches == self.rows:  # batches do not differ
-            self.smallest = None
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of one reading, without the first ``skip``."""
-        for position, args in enumerate(self._read(_epoch_seed(seed, number))):
-            rows = _rows_of(args)
-            if position >= skip:
+        read = 0
+        for read, args in enumerate(self._read(_epoch_seed(seed, number)), 1):
+            if read > skip:
+                rows = rows_of(args)
                 yield Batch(args, self.kwargs, rows, self.batches * rows / self.rows)
+        if read != self.batches:
+            raise ValueError(
+                f"iterable gave {read} batches in epoch {number}, {self.batches} when it was first read; needed an "
+                "iterable that can be read again, such as a list or a DataLoader"
+            )
 
     def digest(self, seed: int) -> str:
         """Return a hash of the batches of the first epoch."""
@@ -213,23 +215,11 @@ def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
     return FullData(args, kwargs)
 
 
-class Reader:
-    """The batches of a source, epoch after epoch, from where ``position`` batches of an epoch have been read."""
-
-    def __init__(self, source: Source, seed: int, epoch: int = 0, position: int = 0) -> None:
-        self.source, self.seed, self.epoch, self.position = source, seed, epoch, position
-        self._batches = source.epoch(epoch, seed, max(0, position - 1))
-        if position:  # read up to here now: a stream may draw random numbers when it is read
-            next(self._batches)
-
-    def __next__(self) -> Batch:
-        batch = next(self._batches, None)
-        if batch is None:
-            self.epoch, self.position = self.epoch + 1, 0
-            self._batches = self.source.epoch(self.epoch, self.seed)
-            batch = next(self._batches)
-        self.position += 1
-        return batch
+def batches(source: Source, seed: int, epoch: int = 0, skip: int = 0) -> Iterator[tuple[int, int, Batch]]:
+    """Yield batches without end: the epoch, how many batches of it have been read, and the batch."""
+    for number in count(epoch):
+        yield from ((number, i, batch) for i, batch in enumerate(source.epoch(number, seed, skip), skip + 1))
+        skip = 0
 
 
 def _is_sparse(value: Any) -> bool:
@@ -268,19 +258,19 @@ def _add(found: Any, value: Any) -> None:
             _add(found, item)
     elif _is_sparse(value):
         _add(found, [value.shape, value.indptr, value.indices, value.data])
-    elif isinstance(value, Tensor | np.ndarray):
-        array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else np.ascontiguousarray(value)
-        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        if isinstance(array, Tensor):
-            array = array.flatten().view(torch.uint8).numpy()
-        found.update(array.data if array.size else b"")
+    elif isinstance(value, Tensor):
+        flat = value.detach().cpu().flatten().contiguous()
+        _add(found, [str(value.dtype), *value.shape, flat.view(torch.uint8).numpy()])
+    elif isinstance(value, np.ndarray):
+        found.update(f"{value.shape} {value.dtype}".encode())
+        found.update(np.ascontiguousarray(value).data if value.size else b"")
     elif value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
         found.update(repr(value).encode())
     else:
         found.update(type(value).__qualname__.encode())
 
 
-def _rows_of(values: Iterable[Any]) -> int:
+def rows_of(values: Iterable[Any]) -> int:
     """Return the length of the first tensor; 1 without any."""
     return next((len(a) for a in values if isinstance(a, Tensor) and a.dim() > 0), 1)
 
@@ -299,10 +289,3 @@ def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
         bound = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; needed a whole number {bound}")
     return number
-
-
-def seconds(name: str, value: Any) -> float:
-    """Return a time; raise a ValueError unless it is a number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not value >= 0:
-        raise ValueError(f"{name} is {value!r}; needed a number of seconds of at least 0")
-    return float(value)

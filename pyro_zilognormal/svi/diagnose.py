@@ -11,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_zilognormal.svi.elbo import isolated, set_rng_state
+from pyro_zilognormal.svi.isolation import isolated, set_rng_state
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.data import Batch
@@ -31,7 +31,7 @@ class DivergenceReport:
         site: the first sample site at fault, guide before model; None where none could be named.
         part: "model" or "guide", where the site is.
         cause: what of the site is not finite.
-        rows: the first rows at fault, at most 5, from 0.
+        rows: the first rows with a value or density at fault, at most 5, from 0.
         rows_of: what these rows are counted in: "the data", or "the batch" where a stream does not number its rows.
         parameters: the parameters that are not finite or have a gradient that is not.
     """
@@ -58,17 +58,15 @@ class DivergenceReport:
 
 
 class DivergenceError(RuntimeError):
-    """A fit met a loss or gradient that is not finite.
+    """A fit met a loss or gradient that is not finite: a ``report``, and the ``result`` with the last finite state.
 
-    Args:
-        report: what was found.
-        result: the fit with its last finite state: the last parameters whose loss and gradient were finite.
+    That state is the last parameters whose loss and gradient were finite, and the buffers that went with them.
     """
 
     def __init__(self, report: DivergenceReport, result: "FitResult") -> None:
         super().__init__(
             f"{report}. The last finite parameters are in this error's .result. Look at the named rows and "
-            "site, lower the learning rate, clip gradients, or pass SkipBadSteps() in callbacks"
+            "site, lower the learning rate, or clip gradients"
         )
         self.report, self.result = report, result
 
@@ -104,22 +102,23 @@ def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
         guide = poutine.trace(module.guide).get_trace(*batch.args, **batch.kwargs)
         model = poutine.trace(poutine.replay(module.model, guide)).get_trace(*batch.args, **batch.kwargs)
         densities = [
-            (part, node, node["fn"].log_prob(node["value"]))
+            ({"part": part, "site": node["name"]}, node, node["fn"].log_prob(node["value"]))
             for part, trace in (("guide", guide), ("model", model))
             for node in sample_sites(trace)
             if part == "model" or not node["is_observed"]  # a GuideMessenger runs the model too
         ]
-    for part, node, density in densities:
+    for where, node, density in densities:
         bad = ~torch.isfinite(scale_and_mask(density.detach(), mask=node["mask"]))
         if bad.any():
-            cause = _cause(node, density, bad)
-            return {"part": part, "site": node["name"], "cause": cause, **_rows(module, batch, node, bad)}
-    for part, node, density in densities:
-        # A mask leaves values out of the loss, but 0 times their NaN spoils its gradient.
-        marks = _bad_gradients(density, list(module.trainable().values()))
-        if marks is not None:
-            cause = "the gradient of its log density is not finite"
-            return {"part": part, "site": node["name"], "cause": cause, **_rows(module, batch, node, marks)}
+            return {**where, "cause": _cause(node, density, bad), **_rows(module, batch, node, bad)}
+    parameters = list(module.trainable().values())
+    for where, node, density in densities:
+        if density.requires_grad:
+            found = torch.autograd.grad(density.sum(), parameters, retain_graph=True, allow_unused=True)
+            if not all_finite([g for g in found if g is not None]):
+                # A mask leaves values out of the loss, but 0 times their NaN spoils its gradient.
+                rows = _rows(module, batch, node, ~torch.isfinite(density.detach()))
+                return {**where, "cause": "the gradient of its log density is not finite", **rows}
     return {"cause": "no site could be named"}
 
 
@@ -136,27 +135,6 @@ def _cause(node: Any, density: Tensor, bad: Tensor) -> str:
         if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
             return f"its {name} is {tensor[~torch.isfinite(tensor)][0].item()}"
     return f"its log density is {density[bad][0].item()}"
-
-
-def _bad_gradients(density: Tensor, parameters: list[Tensor]) -> Tensor | None:
-    """Mark the elements of a density whose derivatives by the parameters are not finite; None if none is.
-
-    The gradient of a part of the elements does not tell them apart, since 0 times the NaN of an element left out is
-    NaN. The gradient is linear in weights of the elements, so its own derivative by these is the sum of each row of the
-    Jacobian.
-    """
-    if not density.requires_grad:
-        return None
-    weights = torch.ones_like(density, requires_grad=True)
-    found = torch.autograd.grad(density, parameters, weights, create_graph=True, allow_unused=True)
-    if all_finite([g.detach() for g in found if g is not None]):
-        return None
-    try:
-        total = torch.stack([g.sum() for g in found if g is not None]).sum()
-        (rows,) = torch.autograd.grad(total, [weights])
-    except RuntimeError:  # of an operation that has no second derivative
-        return torch.zeros_like(density, dtype=torch.bool)
-    return ~torch.isfinite(rows)
 
 
 def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[str, Any]:

@@ -1,10 +1,9 @@
-"""The loss of a model and a guide as one module, with parameters, and a process state, of its own."""
+"""The loss of a model and a guide as one module, with parameters of its own."""
 
 import copy
 import functools
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -20,70 +19,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.lock import one_thread
+from pyro_zilognormal.svi.isolation import isolated
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.data import Batch
-
-
-@contextmanager
-def isolated(seed: int | None = None) -> Iterator[None]:
-    """Run a block with a parameter store of its own, and put the process's global state back afterwards.
-
-    That is Pyro's parameter store and settings, among them the validation flags, torch's default dtype, and the
-    random number generators of torch (CPU and CUDA), numpy and Python. A seed seeds all of these inside the block.
-    These are the process's, so threads run such blocks one after another.
-
-    Example:
-        >>> with isolated(seed=0):
-        ...     _ = pyro.param("a", torch.tensor(1.0))
-        >>> "a" in pyro.get_param_store()
-        False
-    """
-    with one_thread(pyro.get_param_store()), _restored(seed):
-        yield
-
-
-@contextmanager
-def _restored(seed: int | None) -> Iterator[None]:
-    state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
-    with (
-        torch.random.fork_rng(range(torch.cuda.device_count())),
-        pyro.settings.context(**pyro.settings.get()),
-        pyro.get_param_store().scope(),
-        warnings.catch_warnings(),
-    ):
-        # A loss that is not finite is reported with its cause, so Pyro's own warning says less.
-        warnings.filterwarnings("ignore", message="Encountered (NaN|.?inf)")
-        try:
-            if seed is not None:
-                pyro.set_rng_seed(seed)
-            yield
-        finally:
-            pyro.util.set_rng_state(state)
-            torch.set_default_dtype(dtype)
-
-
-def rng_state() -> dict[str, Any]:
-    """Return the states of all generators, in types that ``torch.load(weights_only=True)`` reads."""
-    state = pyro.util.get_rng_state()
-    name, words, *rest = state["numpy"]
-    return {**state, **torch_rng_state(), "numpy": (str(name), words.tolist(), *rest)}
-
-
-def torch_rng_state() -> dict[str, Any]:
-    """Return the states of torch's generators alone, which is cheap enough to do at every step."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {"torch": torch.get_rng_state(), "cuda": cuda}
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Set the generators to a state from :func:`rng_state` or :func:`torch_rng_state`."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
-    if "numpy" in state:
-        pyro.util.set_rng_state(state)
 
 
 class SVIModule(nn.Module):
@@ -91,16 +30,10 @@ class SVIModule(nn.Module):
 
     It is what ``pyro.infer.ELBO`` makes of a model and a guide, an ``ELBOModule``, with two additions: parameters of
     ``pyro.param`` and ``pyro.module`` live in this object and not in Pyro's global store, and the plate over rows is
-    scaled from a batch to all N rows. Parameters of modules stay in the modules and are trained in place, as in torch.
-
-    Call :meth:`setup` with the first batch before you build an optimiser: many parameters are made when model and
-    guide first run.
+    scaled from a batch to all N rows. Call :meth:`setup` with the first batch before you build an optimiser.
 
     Args:
-        model: a Pyro model: a function, a module, or a method of one.
-        guide: its guide, with the same arguments.
-        loss: a loss of ``pyro.infer``, or a function of ``(model, guide, *args, **kwargs)`` that returns a
-            differentiable scalar; ``Trace_ELBO()`` if None.
+        model, guide, loss: as for :func:`fit`.
         plate: the name of the plate over rows, where batches are minibatches.
         rows: N, the number of rows in all.
 
@@ -117,10 +50,8 @@ class SVIModule(nn.Module):
         >>> module = SVIModule(model, pyro.infer.autoguide.AutoDelta(model), rows=3)
         >>> batch = Batch((torch.zeros(3),), rows=3)
         >>> module.setup(batch)
-        >>> list(module.trainable())
-        ['AutoDelta.m']
-        >>> module(batch).requires_grad
-        True
+        >>> list(module.trainable()), module(batch).requires_grad
+        (['AutoDelta.m'], True)
     """
 
     def __init__(
@@ -139,49 +70,46 @@ class SVIModule(nn.Module):
                 f"loss is a {name}, which makes constants of the first batch's rows and scale; use {name[3:]}()"
             )
         self._differentiates_itself = isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss")
-        self.plate, self.rows = plate, rows
-        self.batch: Batch | None = None
-        self.held_out = False
-        self.running_buffers: list[str] = []
+        self.plate, self.rows, self.held_out = plate, rows, False
         self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
+        self.batch: Batch | None = None
+        self.running_buffers: list[str] = []  # those that a forward pass changes: running means for one
         self._frame: Any = None  # of the plate over rows, where an AutoGuide is to make it
         self._store: dict[str, Any] = {"params": {}, "constraints": {}}
         self._trainable: dict[str, nn.Parameter] = {}
         self._constraints: dict[str, Any] = {}
-        self.owners = nn.ModuleDict()
-        for part, fn in (("model", model), ("guide", guide)):
-            owner = _owner(fn)
-            if owner is not None:
-                self.owners[part] = owner
+        owners = {"model": _owner(model), "guide": _owner(guide)}
+        self.owners = nn.ModuleDict({part: owner for part, owner in owners.items() if owner is not None})
         # Model and guide with their plate scaled for the batch, inside ``running``.
         self.model, self.guide = _BatchHandler(self)(model), _BatchHandler(self)(guide)
 
     def setup(self, batch: "Batch") -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
 
+        Parameters of ``pyro.param`` start from the values that Pyro's store has under their names, if any.
+
         Raises:
             ValueError: if there is nothing to train, or the model lacks the plate.
         """
         buffers = self.snapshot()  # there are no parameters yet
-        with self.running(batch), torch.no_grad():
-            # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
-            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
-        with self.running(batch), torch.no_grad():
-            poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
-            counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
-            counts = counts or getattr(self.loss, "vectorize_particles", False)
-            if counts and self.loss.max_plate_nesting == math.inf:  # in the first step, it would draw random numbers
-                self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
+        with torch.no_grad(), _Start(self.owners.values()):
+            with self.running(batch):
+                # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
+                self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
+            with self.running(batch):
+                self.guide(*batch.args, **batch.kwargs)
+                counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
+                counts = counts or getattr(self.loss, "vectorize_particles", False)
+                if counts and self.loss.max_plate_nesting == math.inf:
+                    # In the first step, which may be one after a resume, it would draw random numbers.
+                    self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
         self._collect()
         now = self.state()
         self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
         self.restore({k: buffers[k] for k in self.running_buffers})
 
     def check_smallest(self, batch: "Batch") -> None:
-        """Run model and guide on the smallest batch of an epoch; raise a ValueError if they cannot take it.
-
-        Batch normalisation, for one, takes no batch of one row.
-        """
+        """Raise a ValueError if model and guide cannot take the smallest batch, as batch norm cannot take one row."""
         buffers = self.snapshot()
         with isolated(), self.running(batch), torch.no_grad():
             try:
@@ -196,11 +124,7 @@ class SVIModule(nn.Module):
         self.restore({k: buffers[k] for k in self.running_buffers})
 
     def forward(self, batch: "Batch") -> Tensor:
-        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar.
-
-        Raises:
-            TypeError: for a loss that differentiates itself, such as ``TraceGraph_ELBO``: use :meth:`loss_and_grads`.
-        """
+        """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
         if self._differentiates_itself:
             raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
         return self._call("differentiable_loss", batch)
@@ -215,11 +139,7 @@ class SVIModule(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, batch: "Batch") -> float:
-        """Return the loss of held-out rows, in eval mode, with a KL weight of 1.
-
-        Raises:
-            ValueError: if the guide has a parameter for every row of the training data.
-        """
+        """Return the loss of held-out rows, in eval mode, with a KL weight of 1; parameters of rows are refused."""
         with self.evaluating(held_out=True):
             return float(self._call("loss", batch))
 
@@ -252,12 +172,24 @@ class SVIModule(nn.Module):
             if offered:
                 guide.create_plates = None
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Return the parameters by name, unconstrained, in the order in which they came to be.
+    @contextmanager
+    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
+        """Let model and guide have the given values of parameters and buffers, from :meth:`snapshot`, for a block."""
+        state, store = self.state(), self._store
+        kept = {k: state[k].data for k in values}
+        for name, value in values.items():  # memory of its own: what is drawn in the block may be a view of it
+            state[name].data = value.clone()
+        self._store = {k: dict(v) for k, v in store.items()}  # what the block sets by name stays inside
+        try:
+            with self.running():
+                yield
+        finally:
+            self._store = store
+            for name, value in kept.items():
+                state[name].data = value
 
-        Names are those of Pyro's store, and "model.name" or "guide.name" for parameters of modules that Pyro does
-        not see.
-        """
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return the parameters, unconstrained, by Pyro's names, or "model.name" and "guide.name" where it has none."""
         return self._trainable
 
     @torch.no_grad()
@@ -279,22 +211,6 @@ class SVIModule(nn.Module):
         state = self.state()
         for name, value in values.items():
             state[name].copy_(value)
-
-    @contextmanager
-    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """Let model and guide have the given values of parameters and buffers, from :meth:`snapshot`, for a block."""
-        state, store = self.state(), self._store
-        kept = {k: state[k].data for k in values}
-        for name, value in values.items():  # memory of its own: what is drawn in the block may be a view of it
-            state[name].data = value.clone()
-        self._store = {k: dict(v) for k, v in store.items()}  # what the block sets by name stays inside
-        try:
-            with self.running():
-                yield
-        finally:
-            self._store = store
-            for name, value in kept.items():
-                state[name].data = value
 
     def check_no_new_parameters(self) -> None:
         """Raise a ValueError if model or guide has made a parameter since :meth:`setup`."""
@@ -321,7 +237,7 @@ class SVIModule(nn.Module):
         if self.plate is not None and frames[self.plate].full_size == self.rows:
             self._frame = frames[self.plate]
 
-    def _create_plate(self, *args: Any, **kwargs: Any) -> Any:
+    def _create_plate(self, *_: Any, **__: Any) -> Any:
         size = self.rows if self.batch is None else self.batch.rows
         return pyro.plate(self.plate, self.rows, dim=self._frame.dim, subsample_size=size)
 
@@ -345,6 +261,24 @@ class SVIModule(nn.Module):
                 "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
             )
         self._trainable = dict(found.values())
+
+
+class _Start(Messenger):
+    """Start parameters of ``pyro.param`` from those in Pyro's store, but parameters of modules from what these hold."""
+
+    def __init__(self, owners: Iterable[nn.Module]) -> None:
+        super().__init__()
+        state = pyro.get_param_store().get_state()
+        self.params, self.constraints = state["params"], state["constraints"]
+        names = [owner._pyro_name for owner in owners if isinstance(owner, PyroModule)]
+        self.made_by_modules = tuple(f"{name}." for name in names if name)  # those of an AutoGuide, at its first call
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, store = msg["name"], pyro.get_param_store()
+        of_module = name.startswith(self.made_by_modules) or any(isinstance(v, nn.Parameter) for v in msg["args"])
+        if name in self.params and name not in store and not of_module:
+            value, constraint = self.params[name].detach().clone(), self.constraints[name]
+            store.set_state({"params": {name: value}, "constraints": {name: constraint}})
 
 
 class _BatchHandler(Messenger):

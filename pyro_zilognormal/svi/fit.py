@@ -16,18 +16,18 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 
-from pyro_zilognormal.svi.callbacks import Callback, SkipBadSteps, as_callback
+from pyro_zilognormal.svi.callbacks import Callback, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.data import Batch, Reader, Source, as_source, seconds, whole
+from pyro_zilognormal.svi.data import Source, as_source, batches, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule, isolated, torch_rng_state
+from pyro_zilognormal.svi.elbo import SVIModule
+from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
     "rising": "stopped because the loss rose; lower the learning rate",
     "rising held out": "stopped because the held-out loss rose: more steps overfit",
     "steps": "ran out of steps before it was found to have converged",
-    "max_seconds": "ran out of time before it was found to have converged",
     "interrupted": "was interrupted",
     "diverged": "diverged: a loss or gradient was not finite",
 }
@@ -44,15 +44,15 @@ def fit(
     optimizer: Optimizer | None = None,
     loss: ELBO | Callable[..., Tensor] | None = None,
     seed: int = 0,
-    max_seconds: float | None = None,
     callbacks: Sequence[Callback | Callable[["Run"], Any]] = (),
     **kwargs: Any,
 ) -> "FitResult":
     """Fit a guide to a model by stochastic variational inference.
 
-    Parameters of ``pyro.param`` and ``pyro.module`` belong to this fit alone: it neither reads nor writes Pyro's global
-    store. Parameters of modules are trained in place, as everywhere in torch; the result keeps a copy. Random seeds,
-    the default dtype and validation flags are put back afterwards, also after an error.
+    Parameters of modules are trained in place, as everywhere in torch; the result keeps a copy. Those of ``pyro.param``
+    start from values set by ``pyro.param`` beforehand, if any, and belong to the fit: Pyro's global store is left as it
+    was, so use a fitted model or guide elsewhere inside :meth:`FitResult.scope`. Random seeds, the default dtype and
+    validation flags are put back afterwards, also after an error.
 
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
@@ -65,12 +65,11 @@ def fit(
         loss: a loss of ``pyro.infer`` or a function of ``(model, guide, *args, **kwargs)`` that returns a
             differentiable scalar; ``Trace_ELBO()`` if None.
         seed: the random seed of torch, numpy, Python and the shuffling.
-        max_seconds: stop this call after so many seconds; a resumed fit has them anew.
         callbacks: :class:`Callback` objects, or functions of the :class:`Run`, called after each step.
         kwargs: keyword arguments of model and guide; each minibatch gets them whole.
 
     Returns:
-        The parameters, the losses and why the fit stopped. ``rows`` is the length of the first array.
+        The parameters, the losses and why the fit stopped.
 
     Raises:
         DivergenceError: at a loss or gradient that is not finite; holds the last finite state.
@@ -88,11 +87,8 @@ def fit(
         ('steps', False)
     """
     steps, seed = whole("steps", steps, 1), whole("seed", seed, 0, 2**32 - 1)
-    limit = math.inf if max_seconds is None else seconds("max_seconds", max_seconds)
-    if isinstance(callbacks, Callback) or not isinstance(callbacks, Sequence):
-        raise TypeError(f"callbacks is a {type(callbacks).__name__}; needed a list of callbacks")
     # A checkpoint comes last, when every other callback has had its turn.
-    called = sorted(map(as_callback, callbacks), key=lambda callback: isinstance(callback, Checkpoint))
+    called = sorted(as_callbacks(callbacks), key=lambda callback: isinstance(callback, Checkpoint))
     with isolated(seed), torch.enable_grad():
         source = as_source(args, kwargs)
         module = SVIModule(model, guide, loss, source.plate, source.rows)
@@ -100,40 +96,21 @@ def fit(
         if source.smallest is not None:
             module.check_smallest(replace(source.smallest, kwargs=kwargs))
         run = Run(module, source, build_optimizer(optimizer, module.trainable()), seed, steps, called)
-        with ExitStack() as stack:
-            for callback in called:
-                callback.on_fit_start(run)
-                stack.callback(callback.on_fit_end, run)
-            start = time.monotonic()
-            while not run.finished:
-                run.advance()
-                if time.monotonic() - start >= limit:
-                    run.stop("max_seconds")
-                for callback in called:
-                    callback.on_step_end(run)
-            if not run.stop_reason:
-                run.stop("steps")
-            run.check_last_update()
+        run.train()
         return run.result()
 
 
 class Run:
     """A fit while it runs, as callbacks see it.
 
+    ``losses``, ``held_out``, ``held_out_rows``, ``best_step``, ``rows``, ``stop_reason`` ("" while it goes on),
+    ``converged`` and ``module`` are as in :class:`FitResult`.
+
     Attributes:
         step: number of steps taken.
         steps: number of steps asked for.
-        losses: the loss of every step, an estimate of the loss of all rows; NaN for a skipped step.
-        held_out: (step, loss) of every evaluation on held-out data.
-        held_out_rows: number of rows of the held-out data; 0 without any.
-        smoothed: (step, loss) of every evaluation of the mean training loss.
-        skipped: the steps that :class:`SkipBadSteps` left out.
-        best_step: the step whose parameters were gone back to; 0 if none were.
-        rows: number of rows of the data.
+        epoch: number of the current epoch, from 0.
         optimizer: the torch optimiser.
-        module: the loss as an nn.Module, with the parameters.
-        stop_reason: why the fit stops; "" while it goes on.
-        converged: whether a stopping rule found that the loss had stopped improving.
     """
 
     def __init__(
@@ -146,21 +123,14 @@ class Run:
         callbacks: list[Callback],
     ) -> None:
         self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
-        self.steps, self.callbacks, self.rows, self.reader = steps, callbacks, source.rows, Reader(source, seed)
-        self.step = self.best_step = self.bad_in_a_row = self.held_out_rows = 0
+        self.steps, self.callbacks, self.rows, self.batches = steps, callbacks, source.rows, batches(source, seed)
+        self.step = self.best_step = self.held_out_rows = self.epoch = self.position = 0
         self.losses: list[float] = []
         self.held_out: list[tuple[int, float]] = []
-        self.smoothed: list[tuple[int, float]] = []
-        self.skipped: list[int] = []
         self.stop_reason, self.converged = "", False
         self.seconds_before, self._started = 0.0, time.monotonic()
         # The last parameters whose loss and gradient were finite, with the buffers, and the step that gave them.
         self.last_finite, self.last_finite_step = module.snapshot(), 0
-
-    @property
-    def epoch(self) -> int:
-        """Number of the current epoch, from 0."""
-        return self.reader.epoch
 
     @property
     def loss(self) -> float:
@@ -195,25 +165,23 @@ class Run:
         """End the fit after this step, for a reason, and say whether the loss has stopped improving."""
         self.stop_reason, self.converged = reason, converged
 
-    def advance(self) -> None:
-        """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        batch, random = next(self.reader), torch_rng_state()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        what, error = self._backward(batch)
-        if what:
-            self._bad_step(batch, random, what, error)
-            return
-        self.bad_in_a_row, self.last_finite_step = 0, self.step - 1
-        self._keep()
-        self.optimizer.step()
-
-    def check_last_update(self) -> None:
-        """Raise a DivergenceError if the last step made parameters that are not finite: no later loss shows it."""
-        parameters = self.module.trainable()
-        bad = [k for k, p in parameters.items() if not all_finite([p.detach()]) and all_finite([self.last_finite[k]])]
-        if bad and self.stop_reason != "diverged":
-            self._diverge(DivergenceReport(self.step, "update", parameters=bad))
+    def train(self) -> None:
+        """Take steps and call the callbacks, until one of them stops the fit or the steps run out."""
+        with ExitStack() as stack:
+            for callback in self.callbacks:
+                callback.on_fit_start(self)
+                stack.callback(callback.on_fit_end, self)
+            while not self.finished:
+                self._advance()
+                for callback in self.callbacks:
+                    callback.on_step_end(self)
+            if not self.stop_reason:
+                self.stop("steps")
+            # No later loss shows that the last step made parameters that are not finite.
+            pairs = {k: (p.detach(), self.last_finite[k]) for k, p in self.module.trainable().items()}
+            bad = [k for k, (now, before) in pairs.items() if all_finite([before]) and not all_finite([now])]
+            if bad:
+                self._diverge(DivergenceReport(self.step, "update", parameters=bad))
 
     def result(self) -> "FitResult":
         """Return what has come of the fit."""
@@ -227,54 +195,46 @@ class Run:
             seconds=self.seconds,
             stop_reason=self.stop_reason,
             converged=self.converged,
-            skipped=list(self.skipped),
             best_step=self.best_step if self.best_step or self.stop_reason == "diverged" else self.step,
-            smoothed=list(self.smoothed),
             module=self.module,
             values=self.module.snapshot(),
         )
 
-    def _backward(self, batch: Batch) -> tuple[str, Exception | None]:
-        """Compute loss and gradient; return which of them is not finite, "" for neither, and the error that said so."""
+    def _advance(self) -> None:
+        """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
+        self.epoch, self.position, batch = next(self.batches)
+        random = torch_rng_state()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
         try:
             self.losses.append(self.module.loss_and_grads(batch))
         except (ValueError, RuntimeError) as error:
             # Validation and linear algebra refuse a NaN where arithmetic would pass it on.
             self.losses.append(math.nan)
-            return "loss", error
+            report = diagnose(self.module, batch, random, self.step, "loss")
+            if report.site is None and not report.parameters:  # an error of another cause
+                raise
+            self._diverge(report, error)
         self.module.check_no_new_parameters()
-        if not math.isfinite(self.loss):
-            return "loss", None
         gradients = [p.grad for p in self.module.trainable().values() if p.grad is not None]
         if not gradients:
             raise ValueError("no parameter got a gradient: RenyiELBO, for one, needs PyroModules or pyro.param")
+        what = "loss" if not math.isfinite(self.loss) else "" if all_finite(gradients) else "gradient"
+        if what:
+            self._diverge(diagnose(self.module, batch, random, self.step, what))
         if batch.weight != 1.0:
-            for gradient in gradients:
-                gradient.mul_(batch.weight)
-        return ("" if all_finite(gradients) else "gradient"), None
+            torch._foreach_mul_(gradients, batch.weight)
+        self.last_finite_step = self.step - 1
+        self._keep()
+        self.optimizer.step()
 
     @torch.no_grad()
     def _keep(self) -> None:
-        """Keep the parameters, and the buffers that a forward pass changes: running means for one."""
-        running, now = self.module.running_buffers, dict[str, Tensor](self.module.trainable())
-        if running:  # a forward pass may have put another tensor in the place of a buffer
-            state = self.module.state()
-            now |= {k: state[k] for k in running}
-        torch._foreach_copy_([self.last_finite[k] for k in now], list(now.values()))
-
-    def _bad_step(self, batch: Batch, random: dict[str, Any], what: str, error: Exception | None) -> None:
-        """Skip the step if that is allowed, else raise a DivergenceError; raise an error of another cause."""
-        self.losses[-1] = math.nan
-        self.bad_in_a_row += 1
-        allowed = max((c.in_a_row for c in self.callbacks if isinstance(c, SkipBadSteps)), default=1)
-        if error is not None or self.bad_in_a_row >= allowed:
-            report = diagnose(self.module, batch, random, self.step, what)
-            if error is not None and report.site is None and not report.parameters:
-                raise error
-            if self.bad_in_a_row >= allowed:
-                self._diverge(report, error)
-        self.module.restore({k: self.last_finite[k] for k in self.module.running_buffers})
-        self.skipped.append(self.step)
+        """Keep the parameters, and the buffers that a forward pass changes."""
+        module = self.module
+        names = [*module.trainable(), *module.running_buffers]
+        state = module.state() if module.running_buffers else module.trainable()
+        torch._foreach_copy_([self.last_finite[k] for k in names], [state[k] for k in names])
 
     def _diverge(self, report: DivergenceReport, error: Exception | None = None) -> None:
         self.module.restore(self.last_finite)
@@ -289,18 +249,17 @@ class FitResult:
 
     Attributes:
         params: every parameter by name, as the model sees it.
-        losses: the loss of every step, an estimate of the loss of all rows; NaN for a skipped step.
-        held_out: (step, loss) of every evaluation on held-out data, scaled to the rows of the fit if a plate is named.
-        held_out_rows: number of rows of the held-out data; 0 without any.
+        losses: the loss of every step, an estimate of the loss of all rows.
+        held_out: (step, loss) of every evaluation on held-out data.
+        held_out_rows: number of rows that the held-out losses are of: those of the fit, to which a plate is scaled, or
+            those held out where none is named; 0 without any.
         steps: number of steps taken.
         rows: number of rows of the data: the length of the first array.
         seconds: seconds spent, those before a resume included.
-        stop_reason: "converged", "rising", "steps", "max_seconds", "interrupted", "diverged" or a callback's own.
+        stop_reason: "converged", "rising", "steps", "interrupted", "diverged" or a callback's own.
         converged: whether a stopping rule found that the loss had stopped improving, and was level.
-        skipped: the steps left out because their loss or gradient was not finite.
         best_step: the step whose parameters these are.
-        smoothed: (step, loss) of every evaluation of the mean training loss.
-        module: the loss as an nn.Module.
+        module: the loss as an nn.Module, with the parameters.
         values: the unconstrained parameters and the buffers, by name.
     """
 
@@ -313,48 +272,33 @@ class FitResult:
     seconds: float
     stop_reason: str
     converged: bool
-    skipped: list[int]
     best_step: int
-    smoothed: list[tuple[int, float]]
     module: SVIModule = field(repr=False)
     values: dict[str, Tensor] = field(repr=False)
 
     def __str__(self) -> str:
-        skipped = f", {len(self.skipped)} steps skipped" if self.skipped else ""
         kind = f"{self.stop_reason} held out" if self.held_out and self.stop_reason == "rising" else self.stop_reason
         why = _REASONS.get(kind, f"stopped: {self.stop_reason}")
-        took = f"fit of {self.steps} steps in {self.seconds:.1f} s"
-        return f"{took} {why}{skipped}; parameters of step {self.best_step}"
+        return f"fit of {self.steps} steps in {self.seconds:.1f} s {why}; parameters of step {self.best_step}"
 
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Let modules and ``pyro.param`` have this fit's parameters for the length of a block.
 
-        Use it around anything that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What
-        the block sets by name stays inside it.
+        Pyro's global store lacks them, so put everything in such a block that runs model or guide outside this package,
+        such as ``pyro.infer.Predictive``. What the block sets by name stays inside it.
 
         Example:
             >>> import pyro
             >>> def model():
-            ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
-            >>> guide = pyro.infer.autoguide.AutoNormal(model)
-            >>> result = fit(model, guide, steps=2)
+            ...     pyro.sample("m", pyro.distributions.Normal(pyro.param("loc", torch.tensor(2.0)), 1.0))
+            >>> result = fit(lambda: model(), model, steps=2)
             >>> with result.scope():
-            ...     list(guide.median())
-            ['m']
+            ...     pyro.param("loc").item() == result.params["loc"].item()
+            True
         """
         with self.module.holding(self.values):
             yield
-
-    def model(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model with this fit's parameters."""
-        with self.scope():
-            return self.module.model(*args, **kwargs)
-
-    def guide(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the guide with this fit's parameters."""
-        with self.scope():
-            return self.module.guide(*args, **kwargs)
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -8,9 +8,10 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch
-from pyro_zilognormal.svi.elbo import SVIModule, isolated
+from pyro_zilognormal.svi.data import Batch, rows_of
+from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.fit import Optimizer, build_optimizer
+from pyro_zilognormal.svi.isolation import isolated
 
 try:
     from lightning import LightningModule
@@ -30,12 +31,10 @@ class LightningSVI(LightningModule):
     a whole one: use ``drop_last=True`` in a loader that shuffles.
 
     Args:
-        model: a Pyro model: a function, a module, or a method of one.
-        guide: its guide, with the same arguments.
+        model, guide, loss: as for :func:`pyro_zilognormal.svi.fit`.
         example: the arguments of one batch, a tensor or a tuple; model and guide run on it once, here, so that
             every parameter exists.
         optimizer: as that of :func:`pyro_zilognormal.svi.fit`; Adam with a learning rate of 0.01 if None.
-        loss: a loss of ``pyro.infer``; ``Trace_ELBO()`` if None.
         plate: the name of the model's plate over rows, scaled from a batch to all rows; None for a model that scales
             minibatches itself.
         rows: N, the number of rows in all; needed with ``plate``.
@@ -92,5 +91,4 @@ class LightningSVI(LightningModule):
 
 def _batch(data: Any) -> Batch:
     args = tuple(data) if isinstance(data, tuple | list) else (data,)
-    rows = next((len(a) for a in args if isinstance(a, Tensor) and a.dim() > 0), 1)
-    return Batch(args, {}, rows)
+    return Batch(args, rows=rows_of(args))

@@ -1,9 +1,8 @@
 """Figures of fits and predictive checks. Matplotlib is imported when the first is drawn."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from pyro_zilognormal.svi.data import whole
 from pyro_zilognormal.svi.fit import FitResult
@@ -18,6 +17,8 @@ _WIDE = 20.0
 
 def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) -> "Axes":
     """Draw training, smoothed and held-out loss per row over steps, with the step kept and the reason to stop.
+
+    The loss axis leaves out the first tenth of the steps, whose large losses would hide the rest.
 
     Args:
         result: a fit.
@@ -39,19 +40,20 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     ax = _axes(ax)
     loss = result.losses / result.rows
     width = max(1, min(whole("window", window, 1), len(loss) // 4))
-    smooth = _moving_mean(loss, width)
+    smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
     ax.plot(np.arange(1, len(loss) + 1), loss, color="0.75", linewidth=0.8, label="training")
     ax.plot(np.arange(width, len(loss) + 1), smooth, color="C0", label=f"training, mean of {width}")
-    # Where a plate over rows is named, held-out losses are scaled to the rows of the fit already.
-    held_out_rows = result.held_out_rows if result.module.plate is None else result.rows
-    held_out = [value / held_out_rows for _, value in result.held_out]
+    held_out = [value / result.held_out_rows for _, value in result.held_out]
     if held_out:
         steps = [step for step, _ in result.held_out]
         ax.plot(steps, held_out, color="C1", marker="o", markersize=3, label="held out")
-    reason = {"steps": "out of steps", "max_seconds": "out of time"}.get(result.stop_reason, result.stop_reason)
+    reason = "out of steps" if result.stop_reason == "steps" else result.stop_reason
     ax.axvline(result.best_step, color="C3", linestyle="--", linewidth=1, label=f"step {result.best_step}, kept")
     ax.axvline(result.steps, color="0.3", linestyle=":", linewidth=1, label=f"stopped: {reason}")
-    _leave_out_start(ax, loss, smooth, held_out)
+    shown = np.concatenate([loss[len(loss) // 10 :], smooth[len(smooth) // 10 :], held_out])
+    low, high = np.quantile(shown[np.isfinite(shown)], [0.0, 0.995]) if np.isfinite(shown).any() else (0.0, 0.0)
+    if high > low:
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))
     ax.set(xlabel="step", ylabel="loss per row (nats)")
     ax.legend(frameon=False, fontsize="small")
     return ax
@@ -85,27 +87,26 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     if statistic not in check.observed:
         raise ValueError(f"statistic is {statistic!r}; the check holds {sorted(check.observed)}")
     ax = _axes(ax)
-    tail = check.tail[statistic].cpu().numpy()
+    tail, observed, replicated = (
+        part[statistic].cpu().numpy() for part in (check.tail, check.observed, check.replicated)
+    )
     known = ~np.isnan(tail)
-    observed = check.observed[statistic].cpu().numpy()[known]
-    low, middle, high = np.quantile(check.replicated[statistic].cpu().numpy()[:, known], [0.025, 0.5, 0.975], axis=0)
+    observed = observed[known]
+    low, middle, high = np.quantile(replicated[:, known], [0.025, 0.5, 0.975], axis=0)
     outside = (tail[known] < 0.025) | (tail[known] > 0.975)
     for here, where, color in ((~outside, "within", "C0"), (outside, "outside", "C3")):
         if here.any():
             bars = [(middle - low)[here], (high - middle)[here]]
             label = f"tail probability {where} 0.025 to 0.975 ({here.sum()})"
-            ax.errorbar(
-                observed[here], middle[here], bars, fmt="o", color=color, markersize=3, linewidth=0.8, label=label
-            )
+            ax.errorbar(observed[here], middle[here], bars, fmt="o", color=color, ms=3, lw=0.8, label=label)
     if known.any():
         ends = [min(observed.min(), low.min()), max(observed.max(), high.max())]
         ax.plot(ends, ends, color="0.5", linewidth=0.8, zorder=0)
         if ends[0] > 0 and ends[1] > _WIDE * ends[0]:
             ax.set(xscale="log", yscale="log")
         ax.legend(frameon=False, fontsize="small")
-    columns = f"{len(tail)} column{'' if len(tail) == 1 else 's'}"
-    replicated = f"{statistic} of replicated data (median, 95 % interval)"
-    ax.set(xlabel=f"{statistic} of the data", ylabel=replicated, title=f"{check.site}, {columns}")
+    ax.set(xlabel=f"{statistic} of the data", ylabel=f"{statistic} of replicated data (median, 95 % interval)")
+    ax.set_title(f"{check.site}, {len(tail)} column{'' if len(tail) == 1 else 's'}")
     return ax
 
 
@@ -115,22 +116,3 @@ def _axes(ax: "Axes | None") -> "Axes":
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained")[1]
-
-
-def _moving_mean(loss: npt.NDArray[np.float64], width: int) -> npt.NDArray[np.float64]:
-    """Return the mean of each window of losses, without those of skipped steps."""
-    finite = np.isfinite(loss)
-    total = np.convolve(np.where(finite, loss, 0.0), np.ones(width), "valid")
-    count = np.convolve(finite.astype(float), np.ones(width), "valid")
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _leave_out_start(
-    ax: Any, loss: npt.NDArray[np.float64], smooth: npt.NDArray[np.float64], extra: list[float]
-) -> None:
-    """Limit the y axis to the losses after the first tenth, whose large values would hide the rest."""
-    shown = np.concatenate([loss[len(loss) // 10 :], smooth[len(smooth) // 10 :], extra])
-    shown = shown[np.isfinite(shown)]
-    if shown.size and np.ptp(shown) > 0:
-        low, high = np.quantile(shown, [0.0, 0.995])
-        ax.set_ylim(low - 0.05 * (high - low), high + 0.15 * (high - low))

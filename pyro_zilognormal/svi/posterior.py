@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, as_source, whole
 from pyro_zilognormal.svi.diagnose import row_plate, sample_sites
-from pyro_zilognormal.svi.elbo import isolated
 from pyro_zilognormal.svi.fit import FitResult
+from pyro_zilognormal.svi.isolation import isolated
 
 Values = dict[str, Tensor]
 
@@ -78,9 +77,8 @@ def posterior_draws(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro
         >>> def model():
-        ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
+        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
         >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
         >>> posterior_draws(result, draws=3)["m"].shape
         torch.Size([3])
@@ -89,12 +87,11 @@ def posterior_draws(
     with _Sampler(result, data, kwargs, seed).opened() as sampler:
         names = sampler.choose(sites, with_rows=sampler.source.plate is None)
         parts: dict[str, list[Tensor]] = {k: [] for k in names}
-        shared: list[Values] = [{}] * draws
-        for block, batch in enumerate(sampler.batches(names)):
-            held: dict[str, list[Tensor]] = {k: [] for k in sampler.here(names, block)}
+        shared: list[Values] = [{} for _ in range(draws)]
+        for block, batch, here in sampler.batches(names):  # each is read once
+            held: dict[str, list[Tensor]] = {k: [] for k in here}
             for draw in range(draws):
                 values = sampler.draw(batch, block, draw, names, shared[draw])
-                shared[draw] = sampler.shared(values)
                 for name, each in held.items():
                     each.append(values[name])
             for name, each in held.items():
@@ -118,14 +115,10 @@ def posterior_summary(
     again with the same seed for the others.
 
     Args:
-        result: a fit.
-        data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream`` of them.
-        draws: how many; at least 2.
+        result, data, draws, seed, kwargs: as for :func:`posterior_draws`, of at least 2 draws.
         quantiles: probabilities from 0 to 1.
         sites: latent, deterministic or observed sites; None for all latent ones.
-        seed: the random seed.
         max_bytes: memory for held draws.
-        kwargs: keyword arguments of model and guide.
 
     Returns:
         A dict of summaries by site, over all rows.
@@ -135,9 +128,8 @@ def posterior_summary(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro
         >>> def model():
-        ...     pyro.sample("m", pyro.distributions.Normal(0.0, 1.0))
+        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
         >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
         >>> posterior_summary(result, draws=10)["m"].quantiles.shape
         torch.Size([3])
@@ -146,9 +138,8 @@ def posterior_summary(
     with _Sampler(result, data, kwargs, seed).opened() as sampler:
         names = sampler.choose(sites, with_rows=True)
         parts: dict[str, list[tuple[Tensor, ...]]] = {k: [] for k in names}
-        for block, batch in enumerate(sampler.batches(names)):
-            here = sampler.here(names, block)
-            draw = partial(sampler.draw, batch, block, names=here, shared={})
+        for block, batch, here in sampler.batches(names):
+            draw = partial(sampler.draw, batch, block, names=here)
             for name, part in _summarise(draw, here, draws, quantiles, max_bytes).items():
                 parts[name].append(part)
         joined = {k: [sampler.join(k, each) for each in zip(*v, strict=True)] for k, v in parts.items()}
@@ -171,14 +162,11 @@ def posterior_predictive(
     time as fit in ``max_bytes`` (at least one), drawing again with the same seed for the others.
 
     Args:
-        result: a fit.
-        data: the observed data: positional arguments of model and guide, or one ``Minibatches`` or ``BatchStream``.
+        result, data, seed, kwargs: as for :func:`posterior_draws`; the data are those to compare with.
         draws: how many data sets to replicate.
         quantiles: probabilities from 0 to 1.
         sites: observed sites to check; None for all.
-        seed: the random seed.
         max_bytes: memory for the columns of one data set.
-        kwargs: keyword arguments of model and guide.
 
     Returns:
         A check for each observed site. Rows are those of the plate over rows, or else the first axis; columns are all
@@ -189,7 +177,6 @@ def posterior_predictive(
 
     Example:
         >>> from pyro_zilognormal.svi import fit
-        >>> import pyro
         >>> def model(x):
         ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("rows", len(x)):
@@ -233,27 +220,23 @@ class _Sampler:
         # A guide with a parameter for every row has none for other rows.
         evaluating = self.module.evaluating(held_out=self.source.rows != self.module.rows)
         with isolated(self.seed), self.result.scope(), evaluating, torch.no_grad():
-            batch = next(self.source.epoch(0, self.seed))
-            guide, model = self._traces(batch, {}, with_model=True)
+            self.first = next(self.source.epoch(0, self.seed))
+            guide, model = self._traces(self.first, {}, with_model=True)
             self.guide = {n["name"]: n for n in sample_sites(guide) if not n["is_observed"]}
             self.model = {n["name"]: n for n in sample_sites(model)}
             nodes = {**self.guide, **self.model}
-            self.axes = {k: _row_axis(n, self.plate, batch.rows) for k, n in nodes.items()}
+            self.axes = {k: _row_axis(n, self.plate, self.first.rows) for k, n in nodes.items()}
             yield self
 
     def choose(self, sites: Sequence[str] | None, with_rows: bool) -> list[str]:
         """Return the sites to read, all latent ones if None; raise a ValueError for one without draws."""
         latent = [k for k in self.model if k in self.guide]
-        names = [k for k in latent if with_rows or self.axes[k] is None] if sites is None else list(sites)
-        observed = [k for k, n in self.model.items() if n["is_observed"] and not isinstance(n["fn"], dist.Unit)]
-        missing = [k for k, n in self.model.items() if not n["is_observed"] and k not in self.guide]
-        if missing:  # a deterministic site may follow from one
-            observed = [k for k in observed if _holds_data(self.model[k])]
-        known = [*latent, *observed]
-        for name in names:
-            if name not in known:
-                why = f"; {missing} are not in the guide: use pyro.infer.infer_discrete in result.scope()"
-                raise ValueError(f"sites holds {name!r}; the sites with draws are {known}{why if missing else ''}")
+        enumerated = [k for k, n in self.model.items() if not n["is_observed"] and k not in self.guide]
+        why = f"; {enumerated} are not in the guide: use pyro.infer.infer_discrete in result.scope()"
+        # A deterministic site may follow from an enumerated one.
+        seen = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and not enumerated)]
+        default = [k for k in latent if with_rows or self.axes[k] is None]
+        names = _known(sites, default, [*latent, *seen], "the sites with draws", why if enumerated else "")
         local = [k for k in names if self.axes[k] is not None]
         sampler = getattr(getattr(self.source, "iterable", None), "sampler", None)
         if local and isinstance(sampler, torch.utils.data.RandomSampler):
@@ -263,29 +246,34 @@ class _Sampler:
             )
         return names
 
-    def batches(self, names: Sequence[str]) -> Iterator[Batch]:
-        """Yield the batches that hold a value of the named sites: the first one alone where all are global."""
-        local = any(self.axes[k] is not None for k in names)
-        return islice(self.source.epoch(0, self.seed), None if local else int(bool(names)))
-
-    def here(self, names: Sequence[str], block: int) -> list[str]:
-        """Return the sites to read in a batch: global ones in the first alone."""
-        return [k for k in names if block == 0 or self.axes[k] is not None]
+    def batches(self, names: list[str]) -> Iterator[tuple[int, Batch, list[str]]]:
+        """Yield number, batch, and the sites to read in it: global ones in the first alone."""
+        if names:
+            yield 0, self.first, names
+        local = [k for k in names if self.axes[k] is not None]
+        if local:
+            yield from ((i, batch, local) for i, batch in enumerate(self.source.epoch(0, self.seed, skip=1), 1))
 
     def draw(
-        self, batch: Batch, block: int, draw: int, names: Sequence[str], shared: Values, replicate: bool = False
+        self,
+        batch: Batch,
+        block: int,
+        draw: int,
+        names: list[str],
+        shared: Values | None = None,
+        replicate: bool = False,
     ) -> Values:
         """Return a draw of all sites of the guide, and of the model's where ``names`` holds one.
 
-        ``shared`` holds values of the guide's global sites; ``replicate`` draws the observed sites too.
+        ``shared`` gives it the values of the guide's global sites, auxiliary ones too, once a batch has put them there;
+        ``replicate`` draws the observed sites too.
         """
         pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
-        traces = self._traces(batch, shared, replicate or not all(k in self.guide for k in names), replicate)
-        return {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
-
-    def shared(self, values: Values) -> Values:
-        """Return the values of the guide's global sites, auxiliary ones too, which all batches of a draw share."""
-        return {k: values[k] for k in self.guide if self.axes[k] is None}
+        traces = self._traces(batch, shared or {}, replicate or not all(k in self.guide for k in names), replicate)
+        values = {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
+        if shared is not None:
+            shared |= {k: values[k] for k in self.guide if self.axes[k] is None}
+        return values
 
     def join(self, name: str, parts: Sequence[Tensor]) -> Tensor:
         """Join the batches of a site along its axis of rows."""
@@ -311,16 +299,28 @@ def _row_axis(node: Any, plate: str | None, rows: int) -> int | None:
     frame, value, event = row_plate(node, plate, rows), node["value"], node["fn"].event_dim
     if frame is None:
         return None
-    if node["infer"].get("_deterministic") and event == value.dim():
+    if _is_deterministic(node) and event == value.dim():
         # Pyro's default takes all axes of a deterministic value for event axes, inside plates too.
         event -= max(-f.dim for f in node["cond_indep_stack"] if f.vectorized)
     axis: int = frame.dim - event
     return axis if -value.dim() <= axis < 0 and value.shape[axis] == rows else None
 
 
+def _is_deterministic(node: Any) -> bool:
+    return bool(node["infer"].get("_deterministic"))
+
+
 def _holds_data(node: Any) -> bool:
     """Whether a site is observed, and neither deterministic nor a ``pyro.factor``."""
-    return node["is_observed"] and not node["infer"].get("_deterministic") and not isinstance(node["fn"], dist.Unit)
+    return node["is_observed"] and not _is_deterministic(node) and not isinstance(node["fn"], dist.Unit)
+
+
+def _known(sites: Sequence[str] | None, default: list[str], known: list[str], what: str, why: str = "") -> list[str]:
+    """Return the names of sites; raise a ValueError for one that is not known."""
+    for name in sites or ():
+        if name not in known:
+            raise ValueError(f"sites holds {name!r}; {what} are {known}{why}")
+    return default if sites is None else list(sites)
 
 
 def _summarise(
@@ -352,13 +352,11 @@ def _quantiles(columns: Tensor, levels: Sequence[float]) -> Tensor:
 
 def _observed(sampler: _Sampler, sites: Sequence[str] | None) -> list[str]:
     """Return the observed sites to check; raise a ValueError for one that cannot be."""
-    known = [k for k, n in sampler.model.items() if _holds_data(n)]
-    if not known:
+    observed = [k for k, n in sampler.model.items() if _holds_data(n)]
+    if not observed:
         raise ValueError("the model observes no site; needed at least one to check")
-    names = known if sites is None else list(sites)
+    names = _known(sites, observed, observed, "the model's observed sites")
     for name in names:
-        if name not in known:
-            raise ValueError(f"sites holds {name!r}; the model's observed sites are {known}")
         node = sampler.model[name]
         if isinstance(node["mask"], Tensor) or node["mask"] is False or isinstance(node["fn"], dist.MaskedDistribution):
             raise ValueError(
@@ -372,21 +370,20 @@ def _statistics(
     sampler: _Sampler, names: list[str], levels: Sequence[float], max_bytes: int, draw: int, replicate: bool = False
 ) -> dict[str, Values]:
     """Return statistics of each column of observed sites: of the data, or of one replicated data set."""
-    widths = [_table(sampler.model[k]["value"], sampler.axes[k]).shape[1] for k in names]
+    width = max(_table(sampler.model[k]["value"], sampler.axes[k]).shape[1] for k in names)
     room = max(1, max_bytes // (8 * sampler.source.rows * len(names)))
-    parts: dict[str, list[Values]] = {k: [] for k in names}
-    for start in range(0, max(widths), room):
-        held: dict[str, list[Tensor]] = {k: [] for k in names}
+    found: dict[str, list[Values]] = {k: [] for k in names}
+    for start in range(0, width, room):
+        tables: dict[str, list[Tensor]] = {k: [] for k in names}
         shared: Values = {}
-        for block, batch in enumerate(sampler.batches(names)):
+        for block, batch, here in sampler.batches(names):
             values = sampler.draw(batch, block, draw, names, shared, replicate)
-            shared = shared or sampler.shared(values)
-            for name in sampler.here(names, block):
+            for name in here:
                 columns = _table(values[name], sampler.axes[name])[:, start : start + room]
-                held[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
-        for name in names:
-            parts[name].append(_column_statistics(torch.cat(held[name]), levels))
-    return {k: {s: torch.cat([part[s] for part in found]) for s in found[0]} for k, found in parts.items()}
+                tables[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
+        for name, parts in tables.items():
+            found[name].append(_column_statistics(torch.cat(parts), levels))
+    return {k: {s: torch.cat([part[s] for part in parts]) for s in parts[0]} for k, parts in found.items()}
 
 
 def _table(value: Tensor, axis: int | None) -> Tensor:

@@ -15,7 +15,7 @@ from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal
 from torch.utils.data import DataLoader
 
 from pyro_zilognormal.svi import BatchStream, Minibatches, Schedule, SVIModule, fit
-from pyro_zilognormal.svi.data import as_source
+from pyro_zilognormal.svi.data import as_source, digest
 
 ROWS = 10
 
@@ -95,7 +95,7 @@ def test_parameters_of_rows_meet_their_own_rows(guide):
     fast = functools.partial(torch.optim.Adam, lr=0.2)
     result = fit(model, guide(model), source, steps=500, optimizer=fast, callbacks=[calm])
     with result.scope(), torch.no_grad():
-        draws = [result.guide(x) for _ in range(60)]
+        draws = [result.module.guide(x) for _ in range(60)]
     loc, z = (torch.stack([d[k] for d in draws]).mean(0) for k in ("loc", "z"))
     assert torch.allclose(z, (loc + 4 * x) / 5, atol=0.3)  # the posterior mean of z given loc, by conjugacy
 
@@ -180,6 +180,17 @@ def test_batches_keep_dtype_and_every_digit_unless_asked(kind, source):
 def test_odd_numpy_arrays_are_read(array):
     array.setflags(write=False)
     assert as_source((array,), {}).args[0].tolist() == [pytest.approx(v) for v in array.tolist()]
+
+
+X = data(6)
+DISTINCT = [X, X.double(), X.reshape(2, 3), X.bfloat16(), X.numpy(), X[:5], X[:0], X[0], [X], {"x": X}, "x", 1, None]
+DISTINCT += [scipy.sparse.csr_array(X.numpy()[None]), X.flip(0), (X, X), -X]
+
+
+def test_a_digest_tells_values_dtypes_and_shapes_apart_but_not_layouts_in_memory():
+    assert len({digest(value) for value in DISTINCT}) == len(DISTINCT)
+    assert digest(X) == digest(X.clone()) == digest(X.repeat_interleave(2)[::2]) == digest(torch.stack([X, X], 1)[:, 0])
+    assert digest(X.numpy()) == digest(np.repeat(X.numpy(), 2)[::2])
 
 
 def peak_of_an_epoch(rows):
@@ -282,3 +293,45 @@ def test_a_stream_has_no_parameters_of_rows(batch_size):
     with pytest.raises(ValueError, match="for every row"):
         fit(LOCAL, AutoNormal(LOCAL), stream, steps=3)
     assert fit(LOCAL, AutoNormal(LOCAL), Minibatches(data(ROWS), batch_size=ROWS, plate="rows"), steps=3).steps == 3
+
+
+@pytest.mark.parametrize("rows", [9, 10])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_last_batch_that_the_model_cannot_take_is_refused_before_the_first_step(stream, rows):
+    x, steps = torch.randn(rows, 2), []
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+
+    def model(x):
+        pyro.module("net", net)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", pyro.distributions.Normal(net(x), 1.0).to_event(1), obs=x)
+
+    source = BatchStream(x.split(4), plate="rows") if stream else Minibatches(x, batch_size=4, plate="rows")
+
+    def run():
+        return fit(model, lambda x: None, source, steps=6, callbacks=[lambda run: steps.append(run.step)])
+
+    if rows == 10:
+        run()
+        return
+    with pytest.raises(ValueError, match=r"the smallest batch of an epoch, of 1 rows: Expected more than 1 value"):
+        run()
+    assert steps == []
+
+
+class ReadOnce:
+    """Batches that are gone after so many readings, though no iterator says so."""
+
+    def __init__(self, readings):
+        self.left = readings
+
+    def __iter__(self):
+        self.left -= 1
+        return iter([data(4), data(2)] if self.left >= 0 else [])
+
+
+@pytest.mark.parametrize("readings", [1, 2, 3])
+def test_a_stream_that_runs_dry_is_an_error(readings):
+    stream = BatchStream(ReadOnce(readings), plate="rows")
+    with pytest.raises(ValueError, match="iterable gave 0 batches"):
+        fit(normal_model, normal_guide, stream, steps=20, optimizer=adam)

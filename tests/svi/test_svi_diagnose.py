@@ -1,5 +1,6 @@
-"""The site, the parameters and the rows that a loss or gradient that is not finite comes from."""
+"""What is not finite stops a fit: the site, parameters and rows at fault are named, the last finite state is kept."""
 
+import functools
 import math
 
 import pyro
@@ -7,7 +8,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoNormalMessenger
-from svi_cases import data, normal_guide, normal_model, with_nan
+from pyro.optim.clipped_adam import ClippedAdam
+from svi_cases import adam, data, normal_guide, normal_model, with_nan
 from torch.distributions import constraints
 
 from pyro_zilognormal.svi import BatchStream, DivergenceError, DivergenceReport, Minibatches, fit
@@ -139,7 +141,7 @@ def test_a_bad_gradient_with_a_good_loss_is_found():
             pyro.sample("x", dist.Normal(shift, 1.0), obs=x)
 
     report = reported(model, empty, data())
-    assert (report.what, report.site, report.parameters, report.rows) == ("gradient", "x", ["m"], [5])
+    assert (report.what, report.site, report.parameters, report.rows) == ("gradient", "x", ["m"], [])
     assert report.cause == "the gradient of its log density is not finite"
 
 
@@ -190,3 +192,78 @@ def test_a_guide_site_and_its_parameter_are_named(kind, validate):
 def test_guides_that_run_the_model_do_not_take_the_blame_for_the_data():
     report = reported(normal_model, AutoNormalMessenger(normal_model), with_nan(9, [2]))
     assert (report.site, report.part, report.rows) == ("x", "model", [2])
+
+
+# --- the last finite state
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_exploding_parameters_go_back_to_the_last_finite_state(validate):
+    seen = []
+
+    def remember(run):
+        seen.append(run.params)
+        if run.step == 6:
+            run.optimizer.param_groups[0]["lr"] = 1e38
+
+    with pyro.validation_enabled(validate), pytest.raises(DivergenceError) as caught:
+        fit(normal_model, normal_guide, data(), steps=20, optimizer=adam, callbacks=[remember])
+    result = caught.value.result
+    # Step 7 began from the parameters after step 6, with a finite loss, and blew them up.
+    assert (result.best_step, result.stop_reason, result.converged) == (6, "diverged", False)
+    assert all(torch.equal(result.params[k], seen[5][k]) for k in seen[5])
+    assert caught.value.report.step == 8
+    assert all(math.isfinite(v) for v in result.losses[:7])
+
+
+def test_clipped_adam_does_not_poison_the_parameters():
+    # It clips a NaN to a NaN, and moves on.
+    reported(normal_model, normal_guide, with_nan(9, 2), optimizer=ClippedAdam)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_parameters_that_the_last_step_blew_up_are_not_returned(validate):
+    sgd = functools.partial(torch.optim.SGD, lr=1e38)
+    with pyro.validation_enabled(validate), pytest.raises(DivergenceError, match="update of step 1") as caught:
+        fit(normal_model, normal_guide, data(), steps=1, optimizer=sgd)
+    assert "q_loc" in caught.value.report.parameters
+    assert caught.value.result.params == {"q_loc": 0.0, "q_scale": 1.0}
+    assert caught.value.result.stop_reason == "diverged"
+
+
+def test_an_error_of_the_model_is_not_dressed_up():
+    def model(x):
+        normal_model(x)
+        if len(calls) > 4:
+            raise ValueError("my own mistake")
+        calls.append(1)
+
+    calls = []
+    with pytest.raises(ValueError, match="my own mistake"):
+        fit(model, normal_guide, data(), steps=20)
+
+
+class Normed(torch.nn.Module):
+    """A network whose running means a NaN in a batch would poison, as it would a sum that is replaced at each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(1)
+        self.register_buffer("total", torch.zeros(()))
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        self.total = self.total + x.sum()
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(self.norm(x[:, None])[:, 0], self.scale.exp()), obs=x)
+
+
+def test_a_bad_step_leaves_buffers_as_they_were():
+    module, clean = Normed(), Normed()
+    batches = BatchStream([data(5), data(5, 1), with_nan(5, 2)], plate="rows")
+    fit(clean, empty, batches, steps=2)
+    with pyro.validation_enabled(False), pytest.raises(DivergenceError) as caught:
+        fit(module, empty, batches, steps=3)
+    assert torch.equal(module.norm.running_mean, clean.norm.running_mean)
+    assert torch.equal(module.total, clean.total)
+    assert torch.equal(caught.value.result.values["buffer model.norm.running_var"], clean.norm.running_var)

@@ -9,9 +9,9 @@ from svi_cases import adam, data, normal_guide, normal_model
 from test_svi_predictive import check, hurdle_data
 
 from pyro_zilognormal.svi import (
+    DivergenceError,
     EarlyStopping,
     PredictiveCheck,
-    SkipBadSteps,
     fit,
     plot_loss,
     plot_predictive,
@@ -56,16 +56,18 @@ def test_the_loss_plot_shows_what_there_is(ax):
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "loss per row (nats)")
 
 
-def test_the_loss_plot_copes_with_skipped_and_few_steps(ax):
+def test_the_loss_plot_copes_with_few_steps_and_a_divergence(ax):
     def bad(model, guide, x):
         count.append(1)
         loss = pyro.infer.Trace_ELBO().differentiable_loss(model, guide, x)
         return loss * float("nan") if len(count) == 2 else loss
 
     count = []
-    result = fit(normal_model, normal_guide, data(), steps=8, loss=bad, callbacks=[SkipBadSteps()])
-    lines = plot_loss(result, ax).get_lines()
-    assert lines[1].get_ydata() == pytest.approx([np.nanmean(result.losses[i : i + 2]) / 20 for i in range(7)])
+    with pytest.raises(DivergenceError) as caught:
+        fit(normal_model, normal_guide, data(), steps=8, loss=bad)
+    lines = plot_loss(caught.value.result, ax).get_lines()
+    np.testing.assert_array_equal(lines[0].get_ydata(), caught.value.result.losses / 20)
+    assert np.isfinite(lines[0].get_ydata()).tolist() == [True, False]
 
 
 def test_the_predictive_plot_marks_misfits(ax):

@@ -192,6 +192,17 @@ def test_global_draws_alone_by_default_and_local_ones_on_request(local):
     assert (shapes, joint) == ({"loc": (7,)}, {"loc": (7,), "z": (7, ROWS)})
 
 
+def test_batches_are_read_once_for_all_draws(local):
+    class Counted(Minibatches):
+        def batch(self, indices):
+            read.append(len(indices))
+            return super().batch(indices)
+
+    read, source = [], Counted(data(ROWS), batch_size=5, plate="rows")
+    posterior_draws(local[0], source, draws=7, sites=["z"])
+    assert read == [5, 5, 2]
+
+
 def auxiliary_model(x):
     loc = pyro.sample("loc", dist.Normal(0.0, 5.0))
     log_scale = pyro.sample("log_scale", dist.Normal(0.0, 1.0))

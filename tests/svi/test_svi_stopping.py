@@ -101,26 +101,13 @@ def test_one_wild_loss_in_the_first_window_does_not_hide_the_rest(place):
 
 def test_warm_up_is_not_looked_at():
     run = Script([0.0] * 2000).play(EarlyStopping(every=50, patience=2, warm_up=700))
-    assert run.smoothed[0][0] == 750
-    assert run.step == 1000  # the line it is judged by is 6 windows long
-
-
-def test_skipped_steps_do_not_spoil_the_window():
-    losses = [math.nan if t % 3 == 0 else v for t, v in enumerate(decay(3000))]
-    assert Script(losses).play(EarlyStopping(every=50, patience=3)).converged
+    assert (run.best_step, run.step) == (750, 1000)  # the line it is judged by is 6 windows long
 
 
 def test_running_out_of_steps_is_not_converging():
     result = fit(normal_model, normal_guide, data(), steps=10, callbacks=[EarlyStopping(every=5)])
     assert (result.stop_reason, result.converged) == ("steps", False)
     assert "ran out of steps" in str(result)
-
-
-def test_max_seconds_stops_a_fit():
-    result = fit(normal_model, normal_guide, data(), steps=10**6, max_seconds=0.3)
-    assert (result.stop_reason, result.converged) == ("max_seconds", False)
-    assert 0.3 <= result.seconds < 10
-    assert "ran out of time" in str(result)
 
 
 def test_a_callback_may_stop_a_fit():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from svi_cases import auto, data, normal_model, same
 
-from pyro_zilognormal.svi import BatchStream, Minibatches, fit
+from pyro_zilognormal.svi import fit
 
 
 def plain(steps=30, callbacks=(), seed=0):
@@ -82,39 +82,3 @@ def test_a_child_that_is_forked_while_a_thread_fits_can_fit():
         thread.join()
         pyro.clear_param_store()
     same(found[0], plain(1))
-
-
-@pytest.mark.parametrize("rows", [9, 10])
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_last_batch_that_the_model_cannot_take_is_refused_before_the_first_step(stream, rows):
-    x, steps = torch.randn(rows, 2), []
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-
-    def model(x):
-        pyro.module("net", net)
-        with pyro.plate("rows", len(x)):
-            pyro.sample("x", pyro.distributions.Normal(net(x), 1.0).to_event(1), obs=x)
-
-    source = BatchStream(x.split(4), plate="rows") if stream else Minibatches(x, batch_size=4, plate="rows")
-
-    def run():
-        return fit(model, lambda x: None, source, steps=6, callbacks=[lambda run: steps.append(run.step)])
-
-    if rows == 10:
-        run()
-        return
-    with pytest.raises(ValueError, match=r"the smallest batch of an epoch, of 1 rows: Expected more than 1 value"):
-        run()
-    assert steps == []
-
-
-@pytest.mark.parametrize("optimizer", [{}, 0, [], False, "Adam", lambda parameters: None])
-def test_what_is_no_optimizer_is_refused(optimizer):
-    with pytest.raises(TypeError, match=r"optimizer (is|returned) a .*; needed a "):
-        fit(normal_model, auto(), data(), steps=1, optimizer=optimizer)
-
-
-@pytest.mark.parametrize("callbacks", [print, 0, {"a": 1}])
-def test_callbacks_are_a_list(callbacks):
-    with pytest.raises(TypeError, match=r"callbacks is a .*; needed a list of callbacks"):
-        plain(callbacks=callbacks)
