@@ -38,7 +38,7 @@ _BATCH_SIZE = 128
 # where it lies would be slow.
 _NEIGHBOURS, _MIXED = 32, 16
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 1000
-_FEWEST_CELLS = 50
+_FEWEST_CELLS, _WIDEST = 50, 10_000
 
 
 class CellBatches(Minibatches):
@@ -188,13 +188,13 @@ def prepare(
     for module in ("anndata", "pandas", "scipy"):
         require(module)
     seed, device, linear = whole("seed", seed, 0, 2**32 - 1), check_device(device), flag("linear", linear)
-    hidden = [whole("hidden", size, 1) for size in items("hidden", hidden, "sizes of layers")]
+    latent = whole("latent", latent, 1, _WIDEST)
+    hidden = [whole("hidden", size, 1, _WIDEST) for size in items("hidden", hidden, "sizes of layers")]
     if not hidden:
         raise SingleCellError("hidden is empty; needed the size of one layer or more, also of a linear decoder")
     depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
     clean = _cleaner(adata, layer, use_raw, scale, detection_threshold)
-    number, genes = clean.expression.shape
-    latent = whole("latent", latent, 1, genes)
+    number = clean.expression.shape[0]
     names, *conditions, known = _conditions(adata.obs, batch, depth, clean)
     cells = CellBatches(clean, np.arange(number), conditions, False, device)
     held_out = _hold_out(number, seed)

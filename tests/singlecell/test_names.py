@@ -126,7 +126,7 @@ def test_a_level_of_any_name(level: str) -> None:
 def test_text_that_can_be_read_in_two_ways_is_refused() -> None:
     obs = with_column("g", np.resize(["a", "a,condition=ctrl", "b"], 160))
     design = Design("~ g * condition", obs)
-    with pytest.raises(SingleCellError, match="can be read as .* and as .*rename a level, or give .* as a dict"):
+    with pytest.raises(SingleCellError, match=r"can be read as .* and as .*rename a level, or give .* as a dict"):
         design.contrasts(("g=a,condition=ctrl", "g=b,condition=ctrl"))
     (texts,) = design.contrasts(("condition=ctrl,g=a,condition=ctrl", "g=b,condition=ctrl"))  # read in one way only
     ends = {"condition": "ctrl", "g": "a,condition=ctrl"}, {"condition": "ctrl", "g": "b"}
@@ -139,7 +139,7 @@ def test_a_level_that_the_formula_would_leave_out_is_refused() -> None:
     """Formulaic skips columns of such names, so that their cells were of the first level."""
     obs = with_column("t", np.resize(["ctrl", "stim", "__x"], 160))
     for formula in ("~ t", "~ condition + C(t)"):
-        with pytest.raises(SingleCellError, match="level '__x' of .*'t'.* starts with two underscores.*rename"):
+        with pytest.raises(SingleCellError, match=r"level '__x' of .*'t'.* starts with two underscores.*rename"):
             Design(formula, obs)
     Design("~ condition", obs)
 

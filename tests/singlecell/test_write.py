@@ -204,7 +204,7 @@ def test_levels_that_are_one_without_colons_are_refused() -> None:
     adata = experiment()
     adata.obs["type"] = pd.Categorical(np.resize(["1:1", "11", "1_1", "1-1", "1|1", "ref"], 160))
     differential_expression(adata, groupby="type", reference="ref", steps=10)
-    with pytest.raises(SingleCellError, match="1:1.* are one without colons.*rename a level"):
+    with pytest.raises(SingleCellError, match=r"1:1.* are one without colons.*rename a level"):
         to_scanpy(adata)
     assert "rank_genes_groups" not in adata.uns
 
