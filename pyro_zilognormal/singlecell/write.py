@@ -60,10 +60,11 @@ _SCANPY_FIELDS: dict[str, tuple[str, str]] = {
 def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_groups") -> None:
     """Write results as scanpy's ``rank_genes_groups`` does, for scanpy's tables and plots.
 
-    A group is the test level of a contrast, or the contrast where levels would be ambiguous. ``logfoldchanges`` are
-    posterior means, ``scores`` are posterior means over posterior standard deviations. ``pvals`` and ``pvals_adj`` are
-    those of the test of samples. Where there is none, without random effects, they are not p-values: they hold the
-    local false sign rate and the expected false discovery rate.
+    A group is the test level of a contrast, or the contrast where levels would be ambiguous. Files take no colon here: it
+    is left out, or another sign stands for it where two groups would be one. ``logfoldchanges`` are posterior means,
+    ``scores`` are posterior means over posterior standard deviations. ``pvals`` and ``pvals_adj`` are those of the test
+    of samples. Where there is none, without random effects, they are not p-values: they hold the local false sign rate
+    and the expected false discovery rate.
 
     Args:
         adata: an AnnData with results in ``uns[key]``.
@@ -72,6 +73,7 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
 
     Raises:
         UnknownNameError: there are no results under the key.
+        SingleCellError: levels that are one without colons.
 
     Example:
         After ``to_scanpy(adata)``, ``scanpy.get.rank_genes_groups_df(adata, group="stim")``.
