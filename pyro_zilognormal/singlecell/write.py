@@ -60,8 +60,8 @@ _SCANPY_FIELDS: dict[str, tuple[str, str]] = {
 def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_groups") -> None:
     """Write results as scanpy's ``rank_genes_groups`` does, for scanpy's tables and plots.
 
-    A group is the test level of a contrast, or the contrast where levels would be ambiguous. Files take no colon here: it
-    is left out, or another sign stands for it where two groups would be one. ``logfoldchanges`` are posterior means,
+    A group is the test level of a contrast, or the contrast where levels would be ambiguous. Files take no colon in its
+    name: it is left out, or another sign stands for it where two would be one. ``logfoldchanges`` are posterior means,
     ``scores`` are posterior means over posterior standard deviations. ``pvals`` and ``pvals_adj`` are those of the test
     of samples. Where there is none, without random effects, they are not p-values: they hold the local false sign rate
     and the expected false discovery rate.
