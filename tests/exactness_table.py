@@ -11,6 +11,11 @@ import torch
 from tests.exactness import DIVERGENCES, QUANTITIES, Exam, examine
 from tests.points import extreme_points, nearly_equal_points, random_points
 
+OF_MOMENTS = {
+    "loc (from_mean)": ("loc_of_mean", "zi_logits"),
+    "loc (from_moments)": ("loc_of_moments", "zi_probs"),
+    "scale (from_moments)": ("scale_of_moments", "zi_probs"),
+}
 HEADER = "| quantity | value f64 | derivatives f64 | value f32 | derivatives f32 | points | skipped |"
 
 
@@ -33,6 +38,12 @@ def table(n: int) -> list[str]:
     for zero, name in product(("zi_probs", "cloglog"), QUANTITIES):
         exams = [examine(name, random_points(name, n, t, 1, zero), t, zero=zero) for t in dtypes]
         lines.append(row(f"{name} ({zero})", exams))
+    for label, (name, zero) in OF_MOMENTS.items():
+        exams = [examine(name, random_points(name, n, t, 1, zero), t, zero=zero, logs=True) for t in dtypes]
+        lines.append(row(label, exams))
+    limits = [random_points("log_prob_censored", n, t, 1) for t in dtypes]
+    exams = [examine("log_prob_censored", p[p[:, -1] > 0], t) for p, t in zip(limits, dtypes, strict=True)]
+    lines.append(row("log_prob (below a limit)", exams))
     nearly = [examine("kl", nearly_equal_points(n, t, 0), t, tolerance=300.0) for t in dtypes]
     return [*lines, row("kl (nearly equal)", nearly)]
 

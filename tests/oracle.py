@@ -247,23 +247,25 @@ class Exact:
     def conditioning(self, logs: bool = False) -> Any:
         """|f| + sum_i |a_i df/da_i|: what a relative error of 1 in every argument does, and in the result.
 
-        With `logs` the logarithms of scale, x and q are rounded too: an error of |log a| in log a.
+        With `logs` the logarithms of scale, x and q are rounded too, and the rate exp(cloglog).
         """
         return abs(self.value) + self._weighted(self.grad, logs)
 
     def grad_conditioning(self, j: int, logs: bool = False) -> Any:
         """The same for the derivative in argument j."""
-        of_result = abs(self.grad[j]) * _logarithm(self.names[j], self.args[j], logs)
-        return of_result + self._weighted(self.hess[j], logs)
+        return abs(self.grad[j]) * self._logarithm(j, logs) + self._weighted(self.hess[j], logs)
 
     def _weighted(self, slopes: tuple[Any, ...], logs: bool) -> Any:
-        terms = zip(self.names, self.args, slopes, strict=True)
-        return mp.fsum(abs(a * d) * _logarithm(n, a, logs) for n, a, d in terms if d != 0)  # 0 wins over inf
+        terms = ((self._error(i, logs), slope) for i, slope in enumerate(slopes))
+        return mp.fsum(error * abs(slope) for error, slope in terms if slope != 0)  # 0 wins over inf
 
+    def _error(self, i: int, logs: bool) -> Any:
+        a = abs(self.args[i])
+        return max(1, a) if logs and self.names[i].startswith("cloglog") else a * self._logarithm(i, logs)
 
-def _logarithm(name: str, a: Any, logs: bool) -> Any:
-    through_logarithm = logs and name.split("_")[0] in ("scale", "x", "q", "mean", "stddev") and a > 0
-    return max(1, abs(mp.log(a))) if through_logarithm else 1
+    def _logarithm(self, i: int, logs: bool) -> Any:
+        through_logarithm = logs and self.names[i].split("_")[0] in ("scale", "x", "q", "mean", "stddev")
+        return max(1, abs(mp.log(self.args[i]))) if through_logarithm and self.args[i] > 0 else 1
 
 
 def call(name: str, args: tuple[Number, ...], zero: str = "zi_logits") -> Number:
@@ -289,4 +291,5 @@ def evaluate(name: str, args: tuple[float, ...], zero: str = "zi_logits") -> Exa
     out = out if isinstance(out, Jet) else Jet(out)
     n, none = range(len(points)), mpf(0)
     hess = tuple(tuple(out.h.get((min(i, j), max(i, j)), none) for j in n) for i in n)
-    return Exact(FORMULAS[name][1], points, out.v, tuple(out.g.get(i, none) for i in n), hess)
+    names = tuple(n.replace("zero", zero) for n in FORMULAS[name][1])
+    return Exact(names, points, out.v, tuple(out.g.get(i, none) for i in n), hess)

@@ -4,17 +4,17 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_zilognormal.distribution import validation
 from pyro_zilognormal.distribution.score import ForwardsScore
+from pyro_zilognormal.distribution.shared import SharesParameters, describe
 from pyro_zilognormal.distribution.support import NonnegativeWithAtom
-from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal, describe
+from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
 
 
-class LeftCensoredZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
+class LeftCensoredZeroInflatedLogNormal(ForwardsScore, SharesParameters):
     r"""A zero-inflated log-normal X of which only max(X, limit) is known.
 
     .. math::
@@ -60,7 +60,6 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     }
     support = NonnegativeWithAtom()
     has_rsample = False
-    _validate_args: bool
 
     def __init__(
         self,
@@ -77,10 +76,7 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         self._uncensored = ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
         self.zeros_known = zeros_known
         shape = validation.broadcast_shapes(parameters=self._uncensored.batch_shape, limit=self._limit.shape)
-        super().__init__(shape, validate_args=False)
-        self.__dict__.pop("_validate_args")  # log_prob follows the global switch as it is then, unless told here
-        if validate_args is not None:
-            self._validate_args = validate_args
+        super().__init__(shape, validate_args)
         if self._validate_args:
             validation.check_parameter("limit", self._limit, constraints.nonnegative, finite=True)
 
@@ -129,12 +125,7 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         Raises:
             ValueError: it does not.
         """
-        batch_shape = torch.Size(batch_shape)
-        validation.check_expands("batch_shape", self.batch_shape, batch_shape)
-        new = self._get_checked_instance(LeftCensoredZeroInflatedLogNormal, _instance)
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = batch_shape
-        return new
+        return self._expanded(LeftCensoredZeroInflatedLogNormal, batch_shape, _instance)
 
     def log_prob(self, value: Tensor | float) -> Tensor:
         """The log density of X above the limit, the log probability of a censored value from 0 to the limit.

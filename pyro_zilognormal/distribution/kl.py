@@ -74,7 +74,7 @@ class _KLNormals(WithSlopes):
         sum_of_squares = rooted * growth + z * z
         apart = _scaled_ratio(rooted, growth, q_scale).clamp(min=0) + z * (z / q_scale)
         in_q_scale = -torch.where(sum_of_squares.isinf(), apart, sum_of_squares / q_scale)
-        return root * (z / q_scale), in_p_scale, in_q_scale, torch.where(output < math.inf, output, 0)
+        return _scaled_ratio(root, z, q_scale), in_p_scale, in_q_scale, torch.where(output < math.inf, output, 0)
 
 
 def _rooted(shift: Tensor, p_scale: Tensor, q_scale: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -43,7 +43,7 @@ def only_one(**arguments: Any) -> tuple[str, Any]:
 
 
 def as_tensors(**arguments: Any) -> list[Tensor]:
-    """The arguments as tensors of one device and one floating dtype, the widest among the tensors."""
+    """The arguments as tensors that broadcast, of one device and one floating dtype, the widest among the tensors."""
     for name, argument in arguments.items():
         check_real(name, argument)
     tensors = {name: a for name, a in arguments.items() if isinstance(a, Tensor)}
@@ -52,6 +52,7 @@ def as_tensors(**arguments: Any) -> list[Tensor]:
         raise ValueError(f"{NAME}: parameters must share one device, got {devices}. Move them with .to(...) first.")
     floating = [a.dtype for a in tensors.values() if a.is_floating_point()] or [torch.get_default_dtype()]
     like, dtype = next(iter(tensors.values()), torch.empty(())), reduce(torch.promote_types, floating)
+    broadcast_shapes(**{name: a.shape for name, a in tensors.items()})
     return [a.to(dtype) if isinstance(a, Tensor) else like.new_tensor(a, dtype=dtype) for a in arguments.values()]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
@@ -13,6 +12,7 @@ from torch.distributions import constraints
 from pyro_zilognormal import density
 from pyro_zilognormal.density.sparse import log_density_sum
 from pyro_zilognormal.distribution import validation
+from pyro_zilognormal.distribution.from_moments import FromMoments
 from pyro_zilognormal.distribution.sampling import draw
 from pyro_zilognormal.distribution.score import (
     ForwardsScore,
@@ -21,14 +21,15 @@ from pyro_zilognormal.distribution.score import (
     provide_score,
     require_score,
 )
+from pyro_zilognormal.distribution.shared import SharesParameters, describe
 from pyro_zilognormal.distribution.support import NonnegativeWithAtom
-from pyro_zilognormal.numerics import moments, parametrizations, quantiles
+from pyro_zilognormal.numerics import moments, quantiles
 from pyro_zilognormal.numerics.normal import exp_or_inf
 from pyro_zilognormal.numerics.shapes import broadcast
 from pyro_zilognormal.numerics.zero_part import ZERO_PARTS, ZeroPart
 
 
-class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
+class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
     r"""Zero-inflated log-normal: exactly 0 with probability pi, log-normal otherwise.
 
     .. math::
@@ -84,7 +85,6 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     support = NonnegativeWithAtom()
     has_enumerate_support = False
     has_rsample = PathwiseUnlessTraced()
-    _validate_args: bool
 
     def __init__(
         self,
@@ -100,95 +100,15 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
     ) -> None:
         location, loc = validation.only_one(loc=loc, mu=mu)
         parameter, zero = validation.only_one(zi_logits=zi_logits, zi_probs=zi_probs, cloglog=cloglog)
-        given = {location: loc, "scale": scale, parameter: zero}
-        self._loc, self._scale, zero = validation.as_tensors(**given)
+        self._loc, self._scale, zero = validation.as_tensors(**{location: loc, "scale": scale, parameter: zero})
         self._zero_part = ZERO_PARTS[parameter](zero)
-        shapes = zip(given, (self._loc.shape, self._scale.shape, zero.shape), strict=True)
-        super().__init__(validation.broadcast_shapes(**dict(shapes)), validate_args=False)
-        self.__dict__.pop("_validate_args")  # torch would check full-size views of what is checked below as given
-        if validate_args is not None:
-            self._validate_args = validate_args
+        super().__init__(broadcast(self._loc.shape, self._scale.shape, zero.shape), validate_args)
         if self._validate_args:
             self._check_parameters()
         if isinstance(normal_mu, Tensor):
             validation.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
         self.normal_mu = normal_mu
         self._score_count = ScoreCount(parameter)
-
-    @classmethod
-    def from_mean(
-        cls,
-        mean: float | Tensor,
-        scale: float | Tensor,
-        zi_logits: float | Tensor | None = None,
-        *,
-        zi_probs: float | Tensor | None = None,
-        cloglog: float | Tensor | None = None,
-        validate_args: bool | None = None,
-    ) -> "ZeroInflatedLogNormal":
-        r"""The distribution with a given E[X], zeros included, as a regression of the marginal mean needs it.
-
-        .. math:: \text{loc} = \log \text{mean} - \log(1 - \pi) - \text{scale}^2 / 2
-
-        Args:
-            mean: E[X] > 0, in units of x.
-            scale: standard deviation of log X given X > 0, > 0.
-            zi_logits, zi_probs, cloglog: the zero part, as in the constructor; P(X = 0) < 1.
-            validate_args: as in the constructor.
-
-        Raises:
-            TypeError, ValueError: as the constructor, or, with validation, a mean that is not positive and finite.
-
-        Example:
-            >>> d = ZeroInflatedLogNormal.from_mean(3.0, 0.5, zi_probs=0.25)
-            >>> d.mean, d.zi_probs
-            (tensor(3.), tensor(0.2500))
-        """
-        parameter, zero = validation.only_one(zi_logits=zi_logits, zi_probs=zi_probs, cloglog=cloglog)
-        given = {"mean": mean, "scale": scale, parameter: zero}
-        mean, scale, zero = validation.as_tensors(**given)
-        validation.broadcast_shapes(**{name: t.shape for name, t in zip(given, (mean, scale, zero), strict=True)})
-        if cls._validate_args if validate_args is None else validate_args:
-            validation.check_parameter("mean", mean, constraints.positive, finite=True)
-        loc = parametrizations.loc_of_mean(mean, scale, ZERO_PARTS[parameter](zero))
-        return cls(loc, scale, validate_args=validate_args, **{parameter: zero})
-
-    @classmethod
-    def from_moments(
-        cls,
-        mean: float | Tensor,
-        stddev: float | Tensor,
-        zi_probs: float | Tensor,
-        validate_args: bool | None = None,
-    ) -> "ZeroInflatedLogNormal":
-        r"""The distribution with a given mean and standard deviation of X, zeros included.
-
-        .. math:: \text{scale}^2 = \log\big((1 - \pi)(1 + (\text{stddev} / \text{mean})^2)\big)
-
-        Args:
-            mean: E[X] > 0, in units of x.
-            stddev: the standard deviation of X, in units of x, above mean sqrt(pi / (1 - pi)): the zeros alone give
-                that much.
-            zi_probs: probability of a zero, in [0, 1).
-            validate_args: as in the constructor.
-
-        Raises:
-            TypeError, ValueError: as the constructor, or, with validation, moments that no distribution has.
-
-        Example:
-            >>> d = ZeroInflatedLogNormal.from_moments(3.0, 4.0, zi_probs=0.25)
-            >>> d.mean, d.stddev
-            (tensor(3.), tensor(4.))
-        """
-        given = {"mean": mean, "stddev": stddev, "zi_probs": zi_probs}
-        mean, stddev, zero = validation.as_tensors(**given)
-        validation.broadcast_shapes(**{name: t.shape for name, t in zip(given, (mean, stddev, zero), strict=True)})
-        part = ZERO_PARTS["zi_probs"](zero)
-        loc, scale = parametrizations.loc_and_scale_of_moments(mean, stddev, part)
-        if cls._validate_args if validate_args is None else validate_args:
-            validation.check_parameter("mean", mean, constraints.positive, finite=True)
-            validation.check_moments(stddev, scale)
-        return cls(loc, scale, zi_probs=zero, validate_args=validate_args)
 
     def _check_parameters(self) -> None:
         name, zero = self._zero_part.parameter, self._zero_part.tensor
@@ -246,11 +166,7 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         Raises:
             ValueError: it does not.
         """
-        batch_shape = torch.Size(batch_shape)
-        validation.check_expands("batch_shape", self.batch_shape, batch_shape)
-        new = self._get_checked_instance(ZeroInflatedLogNormal, _instance)
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = batch_shape
+        new = self._expanded(ZeroInflatedLogNormal, batch_shape, _instance)
         new._score_count = ScoreCount(self._zero_part.parameter)
         return new
 
@@ -462,10 +378,3 @@ class ZeroInflatedLogNormal(ForwardsScore, TorchDistribution):
         shown = {"loc": self._loc, "scale": self._scale, self._zero_part.parameter: self._zero_part.tensor}
         parts = [f"{k}: {describe(v, self.batch_shape)}" for k, v in shown.items()]
         return f"ZeroInflatedLogNormal({', '.join(parts)})"
-
-
-def describe(parameter: Tensor, batch_shape: torch.Size) -> Any:
-    """The number, or the size of a tensor of several and of one on the meta device."""
-    if parameter.numel() == 1 and not parameter.is_meta:
-        return parameter.item()
-    return broadcast(parameter.shape, batch_shape)

@@ -48,9 +48,12 @@ def log_survival_function(value: Tensor, loc: Tensor, scale: Tensor, zero_part: 
 
 def icdf(q: Tensor, loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:
     """0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi))), from the smaller of the two tails."""
-    positive = (q > zero_part.zero) & (q < 1)
-    upper = 1 - q < q - zero_part.zero
-    tail = torch.where(positive, torch.where(upper, 1 - q, q - zero_part.zero), 0.5)
+    zero = zero_part.zero
+    # q - pi; near 1 the digits are those of 1 - pi and 1 - q.
+    below = torch.where(zero > 0.5, zero_part.positive - (1 - q), q - zero)
+    positive = (q > zero) & (below > 0) & (q < 1)
+    upper = 1 - q < below
+    tail = torch.where(positive, torch.where(upper, 1 - q, below), 0.5)
     log_tail = tail.log() - torch.where(positive, zero_part.log_positive, 0)
     depth = ndtri_exp(log_tail)
     inside = _quantile(torch.where(positive, q, 0.5), loc, scale, zero_part, positive, depth, upper, tail)

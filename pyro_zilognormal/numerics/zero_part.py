@@ -76,6 +76,11 @@ class ZeroPart:
         """The parameter in which log(1 - pi) falls, and the logarithm of how fast it does."""
         return self.tensor, self.log_zero
 
+    @property
+    def log_slope(self) -> Tensor:
+        """log dpi / dparameter, of the parameter in which log(1 - pi) falls."""
+        return self.log_zero + self.log_positive
+
     def log_variance(self) -> Tensor:
         """log pi(1 - pi); near pi = 1/2, where its derivative vanishes, from the skew."""
         skew = self.skew
@@ -85,7 +90,8 @@ class ZeroPart:
 
     def entropy(self, positive: Tensor) -> Tensor:
         """H(Bernoulli(pi)) + (1 - pi) times the entropy of the positive part; 0 log 0 = 0."""
-        return _Entropy.apply(*torch.broadcast_tensors(self.tensor, positive))
+        parts = self.falling[0], self.log_slope, self.log_zero, self.log_positive, self.logits, positive
+        return _Entropy.apply(*torch.broadcast_tensors(*parts))
 
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         """(1 - pi) a, or (1 - pi) (b + pi) a."""
@@ -157,7 +163,8 @@ class ProbZeroPart(ZeroPart):
         return self.tensor, -self.log_positive
 
     def entropy(self, positive: Tensor) -> Tensor:
-        return _entropy(self, positive)
+        logs = _finite(self.log_zero), _finite(self.log_positive)
+        return _EntropyOfProb.apply(*torch.broadcast_tensors(self.zero, self.positive, *logs, positive))
 
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.
@@ -195,14 +202,7 @@ class CloglogZeroPart(ZeroPart):
 
     @property
     def log_positive(self) -> Tensor:
-        rate = self._rate
-        tiny, large = rate < 1e-4, rate > math.log(2)
-        small = torch.where(tiny, rate, 0)
-        # log(rate) + log((1 - exp(-rate)) / rate), the latter by its series: the rate itself may underflow.
-        series = self.tensor - small / 2 + small.square() / 24
-        middle = torch.log(-torch.expm1(-torch.where(tiny | large, 1, rate)))
-        upper = torch.log1p(-_exp(torch.where(large, -rate, -1)))
-        return torch.where(tiny, series, torch.where(large, upper, middle))
+        return _LogPositiveOfCloglog.apply(self.tensor)
 
     @property
     def skew(self) -> Tensor:
@@ -220,19 +220,34 @@ class CloglogZeroPart(ZeroPart):
 
     @property
     def falling(self) -> tuple[Tensor, Tensor]:
-        log_slope = self.tensor + self.log_zero - self.log_positive
-        return -self.tensor, torch.where(self.log_zero > -math.inf, log_slope, -math.inf)
+        possible = self.log_zero > -math.inf
+        return -self.tensor, torch.where(possible, self.log_slope - self.log_positive, -math.inf)
 
-    def entropy(self, positive: Tensor) -> Tensor:
-        return _entropy(self, positive)
+    @property
+    def log_slope(self) -> Tensor:
+        return self.tensor + self.log_zero
 
 
 ZERO_PARTS = {kind.parameter: kind for kind in (ZeroPart, ProbZeroPart, CloglogZeroPart)}
 
 
-def _entropy(part: ZeroPart, positive: Tensor) -> Tensor:
-    logs = _finite(part.log_zero), _finite(part.log_positive)
-    return _EntropyOfProb.apply(*torch.broadcast_tensors(part.zero, part.positive, *logs, positive))
+class _LogPositiveOfCloglog(WithSlopes):
+    """log(1 - exp(-rate)), whose slope rate / (exp(rate) - 1) is at most 1 where those of its steps overflow."""
+
+    @staticmethod
+    def forward(cloglog: Tensor) -> Tensor:
+        rate = exp_or_inf(cloglog)
+        # log(rate) + log((1 - exp(-rate)) / rate), the latter by its series: the rate itself may underflow.
+        series = cloglog - rate / 2 + rate.square() / 24
+        middle, upper = torch.log(-torch.expm1(-rate)), torch.log1p(-torch.exp(-rate))
+        return torch.where(rate < 1e-4, series, torch.where(rate > math.log(2), upper, middle))
+
+    @staticmethod
+    def slopes(cloglog: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
+        rate = exp_or_inf(cloglog)
+        inside = (rate > 0) & (rate < log_max(rate.dtype))
+        some = torch.where(inside, rate, 1)
+        return (torch.where(inside, some / torch.expm1(some), torch.where(rate > 0, 0, 1)),)
 
 
 class _EntropyOfProb(WithSlopes):
@@ -250,20 +265,24 @@ class _EntropyOfProb(WithSlopes):
 
 
 class _Entropy(WithSlopes):
-    """The entropy. Its slope in the logits is -pi (1 - pi) (logits + positive), where the sum may nearly cancel."""
+    """The entropy. Its slope is -exp(log_slope) (logits + positive), where the sum may nearly cancel.
+
+    What follows from the parameter has no slope of its own.
+    """
 
     @staticmethod
-    def forward(logits: Tensor, positive: Tensor) -> Tensor:
-        log_p, log_q = logsigmoid(logits), logsigmoid(-logits)
-        return -log_p.exp() * _finite(log_p) - log_q.exp() * _finite(log_q) + exp_times(log_q, positive)
+    def forward(
+        parameter: Tensor, log_slope: Tensor, log_zero: Tensor, log_positive: Tensor, logits: Tensor, positive: Tensor
+    ) -> Tensor:
+        of_zero, of_positive = (log.exp() * _finite(log) for log in (log_zero, log_positive))
+        return exp_times(log_positive, positive) - of_positive - of_zero
 
     @staticmethod
-    def slopes(logits: Tensor, positive: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
+    def slopes(*saved: Tensor) -> Sequence[Tensor]:
+        _, log_slope, _, log_positive, logits, positive, _ = saved
         inside = logits.abs() < math.inf
-        log_variance = torch.where(inside, logsigmoid(logits) + logsigmoid(-logits), 0)
-        slope = -exp_times(log_variance, torch.where(inside, logits, 0) + positive)
-        in_logits = torch.where(inside, slope, 0)
-        return in_logits, logsigmoid(-logits).exp()
+        slope = -exp_times(torch.where(inside, log_slope, 0), torch.where(inside, logits, 0) + positive)
+        return torch.where(inside, slope, 0), *[torch.zeros_like(slope)] * 4, log_positive.exp()
 
 
 def _exp(log: Tensor) -> Tensor:

@@ -12,7 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import ZILNVAE, FittedVAE, ZILNVAEGuide, fit_vae
-from pyro_zilognormal.singlecell.arguments import check_device
+from pyro_zilognormal.singlecell.arguments import (
+    callbacks_of,
+    check_device,
+    flag,
+    items,
+    real,
+    text_or_none,
+    whole,
+)
 from pyro_zilognormal.singlecell.depth import Depth
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.formula import column
@@ -30,7 +38,7 @@ _BATCH_SIZE = 128
 # where it lies would be slow.
 _NEIGHBOURS, _MIXED = 32, 16
 _HELD_OUT_SHARE, _MOST_HELD_OUT = 0.1, 1000
-_FEWEST_CELLS = 50
+_FEWEST_CELLS, _WIDEST = 50, 10_000
 
 
 class CellBatches(Minibatches):
@@ -115,6 +123,7 @@ class Embedding:
         held_out: which cells were held out, of shape (cells,).
         genes: names of the genes.
         batches: names of the batches; one name, "", if there are none.
+        settings: how they were read and fitted, as plain values.
     """
 
     fitted: FittedVAE
@@ -122,6 +131,87 @@ class Embedding:
     held_out: NDArray[np.bool_]
     genes: list[str]
     batches: list[str]
+    settings: dict[str, Any]
+
+    def write(self, adata: Any, key_added: str = "X_ziln") -> None:
+        """Write the latent values to ``obsm[key_added]`` and the settings to ``uns[key_added]``."""
+        adata.obsm[key_added] = self.fitted.latent(self.cells).mean.numpy(force=True)
+        known = {name: value for name, value in self.settings.items() if value is not None}
+        adata.uns[key_added] = {"params": known}
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Cells that have been read and checked, with an autoencoder that is to be fitted to them."""
+
+    model: ZILNVAE
+    guide: ZILNVAEGuide
+    cells: CellBatches
+    held_out: NDArray[np.bool_]
+    batches: list[str]
+    settings: dict[str, Any]
+
+    def fit(self, steps: int, callbacks: Sequence[Callback | Callable[[Run], Any]] = ()) -> Embedding:
+        """Fit the autoencoder to the cells that are not held out."""
+        every = self.cells
+        train, test = (np.flatnonzero(chosen) for chosen in (~self.held_out, self.held_out))
+        fitted = fit_vae(
+            self.model,
+            self.guide,
+            CellBatches(every.clean, train, every.conditions, True, str(every.device)),
+            held_out=_in_memory(every, test),
+            steps=steps,
+            seed=self.settings["seed"],
+            callbacks=callbacks,
+        )
+        ended = {"steps": fitted.result.steps, "stop_reason": fitted.result.stop_reason}
+        genes = every.clean.expression.genes
+        return Embedding(fitted, every, self.held_out, genes, self.batches, self.settings | ended)
+
+
+def prepare(
+    adata: Any,
+    *,
+    batch: str | None = None,
+    layer: str | None = None,
+    use_raw: bool = False,
+    scale: str | None = None,
+    depth: str | None = "auto",
+    detection_threshold: float = 0.0,
+    latent: int = 10,
+    hidden: Sequence[int] = (128,),
+    linear: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+) -> Prepared:
+    """Read and check the cells, and make the autoencoder, with the arguments of :func:`embed`."""
+    for module in ("anndata", "pandas", "scipy"):
+        require(module)
+    seed, device, linear = whole("seed", seed, 0, 2**32 - 1), check_device(device), flag("linear", linear)
+    latent = whole("latent", latent, 1, _WIDEST)
+    hidden = [whole("hidden", size, 1, _WIDEST) for size in items("hidden", hidden, "sizes of layers")]
+    if not hidden:
+        raise SingleCellError("hidden is empty; needed the size of one layer or more, also of a linear decoder")
+    depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
+    clean = _cleaner(adata, layer, use_raw, scale, detection_threshold)
+    number = clean.expression.shape[0]
+    names, *conditions, known = _conditions(adata.obs, batch, depth, clean)
+    cells = CellBatches(clean, np.arange(number), conditions, False, device)
+    held_out = _hold_out(number, seed)
+    statistics, *_ = read_statistics(clean, held_out.astype(np.int64), 2, conditions[-1])
+    with isolated(seed):
+        model = ZILNVAE(
+            SufficientStatistics.from_value(statistics.value[:1]),
+            latent=latent,
+            batches=len(names),
+            covariates=0 if conditions[1] is None else 1,
+            hidden=hidden,
+            linear=linear,
+        ).to(device)
+        guide = ZILNVAEGuide(model).to(device)
+    settings = {"batch": batch, "layer": layer, "use_raw": use_raw, "scale": clean.scale, "depth": known}
+    settings |= {"detection_threshold": clean.threshold, "linear": linear, "hidden": hidden, "seed": seed}
+    return Prepared(model, guide, cells, held_out, names, settings)
 
 
 def embed(
@@ -190,65 +280,39 @@ def embed(
         >>> found.fitted.normalized_expression(found.cells).shape
         torch.Size([200, 30])
     """
-    for module in ("anndata", "pandas", "scipy"):
-        require(module)
     check_key(key_added)
-    device = check_device(device)
+    steps, denoise, callbacks = whole("steps", steps, 1), flag("denoise", denoise), callbacks_of(callbacks, checkpoint)
+    prepared = prepare(
+        adata,
+        batch=batch,
+        layer=layer,
+        use_raw=use_raw,
+        scale=scale,
+        depth=depth,
+        detection_threshold=detection_threshold,
+        latent=latent,
+        hidden=hidden,
+        linear=linear,
+        seed=seed,
+        device=device,
+    )
+    found = prepared.fit(steps, callbacks)
+    found.write(adata, key_added)
+    if denoise:
+        adata.layers[DENOISED] = found.fitted.normalized_expression(found.cells, seed=seed).numpy(force=True)
+    return found
+
+
+def _cleaner(adata: Any, layer: Any, use_raw: Any, scale: Any, threshold: Any) -> Cleaner:
+    """Return the matrix that is meant, and how to bring its values to the linear scale."""
+    layer, use_raw = text_or_none("layer", layer, "the name of a layer"), flag("use_raw", use_raw)
+    threshold = real("detection_threshold", threshold, lambda v: 0 <= v < np.inf, "a number >= 0, in linear units")
     expression = _by_rows(find_expression(adata, layer, use_raw))
-    scale, _ = choose_scale(scale, expression, declared_scale(adata.uns) if expression.log1p else None, False)
-    clean = Cleaner(expression, scale, detection_threshold)
-    cells = clean.expression.shape[0]
+    cells = expression.shape[0]
     if cells < _FEWEST_CELLS:
         raise SingleCellError(f"adata has {cells} cells; needed at least {_FEWEST_CELLS} to learn an embedding from")
-    names, codes = _batches(adata.obs, batch)
-    known = None if depth is None and scale != "counts" else Depth.find(adata.obs, depth, clean)
-    offset = np.log(known.size_factor) if known and scale == "counts" else None
-    covariates = None
-    if known and depth is not None and known.bin.any():
-        log = np.log(known.value)
-        covariates = (log - log.mean())[:, None]
-    conditions = codes if len(names) > 1 else None, covariates, offset
-    held_out = _hold_out(cells, seed)
-    statistics, *_ = read_statistics(clean, held_out.astype(np.int64), 2, offset)
-    training = SufficientStatistics.from_value(statistics.value[:1])
-    with isolated(seed):
-        model = ZILNVAE(
-            training,
-            latent=latent,
-            batches=len(names),
-            covariates=0 if covariates is None else 1,
-            hidden=hidden,
-            linear=linear,
-        ).to(device)
-        guide = ZILNVAEGuide(model).to(device)
-    train, test = (np.flatnonzero(chosen) for chosen in (~held_out, held_out))
-    if checkpoint is not None:
-        callbacks = [*callbacks, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)]
-    everything = CellBatches(clean, np.arange(cells), conditions, False, device)
-    fitted = fit_vae(
-        model,
-        guide,
-        CellBatches(clean, train, conditions, True, device),
-        held_out=_in_memory(everything, test),
-        steps=steps,
-        seed=seed,
-        callbacks=callbacks,
-    )
-    adata.obsm[key_added] = fitted.latent(everything).mean.numpy(force=True)
-    if denoise:
-        adata.layers[DENOISED] = fitted.normalized_expression(everything, seed=seed).numpy(force=True)
-    settings: dict[str, Any] = {
-        "batch": batch,
-        "layer": layer,
-        "use_raw": use_raw,
-        "scale": scale,
-        "linear": linear,
-        "seed": seed,
-    }
-    settings |= {"depth": known.name if known else None, "detection_threshold": detection_threshold}
-    settings |= {"steps": fitted.result.steps, "stop_reason": fitted.result.stop_reason, "hidden": list(hidden)}
-    adata.uns[key_added] = {"params": {name: value for name, value in settings.items() if value is not None}}
-    return Embedding(fitted, everything, held_out, clean.expression.genes, names)
+    scale, _ = choose_scale(scale, expression, declared_scale(adata.uns) if expression.log1p else None, False)
+    return Cleaner(expression, scale, threshold)
 
 
 def _by_rows(expression: Expression) -> Expression:
@@ -263,12 +327,18 @@ def _by_rows(expression: Expression) -> Expression:
     return replace(expression, matrix=expression.matrix.tocsr())
 
 
-def _batches(obs: Any, batch: str | None) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the names of the batches, and the batch of each cell."""
-    if batch is None:
-        return [""], np.zeros(len(obs), np.int64)
-    codes, levels = require("pandas").factorize(column(obs, batch, "batch"), sort=True)
-    return [str(level) for level in levels], codes.astype(np.int64)
+def _conditions(obs: Any, batch: str | None, depth: str | None, clean: Cleaner) -> tuple[Any, ...]:
+    """Return names of the batches; batch, covariates and offset of the cells, None for none; and the depth's name."""
+    names, code = [""], None
+    if batch is not None:
+        code, levels = require("pandas").factorize(column(obs, batch, "batch"), sort=True)
+        names, code = [str(level) for level in levels], code.astype(np.int64) if len(levels) > 1 else None
+    known = None if depth is None and clean.scale != "counts" else Depth.find(obs, depth, clean)
+    if known is None:
+        return names, code, None, None, None
+    log = np.log(known.value)
+    covariates = (log - log.mean())[:, None] if depth is not None and known.bin.any() else None
+    return names, code, covariates, np.log(known.size_factor) if clean.scale == "counts" else None, known.name
 
 
 def _hold_out(cells: int, seed: int) -> NDArray[np.bool_]:

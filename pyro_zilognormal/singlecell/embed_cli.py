@@ -29,7 +29,7 @@ from pyro_zilognormal.singlecell.cli import (
     _say,
     _whole,
 )
-from pyro_zilognormal.singlecell.embed import Embedding, embed
+from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.on_disk import open_cells
@@ -40,7 +40,7 @@ DESCRIPTION = (
     "Embed cells in a few dimensions, corrected for batches; write an h5ad file, checks of genes and a report."
 )
 _KEY = "X_ziln"
-_SETTINGS = ("batch", "layer", "use_raw", "scale", "depth", "latent", "linear", "steps", "seed", "device")
+_SETTINGS = ("batch", "layer", "use_raw", "scale", "depth", "latent", "linear", "seed", "device")
 _REPLICATED = 50
 _DRAWN_CELLS, _DRAWN_LEVELS = 20_000, 20
 _PAGE = """<!DOCTYPE html>
@@ -87,19 +87,16 @@ def _embed(options: argparse.Namespace, out: ExitStack) -> int:
         named = {"batch": options.batch, "label": options.label}
         labels = {name: column(adata.obs, name, argument) for argument, name in named.items() if name}
         _say(options, f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes")
-        found = embed(
-            adata,
-            **{name: getattr(options, name) for name in _SETTINGS},
-            callbacks=[Progress(False if options.quiet else None)],
-            checkpoint=Checkpoint(_prepare_out(options.out, out), seconds=_SECONDS_A_SAVE, resume=options.resume),
-            key_added=_KEY,
-        )
+        prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
+        checkpoint = Checkpoint(_prepare_out(options.out, out), seconds=_SECONDS_A_SAVE, resume=options.resume)
+        found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
+        found.write(adata, _KEY)
         table = gene_table(found, options.seed)
         embedded = require("anndata").AnnData(obs=adata.obs, obsm={_KEY: adata.obsm[_KEY]}, uns={_KEY: adata.uns[_KEY]})
     fit = found.fitted.result
     numbers = {
         "versions": {"pyro-zilognormal": __version__},
-        "settings": {name: getattr(options, name) for name in ("source", "label", *_SETTINGS)},
+        "settings": {name: getattr(options, name) for name in ("source", "label", "steps", *_SETTINGS)},
         "fit": {"stop_reason": fit.stop_reason, "steps": fit.steps, "best_step": fit.best_step},
         "seconds": round(fit.seconds, 3),
         "held_out_elbo_per_value": _held_out(found),

@@ -78,7 +78,9 @@ class Formula:
         self.columns = [self._own(str(name)) for name in model_matrix.columns]
         used = {_root(name) for name in self._spec.variables_by_source.get("data", ())} & set(frame.columns)
         coded = {_root(name) for f in self._spec.factor_contrasts for name in self._spec.factor_variables[f]}
-        self.variables, self.coded = sorted(own.get(n, n) for n in used), {own.get(n, n) for n in coded}
+        self.variables = sorted(own.get(name, name) for name in used)
+        self.coded = {own.get(name, name) for name in coded & used}
+        self._check_levels()
 
     def rows(self, values: Any, numbers: set[str]) -> NDArray[np.float64]:
         """Return the rows of the matrix for a table of the variables' values; ``numbers`` need not be whole."""
@@ -94,6 +96,16 @@ class Formula:
                 return make()
         except Exception as error:  # as above
             raise SingleCellError(f"formula: {self.text!r} does not fit adata.obs: {self._said(error)}") from error
+
+    def _check_levels(self) -> None:
+        """Raise for a level that formulaic would leave out in silence, so that its cells were of the first level."""
+        for name in sorted(self.coded):
+            for level in self.frame[name].unique():
+                if isinstance(level, str) and level.startswith("__"):
+                    raise SingleCellError(
+                        f"formula: level {level!r} of obs[{name!r}] starts with two underscores, which formulaic keeps "
+                        "for itself; rename it"
+                    )
 
     def _unknown(self, name: str, obs: Any) -> SingleCellError:
         """Return the error for a name that obs does not have, which may be a part of one that has to be quoted."""

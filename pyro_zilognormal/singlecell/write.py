@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_zilognormal.singlecell.errors import SingleCellError, require, unknown
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, unknown
 
 # Columns that also go to varm, as arrays of genes x contrasts.
 _IN_VARM = ("log_fc", "log_fc_sd", "prob_de", "lfsr", "expected_fdr", "pval", "padj")
@@ -46,6 +46,8 @@ def check_key(key_added: Any) -> None:
         raise SingleCellError(f"key_added is {key_added!r}; needed text without '/', which files take as a path")
 
 
+# Files take no column of such a name, nor one with "/" in it.
+_NO_COLUMNS = (".", "..", "_index")
 _SCANPY_FIELDS: dict[str, tuple[str, str]] = {
     "names": ("variable", "O"),
     "scores": ("score", "float32"),
@@ -58,10 +60,11 @@ _SCANPY_FIELDS: dict[str, tuple[str, str]] = {
 def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_groups") -> None:
     """Write results as scanpy's ``rank_genes_groups`` does, for scanpy's tables and plots.
 
-    A group is the test level of a contrast, or the contrast where levels would be ambiguous. ``logfoldchanges`` are
-    posterior means, ``scores`` are posterior means over posterior standard deviations. ``pvals`` and ``pvals_adj`` are
-    those of the test of samples. Where there is none, without random effects, they are not p-values: they hold the
-    local false sign rate and the expected false discovery rate.
+    A group is the test level of a contrast, or the contrast where levels would be ambiguous. Files take no colon in its
+    name: it is left out, or another sign stands for it where two would be one. ``logfoldchanges`` are posterior means,
+    ``scores`` are posterior means over posterior standard deviations. ``pvals`` and ``pvals_adj`` are those of the test
+    of samples. Where there is none, without random effects, they are not p-values: they hold the local false sign rate
+    and the expected false discovery rate.
 
     Args:
         adata: an AnnData with results in ``uns[key]``.
@@ -70,6 +73,7 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
 
     Raises:
         UnknownNameError: there are no results under the key.
+        SingleCellError: levels that are one without colons.
 
     Example:
         After ``to_scanpy(adata)``, ``scanpy.get.rank_genes_groups_df(adata, group="stim")``.
@@ -91,7 +95,7 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
         found[name] = np.empty(len(table) // len(parts), dtype=[(group, dtype) for group in parts])
         for group, part in parts.items():
             found[name][group] = part[column].to_numpy()
-    if not any("/" in group for group in parts):  # files take no column with "/" in its name
+    if not any("/" in group or group in _NO_COLUMNS for group in parts):
         for name, column in (("pts", "detection_test"), ("pts_rest", "detection_ref")):
             shares = {group: part.set_index("variable")[column] for group, part in parts.items()}
             found[name] = require("pandas").DataFrame(shares)
@@ -101,8 +105,12 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
 def _group_names(params: Mapping[str, Any], contrasts: list[str]) -> list[str]:
     tests = [str(t) for t in params["test_levels"]]
     same = len({*params["columns"]}) == 1 and len({*params["reference_levels"]}) == 1
-    names = tests if same and len({*tests}) == len(contrasts) else contrasts
-    return [name.replace(":", "") for name in names]  # zarr takes no colon in the name of a field
+    names = tests if same and all(tests) and len({*tests}) == len(contrasts) else contrasts
+    for instead in ("", "_", "-", "|"):  # zarr takes no colon in the name of a field
+        found = [name.replace(":", instead) for name in names]
+        if len({*found}) == len(names) and all(found):
+            return found
+    raise SingleCellError(f"contrast: {listed(names)} are one without colons, which files do not take; rename a level")
 
 
 def _scanpy_params(params: Mapping[str, Any], correction: str) -> dict[str, Any]:

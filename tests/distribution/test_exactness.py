@@ -22,7 +22,7 @@ from tests.exactness import (
 )
 from tests.jets import mp
 from tests.oracle import FORMULAS, evaluate
-from tests.points import EXTREME, anywhere_points, extreme_points, nearly_equal_points, random_points
+from tests.points import EXTREME, anywhere_points, extreme_points, nearly_equal_points, random_points, rounded
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 ALL = pytest.mark.parametrize("name", [*QUANTITIES, *DIVERGENCES])
@@ -72,6 +72,28 @@ def test_parameters_of_moments(name: str, dtype: torch.dtype) -> None:
 def test_below_a_limit(dtype: torch.dtype) -> None:
     points = random_points("log_prob_censored", N, dtype, 11)
     passes(examine("log_prob_censored", points[points[:, -1] > 0], dtype))
+
+
+F32, F64 = torch.float32, torch.float64
+# Points that the hunts found: a product or tail is ordinary, though one of its factors is not.
+FOUND: list[tuple[str, str, torch.dtype, tuple[float, ...]]] = [
+    ("kl", "zi_logits", F32, (-1.06266, 1.56248, 75.0499, -49.97304, 1.59419e-28, 1.13604e-05)),
+    ("kl", "zi_logits", F64, (0.589622, 45.266294, 498.18222, -816.71013, 2.8837855e-217, -1.214153)),
+    ("kl", "cloglog", F64, (-36.60129, 46.32101, -7.0242459, 413.79682, 9.814407e-153, -1.0020674)),
+    ("mean", "cloglog", F32, (33.861286, 10.485716, 0.11221153)),
+    ("variance", "cloglog", F32, (1.339272, 6.833064, -8.977184)),
+    ("entropy", "cloglog", F32, (8.8022729e10, 0.03942828, -105.961372)),
+    ("entropy", "cloglog", F64, (1.75693e100, 0.03942828, -847.69101)),
+    ("perplexity", "cloglog", F64, (1.75693e100, 0.03942828, -847.69101)),
+    ("icdf", "cloglog", F64, (16.48731458562294, 1.3022274108962866, -18.11844892282022, 0.9999999885570999)),
+    ("icdf", "zi_logits", F64, (-2.649291101288273, 1.1284689374643253, 14.83415627641153, 0.999999722880617)),
+    ("icdf", "zi_logits", F32, (-0.8513190150260925, 1.0475431680679321, 11.794581413269043, 0.9999945759773254)),
+]
+
+
+@pytest.mark.parametrize(("name", "zero", "dtype", "point"), FOUND)
+def test_points_that_hunts_found(name: str, zero: str, dtype: torch.dtype, point: tuple[float, ...]) -> None:
+    passes(examine(name, rounded(np.array([point]), dtype), dtype, zero=zero, logs=True))
 
 
 @DTYPES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import fractions
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ import scipy.sparse as sp
 import torch
 
 from pyro_zilognormal.models import Condition
-from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, api, differential_expression
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, api, differential_expression, embed
+from pyro_zilognormal.singlecell.embed import CellBatches
 from pyro_zilognormal.svi import CheckpointError
 from tests.cli.cli_cases import cells, file_of, run
 from tests.singlecell.cell_cases import experiment, fitted, frame, values
@@ -39,6 +41,7 @@ def _no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         raise Accepted
 
     monkeypatch.setattr(api, "fit_hurdle", fit)
+    monkeypatch.setattr(sys.modules[CellBatches.__module__], "fit_vae", fit)
 
 
 class Pool:
@@ -281,6 +284,8 @@ def bad_data(pool: Pool) -> Any:
 
 MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "priors", "draws", "device")
 CALL = ("groupby", "groups", "reference", "delta", "fdr", "max_error", "credible", "key_added", "copy", "seed", "steps")
+EMBED = ("batch", "layer", "use_raw", "scale", "depth", "detection_threshold", "latent", "hidden", "linear", "denoise")
+EMBED += ("steps", "seed", "device", "callbacks", "checkpoint", "key_added")
 FIT = ("seed", "steps", "batch_size", "callbacks", "checkpoint")
 
 
@@ -324,7 +329,12 @@ def step_by_step(pool: Pool) -> None:
     pool.one(calls)()
 
 
-FRONT_ENDS = {"one call": one_call, "step by step": step_by_step}
+def embedding(pool: Pool) -> None:
+    """Embed cells."""
+    embed(experiment() if pool.rng.random() < 0.6 else bad_data(pool), **settings(pool, EMBED, 1))
+
+
+FRONT_ENDS = {"one call": one_call, "step by step": step_by_step, "embedding": embedding}
 
 
 def end_of(call: Callable[[Pool], None], seed: int) -> str | None:
@@ -367,13 +377,17 @@ def test_the_calls_are_mixed() -> None:
     assert sum(issubclass(end, SingleCellError) for end in ends) > FEW
 
 
-OPTIONS = ("--formula", "--contrast", "--donor", "--layer", "--scale", "--offset", "--depth", "--detection-threshold")
-OPTIONS += ("--delta", "--fdr", "--max-error", "--seed", "--steps", "--device", "--use-raw", "--resume", "--strict")
+GOOD = {"de": ("--formula", "~ condition", "--contrast", "condition", "stim", "ctrl"), "embed": ()}
+SHARED = ("--layer", "--scale", "--depth", "--seed", "--steps", "--device", "--use-raw", "--resume", "--strict")
+OPTIONS = {
+    "de": (*SHARED, "--formula", "--contrast", "--donor", "--offset", "--delta", "--fdr", "--max-error"),
+    "embed": (*SHARED, "--batch", "--label", "--latent", "--linear", "--follow-links"),
+}
 
 
-def words(pool: Pool) -> Iterator[str]:
+def words(pool: Pool, options: tuple[str, ...]) -> Iterator[str]:
     """Arguments of a process, which hold no zero."""
-    for option in pool.rng.choice(OPTIONS, int(pool.rng.integers(0, 4))):
+    for option in pool.rng.choice(options, int(pool.rng.integers(0, 4))):
         yield str(option)
         number = int(pool.rng.integers(0, 6)) if option == "--contrast" else int(pool.rng.integers(0, 2))
         for _ in range(number):
@@ -390,16 +404,17 @@ def words(pool: Pool) -> Iterator[str]:
             yield pool.one(drawn).replace("\0", "").encode(errors="replace").decode()
 
 
+@pytest.mark.parametrize("verb", GOOD)
 @pytest.mark.parametrize(
     "seeds", [range(FEW), pytest.param(range(FEW, MANY), marks=pytest.mark.slow)], ids=["few", "many"]
 )
-def test_a_bad_command_ends_in_one_line(seeds: range, tmp_path: Path) -> None:
+def test_a_bad_command_ends_in_one_line(seeds: range, verb: str, tmp_path: Path) -> None:
     path, problems = file_of(tmp_path, cells(sex=np.where(np.arange(60) % 4 < 2, "f", "m"))), []
-    good = ("--formula", "~ condition", "--contrast", "condition", "stim", "ctrl")
+    good = GOOD[verb]
     for seed in seeds:
         pool = Pool(seed)
         base = good if pool.rng.random() < 0.7 else good[: int(pool.rng.integers(6))]
-        given = ("de", path, *base, *words(pool), "--out", tmp_path / "out")
+        given = (verb, path, *base, *words(pool, OPTIONS[verb]), "--out", tmp_path / "out")
         try:
             ran = run(*given)
             line = ran.problems.removesuffix("\n")

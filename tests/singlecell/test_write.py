@@ -11,8 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_zilognormal.singlecell import differential_expression, result_parameters, to_scanpy, write_results
+from pyro_zilognormal.singlecell import (
+    SingleCellError,
+    differential_expression,
+    result_parameters,
+    to_scanpy,
+    write_results,
+)
 from tests.singlecell.cell_cases import GENES, experiment, fitted, frame
+from tests.singlecell.scanpy_reader import groups, rank_genes_groups_df
 
 STIM = ("condition", "stim", "ctrl")
 WRITERS = ["h5ad", "zarr"]
@@ -163,6 +170,43 @@ def test_groups_of_any_name(reference: str, kind: str, tmp_path: pathlib.Path) -
     assert back.uns["rank_genes_groups"]["params"]["groupby"] == "type"
     assert back.uns["rank_genes_groups"]["params"]["reference"] == reference
     assert list(adata.obs.columns) == [*frame().columns, "type"]
+
+
+# Levels, and the groups that scanpy reads.
+NAMED = {
+    "colons": (["1:10", "110"], ["1_10", "110"]),
+    "colons and more": (["1:10", "110", "1_10"], ["1-10", "110", "1_10"]),
+    "none": (["", "b"], [" vs ref", "b vs ref"]),
+    "paths": ([".", "..", "a/b", "_index"], [".", "..", "a/b", "_index"]),
+    "any": (["-TNF", "$\\frac{$", "基因😀", "\n", " lead"], ["-TNF", "$\\frac{$", "基因😀", "\n", " lead"]),
+}
+
+
+@zarr2
+@pytest.mark.parametrize("case", NAMED)
+def test_each_level_is_a_group_of_its_own(case: str, tmp_path: pathlib.Path) -> None:
+    levels, wanted = NAMED[case]
+    adata = experiment()
+    adata.obs["type"] = pd.Categorical(np.resize([*levels, "ref"], 160))
+    table = differential_expression(adata, groupby="type", reference="ref", steps=10)
+    to_scanpy(adata)
+    for back in (adata, *(through(adata, kind, tmp_path) for kind in WRITERS)):
+        found = back.uns["rank_genes_groups"]
+        assert sorted(groups(found)) == sorted(wanted)
+        assert len(rank_genes_groups_df(found, None)) == len(table)
+        for level, group in zip(levels, wanted, strict=True):
+            own = table[table["contrast"] == f"{level} vs ref"].set_index("variable")["log_fc"]
+            part = rank_genes_groups_df(found, group).set_index("names")["logfoldchanges"]
+            np.testing.assert_allclose(part, own.loc[part.index], rtol=1e-6)
+
+
+def test_levels_that_are_one_without_colons_are_refused() -> None:
+    adata = experiment()
+    adata.obs["type"] = pd.Categorical(np.resize(["1:1", "11", "1_1", "1-1", "1|1", "ref"], 160))
+    differential_expression(adata, groupby="type", reference="ref", steps=10)
+    with pytest.raises(SingleCellError, match=r"1:1.* are one without colons.*rename a level"):
+        to_scanpy(adata)
+    assert "rank_genes_groups" not in adata.uns
 
 
 def test_groups_are_contrasts() -> None:

@@ -1,0 +1,38 @@
+"""Parameters that are checked once, as they are given, and that `expand` shares instead of copying."""
+
+from typing import Any, Self
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyro_zilognormal.distribution import validation
+from pyro_zilognormal.numerics.shapes import broadcast
+
+
+class SharesParameters(TorchDistribution):
+    """A distribution that keeps its parameters in the shapes in which they are given."""
+
+    _validate_args: bool
+
+    def __init__(self, batch_shape: torch.Size, validate_args: bool | None) -> None:
+        super().__init__(batch_shape, validate_args=False)  # torch would check views of the full size
+        self.__dict__.pop("_validate_args")  # methods follow the global switch as it is then, unless told here
+        if validate_args is not None:
+            self._validate_args = validate_args
+
+    def _expanded(self, kind: type, batch_shape: torch.Size, instance: Any) -> Self:
+        """Return a copy of a larger batch_shape; a subclass of `kind` with another constructor must define expand."""
+        batch_shape = torch.Size(batch_shape)
+        validation.check_expands("batch_shape", self.batch_shape, batch_shape)
+        new = self._get_checked_instance(kind, instance)
+        new.__dict__.update(self.__dict__)
+        new._batch_shape = batch_shape
+        return new
+
+
+def describe(parameter: Tensor, batch_shape: torch.Size) -> Any:
+    """The number, or the size of a tensor of several and of one on the meta device."""
+    if parameter.numel() == 1 and not parameter.is_meta:
+        return parameter.item()
+    return broadcast(parameter.shape, batch_shape)
