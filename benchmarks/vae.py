@@ -116,7 +116,7 @@ def counts(path: str, donor: str) -> Cells:
     return Cells(os.path.basename(path), values, batch, (log - log.mean())[:, None], label)
 
 
-def fit(kind: type[ZILNVAE], cells: Cells, train: Tensor, stop_by: tuple[Tensor | None, ...]) -> FittedVAE:
+def fit(kind: type[ZILNVAE], cells: Cells, train: Tensor, stop_by: Tensor) -> FittedVAE:
     torch.manual_seed(0)
     arguments = cells.part(train)
     own = {"x": arguments[0]} if kind is LogNormalised else {}
@@ -124,8 +124,19 @@ def fit(kind: type[ZILNVAE], cells: Cells, train: Tensor, stop_by: tuple[Tensor 
     statistics = SufficientStatistics.from_cells(arguments[0])
     model = kind(statistics, batches=batches, covariates=1, **own)
     data = Minibatches(*arguments, batch_size=128, plate="cells")
-    held_out = Minibatches(*stop_by, batch_size=128, plate="cells")
+    held_out = Minibatches(*cells.part(stop_by), batch_size=128, plate="cells")
     return fit_vae(model, ZILNVAEGuide(model), data, held_out=held_out, steps=20_000)
+
+
+def splits(cells: int, folds: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the cells to train on, to stop by and to judge of the first folds of five, all of them apart."""
+    order = torch.randperm(cells, generator=torch.Generator().manual_seed(0))
+    size = cells // 5
+    found = []
+    for start in range(0, folds * size, size):
+        test, train = order[start : start + size], torch.cat([order[:start], order[start + size :]])
+        found.append((train.sort().values, test[: size // 5], test[size // 5 :]))
+    return found
 
 
 @torch.no_grad()
@@ -141,12 +152,18 @@ def of_positive_values(fitted: FittedVAE, arguments: tuple[Any, ...]) -> float:
     return total / number
 
 
-def zero_share(fitted: FittedVAE, arguments: tuple[Any, ...]) -> tuple[float, float]:
-    """Return the mean error of the share of zeros by gene in held-out cells, and what chance alone would make of it."""
-    check = fitted.predictive_check(*arguments, draws=50)
-    replicated = check.replicated["zero fraction"]
-    error = (replicated.mean(0) - check.observed["zero fraction"]).abs().mean()
-    return float(error), float((replicated - replicated.mean(0)).abs().mean())
+def zero_share(fits: list[FittedVAE], judged: list[tuple[Any, ...]]) -> float:
+    """Return the mean error of the share of zeros by gene in all judged cells; folds are of one size."""
+    checks = [fitted.predictive_check(*cells, draws=50) for fitted, cells in zip(fits, judged, strict=True)]
+    errors = [check.replicated["zero fraction"].mean(0) - check.observed["zero fraction"] for check in checks]
+    return float(torch.stack(errors).mean(0).abs().mean())
+
+
+def noise_of_shares(x: Tensor, cells: int) -> float:
+    """Return the mean error of the true shares of zeros against shares in some cells: binomial, by simulation."""
+    truth = (x == 0).double().mean(0).numpy()
+    drawn = np.random.default_rng(0).binomial(cells, truth, (2000, len(truth))) / cells
+    return float(np.abs(drawn - truth).mean())
 
 
 def false_calls(fitted: FittedVAE, cells: Cells, rows: Tensor, splits: int = 5) -> float:
@@ -159,33 +176,30 @@ def false_calls(fitted: FittedVAE, cells: Cells, rows: Tensor, splits: int = 5) 
     return float(torch.stack(called).mean())
 
 
-def report(cells: Cells) -> None:
-    order = torch.randperm(len(cells.x), generator=torch.Generator().manual_seed(0))
-    number = max(len(order) // 5, min(len(order) // 2, 500))  # few cells would tell little of zero shares
-    test, train = order[:number], order[number:].sort().values
-    stop_by, judged = cells.part(test[: number // 5]), cells.part(test[number // 5 :])
-    genes = cells.x.shape[1]
+def report(cells: Cells, folds: int) -> None:
+    parts, genes = splits(len(cells.x), folds), cells.x.shape[1]
+    judged = [cells.part(test) for _, _, test in parts]
+    number, (train, stop_by, test) = sum(len(part[0]) for part in judged), map(len, parts[0])
     print(f"\n## {cells.name}: {len(cells.x)} cells x {genes} genes\n")
-    print(f"{len(train)} cells trained on, {len(stop_by[0])} to stop by, {len(judged[0])} judged, ", end="")
-    shares = [(part == 0).double().mean(0) for part in (cells.x[train], judged[0])]
+    print(f"{folds} of 5 folds, each of {train} cells to train on, {stop_by} to stop by and {test} judged. True shares")
     print(
-        f"whose share of zeros by gene differs from that of the first by {(shares[0] - shares[1]).abs().mean():.4f}.\n"
+        f"of zeros would differ from those of {number} cells by {noise_of_shares(cells.x, number):.4f} in the mean.\n"
     )
-    print("| likelihood | log likelihood a value | of positive values | error of zero shares | by chance | s | steps |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| likelihood | log likelihood a value | of positive values | error of zero shares | s | steps |")
+    print("| --- | --- | --- | --- | --- | --- |")
     names = {ZILNVAE: "ZILN (ours)", FeatureGate: "zero part by gene, at least 1/2", LogNormalised: "Normal of log1p"}
     for kind, name in names.items():
         start = time.process_time()
-        fitted = fit(kind, cells, train, stop_by)
-        seconds = time.process_time() - start
-        positive = of_positive_values(fitted, judged)
-        cell = ["no mass at 0", f"{positive:.3f}", "-", "-"]
+        fits = [fit(kind, cells, train, stop_by) for train, stop_by, _ in parts]
+        seconds, steps = (time.process_time() - start) / folds, np.mean([f.result.steps for f in fits])
+        pairs = list(zip(fits, judged, strict=True))
+        cell = ["no mass at 0", f"{np.mean([of_positive_values(*pair) for pair in pairs]):.3f}", "-"]
         if kind is not LogNormalised:
-            likelihood = float(fitted.log_likelihood(*judged, particles=PARTICLES).mean()) / genes
-            cell = [f"{likelihood:.4f}", f"{positive:.3f}", *(f"{value:.4f}" for value in zero_share(fitted, judged))]
-        print(f"| {name} | {' | '.join(cell)} | {seconds:.0f} | {fitted.result.steps} |", flush=True)
+            likelihood = torch.cat([f.log_likelihood(*part, particles=PARTICLES) for f, part in pairs]).mean() / genes
+            cell = [f"{likelihood:.4f}", cell[1], f"{zero_share(fits, judged):.4f}"]
+        print(f"| {name} | {' | '.join(cell)} | {seconds:.0f} | {steps:.0f} |", flush=True)
         if kind is ZILNVAE:
-            ours = fitted
+            ours = fits[0]
     common = max(set(cells.label), key=list(cells.label).count)
     rows = torch.from_numpy(np.flatnonzero(cells.label == common))[:MOST_HALVED]
     print(f"\nGenes called between random halves of {len(rows)} {common} cells: {false_calls(ours, cells, rows):.2%}.")
@@ -237,9 +251,9 @@ def main() -> None:
     )
     print(f"Versions: ours {__version__}, torch {torch.__version__}; Python {platform.python_version()}; ", end="")
     print(f"{torch.get_num_threads()} thread. Seconds are those of the processor, as others share the machine.")
-    report(pbmc())
+    report(pbmc(), folds=5)
     if len(sys.argv) > 3:
-        report(counts(*sys.argv[1:3]))
+        report(counts(*sys.argv[1:3]), folds=1)
         memory(sys.argv[3])
 
 

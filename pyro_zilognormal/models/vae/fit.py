@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import TraceMeanField_ELBO
 from torch import nn
 
 from pyro_zilognormal.models.vae.guide import ZILNVAEGuide
@@ -59,7 +58,7 @@ def fit_vae(
 ) -> FittedVAE:
     """Fit model and guide until held-out cells are no better explained, and go back to the best parameters.
 
-    This is ``svi.fit`` with a closed KL divergence, whose weight rises to 1, Adam at a learning rate of 0.001, and
+    This is ``svi.fit`` with a weight of the KL divergence that rises to 1, Adam at a learning rate of 0.001, and
     early stopping. Weight decay gives the decoder's weights a Normal prior of variance 1 / (2 fan-in) (Neal 1996): the
     loss is that of all cells, so that few cells are fitted by a smoother decoder.
 
@@ -94,7 +93,6 @@ def fit_vae(
             *data,
             steps=steps,
             optimizer=functools.partial(_adam, weights=_weights(model)),
-            loss=TraceMeanField_ELBO(),
             seed=seed,
             callbacks=[
                 *callbacks,

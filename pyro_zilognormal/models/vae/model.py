@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.nn import PyroModule
 from pyro.nn.module import to_pyro_module_
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 from pyro_zilognormal.models.vae.networks import Conditions, Decoder, GeneStatistics
@@ -22,18 +23,21 @@ class ZILNVAE(PyroModule):
     For cell n with batch and covariates :math:`c_n` and gene g,
 
     .. math::
-        z_n &\sim \mathrm{Normal}(0, I) \\
+        z_n &\sim \sum_k w_k \, \mathrm{Normal}(m_k, I), \quad m_1 = 0 \\
         (\mu_{n}, \ell_{n}) &= \mathrm{decoder}(z_n, c_n) \\
         x_{ng} &\sim \mathrm{ZILN}(\mu_{ng} + \mathrm{offset}_n,\; \sigma_g,\; \ell_{ng})
 
-    The log odds of a zero, :math:`\ell`, are of each cell and gene, of any sign. The decoder is a perceptron, or linear
-    in z; batch and covariates enter every layer. Sites are ``z``, of shape (cells, latent), and ``x``, of shape (cells,
-    genes), in the plate ``cells``, where a minibatch of b cells is scaled by N / b.
+    The prior of z is a mixture with learnt weights and means: one Normal would squeeze kinds of cells together until
+    they lie no further apart than their states. The log odds of a zero, :math:`\ell`, are of each cell and gene, of any
+    sign. The decoder is a perceptron, or linear in z; batch and covariates enter every layer. Sites are ``z``, of shape
+    (cells, latent), and ``x``, of shape (cells, genes), in the plate ``cells``, where a minibatch of b cells is scaled
+    by N / b.
 
     Args:
         statistics: of the training cells, one or more groups of them: they give N, the number of genes, the units in
             which the networks work and where they start, so that the unit of x does not matter.
         latent: number of latent dimensions.
+        components: number of Normals in the prior of z; 1 for a standard Normal.
         batches: number of batches; 1 for none.
         covariates: number of covariates, such as the log depth, which explains zeros; centre them.
         hidden: sizes of the encoder's hidden layers, and in reverse those of the decoder's.
@@ -44,6 +48,7 @@ class ZILNVAE(PyroModule):
 
     References:
         R. Lopez et al., Deep generative modeling for single-cell transcriptomics, Nature Methods 15 (2018).
+        J. Tomczak and M. Welling, VAE with a VampPrior, AISTATS (2018), for mixtures as priors.
 
     Example:
         >>> import torch
@@ -64,13 +69,15 @@ class ZILNVAE(PyroModule):
         statistics: SufficientStatistics,
         *,
         latent: int = 10,
+        components: int = 20,
         batches: int = 1,
         covariates: int = 0,
         hidden: Sequence[int] = (128,),
         linear: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"latent": latent, "batches": batches, **{f"hidden[{i}]": size for i, size in enumerate(hidden)}}
+        sizes = {"latent": latent, "components": components, "batches": batches}
+        sizes |= {f"hidden[{i}]": size for i, size in enumerate(hidden)}
         for name, size in sizes.items():
             whole(name, size, 1)
         whole("covariates", covariates, 0)
@@ -83,6 +90,8 @@ class ZILNVAE(PyroModule):
             raise ValueError("statistics hold no cell; needed those of the training cells")
         self.latent, self.hidden = latent, tuple(hidden)
         self.genes, self.conditions = GeneStatistics(statistics), Conditions(batches, covariates)
+        self.means = nn.Parameter(torch.randn(components - 1, latent))
+        self.weight_logits = nn.Parameter(torch.zeros(components))
         self.decoder = Decoder(self.genes, latent, self.conditions, () if linear else self.hidden[::-1])
         to_pyro_module_(self)
 
@@ -103,9 +112,15 @@ class ZILNVAE(PyroModule):
         """
         x = self.genes.values(x)
         with pyro.plate("cells", max(self.cells, len(x)), subsample_size=len(x)):
-            prior = dist.Normal(x.new_zeros(self.latent), x.new_ones(self.latent)).expand([len(x), self.latent])
-            z = pyro.sample("z", prior.to_event(1))
+            z = pyro.sample("z", self.prior.expand([len(x)]))
             pyro.sample("x", self.likelihood(z, batch, covariates, offset).to_event(1), obs=x)
+
+    @property
+    def prior(self) -> dist.MixtureSameFamily:
+        """The distribution of a cell's latent value."""
+        means = torch.cat([self.means.new_zeros(1, self.latent), self.means])  # the first one fixes the origin
+        components = dist.Normal(means, 1.0).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.weight_logits), components)
 
     def likelihood(
         self,

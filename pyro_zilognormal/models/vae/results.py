@@ -127,8 +127,8 @@ class FittedVAE:
                 q, total = self.guide.posterior(x, *conditions), torch.tensor(-math.inf)
                 for _ in range(particles):
                     z = q.sample()
-                    gain = Normal(0.0, 1.0).log_prob(z) - q.log_prob(z)
-                    joint = self.model.likelihood(z, *conditions).log_prob(x.to(z)).sum(-1) + gain.sum(-1)
+                    gain = self.model.prior.log_prob(z) - q.log_prob(z).sum(-1)
+                    joint = self.model.likelihood(z, *conditions).log_prob(x.to(z)).sum(-1) + gain
                     total = torch.logaddexp(total.to(joint), joint)
                 found.append(total - math.log(particles))
         return torch.cat(found)

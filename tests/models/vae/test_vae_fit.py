@@ -53,7 +53,9 @@ def test_the_held_out_likelihood_is_that_of_quadrature():
     grid = torch.linspace(-8, 8, 4001)
     with torch.no_grad():
         joint = model.likelihood(grid[:, None, None].expand(-1, 10, 1)).log_prob(x).sum(-1)
-    exact = torch.logsumexp(joint + Normal(0.0, 1.0).log_prob(grid)[:, None], 0) + np.log(16 / 4000)
+        means = torch.cat([torch.zeros(1), model.means[:, 0]])
+        prior = (model.weight_logits.softmax(0) * Normal(means, 1.0).log_prob(grid[:, None]).exp()).sum(-1)
+    exact = torch.logsumexp(joint + prior.log()[:, None], 0) + np.log(16 / 4000)
     found = torch.stack([partly.log_likelihood(x, particles=250, seed=s) for s in range(6)])
     error = found.std(0) / 6**0.5
     assert error.max() < 0.05

@@ -40,10 +40,9 @@ def test_the_loss_is_minus_the_elbo_scaled_from_the_minibatch_to_all_cells(loss)
     zero = dist.Bernoulli(logits=logits)
     positive = zero.log_prob(torch.zeros(())) + dist.LogNormal(mu, sigma).log_prob(values.clamp(min=1e-30))
     likelihood = torch.where(values == 0, zero.log_prob(torch.ones(())), positive).sum()
-    prior = dist.Normal(0.0, 1.0)
-    drawn = q.log_prob(z) - prior.log_prob(z)
-    closed = (q.mean**2 + q.stddev**2 - 1) / 2 - q.stddev.log()
-    kl = closed if loss is TraceMeanField_ELBO else drawn
+    means = torch.cat([torch.zeros(1, 2).double(), model.means])
+    of_each = model.weight_logits.log_softmax(0) + dist.Normal(means, 1.0).log_prob(z[:, None]).sum(-1)
+    kl = q.log_prob(z).sum(-1) - of_each.logsumexp(-1)
     assert found == pytest.approx((10 * (kl.sum() - likelihood)).item(), rel=1e-9)
 
 
@@ -122,6 +121,7 @@ STATISTICS = SufficientStatistics.from_cells(X)
 EMPTY = SufficientStatistics.from_value(torch.zeros(1, 3, 5, dtype=torch.float64))
 BAD_MODELS = [
     ({"latent": 0}, "latent is 0"),
+    ({"components": 0}, "components is 0"),
     ({"batches": 0}, "batches is 0"),
     ({"covariates": -1}, "covariates is -1"),
     ({"hidden": ()}, "hidden is empty"),

@@ -48,7 +48,7 @@ def fitted() -> FittedVAE:
     """Return a linear model fitted to the first 1,000 planted cells, which tests leave as it is."""
     cells = planted()
     x, batch = cells.x[:1000], cells.batch[:1000]
-    model, guide = small(x, latent=LATENT, batches=2, hidden=(32,), linear=True)
+    model, guide = small(x, latent=LATENT, components=1, batches=2, hidden=(32,), linear=True)
     data = Minibatches(x, batch, batch_size=128, plate="cells")
     held_out = cells.x[1000:], cells.batch[1000:]
     return fit_vae(model, guide, data, held_out=held_out, steps=1400, warm_up=100)
