@@ -21,6 +21,7 @@ from pyro_zilognormal.singlecell.reading import read_statistics
 from pyro_zilognormal.singlecell.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.write import check_key
 from pyro_zilognormal.sufficient import SufficientStatistics
+from pyro_zilognormal.sufficient.dask import is_dask
 from pyro_zilognormal.svi import Batch, Callback, Checkpoint, Minibatches, Run
 from pyro_zilognormal.svi.data import digest
 from pyro_zilognormal.svi.elbo import isolated
@@ -254,6 +255,11 @@ def embed(
 
 def _by_rows(expression: Expression) -> Expression:
     """Return a matrix whose rows can be sliced; one in memory that is stored by column is turned."""
+    if is_dask(expression.matrix):
+        raise SingleCellError(
+            f"{expression.where} is a dask array, of which minibatches of cells would compute whole chunks again and "
+            "again; needed a matrix in memory or on disk: open_cells(path) reads an h5ad or zarr file by rows"
+        )
     if getattr(expression.matrix, "format", "") != "csc":
         return expression
     if not hasattr(expression.matrix, "tocsr"):

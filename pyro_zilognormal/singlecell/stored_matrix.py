@@ -24,7 +24,7 @@ _VALUES_A_TASK = 1 << 20
 
 
 class MatrixOnDisk:
-    """A dense matrix in an open file, read by rows; pickled, it opens the file anew."""
+    """A dense matrix in an open file, read by rows; in another process :meth:`reopen` opens the file anew."""
 
     def __init__(self, matrix: Any, where: str) -> None:
         self.shape, self.dtype, self._where, self._arrays = tuple(matrix.shape), matrix.dtype, where, [matrix]
@@ -34,10 +34,13 @@ class MatrixOnDisk:
             return np.asarray(self._arrays[0][rows])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_arrays": [_Address.of(array) for array in self._arrays]}
+        """Leave out indptr, which has a number for each cell of the file; a worker reads as much as it needs."""
+        state = self.__dict__ | {"_arrays": [_Address.of(array) for array in self._arrays]}
+        state.pop("indptr", None)
+        return state
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+    def reopen(self) -> None:
+        """Open the file, where that has not been done in this process."""
         with self._telling():
             self._arrays = [_opened(array) for array in self._arrays]
 
@@ -66,7 +69,8 @@ class MatrixOnDisk:
 
     def _bytes(self, values: int) -> int:
         """Return the memory that so many values take, or a chunk on disk where that is more."""
-        return sum(max(values, math.prod(a.chunks or (1,))) * a.dtype.itemsize for a in self._arrays)
+        open_ones = [array for array in self._arrays[:2] if not isinstance(array, _Address)]
+        return sum(max(values, math.prod(a.chunks or (1,))) * a.dtype.itemsize for a in open_ones)
 
 
 class SparseOnDisk(MatrixOnDisk):
@@ -77,16 +81,15 @@ class SparseOnDisk(MatrixOnDisk):
         self.shape, self.format, self._where = tuple(dataset.shape), dataset.format, where
         self._major, self._minor = self.shape if self.format == "csr" else self.shape[::-1]
         with self._telling():
-            self._arrays = [group["data"], group["indices"]]
-            self.dtype, pointer = self._arrays[0].dtype, group["indptr"]
-            stored = {int(math.prod(array.shape)) for array in self._arrays}
-            vectors = all(len(array.shape) == 1 for array in (*self._arrays, pointer))
+            self._arrays = [group["data"], group["indices"], group["indptr"]]
+            self.dtype, pointer = self._arrays[0].dtype, self._arrays[2]
+            stored = {int(math.prod(array.shape)) for array in self._arrays[:2]}
+            vectors = all(len(array.shape) == 1 for array in self._arrays)
             if not vectors or pointer.dtype.kind not in "iu" or self._arrays[1].dtype.kind not in "iu":
                 self._refuse("its arrays are not vectors, or their indices not whole numbers")
             if len(stored) > 1 or pointer.shape[0] != self._major + 1:
                 self._refuse("its arrays differ in length")
             self.indptr: NDArray[np.int64] = np.asarray(pointer[:]).astype(np.int64)
-            self._stored_indptr = pointer
         if self.indptr[0] != 0 or self.indptr[-1] != stored.pop() or (np.diff(self.indptr) < 0).any():
             self._refuse("its indptr does not rise from 0 to the number of stored values")
         if self.dtype.kind not in "fiub":
@@ -98,16 +101,6 @@ class SparseOnDisk(MatrixOnDisk):
         if isinstance(which, slice):
             return self._part(which.start, which.stop)
         return require("scipy.sparse").hstack([self._part(i, i + 1) for i in which], format="csc")
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out indptr, which has a number for each cell of the file; a worker reads as much as it needs."""
-        state = super().__getstate__() | {"_stored_indptr": _Address.of(self._stored_indptr)}
-        del state["indptr"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._stored_indptr = _opened(self._stored_indptr)
 
     def spans(self, values: int) -> list[tuple[int, int]]:
         """Return the first and last rows (of a CSC, columns) of blocks of at most so many values, or of one row."""
@@ -132,7 +125,7 @@ class SparseOnDisk(MatrixOnDisk):
         return make((data, indices.astype(np.int64), pointer - within.start), shape=shape)
 
     def _pointer(self, start: int, stop: int) -> NDArray[np.int64]:
-        pointer = self.__dict__.get("indptr", self._stored_indptr)
+        pointer = self.__dict__.get("indptr", self._arrays[2])  # which another process has on disk only
         with self._telling():
             return np.asarray(pointer[start : stop + 1]).astype(np.int64)
 
@@ -143,17 +136,17 @@ class SparseOnDisk(MatrixOnDisk):
 class _Address(NamedTuple):
     """Where an HDF5 dataset is: unlike an array of zarr, it cannot be pickled."""
 
-    file: str
+    path: str
     name: str
 
     @classmethod
     def of(cls, array: Any) -> Any:
-        """Return the address of a dataset of HDF5, and another array as it is."""
+        """Return the address of a dataset of HDF5, and anything else as it is."""
         return cls(array.file.filename, array.name) if hasattr(array, "file") else array
 
 
 def _opened(array: Any) -> Any:
-    return require("h5py").File(array.file, "r")[array.name] if isinstance(array, _Address) else array
+    return require("h5py").File(array.path, "r")[array.name] if isinstance(array, _Address) else array
 
 
 def spans(pointer: NDArray[np.int64], values: int) -> list[tuple[int, int]]:
@@ -177,6 +170,7 @@ def lazy(matrix: MatrixOnDisk) -> Any:
 
 def _block(matrix: MatrixOnDisk, block_info: Any) -> Any:
     """Return the block of a task."""
+    matrix.reopen()
     rows, columns = (slice(*ends) for ends in block_info[None]["array-location"])
     return matrix[:, columns] if getattr(matrix, "format", "") == "csc" else matrix[rows]
 

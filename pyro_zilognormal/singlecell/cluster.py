@@ -1,0 +1,40 @@
+"""The processes or the cluster that a command of the command line runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from pyro_zilognormal.singlecell.errors import SingleCellError
+from pyro_zilognormal.sufficient.dask import require
+
+
+@contextmanager
+def cluster(workers: int | None, address: str | None) -> Iterator[None]:
+    """Let Dask compute in so many processes of this machine, or on the cluster whose scheduler has this address.
+
+    Raises:
+        SingleCellError: the address is none, or workers died again and again.
+        OSError: nothing answers at the address.
+        ModuleNotFoundError: distributed is missing.
+    """
+    if workers is None and address is None:
+        yield
+        return
+    distributed = require("distributed")
+    with ExitStack() as stack:
+        if workers is not None:
+            # Without a dashboard no port is open to other machines.
+            local = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            address = stack.enter_context(local).scheduler_address
+        try:
+            stack.enter_context(distributed.Client(address))
+        except ValueError as error:
+            raise SingleCellError(f"cluster: {address!r} is no address ({error}); needed tcp://HOST:PORT") from error
+        try:
+            yield
+        except distributed.KilledWorker as error:
+            raise SingleCellError(
+                f"cluster: workers died again and again, most likely for lack of memory ({error}); use fewer --workers"
+                ", or workers with more memory"
+            ) from error
