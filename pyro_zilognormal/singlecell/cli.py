@@ -316,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(
         source="pbmc68k_reduced", scale="linear", formula="~ cell_type", contrast=[("cell_type", "monocyte", "T cell")]
     )
-    demo.set_defaults(workers=None, cluster=None)
+    demo.set_defaults(workers=None, cluster=None)  # it has no options for them
     return parser
 
 

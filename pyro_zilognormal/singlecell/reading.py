@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression, Values, to_linear
-from pyro_zilognormal.singlecell.stored_matrix import checked
+from pyro_zilognormal.singlecell.scale import Cleaner, Expression, on_workers, to_linear
 from pyro_zilognormal.sufficient import SufficientStatistics, row_chunks
 from pyro_zilognormal.sufficient.dask import Part, each_block, fold, gathered, is_dask, small, statistics_of
 from pyro_zilognormal.sufficient.rows import as_matrix
@@ -29,8 +28,9 @@ def read_totals(expression: Expression) -> NDArray[np.float64]:
     """Return the total counts of all cells, one block in memory at a time."""
     clean = Cleaner(expression, "counts", 0.0)
     if is_dask(expression.matrix):
-        grid = _on_dask(clean, each_block, _row_totals)
-        return np.concatenate([np.sum([one.result for one in row], 0) for row in grid])
+        grid = on_workers(clean, each_block, _row_totals)
+        clean.check()
+        return np.concatenate([np.sum(row, 0) for row in grid])
     totals = np.zeros(expression.shape[0])
     for block, rows, _ in clean_blocks(clean):
         totals[rows] += _row_totals(block)
@@ -50,8 +50,9 @@ def read_statistics(
     all three.
     """
     if is_dask(clean.expression.matrix):
-        (seen,) = _on_dask(clean, fold, _part, small(groups, n_groups), offset)
-        value = gathered([one.result for one in seen], n_groups)
+        (sums_of_blocks,) = on_workers(clean, fold, _part, small(groups, n_groups), offset)
+        clean.check()
+        value = gathered(sums_of_blocks, n_groups)
         return SufficientStatistics(*torch.from_numpy(value[:5])), value[5], value[6]
     sums = np.zeros((2, n_groups, clean.expression.shape[1]))
 
@@ -145,31 +146,3 @@ def _add_totals(
     member = require("scipy.sparse").csr_matrix((weight, (local, rows)), (len(present), len(rows)))
     sums = member @ block
     totals[present] += sums.toarray() if hasattr(sums, "toarray") else sums
-
-
-class _Seen(NamedTuple):
-    """What was computed of some blocks, and what their values look like."""
-
-    result: Any
-    values: Values
-    positive: int
-
-    def __add__(self, other: Any) -> _Seen:
-        return _Seen(self.result + other.result, self.values + other.values, self.positive + other.positive)
-
-
-def _on_dask(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any], *vectors: Any) -> list[list[_Seen]]:
-    """Compute something of each clean block on the workers, by `fold` or `each_block`; check all values at the end."""
-    with clean.naming():
-        grid = way(clean.expression.matrix, partial(_clean_and, clean.blank(), each), *vectors)
-    for one in (one for row in grid for one in row):
-        clean.seen, clean.positive = clean.seen + one.values, clean.positive + one.positive
-    clean.check()
-    return grid
-
-
-def _clean_and(clean: Cleaner, each: Callable[..., Any], block: Any, first: tuple[int, int], *vectors: Any) -> _Seen:
-    """Clean a block on a worker, and compute something of it."""
-    own = clean.blank()
-    result = each(own.nameless(checked(block, own.expression.where), *first), *vectors)
-    return _Seen(result, own.seen, own.positive)

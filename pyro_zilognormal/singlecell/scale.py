@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError, require
 from pyro_zilognormal.singlecell.stored_matrix import checked, spans
 from pyro_zilognormal.sufficient import row_chunks
-from pyro_zilognormal.sufficient.dask import is_dask
+from pyro_zilognormal.sufficient.dask import fold, is_dask
 
 #: The scales that values can be stored on. Logarithms are of 1 + x, to base e, 2 or 10.
 SCALES = ("linear", "log1p", "log2p1", "log10p1", "counts")
@@ -32,6 +33,8 @@ _LARGEST_SKEW = 10.0
 _LARGEST_SD = 0.9
 # Whole numbers among so many positive values are counts; all others are checked as they are read.
 _ENOUGH_WHOLE = 1 << 20
+# Blocks of a dask array that this process looks at, before workers look at all.
+_BLOCKS_HERE = 4
 _NO_COUNT = (
     "; needed whole numbers, as scale is 'counts': name the layer that holds raw counts, or the scale of these values, "
     "'linear' or 'log1p'"
@@ -223,11 +226,19 @@ class Values:
 def _look(expression: Expression) -> Values:
     """Return what a matrix looks like, of which as much is read as tells its scale."""
     clean = Cleaner(expression, "linear", 0.0)
-    for block, rows, columns in expression.blocks():
+    for number, (block, rows, columns) in enumerate(expression.blocks()):
+        if number == _BLOCKS_HERE and is_dask(expression.matrix):
+            clean = Cleaner(expression, "linear", 0.0)
+            on_workers(clean, fold, _nothing)
+            break
         clean(block, rows.start, columns.start)
         if clean.seen.linear or (clean.seen.counts and clean.seen.count > _ENOUGH_WHOLE):
             break
     return clean.seen
+
+
+def _nothing(block: Any) -> int:
+    return 0
 
 
 class BadValueError(Exception):
@@ -346,3 +357,36 @@ class Cleaner:
                 "use_raw=True"
             )
         return SingleCellError(f"{place}; needed finite values >= 0: repair or leave out such cells or genes")
+
+
+class _Cleaned(NamedTuple):
+    """What was computed of clean blocks, and what their values look like."""
+
+    result: Any
+    values: Values
+    positive: int
+
+    def __add__(self, other: Any) -> _Cleaned:
+        return _Cleaned(self.result + other.result, self.values + other.values, self.positive + other.positive)
+
+
+def on_workers(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any], *vectors: Any) -> list[list[Any]]:
+    """Compute something of each clean block on the workers of Dask, and record what all values look like.
+
+    Args:
+        clean: the matrix, a dask array, and how its values are brought to the linear scale.
+        way: `fold` or `each_block`.
+        each: a function of (block, a piece of each vector).
+        vectors: arrays of shape (cells,).
+    """
+    with clean.naming():
+        grid = way(clean.expression.matrix, partial(_clean_and, clean.blank(), each), *vectors)
+    for one in (one for row in grid for one in row):
+        clean.seen, clean.positive = clean.seen + one.values, clean.positive + one.positive
+    return [[one.result for one in row] for row in grid]
+
+
+def _clean_and(clean: Cleaner, each: Callable[..., Any], block: Any, first: tuple[int, int], *vectors: Any) -> _Cleaned:
+    own = clean.blank()
+    result = each(own.nameless(checked(block, own.expression.where), *first), *vectors)
+    return _Cleaned(result, own.seen, own.positive)
