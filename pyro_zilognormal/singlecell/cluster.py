@@ -9,9 +9,12 @@ from typing import Any
 from pyro_zilognormal.singlecell.errors import SingleCellError
 from pyro_zilognormal.sufficient.dask import require
 
-# Dask has workers return the memory of each array to the system, which clears it anew for the next: twice the time of
-# the processors. With these limits workers keep up to 256 MB.
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 26)}
+# Dask has workers return the memory of each array to the system, which clears it anew for the next: nearly twice the
+# time of the processors. With these limits they keep up to 256 MB.
+_KEEP_MEMORY = {
+    f"distributed.nanny.pre-spawn-environ.MALLOC_{name}_THRESHOLD_": bytes_
+    for name, bytes_ in (("TRIM", 1 << 28), ("MMAP", 1 << 26))
+}
 
 
 @contextmanager
@@ -45,6 +48,6 @@ def cluster(workers: int | None, address: str | None) -> Iterator[None]:
 
 def local_cluster(workers: int) -> Any:
     """Start so many processes of one thread each; without a dashboard no port is open to other machines."""
-    return require("distributed").LocalCluster(
-        n_workers=workers, threads_per_worker=1, dashboard_address=None, env=_KEEP_MEMORY
-    )
+    distributed = require("distributed")
+    with require("dask").config.set(_KEEP_MEMORY):
+        return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
