@@ -161,7 +161,7 @@ def page(runs: dict[tuple[int, int], list[Run]], alone: Run, error: float, load:
             f"The statistics differ from those of one pass by at most {error:.0e}, relative to each number or 1.",
             "",
             f"From {few:,} to {many:,} cells the processors need {1e6 * slope:.1f} s more for each million cells of "
-            f"{GENES:,} genes, so that {TARGET:,} cells take {TARGET * slope / 3600:.1f} core hours.",
+            f"{GENES:,} genes, so that {TARGET:,} cells take {TARGET * slope / 3600:.2f} core hours.",
         ]
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,8 +23,8 @@ def cluster(workers: int | None, address: str | None) -> Iterator[None]:
     """Let Dask compute in so many processes of this machine, or on the cluster whose scheduler has this address.
 
     Raises:
-        SingleCellError: the address is none, or workers died again and again.
-        OSError: nothing answers at the address.
+        SingleCellError: the address is none.
+        OSError: nothing answers at the address, the connection was lost, or workers died again and again.
         ModuleNotFoundError: distributed is missing.
     """
     if workers is None and address is None:
@@ -40,14 +41,17 @@ def cluster(workers: int | None, address: str | None) -> Iterator[None]:
         try:
             yield
         except distributed.KilledWorker as error:
-            raise SingleCellError(
-                f"cluster: workers died again and again, most likely for lack of memory ({error}); use fewer --workers"
-                ", or workers with more memory"
+            raise ChildProcessError(
+                "cluster: several workers died over the same cells, most likely for lack of memory; use fewer "
+                f"--workers, or workers with more memory ({error})"
             ) from error
+        except CancelledError as error:
+            raise ConnectionError(f"cluster: the connection to {address} was lost ({error}); run it again") from error
 
 
 def local_cluster(workers: int) -> Any:
-    """Start so many processes of one thread each; without a dashboard no port is open to other machines."""
+    """Start so many processes of one thread each, which listen to this machine alone."""
     distributed = require("distributed")
     with require("dask").config.set(_KEEP_MEMORY):
-        return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+        # Dask's usual port of the dashboard may be in use.
+        return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")

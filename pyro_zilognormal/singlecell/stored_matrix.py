@@ -104,7 +104,7 @@ class SparseOnDisk(MatrixOnDisk):
 
     def spans(self, values: int) -> list[tuple[int, int]]:
         """Return the first and last rows (of a CSC, columns) of blocks of at most so many values, or of one row."""
-        return spans(self.indptr, values)
+        return spans(self.indptr, values) or [(0, 0)]
 
     def check(self) -> None:
         """Read all of it once, for whoever slices it without a check."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -16,8 +18,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from distributed import KilledWorker, LocalCluster
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells, stored_matrix
+from pyro_zilognormal.singlecell.cluster import cluster
 from pyro_zilognormal.singlecell.embed import embed
 from tests.cli.cli_cases import ASKED, file_of, run
 from tests.singlecell import hostile_files
@@ -197,6 +201,47 @@ def test_the_command_line_refuses(asked: tuple[str, ...], says: str, tmp_path: p
     ran = run("de", file_of(tmp_path), *ASKED, *asked, "--out", tmp_path / "out")
     assert (ran.code, ran.problems.count("\n")) == (2, 1), ran
     assert says in ran.problems
+
+
+@pytest.mark.parametrize("form", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("shape", [(0, 6), (160, 0)])
+def test_an_empty_file_is_told(shape: tuple[int, int], form: str, tmp_path: pathlib.Path) -> None:
+    empty = experiment()[: shape[0], : shape[1]].copy()
+    empty.X = FORMS[form](empty.X)
+    empty.write_h5ad(tmp_path / "cells.h5ad")
+    refused = pytest.raises(SingleCellError, match=r"adata\.X is empty, of shape")
+    with open_cells(tmp_path / "cells.h5ad", dask=True) as adata, refused:
+        HurdleDE(adata, "~ condition")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (
+            KilledWorker("a task", SimpleNamespace(address="tcp://there"), 3),
+            ChildProcessError,
+            "lack of memory; use fewer --workers",
+        ),
+        (CancelledError("lost"), ConnectionError, "the connection to .* was lost"),
+    ],
+)
+def test_a_cluster_that_fails_is_told(error: Exception, raised: type[Exception], words: str) -> None:
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as scheduler,
+        pytest.raises(raised, match=words),
+        cluster(None, scheduler.scheduler_address),
+    ):
+        raise error
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*left out what anndata cannot read:UserWarning")
+def test_each_hostile_file_is_refused_by_workers_too(tmp_path: pathlib.Path) -> None:
+    for name, place, path in hostile_files.write_all(tmp_path):
+        with on_workers():
+            said = hostile_files.read(path, place, dask=True)
+        assert "\n" not in said
+        assert (said == "") is name.startswith("good"), (name, said)
 
 
 @pytest.mark.slow

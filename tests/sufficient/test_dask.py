@@ -190,7 +190,7 @@ def test_blocks_of_tiledb_soma() -> None:
 def client() -> Iterator[Client]:
     """Two processes of one thread each."""
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster) as connected,
     ):
         yield connected
