@@ -3,6 +3,7 @@
 The tree depends on the chunks alone, so that the result is the same to the last bit on threads, processes and clusters.
 """
 
+import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial, reduce
@@ -154,8 +155,6 @@ def check_chunks(array: Any) -> None:
 
 def require(module: str) -> Any:
     """Import a module of Dask, or raise an ImportError that says how to install it."""
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
