@@ -23,7 +23,7 @@ def state():
 before = state()
 import pyro_zilognormal
 assert state() == before, "importing changed global state"
-heavy = {"matplotlib", "anndata", "pandas", "scipy", "sklearn", "jax"} & set(sys.modules)
+heavy = {"matplotlib", "anndata", "pandas", "scipy", "sklearn", "jax", "dask"} & set(sys.modules)
 assert not heavy, heavy
 """
 

@@ -24,6 +24,7 @@ from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions
+from pyro_zilognormal.singlecell.cluster import cluster
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
 from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.pictures import draw
@@ -96,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
 
         return embed_cli.run(options)
     with ExitStack() as out:
-        with _threads(options), _cells(options) as adata:
+        with _threads(options), cluster(options.workers, options.cluster), _cells(options) as adata:
             results = _compute(options, adata, out)
         pictures, genes, problems = draw(results)
         results.warnings.extend(problems)
@@ -117,7 +118,8 @@ def _cells(options: argparse.Namespace) -> AbstractContextManager[Any]:
     if options.verb == "demo":
         return nullcontext(demo_cells())
     with _record_warnings() as left_out:
-        cells = open_cells(options.source, follow_links=options.follow_links)
+        dask = options.workers is not None or options.cluster is not None
+        cells = open_cells(options.source, follow_links=options.follow_links, dask=dask)
     for text in left_out:
         print(f"warning: {text}", file=sys.stderr)
     return cast(Any, cells)
@@ -314,6 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(
         source="pbmc68k_reduced", scale="linear", formula="~ cell_type", contrast=[("cell_type", "monocyte", "T cell")]
     )
+    demo.set_defaults(workers=None, cluster=None)  # it has no options for them
     return parser
 
 
@@ -353,6 +356,14 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
     add("--depth", metavar="COLUMN", help=_DEPTH)
     add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument("--workers", type=_whole(1), metavar="N", help="read and reduce the cells in N processes")
+    engine.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="read and reduce the cells on the Dask cluster whose scheduler is at ADDRESS, such as "
+        "tcp://10.0.0.1:8786; its workers need INPUT at the same path",
+    )
     _add_common(parser)
 
 

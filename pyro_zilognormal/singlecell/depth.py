@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pyro_zilognormal.singlecell.design import strata
 from pyro_zilognormal.singlecell.errors import DepthWarning, SingleCellError
 from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.scale import Cleaner, read_totals
+from pyro_zilognormal.singlecell.reading import read_totals
+from pyro_zilognormal.singlecell.scale import Cleaner
 
 AUTO = "auto"
 TOTALS = "total counts"

@@ -25,9 +25,11 @@ from pyro_zilognormal.singlecell.depth import Depth
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.io import find_expression
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression, choose_scale, declared_scale, read_statistics
+from pyro_zilognormal.singlecell.reading import read_statistics
+from pyro_zilognormal.singlecell.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.write import check_key
 from pyro_zilognormal.sufficient import SufficientStatistics
+from pyro_zilognormal.sufficient.dask import is_dask
 from pyro_zilognormal.svi import Batch, Callback, Checkpoint, Minibatches, Run
 from pyro_zilognormal.svi.data import digest
 from pyro_zilognormal.svi.isolation import isolated
@@ -317,6 +319,11 @@ def _cleaner(adata: Any, layer: Any, use_raw: Any, scale: Any, threshold: Any) -
 
 def _by_rows(expression: Expression) -> Expression:
     """Return a matrix whose rows can be sliced; one in memory that is stored by column is turned."""
+    if is_dask(expression.matrix):
+        raise SingleCellError(
+            f"{expression.where} is a dask array, of which minibatches of cells would compute whole chunks again and "
+            "again; needed a matrix in memory or on disk: open_cells(path) reads an h5ad or zarr file by rows"
+        )
     if getattr(expression.matrix, "format", "") != "csc":
         return expression
     if not hasattr(expression.matrix, "tocsr"):

@@ -15,9 +15,10 @@ from pyro_zilognormal.singlecell.depth import Depth, warn_of_depths
 from pyro_zilognormal.singlecell.design import Design, strata
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, unknown
 from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.on_disk import SparseOnDisk, checked
 from pyro_zilognormal.singlecell.random_effects import RandomTerm, random_terms, split_formula
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression, read_cells, read_genes, read_statistics
+from pyro_zilognormal.singlecell.reading import read_cells, read_genes, read_statistics
+from pyro_zilognormal.singlecell.scale import Cleaner, Expression
+from pyro_zilognormal.singlecell.stored_matrix import SparseOnDisk, checked
 
 # The share of positive values says something of depth if it is that of many genes.
 _FEWEST_GENES = 100

@@ -1,10 +1,9 @@
-"""Files of cells, and their matrices on disk: nothing in them is trusted before it is checked."""
+"""Files of cells, whose matrices stay on disk: nothing in them is trusted before it is checked."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -12,21 +11,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require
+from pyro_zilognormal.singlecell.stored_matrix import checked, lazy, reason
 
 _ON_DISK = ("array", "csr_matrix", "csc_matrix")
 _ALIGNED = ("layers", "obsm", "varm", "obsp", "varp")
 _DEEPEST = 32
-# HDF5 does not say that memory was lacking; blocks of so many bytes are the likely cause.
-_MUCH = 1 << 30
-# Stored values of a part that is read only to be checked.
-_VALUES_A_CHECK = 1 << 22
 
 
-def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False) -> Any:
+def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask: bool = False) -> Any:
     """Open an h5ad or zarr file as an AnnData whose matrices stay on disk.
 
     obs, var and uns are read into memory; X, raw, layers, obsm, varm, obsp and varp are read when they are sliced.
@@ -39,6 +32,8 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False) -> A
         path: the h5ad file or zarr folder.
         follow_links: whether to read a file with links, virtual datasets or external storage, which can reach other
             files.
+        dask: whether X, raw and layers are dask arrays, whose blocks the workers of Dask read and check, so that
+            :func:`differential_expression` is spread over a cluster; its machines need the file at the same path.
 
     Returns:
         An ``anndata.AnnData``.
@@ -60,7 +55,8 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False) -> A
     with suppress(ImportError):
         importlib.import_module("hdf5plugin")  # registers the filters of compressed files
     try:
-        root = require("zarr").open_group(str(path), mode="r") if path.is_dir() else require("h5py").File(path, "r")
+        full = str(path.absolute())  # workers may have another working directory
+        root = require("zarr").open_group(full, mode="r") if path.is_dir() else require("h5py").File(full, "r")
         link = None if follow_links else (_symbolic_link(path) if path.is_dir() else _hdf5_link(root))
         if link:
             raise SingleCellError(
@@ -71,12 +67,12 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False) -> A
             # Duplicate names of genes are refused later; those of cells do no harm.
             warnings.filterwarnings("ignore", r"(Observation|Variable) names are not unique", UserWarning)
             warnings.filterwarnings("ignore", ".*was written with")  # formats of old versions
-            cells = _on_disk_class()(root, path)
+            cells = _on_disk_class()(root, path, dask)
     except (ModuleNotFoundError, SingleCellError):
         raise
     except Exception as error:  # h5py, zarr and anndata raise many kinds for damaged files
         raise SingleCellError(
-            f"{str(path)!r} cannot be read as an AnnData ({_said(error)}); needed a whole file that anndata wrote, "
+            f"{str(path)!r} cannot be read as an AnnData ({reason(error)}); needed a whole file that anndata wrote, "
             "h5ad or zarr"
         ) from error
     if cells.left_out:
@@ -92,7 +88,7 @@ def _on_disk_class() -> Any:
     class AnnDataOnDisk(require("anndata").AnnData):  # type: ignore[misc]
         """An AnnData over the arrays of an open file, which ``with`` closes."""
 
-        def __init__(self, root: Any, path: Path) -> None:
+        def __init__(self, root: Any, path: Path, dask: bool) -> None:
             # The elements that cannot be read, each with the reason.
             self.left_out: list[str] = []
             if _is_old(root):
@@ -101,27 +97,29 @@ def _on_disk_class() -> Any:
                 parts["raw"] = None if old.raw is None else {"X": old.raw.X, "var": old.raw.var}
                 super().__init__(**parts)
             else:
-                super().__init__(**self._parts(root))
-                self._add_aligned(root)
+                super().__init__(**self._parts(root, dask))
+                self._add_aligned(root, dask)
             self._root = root
 
-        def _parts(self, root: Any) -> dict[str, Any]:
+        def _parts(self, root: Any, dask: bool) -> dict[str, Any]:
             parts: dict[str, Any] = {name: _table(root, name, self.left_out) for name in ("obs", "var")}
-            parts["X"] = _element(root["X"]) if "X" in root else None
+            parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
             parts["uns"] = _readable(root["uns"], "uns", self.left_out) if "uns" in root else {}
             if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
                 with _leaving_out("raw", self.left_out):
-                    raw = {"X": _element(root["raw/X"]), "var": _table(root, "raw/var", self.left_out)}
+                    matrix = _element(root["raw/X"], "adata.raw.X" if dask else None)
+                    raw = {"X": matrix, "var": _table(root, "raw/var", self.left_out)}
                     if raw["X"].shape != (len(parts["obs"]), len(raw["var"])):
                         raise ValueError(f"its X has shape {tuple(raw['X'].shape)}, its var {len(raw['var'])} genes")
                     parts["raw"] = raw
             return parts
 
-        def _add_aligned(self, root: Any) -> None:
+        def _add_aligned(self, root: Any, dask: bool) -> None:
             for name in (name for name in _ALIGNED if name in root):
                 for key in root[name]:
                     with _leaving_out(f"{name}[{key!r}]", self.left_out):
-                        getattr(self, name)[key] = _element(root[name][key])
+                        where = f"adata.layers[{key!r}]" if dask and name == "layers" else None
+                        getattr(self, name)[key] = _element(root[name][key], where)
 
         def __enter__(self) -> AnnDataOnDisk:
             return self
@@ -144,7 +142,7 @@ def _leaving_out(what: str, left_out: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        left_out.append(f"{what} ({_said(error)})")
+        left_out.append(f"{what} ({reason(error)})")
 
 
 def _readable(group: Any, where: str, left_out: list[str], names: Any = None) -> dict[str, Any]:
@@ -172,11 +170,12 @@ def _table(root: Any, where: str, left_out: list[str]) -> Any:
         return require("pandas").DataFrame(columns, index=index)
 
 
-def _element(element: Any) -> Any:
-    """Return a dense or sparse matrix on disk, and anything else (a table) in memory."""
+def _element(element: Any, on_dask: str | None) -> Any:
+    """Return a matrix on disk, or on Dask under the name that errors use, and anything else (a table) in memory."""
     if element.attrs.get("encoding-type", "array") not in _ON_DISK:
         return require("anndata.io").read_elem(element)
-    return require("anndata.io").sparse_dataset(element) if hasattr(element, "keys") else element
+    matrix = require("anndata.io").sparse_dataset(element) if hasattr(element, "keys") else element
+    return matrix if on_dask is None else lazy(checked(matrix, on_dask))
 
 
 def _hdf5_link(root: Any) -> str | None:
@@ -206,110 +205,3 @@ def _symbolic_link(folder: Path) -> str | None:
             if os.path.islink(os.path.join(where, name)):
                 return f"a symbolic link, {name!r}"
     return None
-
-
-def _said(error: BaseException) -> str:
-    lines = str(error).strip().strip("'\"").splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-class MatrixOnDisk:
-    """A dense matrix in an open file, read by rows."""
-
-    def __init__(self, matrix: Any, where: str) -> None:
-        self.shape, self.dtype, self._where, self._arrays = tuple(matrix.shape), matrix.dtype, where, [matrix]
-
-    def __getitem__(self, rows: slice) -> Any:
-        with self._telling((rows.stop - rows.start) * math.prod(self.shape[1:])):
-            return np.asarray(self._arrays[0][rows])
-
-    @contextmanager
-    def _telling(self, values: int = 0) -> Iterator[None]:
-        """Say what cannot be read, and how much memory it takes."""
-        try:
-            yield
-        except SingleCellError:
-            raise
-        except Exception as error:
-            said, needed = _said(error), self._bytes(values)
-            if isinstance(error, MemoryError) or needed >= _MUCH:
-                said = f"a block of it needs {needed / 2**30:.2g} GiB of memory ({said}); store it in smaller chunks"
-            else:
-                fix = "pip install hdf5plugin" if "filter" in said else "get a whole copy of the file"
-                said = f"the file is damaged, or lacks a filter: {said}; {fix}"
-            raise SingleCellError(f"{self._where} cannot be read; {said}, or name another layer") from error
-
-    def _bytes(self, values: int) -> int:
-        """Return the memory that so many values take, or a chunk on disk where that is more."""
-        return sum(max(values, math.prod(a.chunks or (1,))) * a.dtype.itemsize for a in self._arrays)
-
-
-class SparseOnDisk(MatrixOnDisk):
-    """A CSR or CSC matrix in an open file, read by rows or columns, each part checked before scipy sees it."""
-
-    def __init__(self, dataset: Any, where: str) -> None:
-        group, self._arrays = dataset.group, []
-        self.shape, self.format, self._where = tuple(dataset.shape), dataset.format, where
-        self._major, self._minor = self.shape if self.format == "csr" else self.shape[::-1]
-        with self._telling():
-            self._arrays = [group["data"], group["indices"]]
-            self.dtype, pointer = self._arrays[0].dtype, group["indptr"]
-            stored = {int(math.prod(array.shape)) for array in self._arrays}
-            vectors = all(len(array.shape) == 1 for array in (*self._arrays, pointer))
-            if not vectors or pointer.dtype.kind not in "iu" or self._arrays[1].dtype.kind not in "iu":
-                self._refuse("its arrays are not vectors, or their indices not whole numbers")
-            if len(stored) > 1 or pointer.shape[0] != self._major + 1:
-                self._refuse("its arrays differ in length")
-            self.indptr: NDArray[np.int64] = np.asarray(pointer[:]).astype(np.int64)
-        if self.indptr[0] != 0 or self.indptr[-1] != stored.pop() or (np.diff(self.indptr) < 0).any():
-            self._refuse("its indptr does not rise from 0 to the number of stored values")
-        if self.dtype.kind not in "fiub":
-            raise SingleCellError(f"{where} has dtype {self.dtype}; needed real numbers")
-
-    def __getitem__(self, key: Any) -> Any:
-        """Return rows of a CSR, ``[a:b]``, or columns of a CSC, ``[:, a:b]`` or ``[:, [a, b]]``."""
-        which = key if self.format == "csr" else key[1]
-        if isinstance(which, slice):
-            return self._part(which.start, which.stop)
-        return require("scipy.sparse").hstack([self._part(i, i + 1) for i in which], format="csc")
-
-    def check(self) -> None:
-        """Read all of it once, for whoever slices it without a check."""
-        start = 0
-        while start < self._major:
-            limit = self.indptr[start] + _VALUES_A_CHECK
-            stop = max(start + 1, int(np.searchsorted(self.indptr, limit, side="right")) - 1)
-            self._part(start, stop)
-            start = stop
-
-    def _part(self, start: int, stop: int) -> Any:
-        """Return some rows of a CSR or columns of a CSC, in memory."""
-        within = slice(int(self.indptr[start]), int(self.indptr[stop]))
-        with self._telling(within.stop - within.start):
-            # Scipy computes with neither 16 bits nor foreign bytes.
-            data, indices = np.asarray(self._arrays[0][within]).astype(np.float64), np.asarray(self._arrays[1][within])
-        if len(indices) and not (indices.min() >= 0 and indices.max() < self._minor):
-            self._refuse(f"an index is outside of 0 to {self._minor - 1}")
-        pointer, own = self.indptr[start : stop + 1] - within.start, stop - start
-        shape = (own, self._minor) if self.format == "csr" else (self._minor, own)
-        make = getattr(require("scipy.sparse"), f"{self.format}_matrix")
-        return make((data, indices.astype(np.int64), pointer), shape=shape)
-
-    def _refuse(self, why: str) -> None:
-        raise SingleCellError(f"{self._where} is damaged: {why}; get a whole copy of the file, or name another layer")
-
-
-def checked(matrix: Any, where: str) -> Any:
-    """Return a matrix that is safe to read by rows, or by columns if it is CSC; raise for damaged indices."""
-    if hasattr(matrix, "group"):
-        return SparseOnDisk(matrix, where)
-    if type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
-        return MatrixOnDisk(matrix, where)
-    if hasattr(matrix, "check_format"):
-        try:
-            matrix.check_format(full_check=True)
-        except ValueError as error:
-            raise SingleCellError(f"{where} is damaged: {error}; make or read it anew") from error
-        if matrix.dtype == np.float16:  # scipy computes with no 16 bits
-            return matrix.astype(np.float32)
-    return matrix

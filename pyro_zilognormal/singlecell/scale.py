@@ -1,19 +1,23 @@
-"""Read a matrix in one pass: check each value once, bring it to the linear scale, reduce it to statistics."""
+"""A matrix of cells, and the scale of its values: how it is known, checked and undone."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError, require
-from pyro_zilognormal.sufficient import SufficientStatistics, row_chunks
+from pyro_zilognormal.singlecell.stored_matrix import checked, spans
+from pyro_zilognormal.sufficient import row_chunks
+from pyro_zilognormal.sufficient.dask import fold, is_dask
 
 #: The scales that values can be stored on. Logarithms are of 1 + x, to base e, 2 or 10.
 SCALES = ("linear", "log1p", "log2p1", "log10p1", "counts")
@@ -29,6 +33,8 @@ _LARGEST_SKEW = 10.0
 _LARGEST_SD = 0.9
 # Whole numbers among so many positive values are counts; all others are checked as they are read.
 _ENOUGH_WHOLE = 1 << 20
+# Blocks of a dask array that this process looks at, before workers look at all.
+_BLOCKS_HERE = 4
 _NO_COUNT = (
     "; needed whole numbers, as scale is 'counts': name the layer that holds raw counts, or the scale of these values, "
     "'linear' or 'log1p'"
@@ -53,6 +59,40 @@ class Expression:
     def shape(self) -> tuple[int, int]:
         """Numbers of cells and genes."""
         return int(self.matrix.shape[0]), int(self.matrix.shape[1])
+
+    @property
+    def by_column(self) -> bool:
+        """Whether columns are what can be sliced: rows of a CSC are scattered over all of it."""
+        return getattr(self.matrix, "format", "") == "csc"
+
+    def blocks(self) -> Iterator[tuple[Any, slice, slice]]:
+        """Yield all values in blocks, one in memory at a time, with the rows and columns of each."""
+        try:
+            yield from self._blocks()
+        except OSError as error:
+            raise SingleCellError(f"{self.where} cannot be read; the file is damaged: {error}") from error
+
+    def _blocks(self) -> Iterator[tuple[Any, slice, slice]]:
+        matrix, (cells, genes) = self.matrix, self.shape
+        if is_dask(matrix):
+            for i, rows in enumerate(_slices(matrix.chunks[0])):
+                for j, columns in enumerate(_slices(matrix.chunks[1])):
+                    yield checked(matrix.blocks[i, j].compute(), self.where), rows, columns
+        elif self.by_column:
+            # A dataset on disk has a group.
+            pointer = np.asarray(matrix.indptr if hasattr(matrix, "indptr") else matrix.group["indptr"][:])
+            for columns in (slice(*ends) for ends in spans(pointer, _VALUES_A_BLOCK)):
+                yield matrix[:, columns], slice(0, cells), columns
+        else:
+            start = 0
+            for block, _, _ in row_chunks(matrix):
+                yield block, slice(start, start + block.shape[0]), slice(0, genes)
+                start += block.shape[0]
+
+
+def _slices(sizes: Sequence[int]) -> list[slice]:
+    ends = np.cumsum((0, *sizes)).tolist()
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def to_linear(values: NDArray[np.float64], scale: str, threshold: float) -> NDArray[np.float64]:
@@ -108,7 +148,7 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
         raise SingleCellError(f"scale is {given!r}; needed one of {', '.join(map(repr, SCALES))}")
     if given is not None and declared in (None, given):
         return given, "given"
-    where, seen = expression.where, _Values.of(expression)
+    where, seen = expression.where, _look(expression)
     shows = "counts" if seen.counts else "linear" if seen.linear else None
     if given is not None:
         if shows is None:
@@ -136,31 +176,33 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
     )
 
 
-class _Values:
-    """What the stored positive values look like."""
+@dataclass(frozen=True)
+class Values:
+    """What stored positive values look like; those of parts add up."""
 
-    def __init__(self) -> None:
-        self.largest, self.sum, self.squares, self.count, self.whole = 0.0, 0.0, 0.0, 0, True
-
-    def add(self, values: NDArray[np.float64]) -> None:
-        """Take values into account."""
-        positive = values[values > 0]
-        self.largest = max(self.largest, float(positive.max(initial=0.0)))
-        self.sum += float(positive.sum())
-        with np.errstate(over="ignore"):
-            self.squares += float(np.square(positive).sum())
-        self.count += len(positive)
-        self.whole = self.whole and bool((positive == np.floor(positive)).all())
+    largest: float = 0.0
+    sum: float = 0.0
+    squares: float = 0.0
+    count: int = 0
+    whole: bool = True
 
     @classmethod
-    def of(cls, expression: Expression) -> _Values:
-        """Return what a matrix looks like, of which as much is read as tells its scale."""
-        clean = Cleaner(expression, "linear", 0.0)
-        for block, rows, columns in _blocks(expression):
-            clean(block, rows.start, columns.start)
-            if clean.seen.linear or (clean.seen.counts and clean.seen.count > _ENOUGH_WHOLE):
-                break
-        return clean.seen
+    def of(cls, values: NDArray[np.float64]) -> Values:
+        """Return what some values look like; those of 0 do not count."""
+        positive = values[values > 0]
+        with np.errstate(over="ignore"):
+            squares = float(np.square(positive).sum())
+        whole = bool((positive == np.floor(positive)).all())
+        return cls(float(positive.max(initial=0.0)), float(positive.sum()), squares, len(positive), whole)
+
+    def __add__(self, other: Values) -> Values:
+        return Values(
+            max(self.largest, other.largest),
+            self.sum + other.sum,
+            self.squares + other.squares,
+            self.count + other.count,
+            self.whole and other.whole,
+        )
 
     @property
     def counts(self) -> bool:
@@ -181,6 +223,31 @@ class _Values:
         return self.largest < _LARGEST_SKEW * mean and square < (1 + _LARGEST_SD**2) * mean**2
 
 
+def _look(expression: Expression) -> Values:
+    """Return what a matrix looks like, of which as much is read as tells its scale."""
+    clean = Cleaner(expression, "linear", 0.0)
+    for number, (block, rows, columns) in enumerate(expression.blocks()):
+        if number == _BLOCKS_HERE and is_dask(expression.matrix):
+            clean = Cleaner(expression, "linear", 0.0)
+            on_workers(clean, fold, _nothing)
+            break
+        clean(block, rows.start, columns.start)
+        if clean.seen.linear or (clean.seen.counts and clean.seen.count > _ENOUGH_WHOLE):
+            break
+    return clean.seen
+
+
+def _nothing(block: Any) -> int:
+    return 0
+
+
+class BadValueError(Exception):
+    """A value that is refused, its row and its column; ``says`` is what is wrong with it."""
+
+    def __init__(self, value: float, row: int, column: int, says: str) -> None:
+        super().__init__(value, row, column, says)
+
+
 class Cleaner:
     """Check blocks of a matrix, bring them to the linear scale, and record what their values look like.
 
@@ -193,11 +260,29 @@ class Cleaner:
 
     def __init__(self, expression: Expression, scale: str, threshold: float, offset: bool = False) -> None:
         self.expression, self.scale, self.threshold, self.offset = expression, scale, threshold, offset
-        self.seen = _Values()
+        self.seen = Values()
         self.positive = 0  # of the linear ones, above the threshold
 
     def __call__(self, block: Any, first_row: int = 0, first_column: int = 0) -> Any:
         """Return a block, dense or CSR, in linear float64."""
+        with self.naming():
+            return self.nameless(block, first_row, first_column)
+
+    def blank(self) -> Cleaner:
+        """Return one that has seen nothing, without the matrix and its names, which are large, for another process."""
+        expression = Expression(None, [], (), self.expression.where, False)
+        return Cleaner(expression, self.scale, self.threshold, self.offset)
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Name the cell and the gene of a value that is refused."""
+        try:
+            yield
+        except BadValueError as error:
+            raise self._told(*error.args) from None
+
+    def nameless(self, block: Any, first_row: int, first_column: int) -> Any:
+        """Return a block in linear float64; raise BadValueError for a value that is refused."""
         if not hasattr(block, "tocsr"):
             if not isinstance(block, np.ndarray):
                 raise SingleCellError(
@@ -243,7 +328,7 @@ class Cleaner:
             self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
         if self.scale == "counts" and (values != np.floor(values)).any():
             self._refuse(values, values != np.floor(values), block, first, _NO_COUNT)
-        self.seen.add(values)
+        self.seen += Values.of(values)
         to_linear(values, self.scale, self.threshold)
         if self.scale in _BASES and np.isinf(values).any():
             self._refuse(values, np.isinf(values), block, first, _NO_LOGARITHM.format(self.scale))
@@ -253,145 +338,55 @@ class Cleaner:
     def _refuse(
         self, values: NDArray[np.float64], bad: NDArray[np.bool_], block: Any, first: tuple[int, int], says: str = ""
     ) -> None:
-        """Raise for the first bad value, by the names of its cell and gene; ``says`` is what is wrong with it."""
+        """Raise for the first bad value."""
         at = int(np.flatnonzero(bad)[0])
         if block is None:
             row, column = divmod(at, values.shape[1])
         else:
             row, column = int(np.searchsorted(block.indptr, at, side="right")) - 1, int(block.indices[at])
-        value = float(values.reshape(-1)[at])
-        cell, gene = self.expression.cells[first[0] + row], self.expression.genes[first[1] + column]
+        raise BadValueError(float(values.reshape(-1)[at]), first[0] + row, first[1] + column, says)
+
+    def _told(self, value: float, row: int, column: int, says: str) -> SingleCellError:
+        cell, gene = self.expression.cells[row], self.expression.genes[column]
         place = f"{self.expression.where}: {value:g} in cell {cell!r}, gene {gene!r}"
         if says:
-            raise SingleCellError(f"{place}{says}")
+            return SingleCellError(f"{place}{says}")
         if -np.inf < value < 0:
-            raise SingleCellError(
+            return SingleCellError(
                 f"{place}: values are centred or scaled; needed values >= 0: give the layer that holds them, or "
                 "use_raw=True"
             )
-        raise SingleCellError(f"{place}; needed finite values >= 0: repair or leave out such cells or genes")
+        return SingleCellError(f"{place}; needed finite values >= 0: repair or leave out such cells or genes")
 
 
-def read_totals(expression: Expression) -> NDArray[np.float64]:
-    """Return the total counts of all cells, one block in memory at a time."""
-    totals = np.zeros(expression.shape[0])
-    for block, rows, _ in clean_blocks(Cleaner(expression, "counts", 0.0)):
-        totals[rows] += np.asarray(block.sum(1)).reshape(-1)
-    return totals
+class _Cleaned(NamedTuple):
+    """What was computed of clean blocks, and what their values look like."""
+
+    result: Any
+    values: Values
+    positive: int
+
+    def __add__(self, other: Any) -> _Cleaned:
+        return _Cleaned(self.result + other.result, self.values + other.values, self.positive + other.positive)
 
 
-def read_statistics(
-    clean: Cleaner, groups: NDArray[np.int64], n_groups: int, offset: NDArray[np.float64] | None
-) -> tuple[SufficientStatistics, NDArray[np.float64], NDArray[np.float64]]:
-    """Reduce all cells to the statistics of their groups, one block in memory at a time.
+def on_workers(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any], *vectors: Any) -> list[list[Any]]:
+    """Compute something of each clean block on the workers of Dask, and record what all values look like.
 
-    With them come sums of linear values, and of cubes of the logarithms of positive ones. The offset is taken out of
-    all three.
+    Args:
+        clean: the matrix, a dask array, and how its values are brought to the linear scale.
+        way: `fold` or `each_block`.
+        each: a function of (block, a piece of each vector).
+        vectors: arrays of shape (cells,).
     """
-    totals, cubes = (np.zeros((n_groups, clean.expression.shape[1])) for _ in range(2))
-    one = np.ones(len(groups))
-    weight = np.ones(len(groups)) if offset is None else np.exp(-offset)
-
-    def chunks() -> Iterator[tuple[Any, NDArray[np.int64], Any]]:
-        for block, rows, columns in clean_blocks(clean):
-            _add_totals(totals[:, columns], block, groups[rows], weight[rows])
-            _add_totals(cubes[:, columns], _cubes(block, weight[rows]), groups[rows], one[rows])
-            yield block, groups[rows], None if offset is None else offset[rows]
-
-    if not _by_column(clean.expression.matrix):
-        return SufficientStatistics.from_chunks(chunks(), n_groups), totals, cubes
-    parts = [SufficientStatistics.from_cells(block, who, n_groups, shift).value for block, who, shift in chunks()]
-    return SufficientStatistics.from_value(torch.cat(parts, 1)), totals, cubes
+    with clean.naming():
+        grid = way(clean.expression.matrix, partial(_clean_and, clean.blank(), each), *vectors)
+    for one in (one for row in grid for one in row):
+        clean.seen, clean.positive = clean.seen + one.values, clean.positive + one.positive
+    return [[one.result for one in row] for row in grid]
 
 
-def read_cells(clean: Cleaner) -> Any:
-    """Return all cells in memory, on the linear scale: a float64 tensor, or a CSR matrix."""
-    blocks = [block for block, _, _ in clean_blocks(clean)]
-    axis = 1 if _by_column(clean.expression.matrix) else 0
-    if not hasattr(blocks[0], "tocsr"):
-        return torch.from_numpy(np.concatenate(blocks, axis))
-    sparse = require("scipy.sparse")
-    found = (sparse.hstack if axis else sparse.vstack)(blocks, format="csr")
-    # Minibatches of a CSR matrix have torch's default dtype.
-    limits, positive = torch.finfo(torch.get_default_dtype()), found.data[found.data > 0]
-    if positive.size and not (limits.tiny <= positive.min() and positive.max() <= limits.max):
-        raise SingleCellError(
-            f"adata holds values from {positive.min():.3g} to {positive.max():.3g}, which {limits.dtype} cannot hold; "
-            "needed other units, or a detection_threshold above the smallest"
-        )
-    return found
-
-
-def clean_blocks(clean: Cleaner) -> Iterator[tuple[Any, slice, slice]]:
-    """Yield the matrix in clean blocks, with the rows and columns of each; check all of it at the end."""
-    for block, rows, columns in _blocks(clean.expression):
-        yield clean(block, rows.start, columns.start), rows, columns
-    clean.check()
-
-
-def _blocks(expression: Expression) -> Iterator[tuple[Any, slice, slice]]:
-    try:
-        yield from _stored_blocks(expression.matrix, *expression.shape)
-    except OSError as error:
-        raise SingleCellError(f"{expression.where} cannot be read; the file is damaged: {error}") from error
-
-
-def _stored_blocks(matrix: Any, cells: int, genes: int) -> Iterator[tuple[Any, slice, slice]]:
-    if _by_column(matrix):  # its rows are scattered over all of the matrix
-        for columns in _column_blocks(matrix):
-            yield matrix[:, columns], slice(0, cells), columns
-        return
-    start = 0
-    for block, _, _ in row_chunks(matrix):
-        yield block, slice(start, start + block.shape[0]), slice(0, genes)
-        start += block.shape[0]
-
-
-def read_genes(clean: Cleaner, columns: list[int]) -> NDArray[np.float64]:
-    """Return some genes of all cells, linear; their values have been checked before."""
-    matrix = clean.expression.matrix
-    if _by_column(matrix):
-        stored = np.concatenate([_dense(matrix[:, [column]]) for column in columns], 1)
-    else:
-        stored = np.concatenate([_dense(block[:, columns]) for block, _, _ in row_chunks(matrix)])
-    return to_linear(stored.astype(np.float64), clean.scale, clean.threshold)
-
-
-def _dense(block: Any) -> NDArray[Any]:
-    return block.toarray() if hasattr(block, "toarray") else np.asarray(block)
-
-
-def _by_column(matrix: Any) -> bool:
-    return getattr(matrix, "format", "") == "csc"
-
-
-def _column_blocks(matrix: Any) -> Iterator[slice]:
-    """Yield slices of columns that hold at most _VALUES_A_BLOCK stored values, or one column."""
-    # A dataset on disk has a group.
-    pointer = np.asarray(matrix.indptr if hasattr(matrix, "indptr") else matrix.group["indptr"][:])
-    start, columns = 0, len(pointer) - 1
-    while start < columns:
-        stop = int(np.searchsorted(pointer, pointer[start] + _VALUES_A_BLOCK, side="right")) - 1
-        stop = min(max(stop, start + 1), columns)
-        yield slice(start, stop)
-        start = stop
-
-
-def _cubes(block: Any, weight: NDArray[np.float64]) -> Any:
-    """Return the cubes of the logarithms of the positive values, each times its row's weight; 0 where there is none."""
-    sparse = hasattr(block, "tocsr")
-    values = block.tocoo() if sparse else block
-    linear = values.data * weight[values.row] if sparse else values * weight[:, None]
-    cubes = np.log(linear, out=np.zeros_like(linear), where=linear > 0) ** 3
-    return require("scipy.sparse").csr_matrix((cubes, (values.row, values.col)), block.shape) if sparse else cubes
-
-
-def _add_totals(
-    totals: NDArray[np.float64], block: Any, groups: NDArray[np.int64], weight: NDArray[np.float64]
-) -> None:
-    """Add each row of a block, times its weight, to the totals of its group, in place."""
-    present, local = np.unique(groups, return_inverse=True)
-    rows = np.arange(len(groups))
-    member = require("scipy.sparse").csr_matrix((weight, (local, rows)), (len(present), len(rows)))
-    sums = member @ block
-    totals[present] += sums.toarray() if hasattr(sums, "toarray") else sums
+def _clean_and(clean: Cleaner, each: Callable[..., Any], block: Any, first: tuple[int, int], *vectors: Any) -> _Cleaned:
+    own = clean.blank()
+    result = each(own.nameless(checked(block, own.expression.where), *first), *vectors)
+    return _Cleaned(result, own.seen, own.positive)

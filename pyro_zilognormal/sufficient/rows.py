@@ -98,12 +98,12 @@ def as_vector(name: str, vector: Any, cells: int) -> NDArray[Any]:
     return array
 
 
-def as_matrix(x: Any, first_row: int = 0) -> Any:
+def as_matrix(x: Any, first_row: int = 0, first_column: int = 0) -> Any:
     """Check a matrix and return it as a numpy array, or as a CSR without duplicates and stored zeros.
 
     Args:
         x: tensor, numpy array or scipy sparse matrix of shape (rows, columns).
-        first_row: the number of its first row, for errors.
+        first_row, first_column: the numbers of its first row and column, for errors.
 
     Raises:
         TypeError: x is of another type, or does not hold real numbers.
@@ -112,7 +112,7 @@ def as_matrix(x: Any, first_row: int = 0) -> Any:
     matrix = _as_csr(x) if hasattr(x, "tocsr") else _as_array(x)
     values = stored(matrix)
     if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
-        _refuse(matrix, first_row)
+        _refuse(matrix, first_row, first_column)
     return matrix
 
 
@@ -165,7 +165,7 @@ def stored(matrix: Any) -> NDArray[Any]:
     return values
 
 
-def _refuse(matrix: Any, first_row: int) -> None:
+def _refuse(matrix: Any, first_row: int, first_column: int) -> None:
     values = stored(matrix)
     bad = ~((values >= 0) & (values < np.inf))
     at = tuple(int(i) for i in np.argwhere(bad)[0])
@@ -174,8 +174,8 @@ def _refuse(matrix: Any, first_row: int) -> None:
     else:
         row, column = at
     raise ValueError(
-        f"x must be nonnegative and finite, got {values[at]} in row {first_row + row}, column {column}. "
-        "Clean the data first."
+        f"x must be nonnegative and finite, got {values[at]} in row {first_row + row}, column "
+        f"{first_column + column}. Clean the data first."
     )
 
 

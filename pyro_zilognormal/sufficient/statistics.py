@@ -113,21 +113,57 @@ class SufficientStatistics:
             >>> SufficientStatistics.from_chunks(chunks, n_groups=2).n_pos.tolist()
             [[0.0], [2.0]]
         """
-        if isinstance(n_groups, bool) or not isinstance(n_groups, int | np.integer) or n_groups < 1:
-            raise ValueError(f"n_groups must be a whole number of at least 1, got {n_groups!r}.")
+        _check_n_groups(n_groups)
         total, cells, row = None, np.zeros((n_groups, 1)), 0
         for chunk in chunks:
             x, groups, offset = _check_chunk(chunk, int(n_groups), row)
             total = np.zeros((5, n_groups, x.shape[1])) if total is None else total
             if x.shape[1] != total.shape[2]:
                 raise ValueError(f"chunks must have the same columns, got {total.shape[2]}, then {x.shape[1]}.")
-            _add_positives(total, x, groups, offset)
+            add_positives(total, x, groups, offset)
             cells[:, 0] += np.bincount(groups, minlength=n_groups)
             row += x.shape[0]
         if total is None:
             raise ValueError("chunks is empty; needed at least one (x, groups), to know the number of columns.")
         total[0] = cells - total[1]
         return cls(*torch.from_numpy(total))
+
+    @classmethod
+    def from_dask(
+        cls, array: Any, groups: Any = None, n_groups: int | None = None, offset: Any = None
+    ) -> "SufficientStatistics":
+        """Reduce a dask array, by the scheduler in use: threads, processes, or the cluster of an active Client.
+
+        Each block is reduced where it is computed, and the statistics are merged in a tree. A block that is lost with
+        its worker is computed anew. The extra ``[dask]`` has what this needs.
+
+        Args:
+            array: a ``dask.array.Array`` of shape (cells, columns), in chunks of rows, of columns or both, whose blocks
+                are numpy arrays or scipy sparse matrices, as in :meth:`from_cells`; as ``dask.array.from_zarr`` and
+                ``anndata.experimental.read_lazy`` make them. A worker holds about one block for each of its threads.
+            groups, n_groups, offset: as in :meth:`from_cells`, in memory.
+
+        Raises:
+            TypeError: array is no dask array, or an argument has a wrong type or dtype.
+            ValueError: the sizes of the chunks are unknown, or :meth:`from_cells` would refuse the cells.
+            ModuleNotFoundError: dask is missing.
+
+        Example:
+            >>> import dask.array
+            >>> x = dask.array.from_array(np.array([[0.0, 1.0], [2.0, 3.0], [4.0, 0.0]]), chunks=(2, 1))
+            >>> SufficientStatistics.from_dask(x, groups=[0, 1, 1]).n_pos.tolist()
+            [[0.0, 1.0], [2.0, 1.0]]
+        """
+        from pyro_zilognormal.sufficient import dask
+
+        dask.check(array)
+        if n_groups is None:
+            n_groups = 1 if groups is None else _count_groups(groups)
+        _check_n_groups(n_groups)
+        cells = array.shape[0]
+        groups = _check_groups(groups, cells, n_groups, 0)
+        offset = None if offset is None else _check_offset(offset, cells, 0)
+        return cls(*torch.from_numpy(dask.from_dask(array, groups, n_groups, offset)))
 
     @classmethod
     def from_value(cls, value: Tensor) -> "SufficientStatistics":
@@ -193,8 +229,8 @@ def merge(a: Any, b: Any) -> tuple[Any, Any, Any]:
     return n_pos, a[1] + delta * share, a[2] + b[2] + delta * delta * (a[0] * share)
 
 
-def _add_positives(total: Floats, x: Any, groups: NDArray[np.int64], offset: Floats | None) -> None:
-    """Add the positive values of a chunk to the statistics, of shape (5, groups, columns), in place."""
+def add_positives(total: Floats, x: Any, groups: NDArray[np.int64], offset: Floats | None) -> None:
+    """Add the positive values of a matrix from `as_matrix` to the statistics, (5, groups, columns), in place."""
     columns = total.shape[2]
     for group, column, y, offsets in _pieces(x, groups, offset):
         total[1:4, group] = merge(total[1:4, group], _moments(column, y, columns))
@@ -245,6 +281,11 @@ def _check_chunk(chunk: Any, n_groups: int, first_row: int) -> tuple[Any, NDArra
     x = as_matrix(x, first_row)
     groups = _check_groups(groups, x.shape[0], n_groups, first_row)
     return x, groups, None if offset is None else _check_offset(offset, x.shape[0], first_row)
+
+
+def _check_n_groups(n_groups: Any) -> None:
+    if isinstance(n_groups, bool) or not isinstance(n_groups, int | np.integer) or n_groups < 1:
+        raise ValueError(f"n_groups must be a whole number of at least 1, got {n_groups!r}.")
 
 
 def _check_groups(groups: Any, cells: int, n_groups: int, first_row: int) -> NDArray[np.int64]:

@@ -41,11 +41,11 @@ def cells(form: str = "csr", place: str = "X") -> anndata.AnnData:
     return made
 
 
-def read(path: pathlib.Path, place: str = "X", follow_links: bool = False) -> str:
+def read(path: pathlib.Path, place: str = "X", follow_links: bool = False, dask: bool = False) -> str:
     """Read a file; return what is wrong with it, "" if all is read and is what was written, or "wrong"."""
     chosen = {"X": {}, "layer": {"layer": "linear"}, "raw": {"use_raw": True}}[place]
     try:
-        with open_cells(path, follow_links=follow_links) as adata:
+        with open_cells(path, follow_links=follow_links, dask=dask) as adata:
             found = HurdleDE(adata, "~ condition", scale="linear", **chosen).data.value.numpy()
     except SingleCellError as error:
         return str(error)

@@ -1,0 +1,162 @@
+"""The reduction on Dask: every block becomes the statistics of the groups it has, which are merged in a tree.
+
+The tree depends on the chunks alone, so that the result is the same to the last bit on threads, processes and clusters.
+"""
+
+import importlib
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_zilognormal.sufficient.rows import as_matrix
+from pyro_zilognormal.sufficient.statistics import Floats, add_positives, merge
+
+BRANCHES = 8  # results merged at a time; a worker holds about as many for each level of the tree
+
+
+class Part(NamedTuple):
+    """Statistics of the groups that some cells have; memory holds no group that a block lacks."""
+
+    groups: NDArray[np.int64]  # ascending
+    value: Floats  # of shape (5 or more, groups, columns), in the order of SufficientStatistics; what follows is summed
+
+    def __add__(self, other: Any) -> "Part":
+        groups = np.union1d(self.groups, other.groups)
+        a, b = self.spread(groups), other.spread(groups)
+        total = a + b
+        total[1:4] = merge(a[1:4], b[1:4])
+        return Part(groups, total)
+
+    def spread(self, groups: NDArray[np.int64]) -> Floats:
+        """Return the values for ascending groups that include all of its own; 0 for the others."""
+        if len(groups) == len(self.groups):
+            return self.value
+        out = np.zeros((len(self.value), len(groups), self.value.shape[2]))
+        out[:, np.searchsorted(groups, self.groups)] = self.value
+        return out
+
+
+def statistics_of(x: Any, groups: NDArray[np.int64], n_groups: int, offset: Floats | None) -> Floats:
+    """Return the statistics of a matrix from `as_matrix`, of shape (5, n_groups, columns)."""
+    value = np.zeros((5, n_groups, x.shape[1]))
+    add_positives(value, x, groups, offset)
+    value[0] = np.bincount(groups, minlength=n_groups)[:, None] - value[1]
+    return value
+
+
+def from_dask(array: Any, groups: NDArray[np.int64], n_groups: int, offset: Floats | None) -> Floats:
+    """Return the statistics of checked arguments of `SufficientStatistics.from_dask`, of shape (5, groups, columns)."""
+    (parts,) = fold(array, _reduced, small(groups, n_groups), offset)
+    return gathered(parts, n_groups)
+
+
+def _reduced(block: Any, first: tuple[int, int], groups: NDArray[Any], offset: Floats | None = None) -> Part:
+    present, local = np.unique(groups, return_inverse=True)
+    return Part(present, statistics_of(as_matrix(block, *first), local, len(present), offset))
+
+
+def small(groups: NDArray[np.int64], n_groups: int) -> NDArray[Any]:
+    """Return groups in as few bytes as they need: they travel to the workers."""
+    return groups.astype(np.min_scalar_type(n_groups - 1))
+
+
+def gathered(parts: Sequence[Part], n_groups: int) -> Floats:
+    """Return the values of all groups, from one part for each chunk of columns."""
+    return np.concatenate([part.spread(np.arange(n_groups)) for part in parts], 2)
+
+
+def each_block(array: Any, each: Callable[..., Any], *vectors: NDArray[Any] | None) -> list[list[Any]]:
+    """Compute something of each block.
+
+    Args:
+        array: a dask array of shape (cells, columns), of known chunks.
+        each: a function of (block, (first row, first column), a piece of each vector), called on the workers.
+        vectors: arrays of shape (cells,), which are cut like the rows; None is left out.
+
+    Returns:
+        The results in the grid of the blocks.
+    """
+    rows = _compute([list(row) for row in _entries(array, each, vectors)])
+    return [[entry.item() for entry in row] for row in rows]
+
+
+def fold(array: Any, each: Callable[..., Any], *vectors: NDArray[Any] | None) -> list[list[Any]]:
+    """Return the results of `each_block`, added up on the workers over all rows: a grid of one row."""
+    return [_compute([_tree(column) for column in _entries(array, each, vectors).T])]
+
+
+def _entries(array: Any, each: Callable[..., Any], vectors: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
+    """Return the ``dask.delayed`` objects of all blocks; each is loaded and reduced in one task."""
+    da, sizes = require("dask.array"), array.chunks
+    upright = [da.from_array(v[:, None], chunks=(sizes[0], 1), name=False) for v in vectors if v is not None]
+    ones = tuple((1,) * len(along) for along in sizes)
+    reduced = partial(_entry, each=each)
+    entries = da.map_blocks(reduced, array, *upright, dtype=object, meta=np.empty((0, 0), object), chunks=ones)
+    delayed: NDArray[Any] = entries.to_delayed()
+    return delayed
+
+
+def _entry(block: Any, *vectors: NDArray[Any], each: Callable[..., Any], block_info: Any) -> NDArray[Any]:
+    """Return what `each` returns, in a matrix of one object."""
+    (row, _), (column, _) = block_info[0]["array-location"]
+    entry = np.empty((1, 1), object)
+    entry[0, 0] = each(block, (int(row), int(column)), *(vector[:, 0] for vector in vectors))
+    return entry
+
+
+def _tree(parts: Sequence[Any]) -> Any:
+    added = require("dask").delayed(_added)
+    while True:
+        parts = [added(list(parts[i : i + BRANCHES])) for i in range(0, len(parts), BRANCHES)]
+        if len(parts) == 1:
+            return parts[0]
+
+
+def _added(parts: Sequence[Any]) -> Any:
+    return reduce(lambda a, b: a + b, (part.item() if isinstance(part, np.ndarray) else part for part in parts))
+
+
+def _compute(parts: Sequence[Any]) -> list[Any]:
+    """Compute ``dask.delayed`` objects together, by the scheduler or the client in use."""
+    with warnings.catch_warnings():
+        # The groups of the cells travel with the graph: unlike scattered data, they survive the death of a worker.
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        return list(require("dask").compute(*parts))
+
+
+def is_dask(matrix: Any) -> bool:
+    """Whether a matrix is a dask array, found out without importing dask."""
+    return hasattr(matrix, "__dask_graph__") and hasattr(matrix, "to_delayed")
+
+
+def check(array: Any) -> None:
+    """Raise unless this is a dask array of two dimensions, in chunks of known sizes."""
+    shape = getattr(array, "shape", ())
+    if not is_dask(array) or len(shape) != 2:
+        raise TypeError(
+            "array must be a dask.array.Array of shape (cells, columns), got "
+            f"{type(array).__name__}{f' of shape {tuple(shape)}' if shape else ''}."
+        )
+    check_chunks(array)
+
+
+def check_chunks(array: Any) -> None:
+    """Raise ValueError if the sizes of the chunks of a dask array are not known."""
+    if np.isnan(array.shape).any():
+        raise ValueError(
+            f"the dask array has shape {array.shape}; needed chunks of known sizes, to number the cells: call its "
+            "compute_chunk_sizes(), which computes it once"
+        )
+
+
+def require(module: str) -> Any:
+    """Import a module of Dask, or raise an ImportError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        text = f'the reduction on Dask needs {module}: pip install "pyro-zilognormal[dask]"'
+        raise ModuleNotFoundError(text, name=error.name) from error
