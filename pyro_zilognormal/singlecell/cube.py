@@ -158,7 +158,7 @@ class Cube:
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a column that cannot be read is missing below
-            return cls.from_anndata(open_cells(_found(Path(path))), str(path))
+            return cls.from_anndata(open_cells(found_at(path)), str(path))
 
     def to_anndata(self) -> Any:
         """Return the cube as an AnnData with a row for each group, its statistics as layers."""
@@ -167,7 +167,12 @@ class Cube:
             known = self.depth.value, self.depth.bin, self.depth.log
             obs = obs.assign(**dict(zip(_DEPTH, known, strict=True)))
         obs.index = [str(i) for i in range(len(obs))]
-        head = {"format": FORMAT, "by": [*self.obs.columns], "settings": self.settings, "digest": self._digest()}
+        head: dict[str, Any] = {
+            "format": FORMAT,
+            "by": [*self.obs.columns],
+            "settings": self.settings,
+            "digest": self._digest(),
+        }
         head["versions"] = {"pyro-zilognormal": __version__, "python": platform.python_version()}
         head["versions"] |= {name: importlib.metadata.version(name) for name in _PACKAGES}
         fields = (self.statistics.n_pos, self.statistics.mean, self.statistics.m2, self.statistics.offset_sum)
@@ -241,9 +246,9 @@ class Cube:
 
     def _check_alike(self, other: Cube) -> None:
         """Raise for a cube that was reduced in another way."""
-        if [*self.obs.columns] != [*other.obs.columns]:
-            own, others = (", ".join(map(str, cube.obs.columns)) for cube in (self, other))
-            raise SingleCellError(f"by: the cube has the keys {own}, the other one {others}; needed the same")
+        keys = [", ".join(map(str, cube.obs.columns)) for cube in (self, other)]
+        if keys[0] != keys[1]:
+            raise SingleCellError(f"by: the cube has the keys {keys[0]}, the other one {keys[1]}; needed the same")
         for name in _SETTINGS.keys() - {"scale_from"}:
             own, others = self.settings[name], other.settings[name]
             if name == "edges":  # a new level has its own
@@ -308,8 +313,9 @@ def _old(path: Path) -> Path:
     return path.with_name(f"{path.name}.old")
 
 
-def _found(path: Path) -> Path:
+def found_at(path: str | os.PathLike[str]) -> Path:
     """Return where a cube is: a save that is killed between two renames leaves it under the second name."""
+    path = Path(path)
     return path if path.exists() or not _old(path).exists() else _old(path)
 
 

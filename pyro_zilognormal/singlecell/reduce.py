@@ -179,8 +179,8 @@ class _Source:
         statistics, totals, cubes = read_statistics(self.clean, row, len(example), offset)
         known = None
         if depth:
-            sums = np.bincount(row, depth.value), which[example], np.bincount(row, depth.log)
-            known = Depth(depth.name, *sums, count)
+            value, log = (np.bincount(row, each).astype(np.float64) for each in (depth.value, depth.log))
+            known = Depth(depth.name, value, which[example], log, count)
         keys, genes = self.keys.iloc[example].reset_index(drop=True), self.clean.expression.genes
         return Cube(keys, genes, count, statistics, totals, cubes, known, dict(settings))
 
@@ -277,9 +277,7 @@ def _asked(known: Depth | None, depth: str | None, bins: bool) -> Depth | None:
         own = "has no depth" if known is None else f"has the depth {known.name!r}"
         raise SingleCellError(f"depth is {depth!r}, but the cube {own}; needed that, or 'auto', or none")
     if not bins:
-        raise SingleCellError(
-            f"depth is {depth!r}, but the cube has no bins; needed reduce(..., depth='auto')"
-        )
+        raise SingleCellError(f"depth is {depth!r}, but the cube has no bins; needed reduce(..., depth='auto')")
     return known
 
 
