@@ -31,7 +31,7 @@ from pyro_zilognormal.singlecell.arguments import (
     text_or_none,
     whole,
 )
-from pyro_zilognormal.singlecell.cube import Cube
+from pyro_zilognormal.singlecell.cube import Cube, opened
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
@@ -411,6 +411,7 @@ def _read(
     adata: Any, formula: str, donor: str | None, depth: str | None, **given: Any
 ) -> tuple[Cells, Mapping[str, Any]]:
     """Return what is fitted, of cells or a cube of them, and the arguments it was read with."""
+    adata = opened(adata)
     if isinstance(adata, Cube):
         adata.check_given(**given)
         return read_cube(adata, formula, donor, depth), adata.settings

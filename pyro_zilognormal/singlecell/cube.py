@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import json
 import os
@@ -25,6 +26,7 @@ from pyro_zilognormal.singlecell.design import strata
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, shown, unknown
 from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.on_disk import open_cells
+from pyro_zilognormal.singlecell.scale import SCALES
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi.data import digest
 from pyro_zilognormal.svi.lock import locked
@@ -124,8 +126,9 @@ class Cube:
             both = list(dict.fromkeys(name for name in other._names() if name in own))
             if both:
                 raise SingleCellError(
-                    f"merge is False, and the cube has cells of {len(both)} of these groups already: "
-                    f"{listed(both, 3)}; needed cells that it does not have: pass merge=True if these are others"
+                    f"{len(both)} groups of {':'.join(map(str, self.obs.columns))} are in the cube already: "
+                    f"{listed(both, 3)}; needed cells that it does not have; pass merge=True if these are other cells "
+                    "of the same groups"
                 )
         settings = self.settings | {"edges": other.settings["edges"] | self.settings["edges"]}
         return merged([self, other], settings)
@@ -156,6 +159,8 @@ class Cube:
         Raises:
             SingleCellError: no cube, a damaged one, or one of a newer version.
         """
+        if not found_at(path).exists():
+            raise SingleCellError(f"{str(path)!r} does not exist; needed a cube, as pyro-zilognormal reduce writes it")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a column that cannot be read is missing below
             return cls.from_anndata(open_cells(found_at(path)), str(path))
@@ -191,19 +196,18 @@ class Cube:
             raise SingleCellError(
                 f"{where!r} holds no cube; needed one that pyro-zilognormal reduce or Cube.save wrote"
             )
+        newer = 0
         try:
             head = json.loads(adata.uns[_KEY])
-            if head["format"] > FORMAT:
-                raise SingleCellError(
-                    f"{where!r} has cube format {head['format']}, newer than the {FORMAT} of this version; upgrade "
-                    "pyro_zilognormal"
-                )
-            return _checked(adata, head)
-        except SingleCellError:
-            raise
-        except Exception as error:  # zarr, anndata and json raise many kinds for damaged files
+            newer = head["format"] if head["format"] > FORMAT else 0
+            if not newer:
+                return _checked(adata, head)
+        except Exception as error:  # zarr, anndata, json and checks raise many kinds for damaged files
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise SingleCellError(f"{where!r} is a damaged cube ({said}); reduce the cells again") from error
+        raise SingleCellError(
+            f"{where!r} has cube format {newer}, newer than the {FORMAT} of this version; upgrade pyro_zilognormal"
+        )
 
     def check_given(self, **given: Any) -> None:
         """Raise for arguments that say something else than what the cells were reduced with."""
@@ -242,7 +246,7 @@ class Cube:
 
     def _names(self) -> list[str]:
         """Return the names of the groups, without their bins."""
-        return [", ".join(f"{n}={v}" for n, v in row.items()) for row in self.obs.astype(object).to_dict("records")]
+        return [":".join(map(str, levels)) for levels in self.obs.astype(object).itertuples(index=False, name=None)]
 
     def _check_alike(self, other: Cube) -> None:
         """Raise for a cube that was reduced in another way."""
@@ -268,7 +272,10 @@ class Cube:
         return digest([json.dumps(self.settings, sort_keys=True), self.genes, keys, depth, arrays])
 
     def _write(self, path: Path) -> None:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        prefix = f".{path.name}.writing-"
+        for left in path.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of formats, from zarr and anndata
@@ -285,7 +292,13 @@ def reserved() -> tuple[str, ...]:
 
 def is_cube(adata: Any) -> bool:
     """Whether an AnnData holds a cube."""
-    return isinstance(getattr(adata, "uns", {}).get(_KEY), str)
+    uns = getattr(adata, "uns", None)
+    return isinstance(uns, Mapping) and isinstance(uns.get(_KEY), str)
+
+
+def opened(adata: Any) -> Any:
+    """Return the cube that an AnnData holds; other objects as they are."""
+    return Cube.from_anndata(adata) if is_cube(adata) else adata
 
 
 @contextmanager
@@ -342,6 +355,11 @@ def _checked(adata: Any, head: Mapping[str, Any]) -> Cube:
     for name, types in _SETTINGS.items():
         if type(settings[name]) not in types:
             raise TypeError(f"{name} is {shown(settings[name])}")
+    between, unit = settings["edges"].values(), settings["unit"]
+    if settings["scale"] not in SCALES or not (unit is None or 0 < unit < np.inf):
+        raise ValueError(f"scale is {shown(settings['scale'])}, unit {unit}")
+    if any(not np.isfinite(edges).all() or (np.diff(edges) < 0).any() for edges in between):
+        raise ValueError("bins of depth that do not rise")
     if len(set(genes)) < len(genes) or not adata.shape[0] or not genes:
         raise ValueError("names of genes twice, or no gene or group")
     cells = np.asarray(adata.obs[_CELLS]).astype(np.int64)

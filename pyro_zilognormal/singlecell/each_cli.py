@@ -17,6 +17,7 @@ import torch
 
 from pyro_zilognormal.singlecell.cli import (
     _BAD_INPUT,
+    _LOCK,
     _MODEL,
     _NOT_CONVERGED,
     _cells,
@@ -140,7 +141,7 @@ def folders(levels: Iterable[str]) -> list[str]:
         ['CD4_T', 'CD4_T-2', 'cube.zarr-2']
     """
     found: list[str] = []
-    taken = {_CUBE, _SUMMARY}
+    taken = {_CUBE, _SUMMARY, _LOCK}
     for level in levels:
         name = re.sub(r"[^\w.+-]+", "_", level).strip("._")[:_LONGEST] or "level"
         number, own = 1, name

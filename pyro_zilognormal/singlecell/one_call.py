@@ -11,7 +11,7 @@ from typing import Any
 from pyro_zilognormal.models import HurdlePriors
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions, checkpoint_path, flag, items
-from pyro_zilognormal.singlecell.cube import Cube
+from pyro_zilognormal.singlecell.cube import Cube, opened
 from pyro_zilognormal.singlecell.design import Contrast, Variable
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.formula import column
@@ -94,6 +94,7 @@ def differential_expression(
     check_fractions(delta, fdr, credible, max_error)
     check_key(key_added)
     copy = flag("copy", copy)
+    adata = opened(adata)
     path = None if checkpoint is None else checkpoint_path(checkpoint)
     given: list[tuple[Any, Any, Any]]
     given = [(adata, formula, contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.singlecell.arguments import flag, items, real, text_or_none
-from pyro_zilognormal.singlecell.cube import Cube, merged, reserved, writing
+from pyro_zilognormal.singlecell.cube import Cube, merged, opened, reserved, writing
 from pyro_zilognormal.singlecell.depth import AUTO, TOTALS, Depth, edges
 from pyro_zilognormal.singlecell.design import Design, strata
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, shown, unknown
@@ -71,6 +71,8 @@ def reduce(
     adatas = adata if isinstance(adata, list | tuple) else [adata]
     if not adatas:
         raise SingleCellError("adata is an empty list; needed an AnnData, or several")
+    if any(isinstance(opened(one), Cube) for one in adatas):
+        raise SingleCellError("adata is a cube already; needed cells: Cube.append puts cubes of other cells together")
     given: dict[str, Any] = {"layer": layer, "use_raw": flag("use_raw", use_raw), "scale": scale, "offset": offset}
     threshold = real("detection_threshold", detection_threshold, lambda v: 0 <= v < np.inf, "a number >= 0")
     given |= {"detection_threshold": threshold, "depth_within": text_or_none("depth_within", depth_within, "a key")}
