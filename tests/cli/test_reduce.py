@@ -39,7 +39,7 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
     then = file_of(folder, adata[later].copy(), "then.h5ad")
     made = run("reduce", first, *BY, "--out", folder / "cube.zarr", "--scale", "linear")
     assert made.code == 0, made.problems
-    assert "45 cells in " in made.said
+    assert "46 cells in " in made.said
     assert "by donor, condition, type\nscale: linear; no bins of depth" in made.said
     made = run("reduce", then, "--append", "--out", folder / "cube.zarr")
     assert (made.code, made.problems) == (0, "")
