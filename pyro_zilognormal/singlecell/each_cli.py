@@ -58,7 +58,6 @@ def run(options: argparse.Namespace) -> int:
             _say(options, *(_line(row) for row in found))
         order = {level: number for number, level in enumerate(levels)}
         table = require("pandas").DataFrame(sorted(rows, key=lambda row: order[row["level"]]))
-        table = table.rename(columns={"level": options.each})
         new = options.out / f"{_SUMMARY}.new"
         table.to_csv(new, index=False)
         os.replace(new, options.out / _SUMMARY)

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_zilognormal.singlecell import Cube
+from pyro_zilognormal.singlecell import Cube, differential_expression
 from pyro_zilognormal.singlecell.each_cli import folders
 from tests.cli.cli_cases import ASKED, cells, file_of, run
 
 BY = ("--by", "donor,condition,type")
+EACH = ("--each", "type")
 TYPES = ["../B cell", "T", "rare"]
 
 
@@ -40,7 +41,7 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = run("reduce", first, *BY, "--out", folder / "cube.zarr", "--scale", "linear")
     assert made.code == 0, made.problems
     assert "46 cells in " in made.said
-    assert "by donor, condition, type\nscale: linear; no bins of depth" in made.said
+    assert "by donor, condition, type)\nscale: linear; no bins of depth" in made.said
     made = run("reduce", then, "--append", "--out", folder / "cube.zarr")
     assert (made.code, made.problems) == (0, "")
     again = run("reduce", then, "--append", "--out", folder / "cube.zarr", *BY)
@@ -51,36 +52,46 @@ def cube(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "cube.zarr"
 
 
+def api_table(cells: anndata.AnnData | Cube, donor: str | None = None) -> pd.DataFrame:
+    """The table that the command has to write."""
+    scale = None if isinstance(cells, Cube) else "linear"
+    contrast = ("condition", "stim", "ctrl")
+    return differential_expression(cells, "~ condition", contrast, donor=donor, scale=scale, steps=10, copy=True)
+
+
 def test_the_table_of_a_cube_is_that_of_the_file(cube: Path, tmp_path: Path) -> None:
-    asked = (*ASKED, "--quiet", "--donor", "donor")
-    assert run("de", cube, *asked, "--out", tmp_path / "cube").code == 0
-    assert run("de", file_of(tmp_path, typed()), *asked, "--scale", "linear", "--out", tmp_path / "cells").code == 0
-    found, wanted = tables(tmp_path / "cube"), tables(tmp_path / "cells")
-    pd.testing.assert_frame_equal(found, wanted, rtol=2.0**-23, atol=0)
-    assert json.loads((tmp_path / "cube" / "metrics.json").read_text())["settings"]["n_cells"] == 60
-    assert "The most certain genes</h3>" not in (tmp_path / "cube" / "report.html").read_text()
+    assert run("de", cube, *ASKED, "--quiet", "--donor", "donor", "--out", tmp_path).code == 0
+    pd.testing.assert_frame_equal(tables(tmp_path), api_table(typed(), "donor"), rtol=2.0**-23, atol=0)
+    assert json.loads((tmp_path / "metrics.json").read_text())["settings"]["n_cells"] == 60
+    assert "The most certain genes</h3>" not in (tmp_path / "report.html").read_text()
 
 
-def test_each_level_is_compared_in_a_folder_of_its_own(cube: Path, tmp_path: Path) -> None:
-    asked = (*ASKED, "--each", "type")
-    done = run("de", cube, *asked, "--jobs", 2, "--out", tmp_path / "each")
+def test_each_level_is_compared_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    adata = typed()
+    done = run(
+        "de", file_of(tmp_path, adata), *ASKED, "--scale", "linear", *EACH, "--jobs", 2, "--out", tmp_path / "out"
+    )
     assert done.code == 0
     assert "warning: rare: formula: obs['condition'] has one value only, 'stim'" in done.problems
     assert "../B cell: condition: stim vs ctrl, " in done.said
-    summary = pd.read_csv(tmp_path / "each" / "summary.csv")
-    assert summary["type"].tolist() == TYPES
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert summary["level"].tolist() == TYPES
     assert summary["report"].tolist()[:2] == ["B_cell/report.html", "T/report.html"]
     assert summary["problem"].isna().tolist() == [True, True, False]
-    assert {file.name for file in (tmp_path / "each").iterdir()} == {"summary.csv", "B_cell", "T"}
-    # A file is reduced first; the levels are compared one after the other, with the same tables.
-    path = file_of(tmp_path, typed())
-    assert run("de", path, *asked, "--jobs", 1, "--scale", "linear", "--out", tmp_path / "file").code == 0
-    again = pd.read_csv(tmp_path / "file" / "summary.csv")
-    pd.testing.assert_frame_equal(again, summary)
-    for folder in ("B_cell", "T"):
-        found, wanted = tables(tmp_path / "each" / folder), tables(tmp_path / "file" / folder)
-        pd.testing.assert_frame_equal(found, wanted, rtol=2.0**-23, atol=0)
-    assert [*Cube.load(tmp_path / "file" / "cube.zarr").obs.columns] == ["type", "condition"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"summary.csv", "B_cell", "T", "cube.zarr"}
+    stored = Cube.load(tmp_path / "out" / "cube.zarr")
+    assert [*stored.obs.columns] == ["type", "condition"]
+    for level, folder in zip(TYPES[:2], ("B_cell", "T"), strict=True):
+        wanted = api_table(adata[adata.obs["type"] == level].copy())
+        pd.testing.assert_frame_equal(tables(tmp_path / "out" / folder), wanted, rtol=2.0**-23, atol=0)
+
+
+def test_no_level_can_be_compared(cube: Path, tmp_path: Path) -> None:
+    each = ("--each", "condition", "--jobs", 1)
+    done = run("de", cube, *ASKED, *each, "--out", tmp_path)
+    assert done.code == 2
+    assert done.problems.count("has one value only") == 2
+    assert pd.read_csv(tmp_path / "summary.csv").columns.tolist() == ["level", "problem"]
 
 
 def test_folders_hold_any_level() -> None:
