@@ -1,6 +1,6 @@
 """A contrast from a cube of 1,000 groups x 2,000 genes: seconds, processor seconds and memory of each part.
 
-Counts of 50 donors x 10 cell types x 2 conditions are drawn, and reduced to a cube. Then a contrast is tested over all
+Counts of donors x cell types x 2 conditions are drawn, and reduced to a cube. Then a contrast is tested over all
 cells and in one cell type, from the cube alone.
 
     python benchmarks/cube.py --out cube_benchmark.json
@@ -25,22 +25,17 @@ import scipy.sparse as sp
 
 from pyro_zilognormal.singlecell import Cube, differential_expression, reduce
 
-DONORS, TYPES, GENES = 50, 10, 2000
+GENES, GROUPS = 2000, 1000
 CONTRAST = ("condition", "stim", "ctrl")
-FITS = {
-    "all cells, ~ condition + (1 | donor) + (1 | donor:condition)": ("~ condition", None),
-    "all cells, ~ condition + cell_type + (1 | donor)": ("~ condition + cell_type + (1 | donor)", None),
-    "one cell type, ~ condition + (1 | donor) + (1 | donor:condition)": ("~ condition", "type0"),
-}
 
 
-def experiment(cells: int, seed: int = 0) -> anndata.AnnData:
+def experiment(cells: int, donors: int, seed: int = 0) -> anndata.AnnData:
     """Draw counts: a tenth of the genes differ between conditions, all between cell types, and donors vary."""
-    rng = np.random.default_rng(seed)
-    group = rng.permutation(np.arange(cells) % (DONORS * TYPES * 2))
-    donor, kind, stim = group % DONORS, group // DONORS % TYPES, group // (DONORS * TYPES)
-    base = rng.normal(-2.0, 1.2, GENES) + rng.normal(0, 0.5, (TYPES, GENES))
-    own, change = rng.normal(0, 0.3, (DONORS, GENES)), rng.normal(0, 1, GENES) * (rng.random(GENES) < 0.1)
+    rng, types = np.random.default_rng(seed), GROUPS // 2 // donors
+    group = rng.permutation(np.arange(cells) % GROUPS)
+    donor, kind, stim = group % donors, group // donors % types, group // (donors * types)
+    base = rng.normal(-2.0, 1.2, GENES) + rng.normal(0, 0.5, (types, GENES))
+    own, change = rng.normal(0, 0.3, (donors, GENES)), rng.normal(0, 1, GENES) * (rng.random(GENES) < 0.1)
     depth, blocks = rng.normal(0, 0.4, cells), []
     for part in np.array_split(np.arange(cells), max(1, cells // 5000)):
         log_mean = base[kind[part]] + own[donor[part]] + stim[part, None] * change + depth[part, None]
@@ -65,10 +60,11 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--donors", type=int, default=10, help="a divisor of 500")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found: dict[str, Any] = {"cells": options.cells, "genes": GENES}
-    adata = experiment(options.cells)
+    found: dict[str, Any] = {"cells": options.cells, "genes": GENES, "donors": options.donors}
+    adata = experiment(options.cells, options.donors)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cube.zarr"
         with timed(found, "reduce"):
@@ -80,12 +76,10 @@ def main() -> None:
         found["megabytes"] = round(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 2**20, 1)
         with timed(found, "load"):
             cube = Cube.load(path)
-    for name, (formula, kind) in FITS.items():
-        part = cube if kind is None else cube.select(cell_type=kind)
-        donor = None if "(" in formula else "donor"
+    for name, part in (("all cells", cube), ("one cell type", cube.select(cell_type="type0"))):
         with timed(found, name):
-            table = differential_expression(part, formula, CONTRAST, donor=donor)
-        print(f"{table['is_de'].sum()} genes called")
+            table = differential_expression(part, "~ condition", CONTRAST, donor="donor")
+        print(f"{table['is_de'].sum()} genes called", flush=True)
     if options.out:
         options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
