@@ -24,13 +24,14 @@ from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions
-from pyro_zilognormal.singlecell.cube import Cube, found_at, is_cube
+from pyro_zilognormal.singlecell.cube import Cube, is_cube
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
 from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.pictures import draw
 from pyro_zilognormal.singlecell.report import Results, html, metrics, summary
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.singlecell.scale import SCALES
+from pyro_zilognormal.singlecell.whole_folder import found_at
 from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, InUseError, Progress
 from pyro_zilognormal.svi.lock import locked
 

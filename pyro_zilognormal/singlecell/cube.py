@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.metadata
 import json
 import os
 import platform
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +24,9 @@ from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require,
 from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.scale import SCALES
+from pyro_zilognormal.singlecell.whole_folder import found_at, one_writer, replace_folder
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi.data import digest
-from pyro_zilognormal.svi.lock import locked
 
 FORMAT = 1
 _KEY = "ziln_cube"
@@ -146,7 +143,7 @@ class Cube:
             SingleCellError: something else is there.
             InUseError: another process writes to it.
         """
-        with writing(path):
+        with writing(Path(path)):
             self._write(Path(path))
 
     @classmethod
@@ -272,17 +269,9 @@ class Cube:
         return digest([json.dumps(self.settings, sort_keys=True), self.genes, keys, depth, arrays])
 
     def _write(self, path: Path) -> None:
-        prefix = f".{path.name}.writing-"
-        for left in path.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of formats, from zarr and anndata
-                self.to_anndata().write_zarr(folder / "new")
-            _take_the_place(folder / "new", path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats, from zarr and anndata
+            replace_folder(path, self.to_anndata().write_zarr)
 
 
 def reserved() -> tuple[str, ...]:
@@ -302,44 +291,21 @@ def opened(adata: Any) -> Any:
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Keep other processes off a path, and refuse one that holds something else than a cube."""
-    path = Path(path)
-    if not path.absolute().parent.is_dir():
-        raise SingleCellError(f"path is {str(path)!r}; needed one in a folder that exists")
-    with locked(path.with_name(f"{path.name}.lock"), str(path)):
-        if path.exists() and not (path.is_dir() and is_cube(_head(path))):
+    with one_writer(path):
+        if path.exists() and not _holds_cube(path):
             raise SingleCellError(f"{str(path)!r} exists and is no cube, and is left as it is; choose another path")
         yield
 
 
-def _head(path: Path) -> Any:
+def _holds_cube(path: Path) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return open_cells(path)
+            return path.is_dir() and is_cube(open_cells(path))
     except SingleCellError:
-        return None
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old")
-
-
-def found_at(path: str | os.PathLike[str]) -> Path:
-    """Return where a cube is: a save that is killed between two renames leaves it under the second name."""
-    path = Path(path)
-    return path if path.exists() or not _old(path).exists() else _old(path)
-
-
-def _take_the_place(new: Path, path: Path) -> None:
-    """Put a whole folder where another one may be; no rename of one system call replaces a folder that is not empty."""
-    old = _old(path)
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)  # of a save that was killed before it deleted it
-        os.rename(path, old)
-    os.rename(new, path)
-    shutil.rmtree(old, ignore_errors=True)
+        return False
 
 
 def _plain(values: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.singlecell.arguments import flag, items, real, text_or_none
-from pyro_zilognormal.singlecell.cube import Cube, merged, opened, reserved, writing
+from pyro_zilognormal.singlecell.cube import Cube, is_cube, merged, reserved, writing
 from pyro_zilognormal.singlecell.depth import AUTO, TOTALS, Depth, edges
 from pyro_zilognormal.singlecell.design import Design, strata
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, shown, unknown
@@ -34,7 +34,7 @@ def reduce(
     layer: str | None = None,
     use_raw: bool = False,
     scale: str | None = None,
-    offset: Any = None,
+    offset: str | None = None,
     depth: str | None = "auto",
     depth_within: str | None = None,
     detection_threshold: float = 0.0,
@@ -47,7 +47,8 @@ def reduce(
     Args:
         adata: an AnnData, in memory or on disk, or a list of several with the same genes.
         by: the columns of obs that name the groups, such as ``["donor", "cell_type", "condition"]``.
-        layer, use_raw, scale, offset, detection_threshold: see :class:`HurdleDE`.
+        layer, use_raw, scale, detection_threshold: see :class:`HurdleDE`.
+        offset: the column of obs that holds the log size factors; see :class:`HurdleDE`.
         depth: see :class:`HurdleDE`; with "auto", groups are also those of 4 bins of depth where the depth of cells is
             known. A fit uses them if it is given a depth too. None keeps no bins.
         depth_within: the key within whose levels the bins are made: the one whose levels are fitted one by one, such as
@@ -71,9 +72,10 @@ def reduce(
     adatas = adata if isinstance(adata, list | tuple) else [adata]
     if not adatas:
         raise SingleCellError("adata is an empty list; needed an AnnData, or several")
-    if any(isinstance(opened(one), Cube) for one in adatas):
+    if any(isinstance(one, Cube) or is_cube(one) for one in adatas):
         raise SingleCellError("adata is a cube already; needed cells: Cube.append puts cubes of other cells together")
-    given: dict[str, Any] = {"layer": layer, "use_raw": flag("use_raw", use_raw), "scale": scale, "offset": offset}
+    given: dict[str, Any] = {"layer": layer, "use_raw": flag("use_raw", use_raw), "scale": scale}
+    given["offset"] = text_or_none("offset", offset, "the name of a column of obs")
     threshold = real("detection_threshold", detection_threshold, lambda v: 0 <= v < np.inf, "a number >= 0")
     given |= {"detection_threshold": threshold, "depth_within": text_or_none("depth_within", depth_within, "a key")}
     if like is None:
@@ -116,10 +118,11 @@ def extend_cube(path: str | os.PathLike[str], adata: Any, *, merge: bool = False
         SingleCellError: cells that cannot be used, or that the cube has already.
         InUseError: another process writes to the cube.
     """
+    path = Path(path)
     with writing(path):
         stored = Cube.load(path)
         cube = stored.append(reduce(adata, like=stored, **given), merge=merge)
-        cube._write(Path(path))
+        cube._write(path)
     return cube
 
 
@@ -200,11 +203,9 @@ def _settings(sources: Sequence[_Source], given: Mapping[str, Any]) -> dict[str,
     if len(names) > 1:
         raise SingleCellError(f"depth: the inputs have {sorted(map(str, names))}; needed one: pass depth= it, or None")
     scale, (known,) = scales.pop(), names
-    offset = given["offset"]
-    settings = {name: given[name] for name in ("layer", "use_raw", "depth_within", "detection_threshold")}
+    settings = {n: given[n] for n in ("layer", "use_raw", "offset", "depth_within", "detection_threshold")}
     settings |= {"scale": scale, "scale_from": given.get("scale_from", sources[0].scale_from)}
-    settings |= {"offset": offset if isinstance(offset, str | None) else "array", "known_depth": known}
-    settings |= {"depth": known if given["depth"] else None, "unit": given.get("unit")}
+    settings |= {"known_depth": known, "depth": known if given["depth"] else None, "unit": given.get("unit")}
     settings["edges"] = between = dict(given.get("edges", {}))
     if known and scale == "counts" and settings["unit"] is None:
         settings["unit"] = float(np.median(np.concatenate([s.depth.value for s in sources if s.depth])))

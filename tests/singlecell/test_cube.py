@@ -29,7 +29,7 @@ from pyro_zilognormal.singlecell import (
     open_cells,
     reduce,
 )
-from pyro_zilognormal.singlecell.cube import writing
+from pyro_zilognormal.singlecell.whole_folder import one_writer
 from pyro_zilognormal.svi import InUseError
 
 pytestmark = [
@@ -205,7 +205,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 import anndata
-from pyro_zilognormal.singlecell import cube, extend_cube
+from pyro_zilognormal.singlecell import extend_cube, whole_folder
 path, cells, calls = sys.argv[1], anndata.read_h5ad(sys.argv[2]), []
 
 def rename(old, new, rename=os.rename):
@@ -214,7 +214,7 @@ def rename(old, new, rename=os.rename):
         os.kill(os.getpid(), signal.SIGKILL)
     rename(old, new)
 
-cube.os.rename = rename
+whole_folder.os.rename = rename
 extend_cube(path, cells)
 """
 
@@ -439,6 +439,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "an array for a cube": (lambda: HurdleDE(CUBE, "~ condition", offset=np.zeros(480)), "offset is a ndarray, but"),
     "another depth": (lambda: HurdleDE(CUBE, "~ condition", depth="umis"), "has the depth 'total counts'"),
+    "an array of offsets": (lambda: reduce(cells(), BY, offset=np.zeros(480)), "needed the name of a column of obs"),
     "no bins": (
         lambda: HurdleDE(reduce(cells(), BY, depth=None), "~ condition", depth="auto"),
         "the cube has no bins; needed reduce",
@@ -487,5 +488,5 @@ def test_a_design_is_refused_only_if_it_depends_on_the_numbers_of_cells() -> Non
 
 def test_two_processes_do_not_write_at_once(stored: tuple[pathlib.Path, Cube]) -> None:
     path, cube = stored
-    with writing(path), pytest.raises(InUseError):
+    with one_writer(path), pytest.raises(InUseError):
         cube.save(path)
