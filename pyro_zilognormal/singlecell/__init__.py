@@ -3,6 +3,7 @@
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import plots as pl
 from pyro_zilognormal.singlecell.api import HurdleDE
+from pyro_zilognormal.singlecell.cube import Cube
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.embed import Embedding, embed
 from pyro_zilognormal.singlecell.errors import (
@@ -15,6 +16,7 @@ from pyro_zilognormal.singlecell.errors import (
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit, Sample
 from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.one_call import differential_expression, result_parameters
+from pyro_zilognormal.singlecell.reduce import extend_cube, reduce
 from pyro_zilognormal.singlecell.results import COLUMNS
 from pyro_zilognormal.singlecell.write import to_scanpy, write_results
 
@@ -23,6 +25,7 @@ __all__ = [
     "ArgumentTypeError",
     "Condition",
     "Contrast",
+    "Cube",
     "DepthWarning",
     "Embedding",
     "GeneCondition",
@@ -34,8 +37,10 @@ __all__ = [
     "UnknownNameError",
     "differential_expression",
     "embed",
+    "extend_cube",
     "open_cells",
     "pl",
+    "reduce",
     "result_parameters",
     "to_scanpy",
     "write_results",

@@ -31,12 +31,14 @@ from pyro_zilognormal.singlecell.arguments import (
     text_or_none,
     whole,
 )
+from pyro_zilognormal.singlecell.cube import Cube, opened
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
-from pyro_zilognormal.singlecell.io import find_expression, read
+from pyro_zilognormal.singlecell.io import Cells, find_expression, read
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
+from pyro_zilognormal.singlecell.reduce import read_cube
 from pyro_zilognormal.singlecell.results import (
     CREDIBLE,
     LEFT_TAIL,
@@ -64,7 +66,8 @@ class HurdleDE:
     (:class:`~pyro_zilognormal.models.HurdleModel`). The matrix is read once, a block at a time.
 
     Args:
-        adata: an AnnData, in memory, backed, or from :func:`open_cells`.
+        adata: an AnnData, in memory, backed, or from :func:`open_cells`; or a :class:`Cube`, which was given layer,
+            use_raw, scale, offset and detection_threshold when it was made.
         formula: columns of obs as formulaic reads them, with an intercept: ``"~ condition + batch"``. Names with dots,
             spaces or other signs stand in backticks, ``"~ `orig.ident`"``, or ``Q("...")``. Random effects are written
             as in lme4: ``(1 | donor)``, ``(1 | batch:donor)``, ``(1 | batch/donor)`` for (1 | batch) +
@@ -137,13 +140,8 @@ class HurdleDE:
         layer = text_or_none("layer", layer, "the name of a layer")
         depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
         threshold = real("detection_threshold", detection_threshold, _is_threshold, "a number >= 0, in linear units")
-        expression = find_expression(adata, layer, use_raw)
-        declared = declared_scale(adata.uns) if expression.log1p else None
-        scale, scale_from = choose_scale(scale, expression, declared, offset is not None)
-        if scale_from != "given":
-            _log.info("scale: %s, as %s", scale, scale_from)
-        clean = Cleaner(expression, scale, threshold, offset is not None)
-        self.cells = read(adata.obs, formula, donor, offset, depth, clean)
+        given = {"layer": layer, "use_raw": use_raw, "scale": scale, "offset": offset, "detection_threshold": threshold}
+        self.cells, reduced = _read(adata, formula, donor, depth, **given)
         self.data = on_device(self.cells.data, device)
         self.priors = priors_for(priors, self.data)
         self._result: FitResult | None = None
@@ -152,18 +150,14 @@ class HurdleDE:
             "donor": donor,
             "random_effects": [str(term) for term in self.cells.terms],
             "random_effects_left_out": self.cells.left_out,
-            "layer": layer,
-            "use_raw": use_raw,
-            "scale": scale,
-            "scale_from": scale_from,
-            "offset": offset if isinstance(offset, str | None) else "array",
+            **{name: reduced[name] for name in ("layer", "use_raw", "scale", "scale_from", "offset")},
             "depth": self.cells.depth.name if self.cells.depth else None,
             "depth_bins": self.cells.depth_bins,
-            "detection_threshold": threshold,
+            "detection_threshold": reduced["detection_threshold"],
             "draws": draws,
             "device": device,
-            "n_cells": expression.shape[0],
-            "n_genes": expression.shape[1],
+            "n_cells": int(self.cells.count.sum()),
+            "n_genes": self.data.genes,
             "n_rows": len(self.data.design),
             "n_donors": next((len(term.names) for term in self.cells.terms if term.columns == (donor,)), 0),
         }
@@ -383,7 +377,8 @@ class HurdleDE:
 
         The distribution is that of the cells of a condition, averaged over their random effects and other variables.
         With random effects, each donor's own fold change comes with it, or each sample's own mean where donors have
-        cells in one of the conditions only. The matrix is read once more, so that its file must still be open.
+        cells in one of the conditions only. The matrix is read once more, so that its file must still be open; a cube
+        has none.
 
         Args:
             genes: names.
@@ -410,6 +405,24 @@ class HurdleDE:
         if key not in self._checks:
             self._checks[key] = check_condition(self.cells, levels, self._drawn()[1], credible, self.settings["seed"])
         return self._checks[key]
+
+
+def _read(
+    adata: Any, formula: str, donor: str | None, depth: str | None, **given: Any
+) -> tuple[Cells, Mapping[str, Any]]:
+    """Return what is fitted, of cells or a cube of them, and the arguments it was read with."""
+    adata = opened(adata)
+    if isinstance(adata, Cube):
+        adata.check_given(**given)
+        return read_cube(adata, formula, donor, depth), adata.settings
+    expression, offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"]
+    declared = declared_scale(adata.uns) if expression.log1p else None
+    scale, scale_from = choose_scale(given["scale"], expression, declared, offset is not None)
+    if scale_from != "given":
+        _log.info("scale: %s, as %s", scale, scale_from)
+    clean = Cleaner(expression, scale, given["detection_threshold"], offset is not None)
+    said = {"scale": scale, "scale_from": scale_from, "offset": offset if isinstance(offset, str | None) else "array"}
+    return read(adata.obs, formula, donor, offset, depth, clean), given | said
 
 
 def _is_threshold(value: float) -> bool:

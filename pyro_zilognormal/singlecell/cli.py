@@ -1,4 +1,4 @@
-"""The command line: ``pyro-zilognormal de``, ``embed`` and ``demo``."""
+"""The command line: ``pyro-zilognormal de``, ``reduce``, ``embed`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import torch
 
@@ -25,12 +25,14 @@ from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions
 from pyro_zilognormal.singlecell.cluster import cluster
+from pyro_zilognormal.singlecell.cube import Cube, is_cube
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
 from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.pictures import draw
 from pyro_zilognormal.singlecell.report import Results, html, metrics, summary
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.singlecell.scale import SCALES
+from pyro_zilognormal.singlecell.whole_folder import found_at
 from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, InUseError, Progress
 from pyro_zilognormal.svi.lock import locked
 
@@ -40,6 +42,7 @@ _GENES_DRAWN = 6
 # Temporary folders have a name that nobody else uses.
 _CHECKPOINT, _LOCK, _PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
 _MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
+_OPTIONS = (*_MODEL, "by", "merge", "depth_within")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +90,9 @@ def _with_options(text: str) -> str:
         name, value = f"--{found['name'].replace('_', '-')}", found["value"] or ""
         return {"None": f"no {name}", "True": name, "": name}.get(value, f"{name} {value}")
 
-    return re.sub(rf"(?<![^\s(])(?P<name>{'|'.join(_MODEL)})=(?:(?P<quote>'?)(?P<value>\w+)(?P=quote))?", option, text)
+    return re.sub(
+        rf"(?<![^\s(])(?P<name>{'|'.join(_OPTIONS)})=(?:(?P<quote>'?)(?P<value>\w+)(?P=quote))?", option, text
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -96,13 +101,16 @@ def _run(options: argparse.Namespace) -> int:
         from pyro_zilognormal.singlecell import embed_cli  # it uses this module
 
         return embed_cli.run(options)
-    with ExitStack() as out:
-        with _threads(options), cluster(options.workers, options.cluster), _cells(options) as adata:
-            results = _compute(options, adata, out)
-        pictures, genes, problems = draw(results)
-        results.warnings.extend(problems)
-        numbers = metrics(results)
-        written = _write(results, numbers, pictures, genes, options.out)
+    if options.verb == "reduce":
+        from pyro_zilognormal.singlecell import reduce_cli
+
+        return reduce_cli.run(options)
+    if getattr(options, "each", None) is not None:
+        from pyro_zilognormal.singlecell import each_cli
+
+        return each_cli.run(options)
+    with ExitStack() as out, _threads(options), cluster(options.workers, options.cluster), _cells(options) as adata:
+        results, numbers, written = compare(options, adata, out)
     for text in results.warnings:
         print(f"warning: {printable(text)}", file=sys.stderr)
     _say(options, summary(results, numbers))
@@ -114,15 +122,28 @@ def _run(options: argparse.Namespace) -> int:
     return _NOT_CONVERGED if options.strict else 0
 
 
-def _cells(options: argparse.Namespace) -> AbstractContextManager[Any]:
+@contextmanager
+def _cells(options: argparse.Namespace) -> Iterator[Any]:
+    """Open the cells, or read a cube of them."""
     if options.verb == "demo":
-        return nullcontext(demo_cells())
+        yield demo_cells()
+        return
     with _record_warnings() as left_out:
         dask = options.workers is not None or options.cluster is not None
-        cells = open_cells(options.source, follow_links=options.follow_links, dask=dask)
+        cells = open_cells(found_at(options.source), follow_links=options.follow_links, dask=dask)
     for text in left_out:
         print(f"warning: {text}", file=sys.stderr)
-    return cast(Any, cells)
+    with cells:
+        yield Cube.from_anndata(cells, options.source) if is_cube(cells) else cells
+
+
+def compare(options: argparse.Namespace, adata: Any, out: ExitStack) -> tuple[Results, dict[str, Any], list[str]]:
+    """Compare conditions and write everything; return results, numbers and the names of the files."""
+    results = _compute(options, adata, out)
+    pictures, genes, problems = draw(results)
+    results.warnings.extend(problems)
+    numbers = metrics(results)
+    return results, numbers, _write(results, numbers, pictures, genes, options.out)
 
 
 def _compute(options: argparse.Namespace, adata: Any, out: ExitStack) -> Results:
@@ -150,7 +171,7 @@ def _compute(options: argparse.Namespace, adata: Any, out: ExitStack) -> Results
             ends = {end.name: end for contrast in contrasts for end in contrast.ends}
             check = de.predictive_check(*ends.values(), credible=CREDIBLE)
             genes = []
-            for contrast in contrasts:
+            for contrast in [] if isinstance(adata, Cube) else contrasts:  # a cube has no cells to draw
                 some = table[(table["contrast"] == contrast.name) & (table["status"] != "all_zero")]["variable"]
                 genes += de.gene_fits(some.head(max(2, _GENES_DRAWN // len(contrasts))).tolist(), contrast)
     specification = {
@@ -302,7 +323,7 @@ def _contrast(text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from pyro_zilognormal.singlecell import embed_cli
+    from pyro_zilognormal.singlecell import embed_cli, reduce_cli
 
     parser = _Parser(prog="pyro-zilognormal", description="Bayesian differential expression of single cells.")
     parser.add_argument("--version", action="version", version=f"pyro-zilognormal {__version__}")
@@ -310,6 +331,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_de(verbs.add_parser("de", help="compare conditions in an h5ad or zarr file", description=_DE))
     embed_cli.add_arguments(
         verbs.add_parser("embed", help="embed cells, corrected for batches", description=embed_cli.DESCRIPTION)
+    )
+    reduce_cli.add_arguments(
+        verbs.add_parser(
+            "reduce", help="reduce cells to a cube, which de takes too", description=reduce_cli.DESCRIPTION
+        )
     )
     demo = verbs.add_parser("demo", help="compare monocytes with T cells in embedded data", description=_DEMO)
     _add_common(demo)
@@ -328,7 +354,7 @@ _DEMO = "Compare monocytes with T cells in 700 blood cells that come with the pa
 
 def _add_de(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
+    add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr, or a cube, as reduce writes it")
     add(
         "--formula",
         required=True,
@@ -364,6 +390,8 @@ def _add_de(parser: argparse.ArgumentParser) -> None:
         help="read and reduce the cells on the Dask cluster whose scheduler is at ADDRESS, such as "
         "tcp://10.0.0.1:8786; its workers need INPUT at the same path",
     )
+    add("--each", metavar="COLUMN", help="compare in each level of this column, such as cell_type, in parallel")
+    add("--jobs", type=_whole(1), metavar="N", help="with --each, the number of processes; by default, of cores")
     _add_common(parser)
 
 

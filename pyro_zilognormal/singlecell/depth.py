@@ -29,17 +29,21 @@ _APART = 1.3
 
 @dataclass(frozen=True, eq=False)
 class Depth:
-    """The depth of each cell, positive: total counts, or the share of genes that are detected.
+    """The depth of cells, positive: total counts, or the share of genes that are detected.
 
     Attributes:
         name: the column of obs, or "total counts" for those of the matrix.
-        value: of each cell.
-        bin: the bin of each cell, from 0; 0 in all if all depths are about the same.
+        value: of each cell; of each group, the sum over its cells.
+        bin: the bin of each cell or group, from 0; 0 in all if all depths are about the same.
+        log: the log depth of each cell; of each group, the sum over its cells.
+        cells: the number of cells in each group, 1 for cells.
     """
 
     name: str
     value: NDArray[np.float64]
     bin: NDArray[np.int64]
+    log: NDArray[np.float64]
+    cells: NDArray[np.int64]
 
     @classmethod
     def find(cls, obs: Any, depth: str | None, clean: Cleaner) -> Depth | None:
@@ -57,13 +61,18 @@ class Depth:
     def _of(cls, name: str, value: NDArray[Any], said: str, cells: Any) -> Depth:
         bad = ~(value > 0) if value.dtype.kind in "fiu" else np.ones(len(value), dtype=bool)
         if not bad.any():
-            return cls(name, value.astype(np.float64), _bins(np.log(value)))
+            log = np.log(value.astype(np.float64))
+            return cls(name, value.astype(np.float64), _bins(log, edges(log)), log, np.ones(len(log), np.int64))
         first = int(np.argmax(bad))
         raise SingleCellError(
             f"{said} {cells[first]!r} is {value[first]}; needed a number > 0, which {bad.sum()} of {len(value)} cells "
             "have not: leave out cells without counts, as scanpy.pp.filter_cells(adata, min_counts=1) does"
             + ("" if name == TOTALS else ", or pass depth=None")
         )
+
+    def rows(self, rows: NDArray[np.int64]) -> Depth:
+        """Return the depth of some cells or groups."""
+        return Depth(self.name, self.value[rows], self.bin[rows], self.log[rows], self.cells[rows])
 
     @property
     def size_factor(self) -> NDArray[np.float64]:
@@ -72,19 +81,21 @@ class Depth:
 
     @property
     def column(self) -> NDArray[np.float64]:
-        """The mean log depth of each cell's bin, less the mean over all cells; 0 if there is one bin."""
+        """The mean log depth of the cells of a bin, less the mean over all cells; 0 if there is one bin."""
         if not self.bin.any():
             return np.zeros(len(self.bin))
-        log = np.log(self.value)
-        return (np.bincount(self.bin, log - log.mean()) / np.bincount(self.bin))[self.bin]
+        centred = self.log - self.cells * (self.log.sum() / self.cells.sum())
+        return (np.bincount(self.bin, centred) / np.bincount(self.bin, self.cells))[self.bin]
 
 
-def _bins(log: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the bin of each cell: quarters of the cells by log depth, where cells of equal depth share a bin."""
-    if np.ptp(log) < _SAME:
-        return np.zeros(len(log), dtype=np.int64)
-    edges = np.quantile(log, np.arange(1, BINS) / BINS)
-    return strata([np.searchsorted(edges, log, side="right")], len(log))[0]
+def edges(log: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the log depths between bins, which hold quarters of the cells; none if all are about the same."""
+    return np.quantile(log, np.arange(1, BINS) / BINS) if np.ptp(log) >= _SAME else np.zeros(0)
+
+
+def _bins(log: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the bin of each cell, from 0; cells of equal depth share a bin."""
+    return strata([np.searchsorted(between, log, side="right")], len(log))[0]
 
 
 def warn_of_depths(

@@ -78,8 +78,14 @@ class Variable:
     categorical: bool  # whether the formula codes it as a category
 
     @classmethod
-    def of(cls, values: Any, coded: bool) -> Variable:
-        """Return the variable of a column; ``coded`` says that the formula takes its numbers as categories."""
+    def of(cls, values: Any, coded: bool, cells: NDArray[np.int64] | None = None) -> Variable:
+        """Return the variable of a column.
+
+        Args:
+            values: the column.
+            coded: whether the formula takes its numbers as categories.
+            cells: the number of cells in each row, where rows are groups of cells.
+        """
         category = hasattr(values, "cat")
         levels = tuple(values.cat.categories if category else np.sort(values.unique()).tolist())
         if not len(values):
@@ -89,7 +95,9 @@ class Variable:
                 f"formula: obs[{values.name!r}] has one value only, {levels[0]!r}; needed two levels or more to compare"
             )
         if not category and values.dtype.kind in "fiu" and not coded:
-            return cls(values.name, values, levels if len(levels) == 2 else (), float(values.mean()), False)
+            return cls(
+                values.name, values, levels if len(levels) == 2 else (), float(np.average(values, weights=cells)), False
+            )
         return cls(values.name, values, levels, levels[0], True)
 
     def level(self, given: Any) -> Any:
@@ -121,12 +129,17 @@ class Design:
         zero_matrix: that of the zero part: ``matrix``, and the log depth of the cells where it explains zeros.
         zero_columns: names of its columns.
         variables: the columns of obs that the formula uses, by name.
+
+    Args:
+        formula: of the columns of obs.
+        obs: a row for each cell, or for each group of cells.
+        cells: the number of cells in each group.
     """
 
-    def __init__(self, formula: str, obs: Any) -> None:
+    def __init__(self, formula: str, obs: Any, cells: NDArray[np.int64] | None = None) -> None:
         self._formula = parsed = Formula(formula, obs)
         self.formula, self.columns, self.matrix = parsed.text, parsed.columns, parsed.matrix
-        self.variables = {name: Variable.of(parsed.frame[name], name in parsed.coded) for name in parsed.variables}
+        self.variables = {n: Variable.of(parsed.frame[n], n in parsed.coded, cells) for n in parsed.variables}
         self._check_matrix()
         self.zero_matrix, self.zero_columns = self.matrix, self.columns
         self._lengths = _column_lengths(self.matrix)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from pyro_zilognormal.models import HurdlePriors
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions, checkpoint_path, flag, items
+from pyro_zilognormal.singlecell.cube import Cube, opened
 from pyro_zilognormal.singlecell.design import Contrast, Variable
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.formula import column
@@ -58,7 +60,7 @@ def differential_expression(
     ``scanpy.tl.rank_genes_groups``.
 
     Args:
-        adata: an AnnData with cells in rows, in memory or on disk.
+        adata: an AnnData with cells in rows, in memory or on disk, or a :class:`Cube`, to which nothing is written.
         formula, donor, layer, use_raw, scale, offset, depth, detection_threshold, draws, priors, device: see
             :class:`HurdleDE`.
         contrast, delta, fdr, max_error, credible: see :meth:`HurdleDE.test`.
@@ -92,6 +94,7 @@ def differential_expression(
     check_fractions(delta, fdr, credible, max_error)
     check_key(key_added)
     copy = flag("copy", copy)
+    adata = opened(adata)
     path = None if checkpoint is None else checkpoint_path(checkpoint)
     given: list[tuple[Any, Any, Any]]
     given = [(adata, formula, contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
@@ -117,7 +120,7 @@ def differential_expression(
         tables.append(de.test(contrasts, delta=delta, fdr=fdr, max_error=max_error, credible=credible))
         parameters.append(result_parameters(de, contrasts))
     table = require("pandas").concat(tables, ignore_index=True)
-    if not copy:
+    if not copy and not isinstance(adata, Cube):
         settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
         write_results(adata, table, _merged(parameters, groupby) | settings, key_added)
     return table
@@ -173,18 +176,23 @@ def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[t
             f"groups is {shown(groups)}, reference {shown(reference)}; needed groups other than the reference, each "
             "once"
         )
-    # The parts of the AnnData that are read; nothing is copied.
-    parts = {name: getattr(adata, name) for name in ("X", "layers", "raw", "uns", "obs_names", "var_names")}
     contrasts = {f"{group} vs {against}": (_MEMBERS, group, against) for group in chosen}
     if not rest:
-        cells = SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: values}), **parts)
-        return [(cells, f"~ C({_MEMBERS})", contrasts)]
+        return [(_with_members(adata, values), f"~ C({_MEMBERS})", contrasts)]
     fits: list[tuple[Any, str, Any]] = []
     for name, contrast in contrasts.items():
         members = values.astype(object).where(values == contrast[1], _REST).astype(str)
-        cells = SimpleNamespace(obs=adata.obs.assign(**{_MEMBERS: members}), **parts)
-        fits.append((cells, f"~ C({_MEMBERS}, contr.treatment({_REST!r}))", {name: contrast}))
+        fits.append((_with_members(adata, members), f"~ C({_MEMBERS}, contr.treatment({_REST!r}))", {name: contrast}))
     return fits
+
+
+def _with_members(adata: Any, members: Any) -> Any:
+    """Return the parts of an AnnData or a cube that are read, with a column of groups in obs; nothing is copied."""
+    obs = adata.obs.assign(**{_MEMBERS: members})
+    if isinstance(adata, Cube):
+        return replace(adata, obs=obs)
+    parts = {name: getattr(adata, name) for name in ("X", "layers", "raw", "uns", "obs_names", "var_names")}
+    return SimpleNamespace(obs=obs, **parts)
 
 
 def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[Any] | str, reference: Any) -> None:

@@ -194,6 +194,34 @@ class SufficientStatistics:
         """
         return torch.stack(self._fields()).movedim(0, -1)
 
+    def regroup(self, groups: Any, n_groups: int | None = None) -> "SufficientStatistics":
+        """Merge groups into larger ones.
+
+        Args:
+            groups: the new group of each group, whole numbers in 0..n_groups - 1.
+            n_groups: number of new groups; by default the largest in groups plus 1.
+
+        Returns:
+            The statistics of the new groups, equal to those of their cells to rounding.
+
+        Raises:
+            TypeError: groups holds no whole numbers.
+            ValueError: groups has a wrong shape or holds a bad value.
+
+        Example:
+            >>> x = np.array([[0.0], [1.0], [np.e], [2.0]])
+            >>> SufficientStatistics.from_cells(x, [0, 1, 2, 2]).regroup([0, 0, 1]).n_pos.tolist()
+            [[1.0], [2.0]]
+        """
+        n_groups = _count_groups(groups) if n_groups is None else n_groups
+        into = _check_groups(groups, len(self.n_zero), n_groups, 0)
+        given = torch.stack(self._fields()).numpy(force=True)
+        total = np.zeros((5, n_groups, given.shape[2]))
+        for group, part in zip(into, given.swapaxes(0, 1), strict=True):
+            total[1:4, group] = merge(total[1:4, group], part[1:4])
+            total[[0, 4], group] += part[[0, 4]]
+        return SufficientStatistics(*torch.from_numpy(total))
+
     def __add__(self, other: Any) -> "SufficientStatistics":
         if not isinstance(other, SufficientStatistics):
             return NotImplemented

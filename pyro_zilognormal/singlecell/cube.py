@@ -1,0 +1,399 @@
+"""A cube: cells reduced to the statistics of groups by columns of obs, kept, appended to, and fitted without a cell."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pyro_zilognormal import __version__
+from pyro_zilognormal.singlecell.depth import Depth
+from pyro_zilognormal.singlecell.design import strata
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, shown, unknown
+from pyro_zilognormal.singlecell.formula import column
+from pyro_zilognormal.singlecell.on_disk import open_cells
+from pyro_zilognormal.singlecell.scale import SCALES
+from pyro_zilognormal.singlecell.whole_folder import found_at, one_writer, replace_folder
+from pyro_zilognormal.sufficient import SufficientStatistics
+from pyro_zilognormal.svi.data import digest
+
+FORMAT = 1
+_KEY = "ziln_cube"
+# Columns of obs and layers of the AnnData that a cube is stored as.
+_CELLS, _DEPTH = "n_cells", ("depth_total", "depth_bin", "log_depth_total")
+_LAYERS = ("n_pos", "mean", "m2", "offset_sum", "total", "log_cubes")
+_PACKAGES = ("numpy", "anndata", "pandas")
+_TEXT = (str, type(None))
+# What has been decided when cells were reduced, with the types that a file may have.
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "layer": _TEXT,
+    "use_raw": (bool,),
+    "scale": (str,),
+    "scale_from": (str,),
+    "offset": _TEXT,
+    "known_depth": _TEXT,  # whose sums are kept
+    "depth": _TEXT,  # what bins are of
+    "depth_within": _TEXT,
+    "detection_threshold": (float, int),
+    "unit": (float, type(None)),  # the total counts of a cell whose size factor is 1
+    "edges": (dict,),  # of the bins of log depth, by level of depth_within
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Cube:
+    """Statistics of groups of cells, one group for each combination of levels of some columns of obs.
+
+    :func:`reduce` makes one of cells; :class:`HurdleDE` and :func:`differential_expression` take it in place of an
+    AnnData, for any formula over its keys, with the same results. Where the depth of cells is known, groups are also
+    those of bins of depth.
+
+    Attributes:
+        obs: a row for each group, with the keys as columns, categories or numbers.
+        genes: names of the genes.
+        cells: the number of cells in each group.
+        statistics: of groups x genes, linear values with size factors divided out.
+        totals: sums of these values, of shape (groups, genes).
+        log_cubes: sums of the cubes of their logarithms, where positive, of shape (groups, genes).
+        depth: the depth of the cells of each group; None if it is not known.
+        settings: scale, offset, depth and other arguments of :func:`reduce`, as plain values.
+    """
+
+    obs: Any
+    genes: list[str]
+    cells: NDArray[np.int64]
+    statistics: SufficientStatistics
+    totals: NDArray[np.float64]
+    log_cubes: NDArray[np.float64]
+    depth: Depth | None
+    settings: dict[str, Any]
+
+    def __repr__(self) -> str:
+        size = f"{self.cells.sum()} cells in {len(self.cells)} groups x {len(self.genes)} genes"
+        return f"Cube({size}, by {', '.join(map(str, self.obs.columns))})"
+
+    def select(self, **levels: Any) -> Cube:
+        """Return the groups of some levels of the keys.
+
+        Args:
+            levels: a level of each key.
+
+        Raises:
+            UnknownNameError: no such key or level.
+
+        Example:
+            ``cube.select(cell_type="B")``
+        """
+        chosen = np.ones(len(self.obs), dtype=bool)
+        for name, given in levels.items():
+            values = column(self.obs, name, "select").astype(object)
+            own = (values == given).to_numpy() | (values.map(str) == str(given)).to_numpy()
+            if not own.any():
+                raise unknown(name, given, f"levels of {name!r} in the cube", values.unique())
+            chosen &= own
+        if not chosen.any():
+            raise SingleCellError(f"select: no group has {levels}; needed levels that cells of the cube have")
+        return self._rows(np.flatnonzero(chosen))
+
+    def append(self, other: Cube, *, merge: bool = False) -> Cube:
+        """Return the cube of these and other cells together; :func:`reduce` makes a cube of cells, ``like`` this one.
+
+        Args:
+            other: of other cells, with the same keys, genes and settings. Genes may stand in another order.
+            merge: whether groups that both have are merged, for other cells of the same donors; otherwise they are
+                refused, since the same cells counted twice look like more evidence.
+
+        Raises:
+            SingleCellError: cubes of other keys, genes or settings, or groups that both have.
+        """
+        self._check_alike(other)
+        if not merge:
+            own = set(self._names())
+            both = list(dict.fromkeys(name for name in other._names() if name in own))
+            if both:
+                raise SingleCellError(
+                    f"{len(both)} groups of {':'.join(map(str, self.obs.columns))} are in the cube already: "
+                    f"{listed(both, 3)}; needed cells that it does not have; pass merge=True if these are other cells "
+                    "of the same groups"
+                )
+        settings = self.settings | {"edges": other.settings["edges"] | self.settings["edges"]}
+        return merged([self, other], settings)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the cube to a zarr folder, which anndata can read too: its layers are the statistics.
+
+        The folder is written beside the old one and takes its place once it is whole, so that a failed or killed save
+        leaves the old cube. Another cube there is replaced, anything else is not.
+
+        Args:
+            path: the folder.
+
+        Raises:
+            SingleCellError: something else is there.
+            InUseError: another process writes to it.
+        """
+        with writing(Path(path)):
+            self._write(Path(path))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Cube:
+        """Read a cube that :meth:`save` wrote, and check all of it: nothing in the file is trusted.
+
+        Args:
+            path: the folder.
+
+        Raises:
+            SingleCellError: no cube, a damaged one, or one of a newer version.
+        """
+        if not found_at(path).exists():
+            raise SingleCellError(f"{str(path)!r} does not exist; needed a cube, as pyro-zilognormal reduce writes it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a column that cannot be read is missing below
+            return cls.from_anndata(open_cells(found_at(path)), str(path))
+
+    def to_anndata(self) -> Any:
+        """Return the cube as an AnnData with a row for each group, its statistics as layers."""
+        obs = self.obs.assign(**{_CELLS: self.cells})
+        if self.depth:
+            known = self.depth.value, self.depth.bin, self.depth.log
+            obs = obs.assign(**dict(zip(_DEPTH, known, strict=True)))
+        obs.index = [str(i) for i in range(len(obs))]
+        head: dict[str, Any] = {
+            "format": FORMAT,
+            "by": [*self.obs.columns],
+            "settings": self.settings,
+            "digest": self._digest(),
+        }
+        head["versions"] = {"pyro-zilognormal": __version__, "python": platform.python_version()}
+        head["versions"] |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+        fields = (self.statistics.n_pos, self.statistics.mean, self.statistics.m2, self.statistics.offset_sum)
+        layers = dict(zip(_LAYERS, (*(f.numpy() for f in fields), self.totals, self.log_cubes), strict=True))
+        var = require("pandas").DataFrame(index=self.genes)
+        return require("anndata").AnnData(obs=obs, var=var, layers=layers, uns={_KEY: json.dumps(head)})
+
+    @classmethod
+    def from_anndata(cls, adata: Any, where: str = "adata") -> Cube:
+        """Return the cube that an AnnData of :meth:`to_anndata` holds; ``where`` is what errors call it.
+
+        Raises:
+            SingleCellError: no cube, a damaged one, or one of a newer version.
+        """
+        if not is_cube(adata):
+            raise SingleCellError(
+                f"{where!r} holds no cube; needed one that pyro-zilognormal reduce or Cube.save wrote"
+            )
+        newer = 0
+        try:
+            head = json.loads(adata.uns[_KEY])
+            newer = head["format"] if head["format"] > FORMAT else 0
+            if not newer:
+                return _checked(adata, head)
+        except Exception as error:  # zarr, anndata, json and checks raise many kinds for damaged files
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise SingleCellError(f"{where!r} is a damaged cube ({said}); reduce the cells again") from error
+        raise SingleCellError(
+            f"{where!r} has cube format {newer}, newer than the {FORMAT} of this version; upgrade pyro_zilognormal"
+        )
+
+    def check_given(self, **given: Any) -> None:
+        """Raise for arguments that say something else than what the cells were reduced with."""
+        for name, value in given.items():
+            own = self.settings[name]
+            if not (value is None or (np.isscalar(value) and value in (False, own))):  # 0 is False
+                raise SingleCellError(
+                    f"{name} is {shown(value)}, but the cells of the cube were reduced with {name}={own!r}; needed "
+                    f"no {name}, or a cube that is reduced again"
+                )
+
+    # --- Parts
+
+    def _rows(self, rows: NDArray[np.int64]) -> Cube:
+        depth = self.depth and self.depth.rows(rows)
+        statistics = SufficientStatistics.from_value(self.statistics.value[rows])
+        parts = self.cells[rows], statistics, self.totals[rows], self.log_cubes[rows]
+        return Cube(self.obs.iloc[rows].reset_index(drop=True), self.genes, *parts, depth, self.settings)
+
+    def with_genes(self, genes: list[str]) -> Cube:
+        """Return the cube with its genes in another order."""
+        if genes == self.genes:
+            return self
+        if set(genes) != set(self.genes):
+            odd = sorted(set(genes) ^ set(self.genes))
+            raise SingleCellError(
+                f"genes differ: {len(odd)} are in one of two inputs only, {listed(odd, 3)}; needed the same genes in "
+                "all: fill those that are missing, or leave them out"
+            )
+        place = {gene: i for i, gene in enumerate(self.genes)}
+        order = [place[gene] for gene in genes]
+        statistics = SufficientStatistics.from_value(self.statistics.value[:, order])
+        return replace(
+            self, genes=genes, statistics=statistics, totals=self.totals[:, order], log_cubes=self.log_cubes[:, order]
+        )
+
+    def _names(self) -> list[str]:
+        """Return the names of the groups, without their bins."""
+        return [":".join(map(str, levels)) for levels in self.obs.astype(object).itertuples(index=False, name=None)]
+
+    def _check_alike(self, other: Cube) -> None:
+        """Raise for a cube that was reduced in another way."""
+        keys = [", ".join(map(str, cube.obs.columns)) for cube in (self, other)]
+        if keys[0] != keys[1]:
+            raise SingleCellError(f"by: the cube has the keys {keys[0]}, the other one {keys[1]}; needed the same")
+        for name in _SETTINGS.keys() - {"scale_from"}:
+            own, others = self.settings[name], other.settings[name]
+            if name == "edges":  # a new level has its own
+                others = {level: edges for level, edges in others.items() if level in own}
+                own = {level: edges for level, edges in own.items() if level in others}
+            if own != others:
+                raise SingleCellError(
+                    f"{name} differs: {shown(own)} in the cube, {shown(others)} in the other one; needed cells that "
+                    "are reduced as the cube was: reduce(adata, like=cube), or --append"
+                )
+
+    def _digest(self) -> str:
+        """Return a hash of everything but versions."""
+        keys = [[str(name), *_plain(self.obs[name])] for name in self.obs.columns]
+        depth = [self.depth.value, self.depth.bin, self.depth.log] if self.depth else []
+        arrays = [self.cells, self.statistics.value, self.totals, self.log_cubes]
+        return digest([json.dumps(self.settings, sort_keys=True), self.genes, keys, depth, arrays])
+
+    def _write(self, path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats, from zarr and anndata
+            replace_folder(path, self.to_anndata().write_zarr)
+
+
+def reserved() -> tuple[str, ...]:
+    """Return the columns of obs that a stored cube has beside its keys."""
+    return _CELLS, *_DEPTH
+
+
+def is_cube(adata: Any) -> bool:
+    """Whether an AnnData holds a cube."""
+    uns = getattr(adata, "uns", None)
+    return isinstance(uns, Mapping) and isinstance(uns.get(_KEY), str)
+
+
+def opened(adata: Any) -> Any:
+    """Return the cube that an AnnData holds; other objects as they are."""
+    return Cube.from_anndata(adata) if is_cube(adata) else adata
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Keep other processes off a path, and refuse one that holds something else than a cube."""
+    with one_writer(path):
+        if path.exists() and not _holds_cube(path):
+            raise SingleCellError(f"{str(path)!r} exists and is no cube, and is left as it is; choose another path")
+        yield
+
+
+def _holds_cube(path: Path) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return path.is_dir() and is_cube(open_cells(path))
+    except SingleCellError:
+        return False
+
+
+def _plain(values: Any) -> list[Any]:
+    """Return a key as levels and codes, or as numbers."""
+    if hasattr(values, "cat"):
+        return [[str(level) for level in values.cat.categories], np.asarray(values.cat.codes, np.int64)]
+    return [values.to_numpy().astype(np.float64)]
+
+
+def _checked(adata: Any, head: Mapping[str, Any]) -> Cube:
+    """Return the cube of an AnnData; any error says that it is damaged."""
+    settings, by, genes = head["settings"], head["by"], [str(gene) for gene in adata.var_names]
+    for name, types in _SETTINGS.items():
+        if type(settings[name]) not in types:
+            raise TypeError(f"{name} is {shown(settings[name])}")
+    between, unit = settings["edges"].values(), settings["unit"]
+    if settings["scale"] not in SCALES or not (unit is None or 0 < unit < np.inf):
+        raise ValueError(f"scale is {shown(settings['scale'])}, unit {unit}")
+    if any(not np.isfinite(edges).all() or (np.diff(edges) < 0).any() for edges in between):
+        raise ValueError("bins of depth that do not rise")
+    if len(set(genes)) < len(genes) or not adata.shape[0] or not genes:
+        raise ValueError("names of genes twice, or no gene or group")
+    cells = np.asarray(adata.obs[_CELLS]).astype(np.int64)
+    layers = [np.asarray(adata.layers[name][:]).astype(np.float64) for name in _LAYERS]
+    n_pos, mean, m2, offset, totals, log_cubes = layers
+    value = torch.from_numpy(np.stack([cells[:, None] - n_pos, n_pos, mean, m2, offset], -1))
+    if not (np.isfinite(totals).all() and (totals >= 0).all() and np.isfinite(log_cubes).all() and (cells > 0).all()):
+        raise ValueError("sums that no cells have")
+    depth = None
+    if settings["known_depth"] is not None:
+        total, which, log = (adata.obs[name].to_numpy() for name in _DEPTH)
+        depth = Depth(settings["known_depth"], total, which.astype(np.int64), log, cells)
+        if not (np.isfinite(total).all() and (total > 0).all() and np.isfinite(log).all() and (depth.bin >= 0).all()):
+            raise ValueError("depths that no cells have")
+    obs = require("pandas").DataFrame({name: column(adata.obs, name, "by") for name in by}).reset_index(drop=True)
+    cube = Cube(obs, genes, cells, SufficientStatistics.from_value(value), totals, log_cubes, depth, dict(settings))
+    if cube._digest() != head["digest"]:
+        raise ValueError("its hash does not match its content")
+    return cube
+
+
+# --- Cubes together
+
+
+def merged(parts: Sequence[Cube], settings: dict[str, Any]) -> Cube:
+    """Return the cube of disjoint sets of cells; groups that several have become one."""
+    genes = parts[0].genes
+    parts = [part.with_genes(genes) for part in parts]
+    obs = require("pandas").DataFrame({n: _stack([p.obs[n] for p in parts]) for n in parts[0].obs.columns})
+    depths = [part.depth for part in parts if part.depth]
+    which = np.concatenate([d.bin for d in depths]) if depths else np.zeros(len(obs), np.int64)
+    row, example = strata([*(obs[name] for name in obs.columns), which], len(obs))
+
+    def added(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        given = np.concatenate(arrays)
+        total = np.zeros((len(example), *given.shape[1:]), given.dtype)
+        np.add.at(total, row, given)
+        return total
+
+    value = torch.cat([part.statistics.value for part in parts])
+    cells, depth = added([part.cells for part in parts]), None
+    if depths:
+        total, log = added([d.value for d in depths]), added([d.log for d in depths])
+        depth = Depth(depths[0].name, total, which[example], log, cells)
+    return Cube(
+        obs.iloc[example].reset_index(drop=True),
+        genes,
+        cells,
+        SufficientStatistics.from_value(value).regroup(row, len(example)),
+        added([part.totals for part in parts]),
+        added([part.log_cubes for part in parts]),
+        depth,
+        settings,
+    )
+
+
+def _stack(columns: Sequence[Any]) -> Any:
+    """Return a key of several cubes as one column.
+
+    Categories stay sorted where all parts have them so; else new ones follow those that are there.
+    """
+    pandas = require("pandas")
+    if not all(hasattr(c, "cat") for c in columns):
+        if any(hasattr(c, "cat") for c in columns):
+            raise SingleCellError(f"by: {columns[0].name!r} holds numbers in one input, categories in another")
+        return pandas.concat(columns, ignore_index=True)
+    each = [list(c.cat.categories) for c in columns]
+    levels = list(dict.fromkeys(level for own in each for level in own))
+    if len({type(level) for level in levels}) == 1 and all(own == sorted(own) for own in each):
+        levels = sorted(levels)
+    return pandas.Series(pandas.Categorical([v for c in columns for v in c], categories=levels))

@@ -1,0 +1,61 @@
+"""A folder that is replaced as a whole, by one process at a time: a failed or killed write leaves the old one."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyro_zilognormal.singlecell.errors import SingleCellError
+from pyro_zilognormal.svi.lock import locked
+
+
+def found_at(path: str | os.PathLike[str]) -> Path:
+    """Return where a folder is: a write that is killed between its two renames leaves the old one under another name.
+
+    Example:
+        >>> found_at("none.zarr").name
+        'none.zarr'
+    """
+    path = Path(path)
+    return path if path.exists() or not _old(path).exists() else _old(path)
+
+
+@contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """Keep other processes off a path for the length of a block.
+
+    Raises:
+        SingleCellError: its own folder does not exist.
+        InUseError: another process writes to it.
+    """
+    if not path.absolute().parent.is_dir():
+        raise SingleCellError(f"path is {str(path)!r}; needed one in a folder that exists")
+    with locked(path.with_name(f"{path.name}.lock"), str(path)):
+        yield
+
+
+def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a folder beside the one at a path, and put it there once it is whole; call it within :func:`one_writer`."""
+    prefix = f".{path.name}.writing-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
+    folder, old = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent)), _old(path)
+    try:
+        write(folder / "new")
+        if path.exists():  # no single rename replaces a folder that is not empty
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(path, old)
+        os.rename(folder / "new", path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{path.name}.old")
