@@ -10,7 +10,7 @@ from pyro_zilognormal.models.hurdle.components import Block, log_scale
 from pyro_zilognormal.models.hurdle.data import HurdleData
 
 # Pairs of predictors, in the order of the elements of `GroupLikelihood.information`.
-_PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
+PAIRS = ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2))
 
 
 class Predictors:
@@ -51,15 +51,28 @@ class GroupLikelihood:
         self.zeros, self.positives, self.mean, self.squares = (v.mT for v in groups.value.unbind(-1)[:4])
         self.cells = self.zeros + self.positives
 
+    @classmethod
+    def of_positives(cls, y: Tensor) -> GroupLikelihood:
+        """Return the likelihood of single positive values, each a group of its own, given their logarithms."""
+        likelihood = cls.__new__(cls)
+        likelihood.zeros = likelihood.squares = torch.zeros_like(y)
+        likelihood.positives = likelihood.cells = torch.ones_like(y)
+        likelihood.mean = y
+        return likelihood
+
     def log_density(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> Tensor:
         """Return the log density of each gene, of shape (genes,), without its constant."""
+        return self.log_densities(log_mean, zero, log_sigma).sum(-1)
+
+    def log_densities(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> Tensor:
+        """Return the log density of each row, of shape (genes, rows), without its constant."""
         scale = log_scale(log_sigma)
         _, squares = self._residuals(log_mean, zero, scale)
         counts = self.zeros * logsigmoid(zero) + self.positives * (logsigmoid(-zero) - scale)
-        return (counts - squares / 2).sum(-1)
+        return counts - squares / 2
 
     def derivatives(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the score by the predictors, (3, genes, rows), and the information of `_PAIRS`, (6, genes, rows)."""
+        """Return the score by the predictors, (3, genes, rows), and the information of `PAIRS`, (6, genes, rows)."""
         scale = log_scale(log_sigma)
         variance, pi = (2 * scale).exp(), zero.sigmoid()
         slope = (2 * (log_sigma - scale)).exp()  # of the log scale by log sigma
@@ -90,7 +103,7 @@ class Quadratic:
     def __init__(self, matrices: Tensor) -> None:
         self.matrices = matrices
         products = []
-        for a, b in _PAIRS:
+        for a, b in PAIRS:
             outer = matrices[a].unsqueeze(-1) * matrices[b].unsqueeze(-2)
             products.append(outer if a == b else outer + outer.mT)
         self.products = torch.cat(products).flatten(1)
