@@ -12,6 +12,7 @@ from pyro_zilognormal.models.hurdle.components import Block, Normal, ScaleMixtur
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_pairs, find_start, shear
 from pyro_zilognormal.models.hurdle.model import HurdleModel
+from pyro_zilognormal.models.hurdle.passes import find_start_of_cells
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import PathDerivative, SinhArcsinhNormal
 
 
@@ -55,9 +56,10 @@ class HurdleGuide(PyroModule):
         model.check_sizes(data)
         self.genes, self.hierarchy = data.genes, model.hierarchy
         groups = model.centred(data.as_groups())
-        coefficients, log_sds, hyper = find_start(groups, model.hierarchy)
-        # Some of many cells stand for all of them.
-        coefficients = coefficients.repeated(len(data.design) / len(groups.design))
+        if len(groups.design) == len(data.design):
+            coefficients, log_sds, hyper = find_start(groups, model.hierarchy)
+        else:  # some of many cells
+            coefficients, log_sds, hyper = find_start_of_cells(model.centred(data), groups, model.hierarchy)
         self.hyper = HyperparameterNormal(hyper)
         self.log_sds = GaussianSite(log_sds, log_sds.linear.shape[-1])
         self.pairs = find_pairs(groups, model.hierarchy.coefficients)

@@ -8,7 +8,7 @@ latent Gaussian models by using integrated nested Laplace approximations"). The 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictor
 _STAGES = 20, 12, 12, 12
 # Rounds before the hyperparameters are estimated: the modes must be near.
 _WARM_UP = 4
+# Rounds at a given site of the coefficients.
+_SETTLING_ROUNDS = 12
 # Rounds of scoring steps to the mode without an effect.
 _SPIKE_ROUNDS = 8
 # The bounds of the power of the likelihood, and a fall of the log likelihood that says little of it, in nats.
@@ -53,10 +55,6 @@ class Site:
     linear: Tensor  # of shape (genes, width)
     power: Tensor  # of the likelihood between the mode and 0 of each sparse effect, of shape (genes, effects)
 
-    def repeated(self, times: float) -> Site:
-        """Return the likelihood of so many times the data."""
-        return replace(self, information=times * self.information, linear=times * self.linear)
-
     def sheared(self, slope: Tensor, pairs: Pairs) -> Site:
         """Return the likelihood of theta with ``slope`` times the first element of each pair added to the second."""
         return Site(*shear(self.information, self.linear, slope, pairs), self.power)
@@ -81,7 +79,13 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, di
 
     The first is that of ``find_pairs``' coordinates at a slope of 0: data inform the log odds of zeros themselves.
     """
-    ascent = _Ascent(groups, hierarchy)
+    ascent, site, log_sds = ascend(groups, hierarchy)
+    return site.sheared(-ascent.hyper["zero_slope"][0], ascent.pairs), log_sds, ascent.hyper
+
+
+def ascend(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Ascent, Site, Site]:
+    """Return the modes of all genes, and the sites of the coefficients, at the slope found, and of the log sds."""
+    ascent = Ascent(groups, hierarchy)
     for stage, rounds in enumerate(_STAGES):
         for round_ in range(rounds):
             if stage or round_ >= _WARM_UP:
@@ -90,10 +94,10 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, di
         ascent.temper()
         site = ascent.site()
         log_sds = _grid_site(ascent, site)
-    return site.sheared(-ascent.hyper["zero_slope"][0], ascent.pairs), log_sds, ascent.hyper
+    return ascent, site, log_sds
 
 
-class _Ascent:
+class Ascent:
     """All genes on their way to the modes of their coefficients given the log sds."""
 
     def __init__(self, groups: HurdleData, hierarchy: Hierarchy) -> None:
@@ -147,15 +151,37 @@ class _Ascent:
         factor = _cholesky(self.quadratic.information(information), precision)
         score = self.quadratic.score(score) - precision * (theta - mean)
         step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
-        largest = torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
-        new = theta + step * (_LARGEST_STEP / largest).clamp(max=1) * damping
+        new = theta + step * self.share(step) * damping
         climbs = (self._log_joint(new, mean, precision) >= self._log_joint(theta, mean, precision) - 1e-9)[:, None]
         damping = torch.where(climbs, 2 * damping, damping / 4).clamp(max=1)
         return torch.where(climbs, new, theta), damping, factor
 
+    def log_prior(self, theta: Tensor) -> Tensor:
+        """Return the log prior of each gene's coefficients but for its constant, as `_moments` has it."""
+        mean, precision = self._moments()
+        return -(precision * (theta - mean).square()).sum(-1) / 2
+
     def _log_joint(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         prior = (precision * (theta - mean).square()).sum(-1)
         return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
+
+    def settle(self, site: Site) -> Site:
+        """Move to the modes under a site at a slope of 0, with EM steps in between; return the site of the log sds."""
+        for _ in range(_SETTLING_ROUNDS):
+            given = site.sheared(self.hyper["zero_slope"][0], self.pairs)
+            mean, precision = self._moments()
+            factor = _cholesky(given.information, precision)
+            linear = given.linear + precision * mean
+            self.theta = torch.cholesky_solve(linear.unsqueeze(-1), factor).squeeze(-1)
+            self.covariance = torch.cholesky_inverse(factor)
+            self.variance = self.covariance.diagonal(dim1=-2, dim2=-1)
+            self.estimate()
+        return _grid_site(self, site.sheared(self.hyper["zero_slope"][0], self.pairs))
+
+    def share(self, step: Tensor) -> Tensor:
+        """Return the share of a step that changes no predictor by too much, of shape (genes, 1)."""
+        largest = torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
+        return (_LARGEST_STEP / largest).clamp(max=1)
 
     def temper(self) -> None:
         """Find how far the likelihood falls from the mode to the one without an effect, relative to the quadratic.
@@ -287,7 +313,7 @@ def _logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor])
     return {name: ((logits + step).flatten(), uncertainty.flatten())}
 
 
-def _grid_site(ascent: _Ascent, site: Site) -> Site:
+def _grid_site(ascent: Ascent, site: Site) -> Site:
     """Return the log sds' likelihood as a quadratic, from their posteriors on a grid, the hyperparameters estimated."""
     information, linear = [], []
     for component in ascent.hierarchy.log_sds:
@@ -310,7 +336,7 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
     return Site(matrix, vector, vector[:, :0])
 
 
-def _log_evidence(ascent: _Ascent, site: Site, name: str, element: int) -> Tensor:
+def _log_evidence(ascent: Ascent, site: Site, name: str, element: int) -> Tensor:
     """Return the log marginal likelihood of an sd at each node, (genes, nodes), the other sds as they are."""
     sparse, block = ascent.block.sparse, ascent.block
     found = []
