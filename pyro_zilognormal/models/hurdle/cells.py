@@ -66,7 +66,7 @@ class CellLikelihood:
         sums = [_Sums(genes, self.columns.shape[1]) for _ in self._levels]
         elements = [self._elements(levels) for levels in self._levels]
         coefficients = [(matrices @ at[:, own].mT).numpy() for own in elements]
-        for found in _in_threads(lambda block: self._add_up(*block, coefficients), self._blocks()):
+        for found in _in_threads(lambda block: self._add_up(block, coefficients), self._blocks()):
             for stratum, part in found:
                 sums[stratum].add(part)
         log_density, score = torch.zeros(genes).double(), torch.zeros_like(at)
@@ -110,18 +110,18 @@ class CellLikelihood:
             found.append(own.start + random if name.endswith("random") else torch.arange(own.start, own.stop))
         return torch.cat(found)
 
-    def _blocks(self) -> Iterator[tuple[Any, Floats, NDArray[np.int64], Floats]]:
-        """Yield cells, and their columns, strata and offsets."""
+    def _blocks(self) -> Iterator[tuple[Any, slice]]:
+        """Yield cells, and which they are."""
         start = 0
-        for block, stratum, offset in row_chunks(self.value, self._stratum, self.offset):
-            rows = slice(start, start + len(stratum))
-            yield as_matrix(block, start), self.columns[rows], stratum, offset
+        for block, _, _ in row_chunks(self.value):
+            rows = slice(start, start + block.shape[0])
+            yield block, rows
             start = rows.stop
 
-    def _add_up(
-        self, x: Any, columns: Floats, stratum: NDArray[np.int64], offset: Floats, coefficients: list[Floats]
-    ) -> list[tuple[int, _Sums]]:
+    def _add_up(self, block: tuple[Any, slice], coefficients: list[Floats]) -> list[tuple[int, _Sums]]:
         """Return the sums over the cells of a block, by stratum."""
+        x, rows = as_matrix(block[0], block[1].start), block[1]
+        columns, stratum, offset = self.columns[rows], self._stratum[rows], self.offset[rows]
         if (stratum[1:] < stratum[:-1]).any():
             order = np.argsort(stratum, kind="stable")
             x, columns, stratum, offset = x[order], columns[order], stratum[order], offset[order]
@@ -131,8 +131,8 @@ class CellLikelihood:
         for first, last in pairwise([*np.flatnonzero(np.diff(stratum, prepend=-1)), len(stratum)]):
             sums = _Sums(x.shape[1], columns.shape[1])
             for start in range(first, last, size):
-                rows = slice(start, min(start + size, last))
-                sums.add_cells(x, rows, columns[rows], offset[rows], coefficients[stratum[first]])
+                part = slice(start, min(start + size, last))
+                sums.add_cells(x, part, columns[part], offset[part], coefficients[stratum[first]])
             found.append((int(stratum[first]), sums))
         return found
 

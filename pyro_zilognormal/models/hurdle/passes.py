@@ -39,20 +39,18 @@ def find_start_of_cells(
     ascent, _, log_sds = ascend(groups, hierarchy)
     likelihood = CellLikelihood(cells, hierarchy.coefficients)
     damping = torch.ones_like(ascent.theta[:, :1])
-    best: _Expansion | None = None
-    for _ in range(passes):
-        found = _Expansion.of(likelihood, ascent)
-        if best is not None:
-            climbs = found.log_joint(ascent) >= best.log_joint(ascent) - _ROUNDING * found.log_density.abs()
-            damping = torch.where(climbs.unsqueeze(-1), 2 * damping, damping / 4).clamp(max=1)
-            found = found.where(climbs, best)
-        best = found
+    best = _Expansion.of(likelihood, ascent)
+    for left in range(passes - 1, -1, -1):
         log_sds = ascent.settle(best.site)
         start = best.coefficients(ascent)
         step = ascent.theta - start
-        if (step.abs() / ascent.variance.sqrt()).max() < near:
+        if not left or (step.abs() / ascent.variance.sqrt()).max() < near:
             break
         ascent.theta = start + step * damping * ascent.share(step)
+        found = _Expansion.of(likelihood, ascent)
+        climbs = found.log_joint(ascent) >= best.log_joint(ascent) - _ROUNDING * found.log_density.abs()
+        damping = torch.where(climbs.unsqueeze(-1), 2 * damping, damping / 4).clamp(max=1)
+        best = found.where(climbs, best)
     return best.site, log_sds, ascent.hyper
 
 
