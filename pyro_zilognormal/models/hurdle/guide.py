@@ -55,14 +55,11 @@ class HurdleGuide(PyroModule):
             raise TypeError(f"model is a {type(model).__name__}; needed HurdleModel(data)")
         model.check_sizes(data)
         self.genes, self.hierarchy = data.genes, model.hierarchy
-        groups = model.centred(data.as_groups())
-        if len(groups.design) == len(data.design):
-            coefficients, log_sds, hyper = find_start(groups, model.hierarchy)
-        else:  # some of many cells
-            coefficients, log_sds, hyper = find_start_of_cells(model.centred(data), groups, model.hierarchy)
+        find = find_start if data.reduced else find_start_of_cells
+        coefficients, log_sds, hyper = find(model.centred(data), model.hierarchy)
         self.hyper = HyperparameterNormal(hyper)
         self.log_sds = GaussianSite(log_sds, log_sds.linear.shape[-1])
-        self.pairs = find_pairs(groups, model.hierarchy.coefficients)
+        self.pairs = find_pairs(data, model.hierarchy.coefficients)
         random = 2 * sum(data.levels)
         self.coefficients = GaussianSite(coefficients, model.hierarchy.coefficients.width - random)
 

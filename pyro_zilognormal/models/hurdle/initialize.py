@@ -79,14 +79,12 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Site, Site, di
 
     The first is that of ``find_pairs``' coordinates at a slope of 0: data inform the log odds of zeros themselves.
     """
-    ascent, site, log_sds = ascend(groups, hierarchy)
-    return site.sheared(-ascent.hyper["zero_slope"][0], ascent.pairs), log_sds, ascent.hyper
+    return ascend(Ascent(groups, hierarchy))
 
 
-def ascend(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Ascent, Site, Site]:
-    """Return the modes of all genes, and the sites of the coefficients, at the slope found, and of the log sds."""
-    ascent = Ascent(groups, hierarchy)
-    for stage, rounds in enumerate(_STAGES):
+def ascend(ascent: Ascent, stages: int = len(_STAGES)) -> tuple[Site, Site, dict[str, Normal]]:
+    """Bring all genes to their modes, and return what `find_start` does."""
+    for stage, rounds in enumerate(_STAGES[:stages]):
         for round_ in range(rounds):
             if stage or round_ >= _WARM_UP:
                 ascent.estimate()
@@ -94,7 +92,7 @@ def ascend(groups: HurdleData, hierarchy: Hierarchy) -> tuple[Ascent, Site, Site
         ascent.temper()
         site = ascent.site()
         log_sds = _grid_site(ascent, site)
-    return ascent, site, log_sds
+    return site.sheared(-ascent.hyper["zero_slope"][0], ascent.pairs), log_sds, ascent.hyper
 
 
 class Ascent:
@@ -133,6 +131,15 @@ class Ascent:
         """The hyperparameters and log sds, by name."""
         return {name: mean for name, (mean, _) in self.hyper.items()} | self.log_sds
 
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return score and information of the coefficients, of shapes (genes, width) and (genes, width, width)."""
+        score, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
+        return self.quadratic.score(score), self.quadratic.information(information)
+
+    def log_density(self, theta: Tensor) -> Tensor:
+        """Return the log density of each gene given its coefficients, but for a constant."""
+        return self.likelihood.log_density(*self.quadratic.predict(theta))
+
     def step(self) -> None:
         """Take a scoring step of the coefficients."""
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
@@ -147,14 +154,15 @@ class Ascent:
 
     def _climb(self, theta: Tensor, damping: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return theta after a scoring step, cut back in genes where it does not climb, and the factor before it."""
-        score, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
-        factor = _cholesky(self.quadratic.information(information), precision)
-        score = self.quadratic.score(score) - precision * (theta - mean)
+        score, information = self.derivatives(theta)
+        factor = _cholesky(information, precision)
+        score = score - precision * (theta - mean)
         step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
         new = theta + step * self.share(step) * damping
-        climbs = (self._log_joint(new, mean, precision) >= self._log_joint(theta, mean, precision) - 1e-9)[:, None]
+        before = self._log_joint(theta, mean, precision)
+        climbs = (self._log_joint(new, mean, precision) >= before - 1e-9)[:, None]
         damping = torch.where(climbs, 2 * damping, damping / 4).clamp(max=1)
-        return torch.where(climbs, new, theta), damping, factor
+        return new if climbs.all() else torch.where(climbs, new, theta), damping, factor
 
     def log_prior(self, theta: Tensor) -> Tensor:
         """Return the log prior of each gene's coefficients but for its constant, as `_moments` has it."""
@@ -163,7 +171,7 @@ class Ascent:
 
     def _log_joint(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         prior = (precision * (theta - mean).square()).sum(-1)
-        return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
+        return self.log_density(theta) - prior / 2
 
     def settle(self, site: Site) -> Site:
         """Move to the modes under a site at a slope of 0, with EM steps in between; return the site of the log sds."""
@@ -210,8 +218,7 @@ class Ascent:
 
     def _laplace(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         """Return the log marginal likelihood by Laplace's approximation at a mode, of shape (genes,)."""
-        _, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
-        factor = _cholesky(self.quadratic.information(information), precision)
+        factor = _cholesky(self.derivatives(theta)[1], precision)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det
 
@@ -247,8 +254,7 @@ class Ascent:
 
     def site(self) -> Site:
         """Return the likelihood as the quadratic that has the curvature and, with the prior, the mode found here."""
-        _, information = self.likelihood.derivatives(*self.quadratic.predict(self.theta))
-        matrix = self.quadratic.information(information)
+        matrix = self.derivatives(self.theta)[1]
         mean, precision = self._moments()
         # The score at a mode, which a gene of equal values reaches slowly.
         score = precision * (self.theta - mean)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, one_hot
@@ -102,11 +104,15 @@ class Quadratic:
 
     def __init__(self, matrices: Tensor) -> None:
         self.matrices = matrices
+
+    @functools.cached_property
+    def products(self) -> Tensor:
+        """Products of elements of the rows of two matrices, of shape (6 rows, width^2)."""
         products = []
         for a, b in PAIRS:
-            outer = matrices[a].unsqueeze(-1) * matrices[b].unsqueeze(-2)
+            outer = self.matrices[a].unsqueeze(-1) * self.matrices[b].unsqueeze(-2)
             products.append(outer if a == b else outer + outer.mT)
-        self.products = torch.cat(products).flatten(1)
+        return torch.cat(products).flatten(1)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the predictors, each of shape (genes, rows)."""

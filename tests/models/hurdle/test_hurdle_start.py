@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 
 from pyro_zilognormal.models import HurdleData, HurdleModel, HurdlePriors
 from pyro_zilognormal.models.hurdle.components import log_scale
-from pyro_zilognormal.models.hurdle.initialize import Site, Ascent, find_pairs, find_start
+from pyro_zilognormal.models.hurdle.initialize import Ascent, Site, find_pairs, find_start
 
 # Hyperparameters that are known.
 KNOWN = {"intercept_sd": (1e3, 1e-6), "zero_sd": (1e3, 1e-6), "log_sigma_sd": (1e3, 1e-6)}
