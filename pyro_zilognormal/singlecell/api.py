@@ -52,6 +52,8 @@ from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 _log = logging.getLogger(__name__)
 # Draws that keep the random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
 _RANDOM_DRAWS = 200
+# The guide starts near the posterior. Of single cells a step sees a minibatch, whose noise is what many steps add.
+_STEPS = 50
 # Fewer samples in a condition do not tell how much samples vary.
 _FEWEST_SAMPLES = 2
 
@@ -195,8 +197,7 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 50, as the guide starts near the posterior, or ten epochs where single
-                cells are fitted in minibatches.
+            steps: number of steps; by default 50, as the guide starts near the posterior.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
@@ -206,9 +207,8 @@ class HurdleDE:
             Itself.
         """
         seed, batch_size = whole("seed", seed, 0, 2**32 - 1), whole("batch_size", batch_size, 1)
-        if steps is None:
-            steps = max(50, 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size))
-        steps, callbacks = whole("steps", steps, 10), callbacks_of(callbacks, checkpoint)
+        steps = whole("steps", _STEPS if steps is None else steps, 10)
+        callbacks = callbacks_of(callbacks, checkpoint)
         model = HurdleModel(self.data, self.priors)
         self._result = fit_hurdle(
             model,

@@ -278,7 +278,8 @@ class Design:
         for name, variable in self.variables.items():
             if any(name in end.levels for end in contrast.ends):
                 continue
-            others = variable.levels if variable.categorical else (variable.default + 1.0,)
+            # The ends of a number's range: a spline has no values beyond them.
+            others = variable.levels if variable.categorical else (variable.values.min(), variable.values.max())
             above, below, *more = (
                 self._rows([{**end.levels, name: other} for other in others]) for end in contrast.ends
             )
