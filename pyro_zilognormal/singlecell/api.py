@@ -52,8 +52,8 @@ from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 _log = logging.getLogger(__name__)
 # Draws that keep the random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
 _RANDOM_DRAWS = 200
-# The guide starts near the posterior. Of single cells a step sees a minibatch, whose noise is what many steps add.
-_STEPS = 50
+# The guide starts near the posterior. Minibatches of less than a tenth of the cells add more noise than they correct.
+_STEPS, _FEWEST_STEPS, _MANY_BATCHES = 50, 10, 10
 # Fewer samples in a condition do not tell how much samples vary.
 _FEWEST_SAMPLES = 2
 
@@ -197,7 +197,8 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 50, as the guide starts near the posterior.
+            steps: number of steps; by default 50, as the guide starts near the posterior, or 10 for minibatches of less
+                than a tenth of the cells, where nothing is left to gain.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
@@ -207,7 +208,10 @@ class HurdleDE:
             Itself.
         """
         seed, batch_size = whole("seed", seed, 0, 2**32 - 1), whole("batch_size", batch_size, 1)
-        steps = whole("steps", _STEPS if steps is None else steps, 10)
+        if steps is None:
+            many = not self.data.reduced and len(self.data.design) > _MANY_BATCHES * batch_size
+            steps = _FEWEST_STEPS if many else _STEPS
+        steps = whole("steps", steps, _FEWEST_STEPS)
         callbacks = callbacks_of(callbacks, checkpoint)
         model = HurdleModel(self.data, self.priors)
         self._result = fit_hurdle(

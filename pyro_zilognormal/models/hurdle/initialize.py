@@ -158,7 +158,7 @@ class Ascent:
         factor = _cholesky(information, precision)
         score = score - precision * (theta - mean)
         step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
-        new = theta + step * self.share(step) * damping
+        new = theta + step * self.reach(step).clamp(max=1) * damping
         before = self._log_joint(theta, mean, precision)
         climbs = (self._log_joint(new, mean, precision) >= before - 1e-9)[:, None]
         damping = torch.where(climbs, 2 * damping, damping / 4).clamp(max=1)
@@ -186,10 +186,9 @@ class Ascent:
             self.estimate()
         return _grid_site(self, site.sheared(self.hyper["zero_slope"][0], self.pairs))
 
-    def share(self, step: Tensor) -> Tensor:
-        """Return the share of a step that changes no predictor by too much, of shape (genes, 1)."""
-        largest = torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
-        return (_LARGEST_STEP / largest).clamp(max=1)
+    def reach(self, step: Tensor) -> Tensor:
+        """Return how many times a step can be taken before a predictor changes by too much, of shape (genes, 1)."""
+        return _LARGEST_STEP / torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
 
     def temper(self) -> None:
         """Find how far the likelihood falls from the mode to the one without an effect, relative to the quadratic.

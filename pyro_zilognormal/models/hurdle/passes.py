@@ -13,8 +13,8 @@ from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.initialize import Ascent, Pairs, Site, ascend
 
 # Passes over the cells, of which no more are taken once the posterior means move by less than this, in posterior sds.
-MOST_PASSES = 12
-NEAR = 0.01
+MOST_PASSES = 15
+NEAR = 0.1
 # Stages of the ascent on some of the cells.
 _STAGES = 2
 # Of a sum over cells, relative to it.
@@ -28,8 +28,8 @@ def find_start_of_cells(
     """Return what :func:`find_start` does, for single cells: of many, from the modes of some of them.
 
     Given the likelihoods as quadratics at the last modes, modes, hyperparameters and log sds move together, without a
-    look at the cells; a pass then has the likelihoods at the new modes. Genes whose posterior does not climb go back,
-    and take a smaller step.
+    look at the cells; a pass then has the likelihoods at the new modes. A step changes no predictor by much, at first,
+    and by twice as much after each that climbs; genes whose posterior does not climb go back, and take a quarter.
 
     Args:
         cells: the data.
@@ -43,7 +43,7 @@ def find_start_of_cells(
         return ascend(ascent)
     ascend(ascent, _STAGES)
     ascent.look_at(cells)
-    damping = torch.ones_like(ascent.theta[:, :1])
+    trust = torch.ones_like(ascent.theta[:, :1])
     best = _Expansion.of(ascent)
     for left in range(passes - 1, -1, -1):
         log_sds = ascent.settle(best.site)
@@ -51,10 +51,12 @@ def find_start_of_cells(
         step = ascent.theta - start
         if not left or (step.abs() / ascent.variance.sqrt()).max() < near:
             break
-        ascent.theta = start + step * damping * ascent.share(step)
+        reach = ascent.reach(step)
+        taken = (trust * reach).clamp(max=1)
+        ascent.theta = start + taken * step
         new = _Expansion.of(ascent)
         climbs = new.log_joint(ascent) >= best.log_joint(ascent) - _ROUNDING * new.log_density.abs()
-        damping = torch.where(climbs.unsqueeze(-1), 2 * damping, damping / 4).clamp(max=1)
+        trust = torch.where(climbs.unsqueeze(-1), 2 * trust, taken / reach / 4)
         best = new.where(climbs, best)
     return best.site, log_sds, ascent.hyper
 
