@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -224,13 +226,22 @@ def _products_of_elements(matrices: Tensor) -> Tensor:
 
 
 def _in_threads(function: Callable[[Any], Result], items: Iterable[Any]) -> Iterator[Result]:
-    """Yield the results in order, with as many items in work as torch has threads."""
-    threads = torch.get_num_threads()
+    """Yield the results in order, with as many items in work as torch has threads.
+
+    Each thread then computes by itself, which needs threadpoolctl; without it one works, and its matrix products take
+    all processors.
+    """
+    threads = torch.get_num_threads() if find_spec("threadpoolctl") else 1
+    if threads == 1:
+        yield from map(function, items)
+        return
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    limits = import_module("threadpoolctl").threadpool_limits(1, "blas")
+    with limits, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    torch.set_num_threads(threads)  # of threads that are made later
