@@ -31,6 +31,7 @@ from pyro_zilognormal.singlecell.arguments import (
     text_or_none,
     whole,
 )
+from pyro_zilognormal.singlecell.curves import Curve, curves
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
@@ -407,6 +408,45 @@ class HurdleDE:
             raise SingleCellError(f"contrast: got {len(found)} contrasts; needed one")
         (one,) = found
         return gene_fits(self.cells, self._drawn()[1], genes, one, credible)
+
+    def curves(
+        self, genes: Sequence[str], column: str, at: Condition | None = None, *, credible: float = 0.95
+    ) -> list[Curve]:
+        """Return the means of some genes along a number, such as an age or a spline of pseudotime, for ``pl.curve``.
+
+        The mean is that of a cell with random effects of 0. The matrix is read once more, so that its file must still
+        be open.
+
+        Args:
+            genes: names.
+            column: a variable of the formula that holds numbers.
+            at: the condition, from :meth:`cond`, that gives the other variables; these have their first level, or
+                their mean, if None. The observed means are those of the cells with the levels it names.
+            credible: probability of the band.
+
+        Returns:
+            A curve for each gene.
+
+        Raises:
+            ArgumentTypeError: something else than a condition.
+            UnknownNameError: no such gene or variable.
+            SingleCellError: a variable that holds categories, or a condition that gives it.
+
+        Example:
+            >>> import anndata, numpy, pandas
+            >>> from pyro_zilognormal.datasets import pbmc68k_reduced
+            >>> data = pbmc68k_reduced()
+            >>> obs = pandas.DataFrame({"time": numpy.arange(700) / 700}, index=data.barcodes)
+            >>> adata = anndata.AnnData(data.values.numpy(), obs, pandas.DataFrame(index=data.genes))
+            >>> de = HurdleDE(adata[:, ["CD3D", "FTL"]], "~ bs(time, df=4)").fit(steps=10)
+            >>> curve, = de.curves(["FTL"], "time")
+            >>> curve.grid.shape, curve.observed.shape
+            ((100,), (10,))
+        """
+        check_fractions(0.0, 0.05, credible)
+        if not isinstance(at, Condition | None):
+            raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
+        return curves(self.cells, self.draws, genes, column, at or self.cond(), credible)
 
     def _check(self, levels: Mapping[str, Any], credible: float) -> dict[str, Any]:
         """Return the check of a condition, which tables and reports share."""

@@ -165,6 +165,11 @@ class Design:
             )
         return self._condition(row, found)
 
+    def along(self, column: str, values: NDArray[np.float64], levels: Mapping[str, Any]) -> list[Condition]:
+        """Return the conditions of some values of a number, at levels of other variables."""
+        ends = [{**levels, column: value} for value in values.tolist()]
+        return [self._condition(row, end) for row, end in zip(self._rows(ends), ends, strict=True)]
+
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
         """Return the contrast of two levels of a variable."""
         if not isinstance(column, str):

@@ -9,7 +9,7 @@ import torch
 from hurdle_cases import KINDS, offsets, table, without_guide
 
 from pyro_zilognormal import ZeroInflatedLogNormal
-from pyro_zilognormal.models import HurdleData, HurdleModel
+from pyro_zilognormal.models import HurdleData, HurdleModel, HurdlePriors
 from pyro_zilognormal.models.hurdle import cells as cells_module
 from pyro_zilognormal.models.hurdle import data as data_module
 from pyro_zilognormal.models.hurdle.cells import CellLikelihood
@@ -76,6 +76,14 @@ def test_extreme_log_odds_keep_their_digits():
     assert (torch.linalg.eigvalsh(information) > -1e-9 * information.abs().amax((1, 2))[:, None]).all()
 
 
+# All hyperparameters known, so that modes do not move with them.
+KNOWN = {
+    name: (pair[0], 1e-6)
+    for name, pair in vars(HurdlePriors()).items()
+    if isinstance(pair, tuple) and name != "effects_share"
+}
+
+
 def many(cells=4000, **kinds):
     """A model and cells of which half make the start."""
     made = table(cells=cells, **{"genes": 4, "continuous": True, "effects": 2} | kinds)
@@ -99,9 +107,10 @@ def test_the_same_sums_from_blocks_and_threads(monkeypatch):
 @pytest.mark.parametrize("levels", [(), (5,)], ids=["cells", "donors"])
 def test_the_mode_of_many_cells(levels):
     """Given the hyperparameters, a Newton step by autograd of the distribution's density is less than 1e-6 sds long."""
-    model, data = many(2500, levels=levels, genes=2, effects=1)
+    _, data = many(2500, levels=levels, genes=2, effects=1)
+    model = HurdleModel(data, HurdlePriors(**KNOWN))
     data, block = model.centred(data), model.hierarchy.coefficients
-    site, log_sds, hyper = find_start_of_cells(data, model.hierarchy, passes=60, near=1e-9)
+    site, log_sds, hyper = find_start_of_cells(data, model.hierarchy, passes=20, near=1e-7)
     values, slope = {name: mean for name, (mean, _) in hyper.items()}, hyper["zero_slope"][0]
     mean, precision = (
         torch.cat([m.expand(2, -1) for m in each], 1)
