@@ -77,7 +77,7 @@ def test_curves_are_those_of_the_draws(fitted):
     assert (peak.grid[0], peak.grid[-1]) == (obs.min(), obs.max())
     for k in (0, 41, 99):
         cell = cell_parameters(fitted.draws, fitted.cond(condition="stim", time=peak.grid[k]))
-        levels = torch.tensor([0.5, 0.05, 0.95]).double()
+        levels = torch.tensor([0.5, 0.05, 0.95], dtype=torch.float64)
         expected = cell.log_mean[:, 0].quantile(levels).exp()
         np.testing.assert_allclose([end[k] for end in peak.mean], expected, rtol=1e-9)
     middle = peak.mean[0]
