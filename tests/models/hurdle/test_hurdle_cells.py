@@ -104,10 +104,9 @@ def test_the_same_sums_from_blocks_and_threads(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-9)
 
 
-@pytest.mark.parametrize("levels", [(), (5,)], ids=["cells", "donors"])
-def test_the_mode_of_many_cells(levels):
+def test_the_mode_of_many_cells():
     """Given the hyperparameters, a Newton step by autograd of the distribution's density is less than 1e-6 sds long."""
-    _, data = many(2500, levels=levels, genes=2, effects=1)
+    _, data = many(2500, levels=(5,), genes=2, effects=1)
     model = HurdleModel(data, HurdlePriors(**KNOWN))
     data, block = model.centred(data), model.hierarchy.coefficients
     site, log_sds, hyper = find_start_of_cells(data, model.hierarchy, passes=20, near=1e-7)
@@ -132,13 +131,13 @@ def test_the_mode_of_many_cells(levels):
 
 
 def test_the_start_of_many_cells_is_that_of_all(monkeypatch):
-    """With a limit of 500 of 2,000 cells, passes lead where an ascent on all of them does."""
-    model, data = many(2000, genes=12)
+    """With a limit of 400 of 1,000 cells, passes lead where an ascent on all of them does."""
+    model, data = many(1000, genes=12)
     data = model.centred(data)
     groups = data.as_groups()
-    monkeypatch.setattr(data_module, "_MOST_CELLS", 500)
-    assert len(data.some().design) == 500
-    site, log_sds, hyper = find_start_of_cells(data, model.hierarchy)
+    monkeypatch.setattr(data_module, "_MOST_CELLS", 400)
+    assert len(data.some().design) == 400
+    site, log_sds, hyper = find_start_of_cells(data, model.hierarchy, passes=40, near=1e-3)
     same, same_sds, same_hyper = find_start(groups, model.hierarchy)
     precision = same.information.diagonal(dim1=-2, dim2=-1)
     modes = [torch.linalg.solve(s.information + torch.eye(s.linear.shape[1]), s.linear) for s in (site, same)]
