@@ -4,6 +4,7 @@ from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import plots as pl
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.cube import Cube
+from pyro_zilognormal.singlecell.curves import Curve
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.embed import Embedding, embed
 from pyro_zilognormal.singlecell.errors import (
@@ -26,6 +27,7 @@ __all__ = [
     "Condition",
     "Contrast",
     "Cube",
+    "Curve",
     "DepthWarning",
     "Embedding",
     "GeneCondition",

@@ -32,6 +32,7 @@ from pyro_zilognormal.singlecell.arguments import (
     whole,
 )
 from pyro_zilognormal.singlecell.cube import Cube, opened
+from pyro_zilognormal.singlecell.curves import Curve, curves
 from pyro_zilognormal.singlecell.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
@@ -54,6 +55,8 @@ from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 _log = logging.getLogger(__name__)
 # Draws that keep the random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
 _RANDOM_DRAWS = 200
+# The guide starts near the posterior. Minibatches of less than a tenth of the cells add more noise than they correct.
+_STEPS, _FEWEST_STEPS, _MANY_BATCHES = 30, 10, 10
 # Fewer samples in a condition do not tell how much samples vary.
 _FEWEST_SAMPLES = 2
 
@@ -189,8 +192,8 @@ class HurdleDE:
 
         Args:
             seed: the random seed of the fit and of the draws.
-            steps: number of steps; by default 30, as the guide starts near the posterior, or ten epochs where single
-                cells are fitted in minibatches.
+            steps: number of steps; by default 30, as the guide starts near the posterior, or 10 for minibatches of less
+                than a tenth of the cells, where nothing is left to gain.
             batch_size: cells in a minibatch, where single cells are fitted.
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
@@ -201,8 +204,10 @@ class HurdleDE:
         """
         seed, batch_size = whole("seed", seed, 0, 2**32 - 1), whole("batch_size", batch_size, 1)
         if steps is None:
-            steps = max(30, 0 if self.data.reduced else -(-10 * len(self.data.design) // batch_size))
-        steps, callbacks = whole("steps", steps, 10), callbacks_of(callbacks, checkpoint)
+            many = not self.data.reduced and len(self.data.design) > _MANY_BATCHES * batch_size
+            steps = _FEWEST_STEPS if many else _STEPS
+        steps = whole("steps", steps, _FEWEST_STEPS)
+        callbacks = callbacks_of(callbacks, checkpoint)
         model = HurdleModel(self.data, self.priors)
         self._result = fit_hurdle(
             model,
@@ -398,6 +403,45 @@ class HurdleDE:
             raise SingleCellError(f"contrast: got {len(found)} contrasts; needed one")
         (one,) = found
         return gene_fits(self.cells, self._drawn()[1], genes, one, credible)
+
+    def curves(
+        self, genes: Sequence[str], column: str, at: Condition | None = None, *, credible: float = 0.95
+    ) -> list[Curve]:
+        """Return the means of some genes along a number, such as an age or a spline of pseudotime, for ``pl.curve``.
+
+        The mean is that of a cell with random effects of 0. The matrix is read once more, so that its file must still
+        be open.
+
+        Args:
+            genes: names.
+            column: a variable of the formula that holds numbers.
+            at: the condition, from :meth:`cond`, that gives the other variables; these have their first level, or
+                their mean, if None. The observed means are those of the cells with the levels it names.
+            credible: probability of the band.
+
+        Returns:
+            A curve for each gene.
+
+        Raises:
+            ArgumentTypeError: something else than a condition.
+            UnknownNameError: no such gene or variable.
+            SingleCellError: a variable that holds categories, or a condition that gives it.
+
+        Example:
+            >>> import anndata, numpy, pandas
+            >>> from pyro_zilognormal.datasets import pbmc68k_reduced
+            >>> data = pbmc68k_reduced()
+            >>> obs = pandas.DataFrame({"time": numpy.arange(700) / 700}, index=data.barcodes)
+            >>> adata = anndata.AnnData(data.values.numpy(), obs, pandas.DataFrame(index=data.genes))
+            >>> de = HurdleDE(adata[:, ["CD3D", "FTL"]], "~ bs(time, df=4)").fit(steps=10)
+            >>> curve, = de.curves(["FTL"], "time")
+            >>> curve.grid.shape, curve.observed.shape
+            ((100,), (10,))
+        """
+        check_fractions(0.0, 0.05, credible)
+        if not isinstance(at, Condition | None):
+            raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
+        return curves(self.cells, self.draws, genes, column, at or self.cond(), credible)
 
     def _check(self, levels: Mapping[str, Any], credible: float) -> dict[str, Any]:
         """Return the check of a condition, which tables and reports share."""

@@ -178,6 +178,11 @@ class Design:
             )
         return self._condition(row, found)
 
+    def along(self, column: str, values: NDArray[np.float64], levels: Mapping[str, Any]) -> list[Condition]:
+        """Return the conditions of some values of a number, at levels of other variables."""
+        ends = [{**levels, column: value} for value in values.tolist()]
+        return [self._condition(row, end) for row, end in zip(self._rows(ends), ends, strict=True)]
+
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
         """Return the contrast of two levels of a variable."""
         if not isinstance(column, str):
@@ -311,7 +316,8 @@ class Design:
         for name, variable in self.variables.items():
             if any(name in end.levels for end in contrast.ends):
                 continue
-            others = variable.levels if variable.categorical else (variable.default + 1.0,)
+            # The ends of a number's range: a spline has no values beyond them.
+            others = variable.levels if variable.categorical else (variable.values.min(), variable.values.max())
             above, below, *more = (
                 self._rows([{**end.levels, name: other} for other in others]) for end in contrast.ends
             )

@@ -88,14 +88,15 @@ class Formula:
         plain = {self._alias.get(name, name) for name in numbers}
         for name in frame.columns:
             frame[name] = frame[name].astype(float if name in plain else self._dtypes[name])
-        return np.asarray(self._evaluate(lambda: self._spec.get_model_matrix(frame)), dtype=np.float64)
+        said = "has no value at this condition, such as a spline beyond the cells"
+        return np.asarray(self._evaluate(lambda: self._spec.get_model_matrix(frame), said), dtype=np.float64)
 
-    def _evaluate(self, make: Any) -> Any:
+    def _evaluate(self, make: Any, said: str = "does not fit adata.obs") -> Any:
         try:
             with np.errstate(all="ignore"):  # columns that are not finite are refused by name
                 return make()
         except Exception as error:  # as above
-            raise SingleCellError(f"formula: {self.text!r} does not fit adata.obs: {self._said(error)}") from error
+            raise SingleCellError(f"formula: {self.text!r} {said}: {self._said(error)}") from error
 
     def _check_levels(self) -> None:
         """Raise for a level that formulaic would leave out in silence, so that its cells were of the first level."""

@@ -92,14 +92,9 @@ def gene_fits(
     cells: Cells, draws: Mapping[str, Tensor], genes: Sequence[str], contrast: Contrast, credible: float
 ) -> list[GeneFit]:
     """Return observations and fits of some genes; see :meth:`HurdleDE.gene_fits`."""
-    names = cells.names
-    genes = items("genes", genes, "a list of names")
-    for gene in genes:
-        if not isinstance(gene, str) or gene not in names:
-            raise unknown("gene", gene, "genes", names)
-    if not genes:
+    columns = find_genes(cells, genes)
+    if not columns:
         return []
-    columns = [names.index(gene) for gene in genes]
     values, some = cells.genes(columns), select(draws, columns)
     ends = [_condition(cells, end, some, values, credible) for end in contrast.ends]
     samples = _samples(cells, contrast, some, values, credible)
@@ -107,6 +102,14 @@ def gene_fits(
         GeneFit(str(gene), contrast.name, tuple(e[g] for e in ends), credible, tuple(sample[g] for sample in samples))
         for g, gene in enumerate(genes)
     ]
+
+
+def find_genes(cells: Cells, genes: Sequence[str]) -> list[int]:
+    """Return the columns of some genes; raise for names that the matrix does not have."""
+    for gene in items("genes", genes, "a list of names"):
+        if not isinstance(gene, str) or gene not in cells.names:
+            raise unknown("gene", gene, "genes", cells.names)
+    return [cells.names.index(gene) for gene in genes]
 
 
 def _condition(

@@ -15,10 +15,12 @@ from pyro_zilognormal.singlecell.depth import Depth, warn_of_depths
 from pyro_zilognormal.singlecell.design import Design, strata
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, unknown
 from pyro_zilognormal.singlecell.formula import column
+from pyro_zilognormal.singlecell.kept import count_positives, keep_cells, times
 from pyro_zilognormal.singlecell.random_effects import RandomTerm, random_terms, split_formula
-from pyro_zilognormal.singlecell.reading import read_cells, read_genes, read_statistics
+from pyro_zilognormal.singlecell.reading import read_genes, read_statistics
 from pyro_zilognormal.singlecell.scale import Cleaner, Expression
 from pyro_zilognormal.singlecell.stored_matrix import SparseOnDisk, checked
+from pyro_zilognormal.sufficient import SufficientStatistics
 
 # The share of positive values says something of depth if it is that of many genes.
 _FEWEST_GENES = 100
@@ -154,19 +156,14 @@ class Cells:
         if self.totals is not None:
             positive, total = self.data.value[rows, :, 1].sum(0).numpy(force=True), self.totals[rows].sum(0)
         else:
-            values = self.data.value[rows]
-            linear = values if hasattr(values, "tocsr") else values.numpy(force=True)
-            positive, total = np.asarray((linear > 0).sum(0)).reshape(-1), (1 / self.factor[rows]) @ linear
+            chosen = np.isin(np.arange(len(self.row)), rows)
+            positive = SufficientStatistics.from_cells(self.data.value, chosen.astype(int), 2).n_pos[1].numpy()
+            total = times((chosen / self.factor)[None], self.data.value)[0]
         return Arm(int(self.count[rows].sum()), positive.astype(np.int64), total)
 
     def genes(self, columns: list[int]) -> NDArray[np.float64]:
         """Return the linear values of some genes in all cells, with size factors divided out."""
-        if self.totals is None:
-            values = self.data.value[:, columns]
-            linear = values.toarray() if hasattr(values, "toarray") else values.numpy(force=True)
-        else:
-            linear = read_genes(self.clean, columns)
-        return linear / self.factor[:, None]
+        return read_genes(self.clean, columns) / self.factor[:, None]
 
     @property
     def names(self) -> list[str]:
@@ -179,7 +176,7 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
 
     Cells alike in all variables, random effects and bin of depth are reduced to statistics, unless these would be more
     than half as many as the cells, as with a covariate that has a value of its own in each cell; then the cells are
-    kept in memory.
+    kept, in memory or in their file.
     """
     if clean.scale == "counts" and offset is not None:
         raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
@@ -200,7 +197,7 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     factor = np.ones(len(obs)) if shift is None else np.exp(shift)
     if 2 * len(example) > len(obs):
         row = example = np.arange(len(obs))
-        value, left = read_cells(clean), np.zeros(len(obs)) if shift is None else shift
+        value, left = keep_cells(clean), np.zeros(len(obs)) if shift is None else shift
         totals = cubes = None
     else:  # the offset is taken out of statistics and totals
         statistics, totals, cubes = read_statistics(clean, row, len(example), shift)
@@ -219,7 +216,7 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
 def _warn_of_depths(cells: Cells, known: Depth | None) -> None:
     """Warn if depth, or the share of positive values, differs much between conditions or donors."""
     data, example = cells.data, cells.example
-    positive = data.value[..., 1].sum(1).numpy() if data.reduced else np.asarray((data.value > 0).sum(1)).reshape(-1)
+    positive = data.value[..., 1].sum(1).numpy() if data.reduced else count_positives(data.value)
     measures = {} if known is None else {known.name: np.bincount(cells.row, known.value) / cells.count}
     if data.genes >= _FEWEST_GENES:
         measures["share of positive values"] = positive / (cells.count * data.genes)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pyro_zilognormal.singlecell.design import Contrast, strata
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.io import Cells
+from pyro_zilognormal.singlecell.kept import times
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 Floats = NDArray[np.float64]
@@ -121,8 +122,7 @@ def read_samples(cells: Cells) -> Samples:
             data.value, torch.from_numpy(of_row), len(first), data.offset
         ).value.numpy()
         positive = value[..., 1]
-        total = member.multiply(1 / cells.factor).tocsr() @ data.value
-        total = total.toarray() if hasattr(total, "toarray") else np.asarray(total)
+        total = times(member.multiply(1 / cells.factor).tocsr(), data.value)
     freedom, squares = np.maximum(value[..., 1] - 1, 0).sum(0), value[..., 3].sum(0)
     known = freedom > 0
     prior = np.median(squares[known] / freedom[known]) if known.any() else 1.0

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_zilognormal.singlecell.curves import Curve
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, printable
 from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
 from pyro_zilognormal.singlecell.predictive_check import inside
@@ -212,6 +213,28 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     names = [_described(condition) for condition in fit.conditions]
     amount.legend(lines, names, frameon=False, fontsize="small", loc="upper left")
     ax.set_title(literal(fit.gene))
+    return ax
+
+
+def curve(found: Curve, ax: Axes | None = None) -> Axes:
+    """Plot the mean of one gene along a number, with its credible band, and the observed means of bins of cells.
+
+    Args:
+        found: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.curves`.
+        ax: the axes; a new figure if None.
+
+    Returns:
+        The axes.
+    """
+    ax = _axes(ax)
+    middle, low, high = found.mean
+    ax.fill_between(found.grid, low, high, color=_CONDITIONS[1], alpha=0.25, linewidth=0)
+    band = f"fitted, {100 * found.credible:g} % band" + (f", at {found.at}" if found.at else "")
+    ax.plot(found.grid, middle, color=_CONDITIONS[1], label=literal(band))
+    shown = found.observed > 0
+    ax.plot(found.bins[shown], found.observed[shown], "x", color="0.2", label="observed means of bins of cells")
+    ax.set(xlabel=literal(found.column), ylabel="mean, zeros included", title=literal(found.gene), yscale="log")
+    ax.legend(frameon=False, fontsize="small")
     return ax
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from pyro_zilognormal.singlecell import differential_expression, open_cells, stored_matrix
+from pyro_zilognormal.singlecell import Cube, differential_expression, open_cells, reduce, stored_matrix
 from pyro_zilognormal.sufficient import rows
 from tests.singlecell.cell_cases import STIM, experiment, values
 
@@ -42,6 +42,12 @@ def in_another_order() -> AbstractContextManager[Any]:
     return nullcontext(study()[np.random.default_rng(0).permutation(160)].copy())
 
 
+def reduced(folder: Path) -> Cube:
+    """A cube that has been to disk."""
+    reduce(study(), ["condition"], scale="log1p").save(folder / "cube.zarr")
+    return Cube.load(folder / "cube.zarr")
+
+
 # Where the cells may be: each makes an AnnData, with a folder for files.
 SOURCES: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
     "h5ad": lambda folder: from_file(folder, "h5ad"),
@@ -49,6 +55,7 @@ SOURCES: dict[str, Callable[[Path], AbstractContextManager[Any]]] = {
     "h5ad on Dask": lambda folder: from_file(folder, "h5ad", dask=True),
     "dask array": lambda folder: on_dask(sp.csr_matrix),
     "another order": lambda folder: in_another_order(),
+    "cube": lambda folder: nullcontext(reduced(folder)),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,19 +86,24 @@ class HurdleData:
         before = [sum(self.levels[:k]) for k in range(len(self.levels))]
         return self.factors + torch.tensor(before, dtype=torch.int64, device=self.factors.device)
 
+    def some(self) -> HurdleData:
+        """Return 2000 of many cells, at random, and groups or fewer cells as they are."""
+        if self.reduced or len(self.design) <= _MOST_CELLS:
+            return self
+        order = torch.randperm(len(self.design), generator=torch.Generator().manual_seed(0))
+        kept = order[:_MOST_CELLS].sort().values.to(self.design.device)
+        value = self.value[kept if isinstance(self.value, Tensor) else kept.numpy(force=True)]
+        rows = {k: getattr(self, k)[kept] for k in ("design", "zero_design", "scale_design", "factors", "offset")}
+        return replace(self, value=value, **rows)
+
     def as_groups(self) -> HurdleData:
         """Return the data as groups; a cell becomes a group of one, and of many cells 2000 are kept, at random."""
         if self.reduced:
             return self
-        order = torch.randperm(len(self.design), generator=torch.Generator().manual_seed(0))
-        some = order[:_MOST_CELLS].sort().values
-        design, offset = self.design[some], self.offset[some]
-        value = self.value[some if isinstance(self.value, Tensor) else some.numpy()]
-        stats = SufficientStatistics.from_cells(value, torch.arange(len(design)), len(design), offset)
-        designs = design, self.zero_design[some], self.scale_design[some]
-        return HurdleData(
-            stats.value.to(design.device), *designs, self.factors[some], torch.zeros_like(offset), self.levels
-        )
+        cells = self.some()
+        each = torch.arange(len(cells.design))
+        stats = SufficientStatistics.from_cells(cells.value, each, len(each), cells.offset.cpu())
+        return replace(cells, value=stats.value.to(cells.design), offset=torch.zeros_like(cells.offset))
 
     @classmethod
     def from_cells(

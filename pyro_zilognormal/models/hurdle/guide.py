@@ -12,6 +12,7 @@ from pyro_zilognormal.models.hurdle.components import Block, Normal, ScaleMixtur
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_pairs, find_start, shear
 from pyro_zilognormal.models.hurdle.model import HurdleModel
+from pyro_zilognormal.models.hurdle.passes import find_start_of_cells
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import PathDerivative, SinhArcsinhNormal
 from pyro_zilognormal.models.hurdle.third_order import Correction, no_correction
 
@@ -55,14 +56,13 @@ class HurdleGuide(PyroModule):
             raise TypeError(f"model is a {type(model).__name__}; needed HurdleModel(data)")
         model.check_sizes(data)
         self.genes, self.hierarchy = data.genes, model.hierarchy
-        groups = model.centred(data.as_groups())
-        start = find_start(groups, model.hierarchy)
-        # Some of many cells stand for all of them.
-        coefficients = start.coefficients.repeated(len(data.design) / len(groups.design))
+        find = find_start if data.reduced else find_start_of_cells
+        start = find(model.centred(data), model.hierarchy)
         self.hyper = HyperparameterNormal(start.hyper)
-        self.log_sds = GaussianSite(start.log_sds, no_correction(start.log_sds.linear))
-        self.pairs = find_pairs(groups, model.hierarchy.coefficients)
-        self.coefficients = GaussianSite(coefficients, start.correction)
+        log_sds = start.log_sds.linear
+        self.log_sds = GaussianSite(start.log_sds, no_correction(log_sds, log_sds.shape[-1]))
+        self.pairs = find_pairs(data, model.hierarchy.coefficients)
+        self.coefficients = GaussianSite(start.coefficients, start.correction)
 
     def forward(
         self,

@@ -30,6 +30,8 @@ _STAGES = 20, 12, 12, 12
 _WARM_UP = 4
 # Rounds of scoring steps to the mode given the last sds.
 _LAST_ROUNDS = 6
+# Rounds at a given site of the coefficients.
+_SETTLING_ROUNDS = 12
 # Rounds of scoring steps to the mode without an effect.
 _SPIKE_ROUNDS = 8
 # Curvature upwards that is rounding, relative to the largest downwards.
@@ -59,10 +61,6 @@ class Site:
     information: Tensor  # of shape (genes, width, width)
     linear: Tensor  # of shape (genes, width)
     power: Tensor  # of the likelihood between the mode and 0 of each sparse effect, of shape (genes, effects)
-
-    def repeated(self, times: float) -> Site:
-        """Return the likelihood of so many times the data."""
-        return replace(self, information=times * self.information, linear=times * self.linear)
 
     def sheared(self, slope: Tensor, pairs: Pairs) -> Site:
         """Return the likelihood of theta with ``slope`` times the first element of each pair added to the second."""
@@ -103,14 +101,12 @@ class Start:
 @torch.no_grad()
 def find_start(groups: HurdleData, hierarchy: Hierarchy) -> Start:
     """Return the approximate posterior of all genes."""
-    ascent = _Ascent(groups, hierarchy)
-    for stage, rounds in enumerate(_STAGES):
-        for round_ in range(rounds):
-            if stage or round_ >= _WARM_UP:
-                ascent.estimate()
-            ascent.step()
-        site = ascent.site()
-        log_sds = _grid_site(ascent, site)
+    return ascend(Ascent(groups, hierarchy))
+
+
+def ascend(ascent: Ascent) -> Start:
+    """Bring all genes to their modes, and return their approximate posterior."""
+    log_sds = climb(ascent)
     ascent.integrate()
     slope = ascent.hyper["zero_slope"][0]
     for _ in range(_LAST_ROUNDS):
@@ -119,7 +115,18 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> Start:
     return Start(site.sheared(-slope, ascent.pairs), correction, log_sds, ascent.hyper)
 
 
-class _Ascent:
+def climb(ascent: Ascent, stages: int = len(_STAGES)) -> Site:
+    """Take the steps of some stages, and return the site of the log sds."""
+    for stage, rounds in enumerate(_STAGES[:stages]):
+        for round_ in range(rounds):
+            if stage or round_ >= _WARM_UP:
+                ascent.estimate()
+            ascent.step()
+        log_sds = _grid_site(ascent, ascent.site())
+    return log_sds
+
+
+class Ascent:
     """All genes on their way to the modes of their coefficients given the log sds."""
 
     def __init__(self, groups: HurdleData, hierarchy: Hierarchy) -> None:
@@ -157,6 +164,15 @@ class _Ascent:
         """The hyperparameters and log sds, by name."""
         return {name: mean for name, (mean, _) in self.hyper.items()} | self.log_sds
 
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return score and information of the coefficients, of shapes (genes, width) and (genes, width, width)."""
+        score, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
+        return self.quadratic.score(score), self.quadratic.information(information)
+
+    def log_density(self, theta: Tensor) -> Tensor:
+        """Return the log density of each gene given its coefficients, but for a constant."""
+        return self.likelihood.log_density(*self.quadratic.predict(theta))
+
     def step(self) -> None:
         """Take a scoring step of the coefficients."""
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
@@ -171,19 +187,41 @@ class _Ascent:
 
     def _climb(self, theta: Tensor, damping: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return theta after a scoring step, cut back in genes where it does not climb, and the factor before it."""
-        score, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
-        factor = _cholesky(self.quadratic.information(information), precision)
-        score = self.quadratic.score(score) - precision * (theta - mean)
+        score, information = self.derivatives(theta)
+        factor = _cholesky(information, precision)
+        score = score - precision * (theta - mean)
         step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
-        largest = torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
-        new = theta + step * (_LARGEST_STEP / largest).clamp(max=1) * damping
-        climbs = (self._log_joint(new, mean, precision) >= self._log_joint(theta, mean, precision) - 1e-9)[:, None]
+        new = theta + step * self.reach(step).clamp(max=1) * damping
+        before = self._log_joint(theta, mean, precision)
+        climbs = (self._log_joint(new, mean, precision) >= before - 1e-9)[:, None]
         damping = torch.where(climbs, 2 * damping, damping / 4).clamp(max=1)
-        return torch.where(climbs, new, theta), damping, factor
+        return new if climbs.all() else torch.where(climbs, new, theta), damping, factor
+
+    def log_prior(self, theta: Tensor) -> Tensor:
+        """Return the log prior of each gene's coefficients but for its constant, as `_moments` has it."""
+        mean, precision = self._moments()
+        return -(precision * (theta - mean).square()).sum(-1) / 2
 
     def _log_joint(self, theta: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
         prior = (precision * (theta - mean).square()).sum(-1)
-        return self.likelihood.log_density(*self.quadratic.predict(theta)) - prior / 2
+        return self.log_density(theta) - prior / 2
+
+    def settle(self, site: Site) -> Site:
+        """Move to the modes under a site at a slope of 0, with EM steps in between; return the site of the log sds."""
+        for _ in range(_SETTLING_ROUNDS):
+            given = site.sheared(self.hyper["zero_slope"][0], self.pairs)
+            mean, precision = self._moments()
+            factor = _cholesky(given.information, precision)
+            linear = given.linear + precision * mean
+            self.theta = torch.cholesky_solve(linear.unsqueeze(-1), factor).squeeze(-1)
+            self.covariance = torch.cholesky_inverse(factor)
+            self.variance = self.covariance.diagonal(dim1=-2, dim2=-1)
+            self.estimate()
+        return _grid_site(self, site.sheared(self.hyper["zero_slope"][0], self.pairs))
+
+    def reach(self, step: Tensor) -> Tensor:
+        """Return how many times a step can be taken before a predictor changes by too much, of shape (genes, 1)."""
+        return _LARGEST_STEP / torch.stack(self.quadratic.predict(step)).abs().amax((0, 2)).unsqueeze(-1)
 
     def site(self) -> Site:
         """Return the likelihood as the quadratic that has the curvature and, with the prior, the mode found here."""
@@ -370,7 +408,7 @@ def _logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor])
     return {name: ((logits + step).flatten(), uncertainty.flatten())}
 
 
-def _grid_site(ascent: _Ascent, site: Site) -> Site:
+def _grid_site(ascent: Ascent, site: Site) -> Site:
     """Return the log sds' likelihood as a quadratic, from their posteriors on a grid, the hyperparameters estimated."""
     information, linear = [], []
     for component in ascent.hierarchy.log_sds:
@@ -396,7 +434,7 @@ def _grid_site(ascent: _Ascent, site: Site) -> Site:
     return Site(matrix, vector, vector[:, :0])
 
 
-def _log_evidence(ascent: _Ascent, site: Site, name: str, element: int) -> Tensor:
+def _log_evidence(ascent: Ascent, site: Site, name: str, element: int) -> Tensor:
     """Return the log marginal likelihood of an sd at each node, (genes, nodes), the other sds as they are."""
     sparse, block = ascent.block.sparse, ascent.block
     found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -189,7 +190,7 @@ def _beside_rows(eta: Tensor) -> Tensor:
 
 def _centre(design: Tensor) -> Tensor:
     """Return the average of the distinct rows, and 0 for the intercept."""
-    centre = design.unique(dim=0).mean(0)
+    centre = design.new_tensor(np.unique(design.numpy(force=True), axis=0).mean(0))
     centre[0] = 0
     return centre
 

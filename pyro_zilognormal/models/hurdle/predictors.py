@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 from torch import Tensor
@@ -60,12 +61,25 @@ class GroupLikelihood:
             setattr(found, name, getattr(self, name)[some])
         return found
 
+    @classmethod
+    def of_positives(cls, y: Tensor) -> GroupLikelihood:
+        """Return the likelihood of single positive values, each a group of its own, given their logarithms."""
+        likelihood = cls.__new__(cls)
+        likelihood.zeros = likelihood.squares = torch.zeros_like(y)
+        likelihood.positives = likelihood.cells = torch.ones_like(y)
+        likelihood.mean = y
+        return likelihood
+
     def log_density(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> Tensor:
         """Return the log density of each gene, of shape (genes,), without its constant."""
+        return self.log_densities(log_mean, zero, log_sigma).sum(-1)
+
+    def log_densities(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> Tensor:
+        """Return the log density of each row, of shape (genes, rows), without its constant."""
         scale = log_scale(log_sigma)
         _, squares = self._residuals(log_mean, zero, scale)
         counts = self.zeros * logsigmoid(zero) + self.positives * (logsigmoid(-zero) - scale)
-        return (counts - squares / 2).sum(-1)
+        return counts - squares / 2
 
     def derivatives(self, log_mean: Tensor, zero: Tensor, log_sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Return the score by the predictors, (3, genes, rows), and the information of `PAIRS`, (6, genes, rows)."""
@@ -98,11 +112,15 @@ class Quadratic:
 
     def __init__(self, matrices: Tensor) -> None:
         self.matrices = matrices
+
+    @functools.cached_property
+    def products(self) -> Tensor:
+        """Products of elements of the rows of two matrices, of shape (6 rows, width^2)."""
         products = []
         for a, b in PAIRS:
-            outer = matrices[a].unsqueeze(-1) * matrices[b].unsqueeze(-2)
+            outer = self.matrices[a].unsqueeze(-1) * self.matrices[b].unsqueeze(-2)
             products.append(outer if a == b else outer + outer.mT)
-        self.products = torch.cat(products).flatten(1)
+        return torch.cat(products).flatten(1)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the predictors, each of shape (genes, rows)."""

@@ -34,10 +34,10 @@ class Correction:
     coupling: Tensor  # of shape (genes, core, core), strictly upper
 
 
-def no_correction(vector: Tensor) -> Correction:
-    """Return that of a Normal vector, of shape (genes, width), all of which is core."""
+def no_correction(vector: Tensor, core: int) -> Correction:
+    """Return that of a Normal vector, of shape (genes, width), whose last elements are core."""
     zero = torch.zeros_like(vector)
-    return Correction(zero, zero, torch.diag_embed(zero))
+    return Correction(zero, zero[:, -core:], torch.diag_embed(zero[:, -core:]))
 
 
 def observed_information(likelihood: GroupLikelihood, predictors: tuple[Tensor, ...]) -> Tensor:

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 
 from pyro_zilognormal.models import HurdleData, HurdleModel, HurdlePriors
 from pyro_zilognormal.models.hurdle.components import log_scale
-from pyro_zilognormal.models.hurdle.initialize import Site, _Ascent, find_pairs, find_start
+from pyro_zilognormal.models.hurdle.initialize import Ascent, Site, find_pairs, find_start
 
 # Hyperparameters that are known.
 KNOWN = {"intercept_sd": (1e3, 1e-6), "zero_sd": (1e3, 1e-6), "log_sigma_sd": (1e3, 1e-6)}
@@ -21,7 +21,7 @@ KNOWN = {"intercept_sd": (1e3, 1e-6), "zero_sd": (1e3, 1e-6), "log_sigma_sd": (1
 def test_the_gradient_is_0_at_the_mode(kind):
     """Given the hyperparameters, under the widest component of the effects."""
     model, data = without_guide(**kind)
-    ascent = _Ascent(model.centred(data.as_groups()), model.hierarchy)
+    ascent = Ascent(model.centred(data.as_groups()), model.hierarchy)
     with torch.no_grad():
         for _ in range(120):
             ascent.step()
