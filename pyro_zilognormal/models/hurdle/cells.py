@@ -23,6 +23,7 @@ from torch import Tensor
 from pyro_zilognormal.models.hurdle.components import Block
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.predictors import PAIRS, GroupLikelihood
+from pyro_zilognormal.models.hurdle.third_order import observed_information
 from pyro_zilognormal.sufficient.rows import as_matrix, positives, row_chunks
 
 Floats = NDArray[np.float64]
@@ -54,21 +55,22 @@ class CellLikelihood:
         self._device = cells.design.device
 
     @torch.no_grad()
-    def derivatives(self, theta: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def derivatives(self, theta: Tensor, slope: Tensor, observed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Return log density, score and information of each gene, in one pass over the cells.
 
-        The log density, of shape (genes,), is that of :class:`GroupLikelihood`, and the information the expected one.
+        The log density, of shape (genes,), is that of :class:`GroupLikelihood`.
 
         Args:
             theta: coefficients, of shape (genes, width).
             slope: that of the zero part, of shape (1,).
+            observed: whether the information is the observed one, which costs more; the expected one otherwise.
         """
         at, genes = theta.cpu(), len(theta)
         matrices = self._matrices(slope.cpu())
         sums = [_Sums(genes, self.columns.shape[1]) for _ in self._levels]
         elements = [self._elements(levels) for levels in self._levels]
         coefficients = [(matrices @ at[:, own].mT).numpy() for own in elements]
-        for found in _in_threads(lambda block: self._add_up(block, coefficients), self._blocks()):
+        for found in _in_threads(lambda block: self._add_up(block, coefficients, observed), self._blocks()):
             for stratum, part in found:
                 sums[stratum].add(part)
         log_density, score = torch.zeros(genes).double(), torch.zeros_like(at)
@@ -120,7 +122,7 @@ class CellLikelihood:
             yield block, rows
             start = rows.stop
 
-    def _add_up(self, block: tuple[Any, slice], coefficients: list[Floats]) -> list[tuple[int, _Sums]]:
+    def _add_up(self, block: tuple[Any, slice], coefficients: list[Floats], observed: bool) -> list[tuple[int, _Sums]]:
         """Return the sums over the cells of a block, by stratum."""
         x, rows = as_matrix(block[0], block[1].start), block[1]
         columns, stratum, offset = self.columns[rows], self._stratum[rows], self.offset[rows]
@@ -134,7 +136,7 @@ class CellLikelihood:
             sums = _Sums(x.shape[1], columns.shape[1])
             for start in range(first, last, size):
                 part = slice(start, min(start + size, last))
-                sums.add_cells(x, part, columns[part], offset[part], coefficients[stratum[first]])
+                sums.add_cells(x, part, columns[part], offset[part], coefficients[stratum[first]], observed)
             found.append((int(stratum[first]), sums))
         return found
 
@@ -154,7 +156,9 @@ class _Sums:
             own = getattr(self, name)
             own += value
 
-    def add_cells(self, x: Any, rows: slice, columns: Floats, offset: Floats, coefficients: Floats) -> None:
+    def add_cells(
+        self, x: Any, rows: slice, columns: Floats, offset: Floats, coefficients: Floats, observed: bool
+    ) -> None:
         """Add some cells: all as if they were zeros, then by how much the positive ones differ."""
         first, second = np.triu_indices(columns.shape[1])
         products = columns[:, first] * columns[:, second]
@@ -171,6 +175,8 @@ class _Sums:
         own = [torch.from_numpy(v.ravel()[at]) for v in (log_mean, zero, log_sigma)]
         likelihood = GroupLikelihood.of_positives(torch.from_numpy(y))
         score, information = (v.numpy() for v in likelihood.derivatives(*own))
+        if observed:
+            information = observed_information(likelihood, own).numpy()
         odds, share = own[1].numpy(), pi.ravel()[at]
         score[1] -= 1 - share
         information[PAIRS.index((1, 1))] -= share * (1 - share)

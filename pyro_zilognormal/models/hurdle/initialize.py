@@ -235,7 +235,10 @@ class Ascent:
     def _curvature(self, theta: Tensor, precision: Tensor) -> Tensor:
         """Return the observed information, flat where the log likelihood curves upwards, in units of the prior."""
         observed = observed_information(self.likelihood, self.quadratic.predict(theta))
-        matrix = self.quadratic.information(observed)
+        return self.project(self.quadratic.information(observed), precision)
+
+    def project(self, matrix: Tensor, precision: Tensor) -> Tensor:
+        """Return an information without the directions in which the log likelihood curves upwards."""
         unit = precision.rsqrt()
         values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * matrix * unit.unsqueeze(-2))
         downwards = values[:, 0] >= -_ROUNDING * values[:, -1]

@@ -59,9 +59,11 @@ def find_start_of_cells(
         climbs = new.log_joint(ascent) >= best.log_joint(ascent) - _ROUNDING * new.log_density.abs()
         trust = torch.where(climbs.unsqueeze(-1), 2 * trust, taken / reach / 4)
         best = new.where(climbs, best)
+    ascent.theta = best.coefficients(ascent)
+    site = _site(ascent, *ascent.observed(ascent.theta))
     ascent.integrate()
     # Of more cells than these few, the likelihood of a gene is nearly Normal.
-    return Start(best.site, no_correction(ascent.theta, ascent.block.core), log_sds, ascent.hyper)
+    return Start(site, no_correction(ascent.theta, ascent.block.core), log_sds, ascent.hyper)
 
 
 class CellAscent(Ascent):
@@ -80,13 +82,14 @@ class CellAscent(Ascent):
         """Return score and information of the coefficients."""
         return self._evaluate(theta)[1:]
 
+    def observed(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return score and observed information of the coefficients."""
+        score, information = self._cells.derivatives(theta, self.hyper["zero_slope"][0], observed=True)[1:]
+        return score, self.project(information, self._moments()[1])
+
     def log_density(self, theta: Tensor) -> Tensor:
         """Return the log density of each gene given its coefficients, but for a constant."""
         return self._evaluate(theta)[0]
-
-    def _curvature(self, theta: Tensor, precision: Tensor) -> Tensor:
-        """Return the expected information: a pass over the cells has no other."""
-        return self.derivatives(theta)[1]
 
     def _evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log density, score and information, in one pass if they are asked for one after another."""
@@ -106,12 +109,10 @@ class _Expansion:
 
     @classmethod
     def of(cls, ascent: CellAscent) -> _Expansion:
-        """Return the expansion about where the ascent is."""
-        slope, log_density = ascent.hyper["zero_slope"][0], ascent.log_density(ascent.theta)
-        score, information = ascent.derivatives(ascent.theta)
-        linear = score + (information @ ascent.theta.unsqueeze(-1)).squeeze(-1)
-        site = Site(information, linear, ascent.power).sheared(-slope, ascent.pairs)
-        return cls(_add_slope(ascent.theta, -slope, ascent.pairs), log_density, site)
+        """Return the expansion about where the ascent is, with the expected information."""
+        log_density = ascent.log_density(ascent.theta)
+        site = _site(ascent, *ascent.derivatives(ascent.theta))
+        return cls(_add_slope(ascent.theta, -ascent.hyper["zero_slope"][0], ascent.pairs), log_density, site)
 
     def coefficients(self, ascent: Ascent) -> Tensor:
         """Return the coefficients at the slope of the ascent."""
@@ -130,6 +131,12 @@ class _Expansion:
         )
         theta = torch.where(chosen[:, None], self.theta, other.theta)
         return _Expansion(theta, torch.where(chosen, self.log_density, other.log_density), site)
+
+
+def _site(ascent: CellAscent, score: Tensor, information: Tensor) -> Site:
+    """Return the quadratic of that score and information where the ascent is, at a slope of 0."""
+    linear = score + (information @ ascent.theta.unsqueeze(-1)).squeeze(-1)
+    return Site(information, linear, ascent.power).sheared(-ascent.hyper["zero_slope"][0], ascent.pairs)
 
 
 def _add_slope(theta: Tensor, slope: Tensor, pairs: Pairs) -> Tensor:

@@ -7,7 +7,7 @@ exp(-sum_i w_i^2 / 2 + sum_ijk k_ijk w_i w_j w_k / 6), whose mean is sum_j k_ijj
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ def no_correction(vector: Tensor, core: int) -> Correction:
     return Correction(zero, zero[:, -core:], torch.diag_embed(zero[:, -core:]))
 
 
-def observed_information(likelihood: GroupLikelihood, predictors: tuple[Tensor, ...]) -> Tensor:
+def observed_information(likelihood: GroupLikelihood, predictors: Sequence[Tensor]) -> Tensor:
     """Return minus the second derivatives by the predictors, those of `PAIRS`, of shape (6, genes, rows)."""
     found = []
     for some in _blocks(predictors[0].shape):

@@ -109,7 +109,8 @@ def test_the_mode_of_many_cells():
     _, data = many(2500, levels=(5,), genes=2, effects=1)
     model = HurdleModel(data, HurdlePriors(**KNOWN))
     data, block = model.centred(data), model.hierarchy.coefficients
-    site, log_sds, hyper = find_start_of_cells(data, model.hierarchy, passes=20, near=1e-7)
+    start = find_start_of_cells(data, model.hierarchy, passes=20, near=1e-7)
+    site, log_sds, hyper = start.coefficients, start.log_sds, start.hyper
     values, slope = {name: mean for name, (mean, _) in hyper.items()}, hyper["zero_slope"][0]
     mean, precision = (
         torch.cat([m.expand(2, -1) for m in each], 1)
@@ -137,12 +138,12 @@ def test_the_start_of_many_cells_is_that_of_all(monkeypatch):
     groups = data.as_groups()
     monkeypatch.setattr(data_module, "_MOST_CELLS", 400)
     assert len(data.some().design) == 400
-    site, log_sds, hyper = find_start_of_cells(data, model.hierarchy, passes=40, near=1e-3)
-    same, same_sds, same_hyper = find_start(groups, model.hierarchy)
+    start, whole = find_start_of_cells(data, model.hierarchy, passes=40, near=1e-3), find_start(groups, model.hierarchy)
+    site, same = start.coefficients, whole.coefficients
     precision = same.information.diagonal(dim1=-2, dim2=-1)
     modes = [torch.linalg.solve(s.information + torch.eye(s.linear.shape[1]), s.linear) for s in (site, same)]
     assert ((modes[0] - modes[1]).abs() * precision.sqrt()).max() < 0.05
     torch.testing.assert_close(site.information, same.information, rtol=0.05, atol=float(0.05 * precision.min()))
-    for name, (mean, sd) in same_hyper.items():
-        assert ((hyper[name][0] - mean).abs() < 0.05 * sd).all(), name
-    torch.testing.assert_close(log_sds.linear, same_sds.linear, rtol=0.2, atol=0.5)
+    for name, (mean, sd) in whole.hyper.items():
+        assert ((start.hyper[name][0] - mean).abs() < 0.05 * sd).all(), name
+    torch.testing.assert_close(start.log_sds.linear, whole.log_sds.linear, rtol=0.2, atol=0.5)
