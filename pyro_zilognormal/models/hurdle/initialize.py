@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pyro_zilognormal.models.hurdle.components import (
     Block,
-    Component,
     Hierarchy,
     Normal,
     SparseEffects,
 )
 from pyro_zilognormal.models.hurdle.data import HurdleData
+from pyro_zilognormal.models.hurdle.hyperparameters import integrate_log_sd, logits_step, normal_step
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
 from pyro_zilognormal.models.hurdle.third_order import Correction, find_correction, observed_information
 
@@ -46,8 +46,6 @@ _LARGEST_STEP = 1.5
 _NODES = torch.linspace(math.log(0.01), math.log(3.0), 13, dtype=torch.float64)
 _FINER = 8
 _GRID_ROUNDS = 20
-# The grid of hyperparameters that are log sds, over 4 sds of their priors on both sides.
-_SD_NODES = 65
 
 
 # Elements of the log mean that have a counterpart in the zero part, and these.
@@ -286,15 +284,15 @@ class Ascent:
             if isinstance(c, SparseEffects):
                 mixture = c.mixture(values).tempered(self.power)
                 posterior = mixture.posterior(theta[c.name], variance[c.name].reciprocal())[0].exp()
-                self.hyper |= _logits_step(c, posterior, values)
+                self.hyper |= logits_step(c, posterior, values)
             else:
-                self.hyper |= _normal_step(c, theta[c.name], variance[c.name], values)
+                self.hyper |= normal_step(c, theta[c.name], variance[c.name], values)
         self._step_slope()
 
     def integrate(self) -> None:
         """Replace the modes of hyperparameters that are log sds by their posterior means."""
         for c, theta, variance in zip(self.block, *map(self._split, (self.theta, self.variance)), strict=True):
-            self.hyper |= _integrate_log_sd(c, theta, variance, self.values)
+            self.hyper |= integrate_log_sd(c, theta, variance, self.values)
 
     def _split(self, values: Tensor) -> list[Tensor]:
         return list(self.block.split(values).values())
@@ -346,71 +344,6 @@ def find_pairs(groups: HurdleData, block: Block) -> Pairs:
     return [j for j, _ in pairs], [k for _, k in pairs]
 
 
-def _normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
-    """Return mean and log sd across genes of a component's elements, given their means and variances."""
-    found, hyperpriors = {}, c.hyperpriors()
-    mean, precision = (v.expand_as(theta) for v in c.moments(values))
-    # The share of each element's variance that its data resolve.
-    resolved = (1 - variance * precision).clamp(min=0)
-    if "mean" in c.kinds:
-        name = f"{c.name}_mean"
-        middle, sd = hyperpriors[name]
-        before = sd.pow(-2)
-        deviation = theta - mean
-        step = (deviation * precision).sum(0) + (middle - values[name]) * before
-        step = step / (precision.sum(0) + before)
-        found[name] = values[name] + step, ((resolved * precision).sum(0) + before).rsqrt()
-        theta = theta - step
-    if "log_sd" in c.kinds:
-        name = f"{c.name}_log_sd"
-        middle, sd = hyperpriors[name]
-        squares = ((theta - mean).square() + variance).mean(0)
-        # Each element known for sure has information 2 on log sd.
-        complete, before = 2 * len(theta), sd.pow(-2)
-        log_sd = (complete * squares.log() / 2 + before * middle) / (complete + before)
-        found[name] = log_sd, (2 * resolved.square().sum(0) + before).rsqrt()
-    return found
-
-
-def _integrate_log_sd(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
-    """Return the posterior's mean and sd of a component's log sd, on a grid, the elements integrated out.
-
-    Its mode is larger than its mean where few genes, or genes of little information, tell of it.
-    """
-    if "log_sd" not in c.kinds:
-        return {}
-    name = f"{c.name}_log_sd"
-    middle, sd = c.hyperpriors()[name]
-    mean, precision = (v.expand_as(theta) for v in c.moments(values))
-    information = (1 / variance - precision).clamp(min=0)
-    score = (theta - mean) / variance  # of the data, at the prior's mean
-    nodes = middle + sd * torch.linspace(-4, 4, _SD_NODES).to(sd).unsqueeze(-1)
-    evidence = -(nodes - middle).square() / sd.square() / 2
-    for k, variances in enumerate((2 * nodes).exp()):
-        gain = 1 + information * variances
-        evidence[k] += ((score.square() * variances / gain - gain.log()) / 2).sum(0)
-    weights = evidence.softmax(0)
-    at = (weights * nodes).sum(0)
-    return {name: (at, (weights * (nodes - at).square()).sum(0).sqrt())}
-
-
-def _logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
-    """Return the logits of the components after a Newton step, given each gene's probabilities of them."""
-    name = f"{c.name}_logits"
-    shape = c.width, c.sds.shape[-1] - 1
-    middle, sd = (v.reshape(shape) for v in c.hyperpriors()[name])
-    logits = values[name].reshape(shape)
-    weights = c.mixture(values).log_weights.exp()[:, 1:]
-    rest = posterior[..., 1:] - weights
-    slope = rest.sum(0) - (logits - middle) * sd.pow(-2)
-    prior = torch.diag_embed(sd.pow(-2))
-    curvature = len(posterior) * (torch.diag_embed(weights) - weights.unsqueeze(-1) * weights.unsqueeze(-2)) + prior
-    step = torch.linalg.solve(curvature, slope.unsqueeze(-1)).squeeze(-1).clamp(-1, 1)
-    observed = torch.einsum("gpk,gpl->pkl", rest, rest) + prior
-    uncertainty = torch.linalg.inv(observed).diagonal(dim1=-2, dim2=-1).sqrt()
-    return {name: ((logits + step).flatten(), uncertainty.flatten())}
-
-
 def _grid_site(ascent: Ascent, site: Site) -> Site:
     """Return the log sds' likelihood as a quadratic, from their posteriors on a grid, the hyperparameters estimated."""
     information, linear = [], []
@@ -425,8 +358,8 @@ def _grid_site(ascent: Ascent, site: Site) -> Site:
             at = weights @ nodes
             # At least 0.03^2: all genes may have all of their weight on one node.
             variance = (weights @ nodes.square() - at.square()).clamp(min=1e-3)
-            ascent.hyper |= _normal_step(component, at, variance, ascent.values)
-        ascent.hyper |= _integrate_log_sd(component, at, variance, ascent.values)
+            ascent.hyper |= normal_step(component, at, variance, ascent.values)
+        ascent.hyper |= integrate_log_sd(component, at, variance, ascent.values)
         ascent.log_sds[component.name] = at
         if component.name == "zero_log_sd":
             ascent.unknown = variance
