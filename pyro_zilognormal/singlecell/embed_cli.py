@@ -19,20 +19,19 @@ from typing import Any
 import numpy as np
 
 from pyro_zilognormal import __version__
-from pyro_zilognormal.singlecell.cli import (
-    _NOT_CONVERGED,
-    _PARTIAL,
-    _SCALE,
-    _SECONDS_A_SAVE,
-    _prepare_out,
-    _record_warnings,
-    _say,
-    _whole,
+from pyro_zilognormal.singlecell.console import (
+    NOT_CONVERGED,
+    PARTIAL,
+    SECONDS_A_SAVE,
+    prepare_out,
+    record_warnings,
+    say,
 )
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.on_disk import open_cells
+from pyro_zilognormal.singlecell.options import SCALE, whole
 from pyro_zilognormal.singlecell.scale import SCALES
 from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
 
@@ -64,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--follow-links", action="store_true", help="read a file whose links reach other files")
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, help=_SCALE)
+    add("--scale", choices=SCALES, help=SCALE)
     add("--depth", metavar="COLUMN", default="auto", help="column of obs with total counts or detection rates (auto)")
-    add("--latent", type=_whole(1), default=10, help="number of latent dimensions (10)")
+    add("--latent", type=whole(1), default=10, help="number of latent dimensions (10)")
     add("--linear", action="store_true", help="use a linear decoder")
-    add("--steps", type=_whole(1), default=20_000, help="number of steps at most (20000)")
-    add("--seed", type=_whole(0), default=0, help="random seed (0)")
+    add("--steps", type=whole(1), default=20_000, help="number of steps at most (20000)")
+    add("--seed", type=whole(0), default=0, help="random seed (0)")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (cpu)")
     add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
     add("--strict", action="store_true", help="exit with code 3 if the fit ran out of steps")
@@ -83,12 +82,12 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace, out: ExitStack) -> int:
-    with _record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
+    with record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
         labels = {name: column(adata.obs, name, argument) for argument, name in named.items() if name}
-        _say(options, f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes")
+        say(options, f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes")
         prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
-        checkpoint = Checkpoint(_prepare_out(options.out, out), seconds=_SECONDS_A_SAVE, resume=options.resume)
+        checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)
         found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
         found.write(adata, _KEY)
         table = gene_table(found, options.seed)
@@ -106,10 +105,10 @@ def _embed(options: argparse.Namespace, out: ExitStack) -> int:
     _write(options, embedded, table, numbers, _pictures(found, embedded, labels), str(fit))
     for text in recorded:
         print(f"warning: {text}", file=sys.stderr)
-    _say(
+    say(
         options, f"{fit}\nwrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first"
     )
-    return _NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
+    return NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
 
 
 def _held_out(found: Embedding) -> float | None:
@@ -181,7 +180,7 @@ def _write(
     options: argparse.Namespace, embedded: Any, table: Any, numbers: Any, pictures: dict[str, bytes], said: str
 ) -> None:
     """Write all files to a folder of their own first, so that each is whole."""
-    partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=options.out))
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=options.out))
     try:
         embedded.write_h5ad(partial / "embedding.h5ad")
         table.to_csv(partial / "genes.csv", index=False)

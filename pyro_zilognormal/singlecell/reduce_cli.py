@@ -8,9 +8,10 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from pyro_zilognormal.singlecell.cli import _SCALE, _record_warnings, _say
+from pyro_zilognormal.singlecell.console import record_warnings, say
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable
 from pyro_zilognormal.singlecell.on_disk import open_cells
+from pyro_zilognormal.singlecell.options import SCALE
 from pyro_zilognormal.singlecell.reduce import extend_cube, reduce
 from pyro_zilognormal.singlecell.scale import SCALES
 
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--follow-links", action="store_true", help="read files whose links reach other files")
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, help=_SCALE)
+    add("--scale", choices=SCALES, help=SCALE)
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
     add(
         "--depth", metavar="COLUMN", default="auto", help="column of obs to make bins of depth of; none for none (auto)"
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.merge and not options.append:
         raise SingleCellError("merge is given without --append; needed both, or none")
-    with _record_warnings() as recorded, ExitStack() as files:
+    with record_warnings() as recorded, ExitStack() as files:
         adatas = [files.enter_context(open_cells(path, follow_links=options.follow_links)) for path in options.sources]
         if options.append:
             cube = extend_cube(options.out, adatas, by=options.by, merge=options.merge, **given)
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
             cube.save(options.out)
     for text in recorded:
         print(f"warning: {printable(text)}", file=sys.stderr)
-    _say(options, printable(f"{options.out}: {cube}"), f"scale: {cube.settings['scale']}; {_depth(cube.settings)}")
+    say(options, printable(f"{options.out}: {cube}"), f"scale: {cube.settings['scale']}; {_depth(cube.settings)}")
     return 0
 
 

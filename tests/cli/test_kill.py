@@ -19,7 +19,7 @@ SCRIPT = """
 import signal, sys
 from pyro_zilognormal.singlecell import cli
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli._SECONDS_A_SAVE = 0.01
+cli.SECONDS_A_SAVE = 0.01
 sys.exit(cli.main(sys.argv[1:]))
 """
 STEPS = 20

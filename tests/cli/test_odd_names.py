@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from pyro_zilognormal.singlecell import HurdleDE, cli, pictures, pl
-from pyro_zilognormal.singlecell.cli import _join_contrasts
 from pyro_zilognormal.singlecell.errors import printable
+from pyro_zilognormal.singlecell.options import join_contrasts
 from pyro_zilognormal.singlecell.plots import literal
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run
 
@@ -133,7 +133,7 @@ JOINED: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("case", JOINED)
 def test_contrasts_are_joined(case: str) -> None:
     given, wanted = JOINED[case]
-    assert _join_contrasts(given.split()) == wanted.replace("|", "\0").split(" ")
+    assert join_contrasts(given.split()) == wanted.replace("|", "\0").split(" ")
 
 
 def test_a_level_with_a_dash_and_one_without_are_the_same(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def _package(arguments: list[str]) -> str | None:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            cli._parser().parse_args(arguments)
+            cli.make_parser().parse_args(arguments)
         except SystemExit as stop:
             return said.getvalue() if stop.code else None
     return None

@@ -1,0 +1,80 @@
+"""What the commands share: exit codes, messages, warnings and the folder that they write to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pyro_zilognormal.singlecell.errors import SingleCellError
+from pyro_zilognormal.svi.lock import locked
+
+FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
+SECONDS_A_SAVE = 10.0
+# Temporary folders have a name that nobody else uses.
+CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
+# The options that say what is fitted.
+MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
+_OPTIONS = (*MODEL, "by", "merge", "depth_within")
+
+
+def with_options(text: str) -> str:
+    """Return a message with options in place of the arguments of Python.
+
+    Example:
+        >>> with_options("pass scale='log1p', use_raw=True or donor=None")
+        'pass --scale log1p, --use-raw or no --donor'
+    """
+
+    def option(found: re.Match[str]) -> str:
+        name, value = f"--{found['name'].replace('_', '-')}", found["value"] or ""
+        return {"None": f"no {name}", "True": name, "": name}.get(value, f"{name} {value}")
+
+    return re.sub(
+        rf"(?<![^\s(])(?P<name>{'|'.join(_OPTIONS)})=(?:(?P<quote>'?)(?P<value>\w+)(?P=quote))?", option, text
+    )
+
+
+def check_out(path: Path) -> None:
+    """Raise if a folder can neither be written to nor made, as far as that is known without doing so."""
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() or p.is_symlink())
+    if not nearest.is_dir():
+        raise SingleCellError(f"out: {str(nearest)!r} is a file; needed a folder to write to")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
+
+
+def prepare_out(path: Path, out: ExitStack) -> Path:
+    """Make the folder, see that it can be written to, keep other runs off it, and return the path of its checkpoint."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        out.enter_context(locked(path / LOCK, f"out: {str(path)!r}"))
+        for left in path.glob(f"{PARTIAL}*"):  # by a run that was killed while it wrote
+            shutil.rmtree(left)
+    except OSError as error:
+        raise SingleCellError(
+            f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
+        ) from error
+    return path / CHECKPOINT
+
+
+def say(options: argparse.Namespace, *lines: str) -> None:
+    if not options.quiet:
+        print("\n".join(lines), flush=True)
+
+
+@contextmanager
+def record_warnings() -> Iterator[list[str]]:
+    """Record warnings for users, each once; those for programmers are left out."""
+    recorded: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        yield recorded
+    recorded.extend(dict.fromkeys(with_options(" ".join(str(w.message).split())) for w in caught))
