@@ -66,7 +66,10 @@ def _acquire(path: Path, what: str) -> int | None:
             handle = os.open(path, _FLAGS, 0o644)
             opened.callback(os.close, handle)
             text = os.read(handle, 200).decode(errors="replace") or f"{_OURS}?"
-        except OSError as error:  # a link, a folder
+        except OSError as error:
+            if not os.path.lexists(path):  # no file can be made here
+                raise
+            # A link, or a folder.
             raise InUseError(f"{path} is in the way, and no lock of ours ({error.strerror}); remove it") from error
         if not text.startswith(_OURS):
             raise InUseError(f"{path} is in the way, and no lock of ours; remove it")

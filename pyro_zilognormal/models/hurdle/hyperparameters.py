@@ -9,6 +9,8 @@ from pyro_zilognormal.models.hurdle.components import Component, Normal, SparseE
 
 # The grid of hyperparameters that are log sds: four nodes a sd, and sds on both sides of the mode.
 _NODES_A_SD, _SDS = 4, 8
+# In sds: further away, where a gene may separate, quadratic likelihoods say too little.
+_LARGEST_SHIFT, _LARGEST_SD = 1.0, 1.5
 
 
 def normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
@@ -48,17 +50,19 @@ def integrate_log_sd(c: Component, theta: Tensor, variance: Tensor, values: dict
     name = f"{c.name}_log_sd"
     middle, sd = c.hyperpriors()[name]
     mode, spread = normal_step(c, theta, variance, values)[name]
-    mean, precision = (v.expand_as(theta) for v in c.moments(values))
+    centre, precision = (v.expand_as(theta) for v in c.moments(values))
     information = (1 / variance - precision).clamp(min=0)
-    score = (theta - mean) / variance  # of the data, at the prior's mean
+    score = (theta - centre) / variance  # of the data, at the prior's mean
     nodes = mode + spread * torch.linspace(-_SDS, _SDS, 2 * _SDS * _NODES_A_SD + 1).to(sd).unsqueeze(-1)
     evidence = -(nodes - middle).square() / sd.square() / 2
     for k, variances in enumerate((2 * nodes).exp()):
         gain = 1 + information * variances
         evidence[k] += ((score.square() * variances / gain - gain.log()) / 2).sum(0)
     weights = evidence.softmax(0)
-    at = (weights * nodes).sum(0)
-    return {name: (at, (weights * (nodes - at).square()).sum(0).sqrt())}
+    mean = (weights * nodes).sum(0)
+    log_sd = (weights * (nodes - mean).square()).sum(0).sqrt()
+    shift = ((mean - mode) / spread).clamp(-_LARGEST_SHIFT, _LARGEST_SHIFT)
+    return {name: (mode + shift * spread, torch.minimum(log_sd, _LARGEST_SD * spread))}
 
 
 def logits_step(c: SparseEffects, posterior: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:

@@ -359,7 +359,6 @@ def _grid_site(ascent: Ascent, site: Site) -> Site:
             # At least 0.03^2: all genes may have all of their weight on one node.
             variance = (weights @ nodes.square() - at.square()).clamp(min=1e-3)
             ascent.hyper |= normal_step(component, at, variance, ascent.values)
-        ascent.hyper |= integrate_log_sd(component, at, variance, ascent.values)
         ascent.log_sds[component.name] = at
         if component.name == "zero_log_sd":
             ascent.unknown = variance

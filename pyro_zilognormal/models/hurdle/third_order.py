@@ -36,8 +36,8 @@ class Correction:
 
 def no_correction(vector: Tensor, core: int) -> Correction:
     """Return that of a Normal vector, of shape (genes, width), whose last elements are core."""
-    zero = torch.zeros_like(vector)
-    return Correction(zero, zero[:, -core:], torch.diag_embed(zero[:, -core:]))
+    genes = len(vector)
+    return Correction(torch.zeros_like(vector), vector.new_zeros(genes, core), vector.new_zeros(genes, core, core))
 
 
 def observed_information(likelihood: GroupLikelihood, predictors: Sequence[Tensor]) -> Tensor:

@@ -259,6 +259,7 @@ def test_a_guide_starts_the_same_whatever_the_global_state():
     for name, value in guide.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
     assert all(p.requires_grad and p.grad is None for p in again.parameters())
+    assert len({p.untyped_storage().data_ptr() for p in guide.parameters()}) == len(list(guide.parameters()))
     shapes = {k: tuple(v.shape) for k, v in guide.named_parameters()}
     width = model.hierarchy.coefficients.width
     assert shapes["coefficients.shift_unconstrained"] == (5, width)
