@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_zilognormal.models.hurdle.components import Block, Normal, ScaleMixture
 from pyro_zilognormal.models.hurdle.data import HurdleData
-from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_pairs, find_start, shear
+from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_start, shear
 from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.passes import find_start_of_cells
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import PathDerivative, SinhArcsinhNormal
@@ -61,7 +61,7 @@ class HurdleGuide(PyroModule):
         self.hyper = HyperparameterNormal(start.hyper)
         log_sds = start.log_sds.linear
         self.log_sds = GaussianSite(start.log_sds, no_correction(log_sds, log_sds.shape[-1]))
-        self.pairs = find_pairs(data, model.hierarchy.coefficients)
+        self.pairs = start.pairs
         self.coefficients = GaussianSite(start.coefficients, start.correction)
 
     def forward(

@@ -83,14 +83,16 @@ class Start:
     """Where the guide starts.
 
     Attributes:
-        coefficients: their likelihood, in ``find_pairs``' coordinates at a slope of 0: data inform the log odds of
+        coefficients: their likelihood, in the coordinates of ``pairs`` at a slope of 0: data inform the log odds of
             zeros themselves.
+        pairs: elements of the log mean, and their counterparts in the zero part.
         correction: of the coefficients' Normal posterior.
         log_sds: their likelihood.
         hyper: mean and sd of each hyperparameter.
     """
 
     coefficients: Site
+    pairs: Pairs
     correction: Correction
     log_sds: Site
     hyper: dict[str, Normal]
@@ -110,7 +112,7 @@ def ascend(ascent: Ascent) -> Start:
     for _ in range(_LAST_ROUNDS):
         ascent.step()
     site, correction = ascent.correct(ascent.site())
-    return Start(site.sheared(-slope, ascent.pairs), correction, log_sds, ascent.hyper)
+    return Start(site.sheared(-slope, ascent.pairs), ascent.pairs, correction, log_sds, ascent.hyper)
 
 
 def climb(ascent: Ascent, stages: int = len(_STAGES)) -> Site:

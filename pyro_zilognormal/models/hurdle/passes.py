@@ -63,7 +63,8 @@ def find_start_of_cells(
     site = _site(ascent, *ascent.observed(ascent.theta))
     ascent.integrate()
     # Of more cells than these few, the likelihood of a gene is nearly Normal.
-    return Start(site, no_correction(ascent.theta, ascent.block.core), log_sds, ascent.hyper)
+    correction = no_correction(ascent.theta, ascent.block.core)
+    return Start(site, ascent.pairs, correction, log_sds, ascent.hyper)
 
 
 class CellAscent(Ascent):

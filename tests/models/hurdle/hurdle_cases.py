@@ -36,6 +36,12 @@ def with_depth(cells=60, bins=4):
     return torch.stack([torch.ones(cells), torch.arange(cells) * 7 % cells // (cells // bins) - (bins - 1) / 2], 1)
 
 
+def beside_depth(bins=4):
+    """The design of the table with such a depth, of whose bins only some have cells of both conditions."""
+    design, depth = table()["design"], with_depth(bins=bins)[:, 1:]
+    return torch.cat([design, torch.where(design[:, 1:] > 0, depth.clamp(min=0), depth)], 1)
+
+
 # Designs that differ, and several factors. "two factors" has more groups than half the cells, and is kept as cells.
 KINDS = {
     "intercept": {"effects": 0},
@@ -44,6 +50,7 @@ KINDS = {
     "donors": {"levels": (3,)},
     "two factors": {"levels": (3, 4), "offset": offsets()},
     "depth of zeros": {"zero_design": with_depth(), "scale_design": torch.ones(60, 1)},
+    "effects beside depth": {"zero_design": beside_depth()},
     "all differ": {"zero_design": torch.ones(60, 1), "scale_design": with_depth(), "levels": (2,)},
 }
 

@@ -5,7 +5,7 @@ import math
 import pyro
 import pytest
 import torch
-from hurdle_cases import KINDS, trace_model, without_guide
+from hurdle_cases import KINDS, hurdle, trace_model, without_guide
 from pyro import poutine
 from torch.distributions import MultivariateNormal
 
@@ -50,6 +50,27 @@ def test_the_gradient_is_0_at_the_mode(kind):
     total = site.information + torch.diag_embed(precision.expand_as(theta))
     again = torch.linalg.solve(total, site.linear + precision * mean)
     assert ((again - theta).abs() / ascent.variance.sqrt()).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_the_guide_starts_at_the_mode(kind):
+    """Given hyperparameters and log sds, its Normal is where a step of the whole model's log density is short."""
+    model, guide, data = hurdle(**kind)
+    values = guide.hyper.split(guide.hyper.start)
+    mean, precision = model.hierarchy.log_sds.moments(values)
+    total = guide.log_sds.information.diagonal(dim1=-2, dim2=-1) + precision
+    values |= model.hierarchy.log_sds.split((guide.log_sds.linear + precision * mean) / total)
+    block = model.hierarchy.coefficients
+    q = guide.distribution("coefficients", values).live
+    white = (q.white_mean - guide.coefficients.shift).detach().unsqueeze(-1)
+    theta = torch.linalg.solve_triangular(q.factor.detach().mT, white, upper=True).squeeze(-1).requires_grad_()
+    mean, precision = block.moments(values)
+    trace = trace_model(model, data, values | block.split(theta))
+    trace.compute_log_prob(lambda name, _: name == "x")
+    log_joint = trace.nodes["x"]["log_prob_sum"] - (precision * (theta - mean).square()).sum() / 2
+    (gradient,) = torch.autograd.grad(log_joint, theta)
+    step = torch.linalg.solve_triangular(q.factor.detach(), gradient.unsqueeze(-1), upper=False)
+    assert step.abs().max() < 0.05  # in posterior sds
 
 
 def saturated(value):
