@@ -50,7 +50,6 @@ KINDS = {
     "donors": {"levels": (3,)},
     "two factors": {"levels": (3, 4), "offset": offsets()},
     "depth of zeros": {"zero_design": with_depth(), "scale_design": torch.ones(60, 1)},
-    "effects beside depth": {"zero_design": beside_depth()},
     "all differ": {"zero_design": torch.ones(60, 1), "scale_design": with_depth(), "levels": (2,)},
 }
 
