@@ -183,37 +183,59 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     fixed, bars = split_formula(formula)
     design = Design(fixed, obs)
     terms, left_out = random_terms(obs, design, donor, bars)
-    shift = None if offset is None else _offset(obs, offset)
+    shift = None if offset is None else log_size_factors(obs, offset)
     known = Depth.find(obs, depth, clean)
     used = known if depth is not None else None
-    if used:
-        design.add_depth(used.column)
     if known and clean.scale == "counts":
         shift = np.log(known.size_factor)
-    alike = [variable.values for variable in design.variables.values()] + [term.code for term in terms]
-    row, example = strata([*alike, design.zero_matrix[:, -1]] if design.has_depth else alike, len(obs))
-    for term in terms:
-        term.check_confounding(design, example, donor)
+    row, example = stratify(design, terms, donor, used)
     factor = np.ones(len(obs)) if shift is None else np.exp(shift)
     if 2 * len(example) > len(obs):
         row = example = np.arange(len(obs))
-        value, left = keep_cells(clean), np.zeros(len(obs)) if shift is None else shift
+        value, left = keep_cells(clean), shift
         totals = cubes = None
     else:  # the offset is taken out of statistics and totals
         statistics, totals, cubes = read_statistics(clean, row, len(example), shift)
-        value, left = statistics.value, np.zeros(len(example))
-    mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
-    codes = [term.code[example] for term in terms]
-    factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
-    levels = tuple(len(term.names) for term in terms)
-    data = HurdleData(value, mean, zero, mean, factors, torch.from_numpy(left), levels)
+        value, left = statistics.value, None
+    data = data_of(value, design, terms, example, left)
     cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals, cubes)
     if not design.has_depth:
-        _warn_of_depths(cells, known)
+        warn_of_confounded_depth(cells, known)
     return cells
 
 
-def _warn_of_depths(cells: Cells, known: Depth | None) -> None:
+def stratify(
+    design: Design, terms: list[RandomTerm], donor: str | None, depth: Depth | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the stratum of each row of obs, and one row of each stratum.
+
+    Rows of a stratum are alike in all variables, random effects and bin of depth, which is added to the design.
+    """
+    if depth:
+        design.add_depth(depth.column)
+    alike = [variable.values for variable in design.variables.values()] + [term.code for term in terms]
+    row, example = strata([*alike, design.zero_matrix[:, -1]] if design.has_depth else alike, len(design.matrix))
+    for term in terms:
+        term.check_confounding(design, example, donor)
+    return row, example
+
+
+def data_of(
+    value: Any,
+    design: Design,
+    terms: list[RandomTerm],
+    example: NDArray[np.int64],
+    offset: NDArray[np.float64] | None = None,
+) -> HurdleData:
+    """Return the data of strata, or of cells, each of which is its own example."""
+    mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
+    codes = [term.code[example] for term in terms]
+    factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
+    shift = torch.from_numpy(np.zeros(len(example)) if offset is None else offset)
+    return HurdleData(value, mean, zero, mean, factors, shift, tuple(len(term.names) for term in terms))
+
+
+def warn_of_confounded_depth(cells: Cells, known: Depth | None) -> None:
     """Warn if depth, or the share of positive values, differs much between conditions or donors."""
     data, example = cells.data, cells.example
     positive = data.value[..., 1].sum(1).numpy() if data.reduced else count_positives(data.value)
@@ -225,7 +247,7 @@ def _warn_of_depths(cells: Cells, known: Depth | None) -> None:
     warn_of_depths(measures, groups, cells.count)
 
 
-def _offset(obs: Any, offset: Any) -> NDArray[np.float64]:
+def log_size_factors(obs: Any, offset: Any) -> NDArray[np.float64]:
     """Return the log size factors of the cells."""
     if isinstance(offset, str):
         values, said = column(obs, offset, "offset").to_numpy(), f"offset: obs[{offset!r}]"

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.singlecell.arguments import flag, items, real, text_or_none
 from pyro_zilognormal.singlecell.cube import Cube, is_cube, merged, reserved, writing
 from pyro_zilognormal.singlecell.depth import AUTO, TOTALS, Depth, edges
 from pyro_zilognormal.singlecell.design import Design, strata
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, shown, unknown
 from pyro_zilognormal.singlecell.formula import Formula, column
-from pyro_zilognormal.singlecell.io import Cells, _offset, _warn_of_depths, find_expression
+from pyro_zilognormal.singlecell.io import (
+    Cells,
+    data_of,
+    find_expression,
+    log_size_factors,
+    stratify,
+    warn_of_confounded_depth,
+)
 from pyro_zilognormal.singlecell.random_effects import random_terms, split_formula
 from pyro_zilognormal.singlecell.reading import read_statistics
 from pyro_zilognormal.singlecell.scale import Cleaner, Expression, choose_scale, declared_scale
@@ -163,7 +168,7 @@ class _Source:
         clean = Cleaner(expression, scale, given["detection_threshold"], with_offset)
         values = {name: _as_categories(column(adata.obs, name, "by")) for name in keys}
         frame = require("pandas").DataFrame(values).reset_index(drop=True)
-        offset = _offset(adata.obs, given["offset"]) if with_offset else None
+        offset = log_size_factors(adata.obs, given["offset"]) if with_offset else None
         return cls(clean, frame, offset, Depth.find(adata.obs, given["depth"], clean), scale_from)
 
     def levels(self, within: str | None) -> Any:
@@ -239,28 +244,18 @@ def read_cube(cube: Cube, formula: str, donor: str | None, depth: str | None) ->
     terms, left_out = random_terms(cube.obs, design, donor, bars)
     known = _depth(cube)
     used = _asked(known, depth, cube.settings["depth"] is not None)
-    if used:
-        design.add_depth(used.column)
-    alike = [variable.values for variable in design.variables.values()] + [term.code for term in terms]
-    row, example = strata([*alike, design.zero_matrix[:, -1]] if design.has_depth else alike, len(cube.obs))
-    for term in terms:
-        term.check_confounding(design, example, donor)
+    row, example = stratify(design, terms, donor, used)
     count = np.zeros(len(example), np.int64)
     totals, cubes = (np.zeros((len(example), len(cube.genes))) for _ in range(2))
     for whole, parts in ((count, cube.cells), (totals, cube.totals), (cubes, cube.log_cubes)):
         np.add.at(whole, row, parts)
-    mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
-    codes = [term.code[example] for term in terms]
-    factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
-    value = cube.statistics.regroup(row, len(example)).value
-    none, levels = torch.zeros(len(example), dtype=torch.float64), tuple(len(term.names) for term in terms)
-    data = HurdleData(value, mean, zero, mean, factors, none, levels)
+    data = data_of(cube.statistics.regroup(row, len(example)).value, design, terms, example)
     matrix = Expression(None, cube.genes, cube.obs.index, "the cube", False)
     clean = Cleaner(matrix, cube.settings["scale"], cube.settings["detection_threshold"])
     factor = np.ones(len(cube.obs))
     found = Groups(clean, design, terms, left_out, used, factor, data, row, example, count, totals, cubes)
     if not design.has_depth:
-        _warn_of_depths(found, known)
+        warn_of_confounded_depth(found, known)
     return found
 
 

@@ -3,12 +3,12 @@
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Chi2, constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal, validation
+from pyro_zilognormal.distribution.shared import SharesParameters
 from pyro_zilognormal.numerics import quantiles
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 from pyro_zilognormal.numerics.shapes import tracing
@@ -30,7 +30,7 @@ class GroupStatistics(constraints.Constraint):
         return whole & nonnegative & ((n_pos > 0) | empty) & ((n_pos > 1) | (m2 == 0)) & value.isfinite().all(-1)
 
 
-class GroupedZeroInflatedLogNormal(TorchDistribution):
+class GroupedZeroInflatedLogNormal(SharesParameters):
     r"""The distribution of the sufficient statistics of a group of cells that share one ZILN.
 
     .. math::
@@ -73,7 +73,6 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
     }
     support = GroupStatistics()
     has_rsample = False
-    _validate_args: bool
 
     def __init__(
         self,
@@ -91,10 +90,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
         shape = validation.broadcast_shapes(parameters=self._cell.batch_shape, limit=self._limit.shape)
         if self.total_count is not None:
             shape = validation.broadcast_shapes(parameters=shape, total_count=self.total_count.shape)
-        super().__init__(shape, torch.Size((5,)), validate_args=False)
-        self.__dict__.pop("_validate_args")  # log_prob follows the global switch as it is then, unless told here
-        if validate_args is not None:
-            self._validate_args = validate_args
+        super().__init__(shape, validate_args, (5,))
         if self._validate_args:
             validation.check_parameter("limit", self._limit, constraints.nonnegative, finite=True)
 
@@ -132,12 +128,7 @@ class GroupedZeroInflatedLogNormal(TorchDistribution):
         Raises:
             ValueError: it does not broadcast.
         """
-        batch_shape = torch.Size(batch_shape)
-        validation.check_expands("batch_shape", self.batch_shape, batch_shape)
-        new = self._get_checked_instance(GroupedZeroInflatedLogNormal, _instance)
-        new.__dict__.update(self.__dict__)
-        new._batch_shape = batch_shape
-        return new
+        return self._expanded(GroupedZeroInflatedLogNormal, batch_shape, _instance)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of all cells of a group, of shape batch_shape.

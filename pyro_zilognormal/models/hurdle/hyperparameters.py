@@ -42,8 +42,7 @@ def normal_step(c: Component, theta: Tensor, variance: Tensor, values: dict[str,
 def integrate_log_sd(c: Component, theta: Tensor, variance: Tensor, values: dict[str, Tensor]) -> dict[str, Normal]:
     """Return the posterior's mean and sd of a component's log sd, on a grid, the elements integrated out.
 
-    Its mode, at which ``values`` are, is larger than its mean where few genes, or genes of little information, tell of
-    it.
+    Its mode, at which ``values`` are, is larger than its mean where genes are few or have little information on it.
     """
     if "log_sd" not in c.kinds:
         return {}

@@ -31,7 +31,7 @@ _WARM_UP = 4
 # Rounds of scoring steps to the mode given the last sds.
 _LAST_ROUNDS = 6
 # Rounds at a given site of the coefficients.
-_SETTLING_ROUNDS = 12
+_ROUNDS_AT_A_SITE = 12
 # Rounds of scoring steps to the mode without an effect.
 _SPIKE_ROUNDS = 8
 # Curvature upwards that is rounding, relative to the largest downwards.
@@ -122,7 +122,9 @@ def climb(ascent: Ascent, stages: int = len(_STAGES)) -> Site:
             if stage or round_ >= _WARM_UP:
                 ascent.estimate()
             ascent.step()
-        log_sds = _grid_site(ascent, ascent.site())
+        site = ascent.site()
+        ascent.temper(site.information, ascent.theta)
+        log_sds = _grid_site(ascent, site)
     return log_sds
 
 
@@ -206,9 +208,9 @@ class Ascent:
         prior = (precision * (theta - mean).square()).sum(-1)
         return self.log_density(theta) - prior / 2
 
-    def settle(self, site: Site) -> Site:
+    def move_to_modes(self, site: Site) -> Site:
         """Move to the modes under a site at a slope of 0, with EM steps in between; return the site of the log sds."""
-        for _ in range(_SETTLING_ROUNDS):
+        for _ in range(_ROUNDS_AT_A_SITE):
             given = site.sheared(self.hyper["zero_slope"][0], self.pairs)
             mean, precision = self._moments()
             factor = _cholesky(given.information, precision)
@@ -227,7 +229,6 @@ class Ascent:
         """Return the likelihood as the quadratic that has the curvature and, with the prior, the mode found here."""
         mean, precision = self._moments()
         matrix = self._curvature(self.theta, precision)
-        self._temper(matrix, mean, precision, self.theta)
         # The score at a mode, which a gene of equal values reaches slowly.
         score = precision * (self.theta - mean)
         return Site(matrix, score + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1), self.power)
@@ -246,15 +247,16 @@ class Ascent:
         projected = (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT
         return torch.where(downwards[:, None, None], matrix, projected)
 
-    def _temper(self, matrix: Tensor, mean: Tensor, precision: Tensor, location: Tensor) -> None:
+    def temper(self, matrix: Tensor, location: Tensor) -> None:
         """Find how far the likelihood falls from the mode to the one without an effect, relative to the quadratic.
 
-        By Laplace's approximation at both; the quadratic is that of a Normal at ``location``. Where a condition has few
-        values, the two are far from the same.
+        By Laplace's approximation at both; the quadratic is that of a Normal at ``location``, with this information.
+        Where a condition has few values, the two are far from the same.
         """
         sparse = self.block.sparse
         if sparse is None:
             return
+        mean, precision = self._moments()
         widest = self._laplace(self.theta, matrix, mean, precision)
         variance = torch.cholesky_inverse(_cholesky(matrix, precision)).diagonal(dim1=-2, dim2=-1)
         for k in range(sparse.width):
@@ -327,7 +329,7 @@ class Ascent:
         theta = torch.cholesky_solve(linear, factor)
         found = find_correction(self.likelihood, self.quadratic, theta.squeeze(-1), factor, self.block.core)
         location = theta + torch.linalg.solve_triangular(factor.mT, found.shift.unsqueeze(-1), upper=True)
-        self._temper(site.information, mean, precision, location.squeeze(-1))
+        self.temper(site.information, location.squeeze(-1))
         return replace(site, power=self.power), found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -49,8 +48,9 @@ class HurdleModel(PyroModule):
         \gamma_{gp} \sim N(m_p, \omega_g), \; \log \omega_g \sim N(m, s), \quad
         \beta_{gp} \sim \sum_k w_{pk} N(0, s_k), \quad \beta_{g0} \sim N(m_0, s_0), \; \ldots
 
-    The average of the distinct rows of each design is taken from it first, so that an intercept is that of an average
-    condition, and its prior does not depend on which one is coded as the reference; ``at_origin`` returns the
+    The average of the distinct rows of each design is taken from it first (of a column of the mean's design, that of
+    its rows, in all designs), so that an intercept is that of an average condition, and its prior does not depend on
+    which one is coded as the reference; ``at_origin`` returns the
     coefficients of the designs as they were given.
 
     Sites of shape (genes, width) are ``intercept``, ``effects``, ``random`` and ``random_log_sd``, those of the zero
@@ -94,7 +94,7 @@ class HurdleModel(PyroModule):
         self.priors = HurdlePriors.for_data(data) if priors is None else priors
         self.hierarchy = make_hierarchy(data, self.priors)
         for name in _DESIGNS:
-            self.register_buffer(f"{name}_centre", _centre(getattr(data, name)))
+            self.register_buffer(f"{name}_centre", _centre(getattr(data, name), data.design))
 
     @property
     def centres(self) -> tuple[Tensor, ...]:
@@ -188,9 +188,16 @@ def _beside_rows(eta: Tensor) -> Tensor:
     return eta if eta.dim() == 2 else eta.squeeze(-3)
 
 
-def _centre(design: Tensor) -> Tensor:
-    """Return the average of the distinct rows, and 0 for the intercept."""
-    centre = design.new_tensor(np.unique(design.numpy(force=True), axis=0).mean(0))
+def _centre(design: Tensor, of_mean: Tensor) -> Tensor:
+    """Return the average of the distinct rows, for columns of the mean's design that of its rows, 0 for the intercept.
+
+    So a column that two designs share is the same in both.
+    """
+    centre, shared = (matrix.unique(dim=0).mean(0) for matrix in (design, of_mean))
+    for k, column in enumerate(design.mT):
+        same = (of_mean == column.unsqueeze(-1)).all(0)
+        if same.any():
+            centre[k] = shared[same][0]
     centre[0] = 0
     return centre
 

@@ -47,7 +47,7 @@ def find_start_of_cells(
     trust = torch.ones_like(ascent.theta[:, :1])
     best = _Expansion.of(ascent)
     for left in range(passes - 1, -1, -1):
-        log_sds = ascent.settle(best.site)
+        log_sds = ascent.move_to_modes(best.site)
         start = best.coefficients(ascent)
         step = ascent.theta - start
         if not left or (step.abs() / ascent.variance.sqrt()).max() < near:

@@ -44,10 +44,10 @@ def test_log_density_and_its_derivatives_are_those_of_the_cells(kind, form, monk
     log_density, score, information = likelihood.derivatives(theta, SLOPE)
     log_mean, zero, log_sigma = predict(data, block, theta)
     scale = log_scale(log_sigma).exp()
-    law = ZeroInflatedLogNormal(location(log_mean, scale, zero) + data.offset[:, None], scale, zero)
+    zilognormal = ZeroInflatedLogNormal(location(log_mean, scale, zero) + data.offset[:, None], scale, zero)
     # But for the constant of a positive value, log x + log(2 pi) / 2.
     constant = torch.where(x > 0, x.clamp(min=1e-300).log() + np.log(2 * np.pi) / 2, 0.0).sum(0)
-    expected = law.log_prob(x).sum(0) + constant
+    expected = zilognormal.log_prob(x).sum(0) + constant
     torch.testing.assert_close(log_density, expected.detach(), rtol=1e-12, atol=1e-12)
     (slope,) = torch.autograd.grad(expected.sum(), theta)
     torch.testing.assert_close(score, slope, rtol=1e-10, atol=1e-10)
@@ -68,10 +68,10 @@ def test_extreme_log_odds_keep_their_digits():
     theta[:, block.slices["zero_intercept"]] = torch.tensor([[-40.0], [40.0], [700.0]]).double()
     log_density, score, information = CellLikelihood(data, block).derivatives(theta, 0 * SLOPE)
     zero = theta[:, block.slices["zero_intercept"].start]
-    law = ZeroInflatedLogNormal(location(torch.zeros(3).double(), torch.ones(3).double(), zero), 1.0, zero)
+    zilognormal = ZeroInflatedLogNormal(location(torch.zeros(3).double(), torch.ones(3).double(), zero), 1.0, zero)
     constant = 300 * (np.log(1.5) + np.log(2 * np.pi) / 2)
     # The scale has 0.001^2 added.
-    torch.testing.assert_close(log_density, law.log_prob(x).sum(0) + constant, rtol=1e-5, atol=0)
+    torch.testing.assert_close(log_density, zilognormal.log_prob(x).sum(0) + constant, rtol=1e-5, atol=0)
     assert score.isfinite().all()
     assert (torch.linalg.eigvalsh(information) > -1e-9 * information.abs().amax((1, 2))[:, None]).all()
 
@@ -124,8 +124,8 @@ def test_the_mode_of_many_cells():
     theta = torch.linalg.solve(total, given.linear + precision * mean).requires_grad_()
     log_mean, zero, log_sigma = Predictors(data, block).matrices(slope) @ theta.mT
     scale = log_scale(log_sigma).exp()
-    law = ZeroInflatedLogNormal(location(log_mean, scale, zero) + data.offset[:, None], scale, zero)
-    log_joint = law.log_prob(data.value).sum() - (precision * (theta - mean).square()).sum() / 2
+    zilognormal = ZeroInflatedLogNormal(location(log_mean, scale, zero) + data.offset[:, None], scale, zero)
+    log_joint = zilognormal.log_prob(data.value).sum() - (precision * (theta - mean).square()).sum() / 2
     (gradient,) = torch.autograd.grad(log_joint, theta)
     step = torch.linalg.solve(total, gradient)
     assert (step.abs() * total.diagonal(dim1=-2, dim2=-1).sqrt()).max() < 1e-6
