@@ -77,6 +77,15 @@ def test_the_guide_starts_at_the_mode(kind):
     assert step.abs().max() < 0.05  # in posterior sds
 
 
+def test_columns_that_designs_share_have_one_centre():
+    """Though the distinct rows differ, so that an effect on the mean has its counterpart in the zero part."""
+    model, data = without_guide(**BESIDE["effects beside depth"])
+    centred, block = model.centred(data), model.hierarchy.coefficients
+    assert torch.equal(centred.design[:, 1], centred.zero_design[:, 1])
+    pairs = list(zip(*find_pairs(centred, block), strict=True))
+    assert (block.slices["effects"].start, block.slices["zero_effects"].start) in pairs
+
+
 def saturated(value):
     """Statistics of groups as data of one design for all parts, with a condition for each group."""
     rows = len(value)
