@@ -405,7 +405,7 @@ class HurdleDE:
         return gene_fits(self.cells, self._drawn()[1], genes, one, credible)
 
     def curves(
-        self, genes: Sequence[str], column: str, at: Condition | None = None, *, credible: float = 0.95
+        self, genes: Sequence[str], column: str, at: Condition | None = None, *, credible: float = CREDIBLE
     ) -> list[Curve]:
         """Return the means of some genes along a number, such as an age or a spline of pseudotime, for ``pl.curve``.
 
@@ -423,7 +423,7 @@ class HurdleDE:
             A curve for each gene.
 
         Raises:
-            ArgumentTypeError: something else than a condition.
+            ArgumentTypeError: something else than a name or a condition.
             UnknownNameError: no such gene or variable.
             SingleCellError: a variable that holds categories, or a condition that gives it.
 
@@ -439,6 +439,8 @@ class HurdleDE:
             ((100,), (10,))
         """
         check_fractions(0.0, 0.05, credible)
+        if not isinstance(column, str):
+            raise ArgumentTypeError(f"column is {shown(column)}; needed the name of a variable of the formula")
         if not isinstance(at, Condition | None):
             raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
         return curves(self.cells, self.draws, genes, column, at or self.cond(), credible)

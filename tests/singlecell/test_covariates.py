@@ -99,7 +99,7 @@ def test_a_curve_is_drawn(fitted):
     np.testing.assert_array_equal(line.get_ydata(), found.mean[0])
     np.testing.assert_array_equal(crosses.get_ydata(), found.observed)
     assert ax.get_title() == "gene0"
-    assert "95 % band, at age=59.77" in ax.get_legend().get_texts()[0].get_text()
+    assert "99 % band, at age=59.77" in ax.get_legend().get_texts()[0].get_text()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +108,7 @@ def test_a_curve_is_drawn(fitted):
         (("gene0", "condition"), "holds categories; needed a variable of numbers"),
         (("gene0", "day"), "'day' is not one of the variables"),
         (("gene9", "time"), "'gene9' is not one of the genes"),
+        (("gene0", ["time"]), "column is .*; needed the name of a variable"),
     ],
 )
 def test_curves_that_cannot_be_drawn(fitted, arguments, message):
