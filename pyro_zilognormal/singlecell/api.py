@@ -304,7 +304,8 @@ class HurdleDE:
             credible: probability of the interval.
 
         Returns:
-            A DataFrame, contrast by contrast, the most certain gene first.
+            A DataFrame, contrast by contrast, the most certain gene first: by expected_fdr, and where that is equal,
+            such as 0, by the end of the interval that is nearer to 0 (Harrison et al. 2019, "Topconfects").
         """
         check_fractions(delta, fdr, credible, max_error)
         calls = Calls(delta, fdr, max_error, credible, negligible(self.priors))

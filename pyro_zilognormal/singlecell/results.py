@@ -175,9 +175,9 @@ def contrast_table(
     else:
         table["predictive_check"] = _words(dict(outside) | {"log_fc": excludes_observed(table, samples, arms)})
     table["is_de"] = posterior_calls(table, calls.fdr, calls.max_error) & ~(table["padj"] > calls.fdr)
-    # Genes of equal error, such as 0 of 1,000 draws, are ordered by their change in posterior standard deviations.
-    size = table["log_fc"].abs() / table["log_fc_sd"]
-    order = np.lexsort([-size.to_numpy(), table["expected_fdr"].to_numpy()])
+    # Genes of equal error, such as 0 of 1,000 draws, by the smallest change that is credible (Harrison et al. 2019).
+    smallest = np.maximum(table["log_fc_low"], -table["log_fc_high"])
+    order = np.lexsort([-smallest.to_numpy(), table["expected_fdr"].to_numpy()])
     return table[list(COLUMNS)].astype(dict.fromkeys(_TEXT, object)).iloc[order].reset_index(drop=True)
 
 
