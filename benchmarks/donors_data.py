@@ -15,6 +15,7 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import scipy.stats
 
 GENES, CHANGED = 400, 0.1
@@ -53,6 +54,16 @@ class Cells:
     def paired(self) -> bool:
         """Whether donors have cells in both conditions."""
         return self.donor is not None and bool(set(self.donor[self.stim]) & set(self.donor[~self.stim]))
+
+
+def pseudobulk(cells: Cells) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Return sums of counts and of depth of each sample, a donor in a condition, and who they are."""
+    condition = np.where(cells.stim, "stim", "ctrl")
+    name = np.char.add(np.char.add(cells.donor.astype(str), " "), condition)
+    names, first, sample = np.unique(name, return_index=True, return_inverse=True)
+    counts = np.array([cells.counts[sample == s].sum(0) for s in range(len(names))])
+    depth = np.array([cells.depth[sample == s].sum() for s in range(len(names))])
+    return counts, depth, pd.DataFrame({"condition": condition[first], "donor": cells.donor[first]}, index=names)
 
 
 # --- Simulated counts with the parameters of real cells

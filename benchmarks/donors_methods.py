@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import anndata
+import donors_r
 import numpy as np
 import pandas as pd
 import scipy.stats
-from donors_data import Cells
+from donors_data import Cells, pseudobulk
 from statsmodels.nonparametric.smoothers_lowess import lowess
 
 from pyro_zilognormal.singlecell.moderated_t import moderated_t as fit_moderated_t
@@ -36,11 +38,11 @@ def ours(cells: Cells) -> pd.DataFrame:
         # Normalised values may be whole numbers; an offset of 0 says that they are no raw counts.
         given = {"donor": donor, "scale": "linear", "offset": np.zeros(len(cells.stim))}
         de = HurdleDE(_adata(cells, cells.normalised), "~ condition", **given).fit()
-    tables = (de.test(contrast, delta=delta, credible=0.95) for delta in (0, 0.25))
+    tables = [de.test(contrast, delta=delta, credible=0.95) for delta in (0, 0.25)]
+    order = pd.Series(-tables[0].index, tables[0]["variable"])[cells.genes]
     table, beyond = (found.set_index("variable").loc[cells.genes] for found in tables)
-    z = table["log_fc"].abs() / table["log_fc_sd"]
     p = table["pval"].where(table["pval"].notna(), np.minimum(2 * table["lfsr"], 1))
-    found = {"order": -table["lfsr"] + 1e-6 * z, "p": p, "called": table["is_de"]}
+    found = {"order": order, "p": p, "called": table["is_de"]}
     found |= {"called_delta": beyond["is_de"], "log2_fc": table["log_fc"], "low": table["log_fc_low"]}
     return pd.DataFrame(found | {"high": table["log_fc_high"]})
 
@@ -95,11 +97,19 @@ def wilcoxon(cells: Cells) -> pd.DataFrame:
     return found.assign(order=table["scores"].abs())
 
 
+def in_r(name: str, cells: Cells) -> pd.DataFrame:
+    """Run a method of R; a gene that it cannot fit is not called."""
+    found = donors_r.run(name, cells)
+    p = found["p"].fillna(1)
+    return _tested(p, pd.Series(scipy.stats.false_discovery_control(p), cells.genes), found["log2_fc"], np.nan)
+
+
 METHODS: dict[str, Callable[[Cells], pd.DataFrame]] = {
     "ours": ours,
     "pydeseq2": pydeseq2,
     "moderated t": moderated_t,
     "Wilcoxon": wilcoxon,
+    **{name: partial(in_r, name) for name in donors_r.PACKAGES},
 }
 
 
@@ -116,16 +126,6 @@ def _tested(p: pd.Series, padj: pd.Series, log2_fc: pd.Series, half: pd.Series |
     called = padj <= FDR
     found = {"order": -p.fillna(1), "p": p, "called": called, "called_delta": called, "log2_fc": log2_fc}
     return pd.DataFrame(found | {"low": log2_fc - half, "high": log2_fc + half})
-
-
-def pseudobulk(cells: Cells) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Return sums of counts and of depth of each sample, a donor in a condition, and who they are."""
-    condition = np.where(cells.stim, "stim", "ctrl")
-    name = np.char.add(np.char.add(cells.donor.astype(str), " "), condition)
-    names, first, sample = np.unique(name, return_index=True, return_inverse=True)
-    counts = np.array([cells.counts[sample == s].sum(0) for s in range(len(names))])
-    depth = np.array([cells.depth[sample == s].sum() for s in range(len(names))])
-    return counts, depth, pd.DataFrame({"condition": condition[first], "donor": cells.donor[first]}, index=names)
 
 
 # --- The moderated t

@@ -19,6 +19,7 @@ import donors_data
 import donors_measures
 import donors_methods
 import donors_page
+import donors_r
 
 
 def parameters(genes: int = 60, donor_sd: float = 0.1) -> donors_data.Parameters:
@@ -235,6 +236,25 @@ def test_the_moderated_t_is_that_of_limma(design: str) -> None:
         np.testing.assert_allclose(table[name], limma, rtol=1e-6)
 
 
+def test_r_is_given_samples_or_cells() -> None:
+    donor = np.array(list("aabbcc"))
+    cells = donors_data.Cells(np.array(COUNTS).T, np.array(DEPTH), donor == "c", donor, np.arange(12).astype(str))
+    counts, about = donors_r.sums(cells)
+    np.testing.assert_array_equal(counts[:, 0], [3, 14, 3])
+    assert about.to_dict("list") == {"donor": ["a", "b", "c"], "stim": [0, 0, 1], "depth": [24000, 32000, 25000]}
+    values, about = donors_r.logarithms(cells)
+    np.testing.assert_allclose(values[0, 0], np.log2(1 + 2 * 13000 / 9000))
+    assert about["stim"].tolist() == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("design", ["nested", "depth", "few"])
+def test_methods_in_r_are_left_out_where_it_is_missing(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    donors_r.version.cache_clear()
+    monkeypatch.setattr(donors_r.shutil, "which", lambda name: None)
+    assert not set(donors.applicable(design, 0)) & set(donors_r.PACKAGES)
+    donors_r.version.cache_clear()
+
+
 def measured() -> pd.DataFrame:
     """Four genes: found, found with the wrong sign, called for nothing, and missed."""
     rows = {"order": [4, 3, 2, 1.0], "p": [0.001, 0.01, 0.02, 0.5], "called": [True, True, True, False]}
@@ -292,7 +312,8 @@ def test_every_missed_bar_and_every_lost_comparison_is_named() -> None:
         assert f"- Bar missed: {what}:" in page
     for design in found:
         assert f"\n- {design}: CPU s: ours 18.00; pydeseq2 9.00" in page
-    assert "- nested: false of calls, %: ours 15.0; pydeseq2 5.0, moderated t 5.0, Wilcoxon 5.0." in page
+    peers = ", ".join(f"{method} 5.0" for method in donors_page.PEERS)
+    assert f"- nested: false of calls, %: ours 15.0; {peers}." in page
 
 
 def test_a_run_that_is_not_finished_has_a_page() -> None:
