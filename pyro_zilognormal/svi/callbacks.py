@@ -166,7 +166,7 @@ class EarlyStopping(Callback):
         for particle in range(self.particles):
             with isolated(particle * 1_000_003):
                 batches = self.held_out.epoch(0, 0)
-                losses.append(sum(b.weight * run.module.evaluate(b) for b in batches) / self.held_out.batches)
+                losses.append(sum(b.rows / self.held_out.rows * run.module.evaluate(b) for b in batches))
         return torch.tensor(losses, dtype=torch.float64)
 
     def _judge(self, run: "Run", losses: Tensor) -> None:

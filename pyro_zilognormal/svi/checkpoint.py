@@ -37,10 +37,10 @@ class CheckpointError(RuntimeError):
 class Checkpoint(Callback):
     """Save the whole state of a fit to a file now and then, and go on from there if the file exists.
 
-    A resumed fit is bit for bit the uninterrupted one on the same machine and versions. It is saved every ``steps``
-    steps and every ``seconds`` seconds, at the end, and on Ctrl-C or SIGTERM, which take effect after the step in
-    progress. A new file takes the place of the old one when it is safely on the disk. A lock file, ``path`` + ".lock",
-    keeps other runs off. Files carry a hash of their content, and nothing in them is run when they are loaded.
+    A resumed fit is bit for bit the uninterrupted one on the same machine and versions. It is saved at the end too, and
+    on Ctrl-C or SIGTERM, which take effect after the step in progress. A new file takes the place of the old one when
+    it is safely on the disk. A lock file, ``path`` + ".lock", keeps other runs off. Files carry a hash of their content,
+    and nothing in them is run when they are loaded.
 
     Args:
         path: the file; its folder must exist.
@@ -240,7 +240,7 @@ def _stateful(run: "Run") -> list[Callback]:
     return [c for c in run.callbacks if type(c).state_dict is not Callback.state_dict]
 
 
-_RUN = ("step", "epoch", "position", "held_out", "kl_weight", "last_finite_step")
+_RUN = ("step", "held_out", "kl_weight", "last_finite_step")
 
 
 def _state_of(run: "Run") -> dict[str, Any]:
@@ -273,7 +273,7 @@ def _load_state(run: "Run", state: dict[str, Any]) -> None:
         tensor.copy_(state["last_finite"][name])
     if state["stop_reason"] not in ("", "steps", "interrupted"):
         run.stop(state["stop_reason"], state["converged"])
-    run.batches = batches(run.source, run.seed, run.epoch, max(0, run.position - 1))
-    if run.position:  # read up to here now: a stream may draw random numbers when it is read
+    if run.step:  # read up to here now: a stream may draw random numbers when it is read
+        run.batches = batches(run.source, run.seed, run.step - 1)
         next(run.batches)
     set_rng_state(state["random"])
