@@ -16,9 +16,7 @@ _WIDE = 20.0
 
 
 def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) -> "Axes":
-    """Draw training, smoothed and held-out loss per row over steps, with the step kept and the reason to stop.
-
-    The loss axis leaves out the first tenth of the steps, whose large losses would hide the rest.
+    """Draw training, smoothed and held-out loss per row over steps, on an axis that leaves out the first tenth.
 
     Args:
         result: a fit.
@@ -62,8 +60,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
 def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax: "Axes | None" = None) -> "Axes":
     """Draw a statistic of replicated data against that of the data: median and 95 % interval of each column.
 
-    Columns whose tail probability is below 0.025 or above 0.975 are marked; those without one are left out. Scales
-    are logarithmic where all values are positive and span more than a factor of 20.
+    Columns whose tail probability is below 0.025 or above 0.975 are marked; those without one are left out.
 
     Args:
         check: from :func:`posterior_predictive`.
