@@ -32,7 +32,7 @@ class Callback:
     """
 
     def on_fit_start(self, run: "Run") -> None:
-        """Called once before the first step, or the first after a resume, when every parameter exists."""
+        """Called once before the first step, or the first after a resume."""
 
     def on_step_end(self, run: "Run") -> None:
         """Called after each step."""
@@ -125,6 +125,7 @@ class EarlyStopping(Callback):
         # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
         self._state = {"reference": None, "waited": 0, "best": math.inf, "best_step": 0, "values": {}}
         if self.held_out is not None:
+            self.held_out.kwargs = run.source.kwargs
             run.module.plate = run.module.plate or self.held_out.plate
             run.held_out_rows = run.rows if run.module.plate else self.held_out.rows
 
@@ -228,9 +229,7 @@ def _significance(values: Sequence[float]) -> float:
 
 
 class Schedule(Callback):
-    """Change the learning rate by a schedule of ``torch.optim.lr_scheduler``.
-
-    ``ReduceLROnPlateau`` is given the mean of the last ``every`` losses.
+    """Change the learning rate by a schedule of ``torch.optim.lr_scheduler``; a plateau is one of the mean loss.
 
     Args:
         make: a function of the optimiser that returns the schedule.

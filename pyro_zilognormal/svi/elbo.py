@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 class SVIModule(nn.Module):
     """The loss of a model and a guide on a batch: Pyro's ``ELBOModule``, with two additions.
 
-    Parameters of ``pyro.param`` and ``pyro.module`` live in this object, not in Pyro's global store; the plate over
-    rows is scaled from a batch to all rows. Call :meth:`setup` with a first batch before you build an optimiser.
+    Parameters of ``pyro.param`` live in this object, not in Pyro's global store, and the plate over rows is scaled from
+    a batch to all rows. Call :meth:`setup` with a first batch before you build an optimiser.
 
     Args:
         model, guide, loss: as for :func:`fit`.
@@ -63,8 +63,7 @@ class SVIModule(nn.Module):
     ) -> None:
         super().__init__()
         self.loss: Any = Trace_ELBO() if loss is None else copy.copy(loss)  # a copy forgets the plates of other models
-        name = type(loss).__name__
-        if isinstance(loss, ELBO) and name.startswith("Jit"):
+        if isinstance(loss, ELBO) and (name := type(loss).__name__).startswith("Jit"):
             raise TypeError(
                 f"loss is a {name}, which makes constants of the first batch's rows and scale; use {name[3:]}()"
             )

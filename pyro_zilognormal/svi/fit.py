@@ -125,9 +125,10 @@ class Run:
         self.losses: list[float] = []
         self.held_out: list[tuple[int, float]] = []
         self.stop_reason, self.converged = "", False
-        self.seconds_before, self._started = 0.0, time.monotonic()
-        # The last parameters whose loss and gradient were finite, with the buffers, and the step that gave them.
-        self.last_finite, self.last_finite_step = module.snapshot(), 0
+        self.started = time.monotonic()
+        # The last parameters and running buffers whose loss and gradient were finite, and the step that gave them.
+        kept, state = [*module.trainable(), *module.running_buffers], module.snapshot()
+        self.last_finite, self.last_finite_step = {k: state[k] for k in kept}, 0
 
     @property
     def loss(self) -> float:
@@ -142,7 +143,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Seconds spent so far, those before a resume included."""
-        return self.seconds_before + time.monotonic() - self._started
+        return time.monotonic() - self.started
 
     @property
     def kl_weight(self) -> float:
@@ -174,9 +175,8 @@ class Run:
                     callback.on_step_end(self)
             self.stop_reason = self.stop_reason or "steps"
             # No later loss shows that the last step made parameters that are not finite.
-            names = [k for k, p in self.module.trainable().items() if not all_finite([p.detach()])]
-            bad = [k for k in names if all_finite([self.last_finite[k]])]
-            if bad:
+            pairs = {k: (p.detach(), self.last_finite[k]) for k, p in self.module.trainable().items()}
+            if bad := [k for k, (now, before) in pairs.items() if all_finite([before]) and not all_finite([now])]:
                 self._diverge(DivergenceReport(self.step, "update", parameters=bad))
 
     def result(self) -> "FitResult":
@@ -226,10 +226,8 @@ class Run:
     @torch.no_grad()
     def _keep(self) -> None:
         """Keep the parameters, and the buffers that a forward pass changes."""
-        module = self.module
-        names = [*module.trainable(), *module.running_buffers]
-        state = module.state() if module.running_buffers else module.trainable()
-        torch._foreach_copy_([self.last_finite[k] for k in names], [state[k] for k in names])
+        state = self.module.state() if self.module.running_buffers else self.module.trainable()
+        torch._foreach_copy_(list(self.last_finite.values()), [state[k] for k in self.last_finite])
         self.last_finite_step = self.step - 1
 
     def _diverge(self, report: DivergenceReport, error: Exception | None = None) -> None:
