@@ -188,8 +188,7 @@ class BatchStream:
             items = iter(self.iterable)
             first = list(islice(items, 1))
         for item in chain(first, items):
-            args = tuple(map(as_tensor, item if isinstance(item, tuple | list) else (item,)))
-            yield Batch(args, self.kwargs, rows_of(args))
+            yield as_batch(item, self.kwargs)
 
 
 Source: TypeAlias = FullData | Minibatches | BatchStream
@@ -215,6 +214,12 @@ def batches(source: Source, seed: int, step: int = 0) -> Iterator[Batch]:
     for number in count(epoch):
         yield from source.epoch(number, seed, skip)
         skip = 0
+
+
+def as_batch(item: Any, kwargs: dict[str, Any]) -> Batch:
+    """Return the batch of an array, or of a tuple or list of the arguments of model and guide."""
+    args = tuple(map(as_tensor, item if isinstance(item, tuple | list) else (item,)))
+    return Batch(args, kwargs, rows_of(args))
 
 
 def as_tensor(value: Any) -> Any:

@@ -91,7 +91,7 @@ class SVIModule(nn.Module):
         buffers = self.snapshot()  # there are no parameters yet
         with torch.no_grad(), _Start(self.owners), self.running(batch):
             # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
-            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
+            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs), batch.rows)
             self.guide(*batch.args, **batch.kwargs)
             counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
             counts = counts or getattr(self.loss, "vectorize_particles", False)
@@ -234,15 +234,23 @@ class SVIModule(nn.Module):
                 "batch_size that leaves more rows for it"
             ) from error
 
-    def _find_plate(self, trace: poutine.Trace) -> None:
-        """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
+    def _find_plate(self, trace: poutine.Trace, rows: int) -> None:
+        """Find the plate over rows in a trace of the model on so many rows; raise a ValueError if there is none."""
         frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
-        if self.plate is not None and self.plate not in frames:
+        if self.plate is None:
+            return
+        if self.plate not in frames:
             raise ValueError(
                 f"plate is {self.plate!r}, but the model's plates are {sorted(frames)}; name the one over the rows of "
                 "the data, or pass plate=None if the model scales minibatches itself"
             )
-        if self.plate is not None and frames[self.plate].full_size == self.rows:
+        size = frames[self.plate].full_size
+        if size not in (rows, self.rows):
+            raise ValueError(
+                f"plate {self.plate!r} is declared with size {size}; needed {self.rows}, the number of rows in all, or "
+                f"{rows}, the rows of this batch. Name the plate over rows in plate=, or correct its size"
+            )
+        if size == self.rows:
             self._frame = frames[self.plate]
 
     def _create_plates(self, *_: Any, **__: Any) -> list[Any]:
@@ -310,8 +318,8 @@ class _BatchHandler(Messenger):
             return
         frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
         if msg["type"] == "sample":
-            if frame is not None and module.plate is not None:
-                msg["scale"] = msg["scale"] * self._scale(frame)
+            if frame is not None and batch is not None and frame.full_size != module.rows:
+                msg["scale"] = msg["scale"] * module.rows / batch.rows
             if not msg["is_observed"] and batch is not None and not module.held_out:
                 msg["scale"] = msg["scale"] * module.kl_weight
         elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
@@ -321,17 +329,6 @@ class _BatchHandler(Messenger):
         if self.module.plate is None:
             return self.module.held_out and frame.full_size == self.module.rows
         return frame.name == self.module.plate
-
-    def _scale(self, frame: Any) -> float:
-        rows, batch = self.module.rows, self.module.batch
-        if batch is None or frame.full_size == rows:
-            return 1.0
-        if frame.full_size != batch.rows:
-            raise ValueError(
-                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {rows}, the number of rows in "
-                f"all, or {batch.rows}, the rows of this batch. Name the plate over rows in plate=, or correct its size"
-            )
-        return rows / batch.rows
 
     def _check_row_parameter(self, name: str, sized: bool) -> None:
         """Raise a ValueError for a parameter of rows, ``sized`` if of all, that would meet other rows than its own."""

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch, rows_of
+from pyro_zilognormal.svi.data import as_batch
 from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.fit import Optimizer, build_optimizer
 from pyro_zilognormal.svi.isolation import isolated
@@ -60,7 +60,7 @@ class LightningSVI(LightningModule):
         self.optimizer = optimizer
         self.svi = SVIModule(model, guide, loss, plate, rows)
         with isolated():
-            self.svi.setup(_batch(example))
+            self.svi.setup(as_batch(example, {}))
 
     def on_train_start(self) -> None:
         """Seed the processes apart: all would draw the same noise, for other rows."""
@@ -69,21 +69,16 @@ class LightningSVI(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        given = _batch(batch)
+        given = as_batch(batch, {})
         loss = self.svi(given)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=given.rows)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of held-out rows, scaled to as many rows as are trained on."""
-        given = _batch(batch)
+        given = as_batch(batch, {})
         self.log("val_loss", self.svi.evaluate(given), sync_dist=True, batch_size=given.rows)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser of all parameters."""
         return build_optimizer(self.optimizer, self.svi.trainable())
-
-
-def _batch(data: Any) -> Batch:
-    args = tuple(data) if isinstance(data, tuple | list) else (data,)
-    return Batch(args, rows=rows_of(args))

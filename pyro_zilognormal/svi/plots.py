@@ -97,14 +97,18 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
             label = f"tail probability {where} 0.025 to 0.975 ({here.sum()})"
             ax.errorbar(observed[here], middle[here], bars, fmt="o", color=color, ms=3, lw=0.8, label=label)
     if known.any():
-        ends = [min(observed.min(), low.min()), max(observed.max(), high.max())]
-        ax.plot(ends, ends, color="0.5", linewidth=0.8, zorder=0)
-        if ends[0] > 0 and ends[1] > _WIDE * ends[0]:
-            ax.set(xscale="log", yscale="log")
+        _draw_equal(ax, min(observed.min(), low.min()), max(observed.max(), high.max()))
         ax.legend(frameon=False, fontsize="small")
     ax.set(xlabel=f"{statistic} of the data", ylabel=f"{statistic} of replicated data (median, 95 % interval)")
     ax.set_title(f"{check.site}, {len(tail)} column{'' if len(tail) == 1 else 's'}")
     return ax
+
+
+def _draw_equal(ax: "Axes", low: float, high: float) -> None:
+    """Draw the line of equal values; positive ones of a wide range get logarithmic scales."""
+    ax.plot([low, high], [low, high], color="0.5", linewidth=0.8, zorder=0)
+    if low > 0 and high > _WIDE * low:
+        ax.set(xscale="log", yscale="log")
 
 
 def _axes(ax: "Axes | None") -> "Axes":
