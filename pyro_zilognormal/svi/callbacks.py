@@ -86,8 +86,9 @@ class EarlyStopping(Callback):
     line through the last 2 (patience + 1) windows falls by enough to count.
 
     Args:
-        held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
-            :class:`Minibatches` or :class:`BatchStream` of them. None evaluates the training loss.
+        held_out: data like the fit's: an array, a tuple of the arguments of model and guide, :class:`Minibatches` or
+            :class:`BatchStream` of them, or a dict of keyword arguments; others are those of the fit. None evaluates
+            the training loss.
         every: steps between evaluations, and the length of the window for the training loss.
         patience: evaluations without improvement before it stops.
         min_delta: the smallest relative improvement that counts.
@@ -117,15 +118,17 @@ class EarlyStopping(Callback):
         self.every, self.patience = whole("every", every, 2), whole("patience", patience, 1)
         self.min_delta, self.noise = min_delta, noise
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
-        data = tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
-        self.held_out = None if held_out is None else as_source(data, {})
+        named = held_out if isinstance(held_out, dict) else {}
+        data = () if named else tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
+        self.held_out = None if held_out is None else as_source(data, named)
+        self._named = {} if self.held_out is None else self.held_out.kwargs
         self._state: dict[str, Any] = {}
 
     def on_fit_start(self, run: "Run") -> None:
         # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
         self._state = {"reference": None, "waited": 0, "best": math.inf, "best_step": 0, "values": {}}
         if self.held_out is not None:
-            self.held_out.kwargs = run.source.kwargs
+            self.held_out.kwargs = run.source.kwargs | self._named
             run.module.plate = run.module.plate or self.held_out.plate
             run.held_out_rows = run.rows if run.module.plate else self.held_out.rows
 
@@ -229,7 +232,9 @@ def _significance(values: Sequence[float]) -> float:
 
 
 class Schedule(Callback):
-    """Change the learning rate by a schedule of ``torch.optim.lr_scheduler``; a plateau is one of the mean loss.
+    """Change the learning rate by a schedule of ``torch.optim.lr_scheduler``.
+
+    ``ReduceLROnPlateau`` gets the mean of the last ``every`` losses.
 
     Args:
         make: a function of the optimiser that returns the schedule.

@@ -67,6 +67,7 @@ class SVIModule(nn.Module):
             raise TypeError(
                 f"loss is a {name}, which makes constants of the first batch's rows and scale; use {name[3:]}()"
             )
+        self._runs_backward = isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss")
         self.plate, self.rows, self.held_out = plate, rows, False
         self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
         self.batch: Batch | None = None
@@ -91,7 +92,7 @@ class SVIModule(nn.Module):
         buffers = self.snapshot()  # there are no parameters yet
         with torch.no_grad(), _Start(self.owners), self.running(batch):
             # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
-            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs), batch.rows)
+            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
             self.guide(*batch.args, **batch.kwargs)
             counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
             counts = counts or getattr(self.loss, "vectorize_particles", False)
@@ -101,17 +102,20 @@ class SVIModule(nn.Module):
         self._collect()
         if smallest is not None:
             self._check(smallest)
-        self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, self.state()[k])]
-        self.restore(buffers)
+        now = self.state()
+        self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
+        self.restore({k: buffers[k] for k in self.running_buffers})
 
     def forward(self, batch: "Batch") -> Tensor:
         """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
+        if self._runs_backward:
+            raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
         loss: Tensor = self._call("differentiable_loss", batch)
         return loss
 
     def loss_and_grads(self, batch: "Batch") -> float:
         """Return the loss of a batch, and add its gradient to that of the parameters."""
-        if isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss"):  # it runs backward itself
+        if self._runs_backward:
             return float(self._call("loss_and_grads", batch))
         loss = self(batch)
         loss.backward()
@@ -234,23 +238,15 @@ class SVIModule(nn.Module):
                 "batch_size that leaves more rows for it"
             ) from error
 
-    def _find_plate(self, trace: poutine.Trace, rows: int) -> None:
-        """Find the plate over rows in a trace of the model on so many rows; raise a ValueError if there is none."""
+    def _find_plate(self, trace: poutine.Trace) -> None:
+        """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
         frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
-        if self.plate is None:
-            return
-        if self.plate not in frames:
+        if self.plate is not None and self.plate not in frames:
             raise ValueError(
                 f"plate is {self.plate!r}, but the model's plates are {sorted(frames)}; name the one over the rows of "
                 "the data, or pass plate=None if the model scales minibatches itself"
             )
-        size = frames[self.plate].full_size
-        if size not in (rows, self.rows):
-            raise ValueError(
-                f"plate {self.plate!r} is declared with size {size}; needed {self.rows}, the number of rows in all, or "
-                f"{rows}, the rows of this batch. Name the plate over rows in plate=, or correct its size"
-            )
-        if size == self.rows:
+        if self.plate is not None and frames[self.plate].full_size == self.rows:
             self._frame = frames[self.plate]
 
     def _create_plates(self, *_: Any, **__: Any) -> list[Any]:
@@ -319,7 +315,7 @@ class _BatchHandler(Messenger):
         frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
         if msg["type"] == "sample":
             if frame is not None and batch is not None and frame.full_size != module.rows:
-                msg["scale"] = msg["scale"] * module.rows / batch.rows
+                msg["scale"] = msg["scale"] * self._scale(frame, batch.rows)
             if not msg["is_observed"] and batch is not None and not module.held_out:
                 msg["scale"] = msg["scale"] * module.kl_weight
         elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
@@ -329,6 +325,14 @@ class _BatchHandler(Messenger):
         if self.module.plate is None:
             return self.module.held_out and frame.full_size == self.module.rows
         return frame.name == self.module.plate
+
+    def _scale(self, frame: Any, rows: int) -> float:
+        if frame.full_size != rows:
+            raise ValueError(
+                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {self.module.rows}, the number "
+                f"of rows in all, or {rows}, those of this batch. Name the plate over rows in plate=, or correct it"
+            )
+        return self.module.rows / rows
 
     def _check_row_parameter(self, name: str, sized: bool) -> None:
         """Raise a ValueError for a parameter of rows, ``sized`` if of all, that would meet other rows than its own."""

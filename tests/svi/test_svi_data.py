@@ -233,15 +233,17 @@ def test_keyword_arguments_reach_model_and_guide_whole():
 
 
 def test_keyword_arguments_reach_held_out_evaluations():
-    def guide(x, *, shift):
+    def guide(x, *, shift=0.0):
         delta_guide(x)
 
-    stop = [EarlyStopping(data(9, loc=7.0), every=2)]
-    (_, loss), *_ = fit(scaled_model, guide, data(), steps=2, shift=5.0, callbacks=stop).held_out
-    (_, expected), *_ = fit(
-        normal_model, delta_guide, data() - 5.0, steps=2, callbacks=[EarlyStopping(data(9, loc=7.0) - 5.0, every=2)]
-    ).held_out
-    assert loss == pytest.approx(expected, rel=1e-6)
+    def run(held_out, *args, **kwargs):
+        stop = EarlyStopping(held_out, every=2)
+        return fit(scaled_model, guide, *args, steps=2, callbacks=[stop], **{"shift": 5.0, **kwargs}).held_out[0][1]
+
+    x, held_out = data(), data(9, loc=7.0)
+    expected = run(held_out - 5.0, x - 5.0, shift=0.0)
+    for loss in (run(held_out, x), run({"x": held_out.numpy()}, x=x), run({"x": held_out - 3.0, "shift": 2.0}, x=x)):
+        assert loss == pytest.approx(expected, rel=1e-6)
 
 
 BAD = {
