@@ -130,8 +130,8 @@ class Minibatches:
 class BatchStream:
     """Batches from any iterable that can be read again, such as a ``torch.utils.data.DataLoader``.
 
-    It is read once when this object is made, to count its rows, and again for every epoch. A loader that shuffles does
-    so from the fit's seed, its own ``generator=`` included, so that a fit of it can be resumed.
+    It is read once when this object is made, to count its rows, and again for every epoch. A loader, its own
+    ``generator=`` included, shuffles from the fit's seed.
 
     Args:
         iterable: gives the same rows each time it is read, in any order. A batch is an array, or a tuple or list of

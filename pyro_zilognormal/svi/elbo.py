@@ -330,7 +330,7 @@ class _BatchHandler(Messenger):
         if frame.full_size != rows:
             raise ValueError(
                 f"plate {frame.name!r} is declared with size {frame.full_size}; needed {self.module.rows}, the number "
-                f"of rows in all, or {rows}, those of this batch. Name the plate over rows in plate=, or correct it"
+                f"of rows in all, or {rows}, the rows of this batch. Correct its size, or name another plate in plate="
             )
         return self.module.rows / rows
 

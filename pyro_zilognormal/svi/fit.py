@@ -49,9 +49,9 @@ def fit(
 ) -> "FitResult":
     """Fit a guide to a model by stochastic variational inference.
 
-    Parameters of modules are trained in place; the result keeps a copy. Those of ``pyro.param`` start from values in
-    Pyro's global store, if any, and belong to the fit: use a fitted model or guide inside :meth:`FitResult.scope`. The
-    store, random seeds, the default dtype and validation flags are put back afterwards, also after an error.
+    Parameters of modules are trained in place. Those of ``pyro.param`` start from values in Pyro's store, if any, and
+    belong to the fit: use a fitted model or guide inside :meth:`FitResult.scope`. The store, random seeds, the default
+    dtype and validation flags are put back afterwards.
 
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
@@ -245,8 +245,7 @@ class FitResult:
         params: every parameter by name, as the model sees it.
         losses: the loss of every step, an estimate of the loss of all rows.
         held_out: (step, loss) of every evaluation on held-out data.
-        held_out_rows: number of rows that the held-out losses are of: those of the fit, to which a plate is scaled, or
-            those held out where none is named; 0 without any.
+        held_out_rows: number of rows that the held-out losses are of: those of the fit where a plate is named.
         steps: number of steps taken.
         rows: number of rows of the data: the length of the first array.
         seconds: seconds spent, those before a resume included.

@@ -108,14 +108,11 @@ def posterior_summary(
 ) -> dict[str, SiteSummary]:
     """Summarise draws from the fitted guide without holding them all.
 
-    Of each batch, the draws of as many elements at a time are held as fit in ``max_bytes``, drawing again with the same
-    seed for the others.
-
     Args:
         result, data, draws, seed, kwargs: as for :func:`posterior_draws`, of at least 2 draws.
         quantiles: probabilities from 0 to 1.
         sites: latent, deterministic or observed sites; None for all latent ones.
-        max_bytes: memory for held draws.
+        max_bytes: memory for held draws; elements that do not fit are drawn again with the same seed.
 
     Returns:
         A dict of summaries by site, over all rows.
@@ -155,15 +152,14 @@ def posterior_predictive(
 ) -> dict[str, PredictiveCheck]:
     """Check the fit against the data: zero fraction, mean, sd and quantiles of each column.
 
-    Each replicated data set comes from one draw of the latent sites for all rows. Its columns are held as many at a
-    time as fit in ``max_bytes`` (at least one), drawing again with the same seed for the others.
+    Each replicated data set comes from one draw of the latent sites for all rows.
 
     Args:
         result, data, seed, kwargs: as for :func:`posterior_draws`; the data are those to compare with.
         draws: how many data sets to replicate.
         quantiles: probabilities from 0 to 1.
         sites: observed sites to check; None for all.
-        max_bytes: memory for the columns of one data set.
+        max_bytes: memory for the columns of one data set; those that do not fit are drawn again with the same seed.
 
     Returns:
         A check for each observed site. Rows are those of the plate over rows, or else the first axis; columns are all
