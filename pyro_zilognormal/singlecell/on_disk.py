@@ -91,7 +91,7 @@ def _opened(root: Any, path: Path, dask: bool) -> tuple[Any, list[str]]:
     else:
         parts = _parts(root, dask, left_out)
     cells = _on_disk_class()(**parts)
-    cells.file_on_disk = root
+    cells._root = root
     for name in (name for name in _ALIGNED if name in root and not _is_old(root)):
         for key in root[name]:
             with _leaving_out(f"{name}[{key!r}]", left_out):
@@ -126,8 +126,8 @@ def _on_disk_class() -> Any:
             return self
 
         def __exit__(self, *_: object) -> None:
-            if hasattr(self.file_on_disk, "close"):  # a zarr folder needs no closing
-                self.file_on_disk.close()
+            if hasattr(self._root, "close"):  # a zarr folder needs no closing
+                self._root.close()
 
     return AnnDataOnDisk
 
