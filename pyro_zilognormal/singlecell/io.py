@@ -40,6 +40,21 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
         if isinstance(whole, SparseOnDisk):
             whole.check()
     matrix, names, where = _choose(adata, layer, use_raw)
+    _check_shape(adata, matrix, names, where)
+    genes = [str(name) for name in names]
+    duplicated = names[names.duplicated()]
+    if len(duplicated):
+        raise SingleCellError(
+            f"{where}: gene name {str(duplicated[0])!r} stands {genes.count(str(duplicated[0]))} times in var_names; "
+            "needed unique names: call adata.var_names_make_unique()"
+        )
+    return Expression(
+        checked(matrix, where), genes, adata.obs_names, where, where == "adata.X" and "log1p" in adata.uns
+    )
+
+
+def _check_shape(adata: Any, matrix: Any, names: Any, where: str) -> None:
+    """Raise unless the matrix has the cells of obs and the genes of its var."""
     if matrix is None:
         raise SingleCellError(f"adata has no X; name a layer: {', '.join(adata.layers) or 'it has none'}")
     if len(matrix.shape) != 2 or 0 in matrix.shape:
@@ -51,16 +66,6 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
             f"{where} has shape {tuple(matrix.shape)}; needed {len(adata.obs)} cells, those of obs, x {len(names)} "
             "genes, those of its var: repair the file"
         )
-    genes = [str(name) for name in names]
-    duplicated = names[names.duplicated()]
-    if len(duplicated):
-        raise SingleCellError(
-            f"{where}: gene name {str(duplicated[0])!r} stands {genes.count(str(duplicated[0]))} times in var_names; "
-            "needed unique names: call adata.var_names_make_unique()"
-        )
-    return Expression(
-        checked(matrix, where), genes, adata.obs_names, where, where == "adata.X" and "log1p" in adata.uns
-    )
 
 
 def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str]:

@@ -67,7 +67,7 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
             # Duplicate names of genes are refused later; those of cells do no harm.
             warnings.filterwarnings("ignore", r"(Observation|Variable) names are not unique", UserWarning)
             warnings.filterwarnings("ignore", ".*was written with")  # formats of old versions
-            cells = _on_disk_class()(root, path, dask)
+            cells, left_out = _opened(root, path, dask)
     except (ModuleNotFoundError, SingleCellError):
         raise
     except Exception as error:  # h5py, zarr and anndata raise many kinds for damaged files
@@ -75,10 +75,44 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
             f"{str(path)!r} cannot be read as an AnnData ({reason(error)}); needed a whole file that anndata wrote, "
             "h5ad or zarr"
         ) from error
-    if cells.left_out:
-        text = f"{str(path)!r}: left out what anndata cannot read: {listed(cells.left_out)}"
+    if left_out:
+        text = f"{str(path)!r}: left out what anndata cannot read: {listed(left_out)}"
         warnings.warn(text, UserWarning, stacklevel=2)
     return cells
+
+
+def _opened(root: Any, path: Path, dask: bool) -> tuple[Any, list[str]]:
+    """Return the AnnData of an open file, and the elements that cannot be read, each with the reason."""
+    left_out: list[str] = []
+    if _is_old(root):
+        old = require("anndata").read_h5ad(path)
+        parts = {name: getattr(old, name) for name in ("X", "obs", "var", "uns", *_ALIGNED)}
+        parts["raw"] = None if old.raw is None else {"X": old.raw.X, "var": old.raw.var}
+    else:
+        parts = _parts(root, dask, left_out)
+    cells = _on_disk_class()(**parts)
+    cells._root = root
+    for name in (name for name in _ALIGNED if name in root and not _is_old(root)):
+        for key in root[name]:
+            with _leaving_out(f"{name}[{key!r}]", left_out):
+                where = f"adata.layers[{key!r}]" if dask and name == "layers" else None
+                getattr(cells, name)[key] = _element(root[name][key], where)
+    return cells, left_out
+
+
+def _parts(root: Any, dask: bool, left_out: list[str]) -> dict[str, Any]:
+    """Return what an AnnData is made of, except what is aligned to its axes."""
+    parts: dict[str, Any] = {name: _table(root, name, left_out) for name in ("obs", "var")}
+    parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
+    parts["uns"] = _readable(root["uns"], "uns", left_out) if "uns" in root else {}
+    if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
+        with _leaving_out("raw", left_out):
+            matrix = _element(root["raw/X"], "adata.raw.X" if dask else None)
+            raw = {"X": matrix, "var": _table(root, "raw/var", left_out)}
+            if raw["X"].shape != (len(parts["obs"]), len(raw["var"])):
+                raise ValueError(f"its X has shape {tuple(raw['X'].shape)}, its var {len(raw['var'])} genes")
+            parts["raw"] = raw
+    return parts
 
 
 @functools.cache
@@ -87,39 +121,6 @@ def _on_disk_class() -> Any:
 
     class AnnDataOnDisk(require("anndata").AnnData):  # type: ignore[misc]
         """An AnnData over the arrays of an open file, which ``with`` closes."""
-
-        def __init__(self, root: Any, path: Path, dask: bool) -> None:
-            # The elements that cannot be read, each with the reason.
-            self.left_out: list[str] = []
-            if _is_old(root):
-                old = require("anndata").read_h5ad(path)
-                parts = {name: getattr(old, name) for name in ("X", "obs", "var", "uns", *_ALIGNED)}
-                parts["raw"] = None if old.raw is None else {"X": old.raw.X, "var": old.raw.var}
-                super().__init__(**parts)
-            else:
-                super().__init__(**self._parts(root, dask))
-                self._add_aligned(root, dask)
-            self._root = root
-
-        def _parts(self, root: Any, dask: bool) -> dict[str, Any]:
-            parts: dict[str, Any] = {name: _table(root, name, self.left_out) for name in ("obs", "var")}
-            parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
-            parts["uns"] = _readable(root["uns"], "uns", self.left_out) if "uns" in root else {}
-            if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
-                with _leaving_out("raw", self.left_out):
-                    matrix = _element(root["raw/X"], "adata.raw.X" if dask else None)
-                    raw = {"X": matrix, "var": _table(root, "raw/var", self.left_out)}
-                    if raw["X"].shape != (len(parts["obs"]), len(raw["var"])):
-                        raise ValueError(f"its X has shape {tuple(raw['X'].shape)}, its var {len(raw['var'])} genes")
-                    parts["raw"] = raw
-            return parts
-
-        def _add_aligned(self, root: Any, dask: bool) -> None:
-            for name in (name for name in _ALIGNED if name in root):
-                for key in root[name]:
-                    with _leaving_out(f"{name}[{key!r}]", self.left_out):
-                        where = f"adata.layers[{key!r}]" if dask and name == "layers" else None
-                        getattr(self, name)[key] = _element(root[name][key], where)
 
         def __enter__(self) -> AnnDataOnDisk:
             return self

@@ -98,6 +98,7 @@ def differential_expression(
     path = None if checkpoint is None else checkpoint_path(checkpoint)
     given: list[tuple[Any, Any, Any]]
     given = [(adata, formula, contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
+    settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
     tables, parameters = [], []
     for number, (cells, own_formula, own_contrast) in enumerate(given, start=1):
         de = HurdleDE(
@@ -117,11 +118,10 @@ def differential_expression(
         contrasts = de.cells.design.contrasts(own_contrast)
         own_path = path if path is None or number == 1 else f"{path}.{number}"
         de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=own_path)
-        tables.append(de.test(contrasts, delta=delta, fdr=fdr, max_error=max_error, credible=credible))
+        tables.append(de.test(contrasts, **settings))
         parameters.append(result_parameters(de, contrasts))
     table = require("pandas").concat(tables, ignore_index=True)
     if not copy and not isinstance(adata, Cube):
-        settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
         write_results(adata, table, _merged(parameters, groupby) | settings, key_added)
     return table
 

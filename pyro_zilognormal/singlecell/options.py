@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -69,8 +69,14 @@ def contrast(text: str) -> Any:
 
 
 def add_de(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr, or a cube, as reduce writes it")
+    parser.add_argument("source", metavar="INPUT", help="an AnnData file, h5ad or zarr, or a cube, as reduce writes it")
+    _add_comparison(parser.add_argument)
+    _add_values(parser.add_argument)
+    _add_processes(parser)
+    add_common(parser)
+
+
+def _add_comparison(add: Callable[..., Any]) -> None:
     add(
         "--formula",
         required=True,
@@ -91,6 +97,9 @@ def add_de(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="column of obs that names the donors, for random effects of donors and samples",
     )
+
+
+def _add_values(add: Callable[..., Any]) -> None:
     add("--follow-links", action="store_true", help="read a file whose links reach other files")
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
@@ -98,6 +107,9 @@ def add_de(parser: argparse.ArgumentParser) -> None:
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
     add("--depth", metavar="COLUMN", help=DEPTH)
     add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_mutually_exclusive_group()
     engine.add_argument("--workers", type=whole(1), metavar="N", help="read and reduce the cells in N processes")
     engine.add_argument(
@@ -106,9 +118,9 @@ def add_de(parser: argparse.ArgumentParser) -> None:
         help="read and reduce the cells on the Dask cluster whose scheduler is at ADDRESS, such as "
         "tcp://10.0.0.1:8786; its workers need INPUT at the same path",
     )
+    add = parser.add_argument
     add("--each", metavar="COLUMN", help="compare in each level of this column, such as cell_type, in parallel")
     add("--jobs", type=whole(1), metavar="N", help="with --each, the number of processes; by default, of cores")
-    add_common(parser)
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

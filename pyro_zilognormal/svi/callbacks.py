@@ -21,9 +21,7 @@ _CLEAR = 4.0
 
 
 class Callback:
-    """Base class of what :func:`fit` calls between steps. Override the hooks that you need.
-
-    Callbacks are called in the order in which they are given, but :class:`Checkpoint` last.
+    """Base class of what :func:`fit` calls between steps, in the order given, but :class:`Checkpoint` last.
 
     Example:
         >>> class Anneal(Callback):
@@ -34,7 +32,7 @@ class Callback:
     """
 
     def on_fit_start(self, run: "Run") -> None:
-        """Called once before the first step, or the first after a resume, when every parameter exists."""
+        """Called once before the first step, or the first after a resume."""
 
     def on_step_end(self, run: "Run") -> None:
         """Called after each step."""
@@ -77,20 +75,20 @@ def as_callbacks(given: Any) -> list[Callback]:
 class EarlyStopping(Callback):
     """Stop when the loss no longer improves, and go back to the best parameters.
 
-    Every ``every`` steps it evaluates the loss L: of held-out data if there are any, always with the same particles
-    and random numbers, else the mean of the last ``every`` training losses. L is better than the best so far, B, if ::
+    Every ``every`` steps it evaluates the loss L: the mean of the last ``every`` training losses, or that of held-out
+    data, always with the same particles and random numbers. L is better than the best so far, B, if ::
 
         B - L > max(min_delta max(|B|, min(F - B, N)), noise SE),
 
-    where F is the first evaluation and N the number of rows, so that a loss near 0 has a size too, and SE is the
-    standard error of B - L: over particles that share their random numbers, or over the steps of a window. After
-    ``patience`` evaluations with nothing better it stops: "converged" if the loss is level, "rising" if it is worse
-    than the best by as much as would count as better and a trend of more than 4 standard errors says so. Without
-    held-out data, it goes on while a line through the last 2 (patience + 1) windows falls by enough to count.
+    where F is the first evaluation, N the number of rows, and SE the standard error of B - L. After ``patience``
+    evaluations with nothing better it stops: "rising" if the loss is worse than the best by as much as would count as
+    better, with a trend of more than 4 standard errors, else "converged". Without held-out data, it goes on while a
+    line through the last 2 (patience + 1) windows falls by enough to count.
 
     Args:
-        held_out: data like the fit's: an array, a tuple of the arguments of model and guide, or
-            :class:`Minibatches` or :class:`BatchStream` of them. None evaluates the training loss.
+        held_out: data like the fit's: an array, a tuple of the arguments of model and guide, :class:`Minibatches` or
+            :class:`BatchStream` of them, or a dict of keyword arguments; others are those of the fit. None evaluates
+            the training loss.
         every: steps between evaluations, and the length of the window for the training loss.
         patience: evaluations without improvement before it stops.
         min_delta: the smallest relative improvement that counts.
@@ -120,28 +118,40 @@ class EarlyStopping(Callback):
         self.every, self.patience = whole("every", every, 2), whole("patience", patience, 1)
         self.min_delta, self.noise = min_delta, noise
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
-        data = tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
-        self.held_out = None if held_out is None else as_source(data, {})
+        named = held_out if isinstance(held_out, dict) else {}
+        data = () if named else tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
+        self.held_out = None if held_out is None else as_source(data, named)
+        self._named = {} if self.held_out is None else self.held_out.kwargs
         self._state: dict[str, Any] = {}
 
     def on_fit_start(self, run: "Run") -> None:
         # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
-        self._state = {"first": math.nan, "reference": None, "waited": 0}
-        self._state |= {"best": math.inf, "best_step": 0, "values": {}}
+        self._state = {"reference": None, "waited": 0, "best": math.inf, "best_step": 0, "values": {}}
         if self.held_out is not None:
+            self.held_out.kwargs = run.source.kwargs | self._named
             run.module.plate = run.module.plate or self.held_out.plate
             run.held_out_rows = run.rows if run.module.plate else self.held_out.rows
 
     def on_step_end(self, run: "Run") -> None:
         if run.step % self.every or run.step < self.warm_up + self.every:
             return
-        losses = self._evaluate(run)
-        mean = float(losses.mean())
+        losses, state = self._evaluate(run), self._state
+        mean, finite = float(losses.mean()), bool(torch.isfinite(losses).all())
         if self.held_out is not None:
             run.held_out.append((run.step, mean))
-        if math.isfinite(mean) and mean < self._state["best"]:
-            self._state |= {"best": mean, "best_step": run.step, "values": run.module.snapshot()}
-        self._judge(run, losses)
+        if finite and mean < state["best"]:
+            state |= {"best": mean, "best_step": run.step, "values": run.module.snapshot()}
+        gain, needed = self._gain(run, losses)
+        if finite and gain > needed:
+            state |= {"first": state.get("first", mean), "reference": losses, "waited": 0}
+            return
+        state["waited"] += 1
+        if state["waited"] < self.patience or (self.held_out is None and self._may_fall(run)):
+            return
+        if -gain > needed and self._rising(run):
+            run.stop("rising")
+        else:
+            run.stop("converged" if finite else "held-out loss not finite", converged=finite)
 
     def on_fit_end(self, run: "Run") -> None:
         if self._state["values"] and run.stop_reason != "diverged":
@@ -166,33 +176,14 @@ class EarlyStopping(Callback):
         for particle in range(self.particles):
             with isolated(particle * 1_000_003):
                 batches = self.held_out.epoch(0, 0)
-                losses.append(sum(b.weight * run.module.evaluate(b) for b in batches) / self.held_out.batches)
+                losses.append(sum(b.rows / self.held_out.rows * run.module.evaluate(b) for b in batches))
         return torch.tensor(losses, dtype=torch.float64)
-
-    def _judge(self, run: "Run", losses: Tensor) -> None:
-        """Count the evaluations without improvement, and stop the fit after ``patience`` of them."""
-        state, finite = self._state, bool(torch.isfinite(losses).all())
-        reference = state["reference"]
-        if reference is None and finite:
-            state |= {"first": float(losses.mean()), "reference": losses}
-            return
-        gain, needed = (0.0, 0.0) if reference is None else self._gain(run, losses)
-        if finite and gain > needed:
-            state |= {"reference": losses, "waited": 0}
-            return
-        state["waited"] += 1
-        if state["waited"] < self.patience or (self.held_out is None and self._may_fall(run)):
-            return
-        if -gain > needed and self._rising(run):
-            run.stop("rising")
-        elif finite:
-            run.stop("converged", converged=True)
-        else:
-            run.stop("held-out loss not finite")
 
     def _gain(self, run: "Run", losses: Tensor) -> tuple[float, float]:
         """Return how much better the losses are than the reference, and how much counts as better."""
         reference = self._state["reference"]
+        if reference is None:
+            return math.inf, 0.0
         if self.held_out is None:  # the error of the window now: one wild loss in the reference must not hide the rest
             error = math.sqrt(2 * float(losses.var()) / len(losses))
         else:
@@ -243,7 +234,7 @@ def _significance(values: Sequence[float]) -> float:
 class Schedule(Callback):
     """Change the learning rate by a schedule of ``torch.optim.lr_scheduler``.
 
-    ``ReduceLROnPlateau`` is given the mean of the last ``every`` losses.
+    ``ReduceLROnPlateau`` gets the mean of the last ``every`` losses.
 
     Args:
         make: a function of the optimiser that returns the schedule.

@@ -37,10 +37,9 @@ class CheckpointError(RuntimeError):
 class Checkpoint(Callback):
     """Save the whole state of a fit to a file now and then, and go on from there if the file exists.
 
-    A resumed fit is bit for bit the uninterrupted one on the same machine and versions. It is saved every ``steps``
-    steps and every ``seconds`` seconds, at the end, and on Ctrl-C or SIGTERM, which take effect after the step in
-    progress. A new file takes the place of the old one when it is safely on the disk. A lock file, ``path`` + ".lock",
-    keeps other runs off. Files carry a hash of their content, and nothing in them is run when they are loaded.
+    A resumed fit is bit for bit the uninterrupted one on the same machine and versions. It is saved at the end too, and
+    on Ctrl-C or SIGTERM, which take effect after the step in progress. A new file takes the place of the old one once
+    it is safely on the disk; ``path`` + ".lock" keeps other runs off; a hash finds damage; nothing in a file is run.
 
     Args:
         path: the file; its folder must exist.
@@ -105,8 +104,7 @@ class Checkpoint(Callback):
         if not Path(path).exists():
             raise CheckpointError(f"there is no checkpoint at {path}")
         content = _load(Path(path))
-        run = content["run"]
-        return {**run, "losses": run["losses"].numpy(), "identity": content["identity"]}
+        return {**content["run"], "losses": content["run"]["losses"].numpy(), "identity": content["identity"]}
 
     def on_fit_start(self, run: "Run") -> None:
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
@@ -116,10 +114,10 @@ class Checkpoint(Callback):
                 left.unlink()  # by a run that was killed while it wrote
             if self.path.exists():
                 self._resume(run)
-            for which in (signal.SIGINT, signal.SIGTERM):
-                ours = threading.current_thread() is threading.main_thread()  # no other may set signal handlers
-                if ours and signal.getsignal(which) not in (signal.SIG_IGN, None):
-                    stack.callback(signal.signal, which, signal.signal(which, self._note))
+            if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
+                for which in (signal.SIGINT, signal.SIGTERM):
+                    if signal.getsignal(which) not in (signal.SIG_IGN, None):
+                        stack.callback(signal.signal, which, signal.signal(which, self._note))
             self._until_end = stack.pop_all()
 
     def on_step_end(self, run: "Run") -> None:
@@ -148,11 +146,8 @@ class Checkpoint(Callback):
             return
         content = _load(self.path)
         saved, now = content["identity"], self._identity
-        other = [
-            f"{name}: {saved.get(name, 'absent')} in the checkpoint, {now.get(name, 'absent')} now"
-            for name in dict.fromkeys([*saved, *now])
-            if saved.get(name) != now.get(name)
-        ]
+        names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+        other = [f"{k}: {saved.get(k, 'absent')} in the checkpoint, {now.get(k, 'absent')} now" for k in names]
         if other:
             raise CheckpointError(
                 f"{self.path} is the checkpoint of another fit: {'; '.join(other)}. Use another path, or resume=False "
@@ -218,16 +213,12 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _identity(run: "Run") -> dict[str, str]:
     """Return what must be the same in a resumed run, each as text under a name that can be read in an error."""
-    plain = bool | int | float | str
     found = {f"parameter {k!r}": f"{tuple(p.shape)} {p.dtype}" for k, p in run.module.trainable().items()}
     loss, optimizer = run.module.loss, run.optimizer
-    options = {k: v for k, v in vars(loss).items() if isinstance(v, plain)} if hasattr(loss, "__dict__") else {}
-    found["loss"] = f"{getattr(loss, '__qualname__', type(loss).__qualname__)} {options}"
-    groups = [{k: v for k, v in g.items() if isinstance(v, plain | tuple | None)} for g in optimizer.param_groups]
-    found["optimizer"] = f"{type(optimizer).__qualname__} {groups if len(groups) > 1 else groups[0]}"
+    found["loss"] = f"{getattr(loss, '__qualname__', type(loss).__qualname__)} {_plain(getattr(loss, '__dict__', {}))}"
+    found["optimizer"] = f"{type(optimizer).__qualname__} {[_plain(group) for group in optimizer.param_groups]}"
     found["seed"] = str(run.seed)
-    changing = {*run.module.trainable(), *run.module.running_buffers}
-    found["buffers"] = digest({k: b for k, b in run.module.state().items() if k not in changing})
+    found["buffers"] = digest({k: b for k, b in run.module.state().items() if k not in run.last_finite})
     with isolated(run.seed):  # a stream may draw random numbers when it is read
         for i, callback in enumerate(_stateful(run)):
             found[f"callback {i} with a state"] = f"{type(callback).__qualname__} {callback.settings()}"
@@ -236,11 +227,15 @@ def _identity(run: "Run") -> dict[str, str]:
     return found
 
 
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if isinstance(v, bool | int | float | str | tuple | None)}
+
+
 def _stateful(run: "Run") -> list[Callback]:
     return [c for c in run.callbacks if type(c).state_dict is not Callback.state_dict]
 
 
-_RUN = ("step", "epoch", "position", "held_out", "kl_weight", "last_finite_step")
+_RUN = ("step", "held_out", "kl_weight", "last_finite_step")
 
 
 def _state_of(run: "Run") -> dict[str, Any]:
@@ -267,13 +262,13 @@ def _load_state(run: "Run", state: dict[str, Any]) -> None:
     run.optimizer.load_state_dict(state["optimizer"])
     for name in _RUN:
         setattr(run, name, state[name])
-    run.losses, run.seconds_before = state["losses"].tolist(), state["seconds"]
+    run.losses, run.started = state["losses"].tolist(), run.started - state["seconds"]
     run.module.restore(state["values"])
     for name, tensor in run.last_finite.items():
         tensor.copy_(state["last_finite"][name])
     if state["stop_reason"] not in ("", "steps", "interrupted"):
         run.stop(state["stop_reason"], state["converged"])
-    run.batches = batches(run.source, run.seed, run.epoch, max(0, run.position - 1))
-    if run.position:  # read up to here now: a stream may draw random numbers when it is read
+    if run.step:  # read up to here now: a stream may draw random numbers when it is read
+        run.batches = batches(run.source, run.seed, run.step - 1)
         next(run.batches)
     set_rng_state(state["random"])

@@ -4,7 +4,6 @@ import copy
 import hashlib
 import math
 import operator
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, islice
@@ -26,14 +25,12 @@ class Batch:
         args: positional arguments.
         kwargs: keyword arguments.
         rows: number of rows b in the batch.
-        weight: factor of the batch's gradient; its mean over an epoch is 1.
         indices: which rows of the data these are, of shape (b,), or None where that is unknown.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     rows: int = 1
-    weight: float = 1.0
     indices: Tensor | None = None
 
 
@@ -61,9 +58,8 @@ class FullData:
 class Minibatches:
     """Minibatches along the first axis of arrays, in an order shuffled anew each epoch from the fit's seed.
 
-    Every row comes once an epoch; the last batch is short where ``batch_size`` does not divide the number of
-    rows N. The sites in the plate are scaled by N / b for a batch of b rows, and the gradient is weighted by
-    (batches an epoch) b / N, so that the mean of an epoch's gradients is the full gradient.
+    Every row comes once an epoch; the last batch may be short. Sites in the plate are scaled by N / b for a batch of b
+    of all N rows, and the gradient by (batches an epoch) b / N: the mean of an epoch's gradients is the full gradient.
 
     Args:
         arrays: tensors, numpy arrays or scipy CSR matrices with the same number of rows, passed to model and
@@ -119,8 +115,7 @@ class Minibatches:
         """Return the batch of the rows ``indices``, of shape (b,)."""
         args = tuple(None if array is None else self._read(array, indices) for array in self.arrays)
         device = next(a.device for a in args if a is not None)
-        weight = self.batches * len(indices) / self.rows
-        return Batch(args, self.kwargs, len(indices), weight, indices.to(device))
+        return Batch(args, self.kwargs, len(indices), indices.to(device))
 
     def digest(self, seed: int) -> str:
         """Return a hash of the arrays and how they are batched."""
@@ -135,12 +130,12 @@ class Minibatches:
 class BatchStream:
     """Batches from any iterable that can be read again, such as a ``torch.utils.data.DataLoader``.
 
-    It is read once when this object is made, to count its rows, and again for every epoch. A batch is an array, or
-    a tuple or list of the arguments of model and guide; its rows are those of its first array. A loader that
-    shuffles does so from the fit's seed, its own ``generator=`` included, so that a fit of it can be resumed.
+    It is read once when this object is made, to count its rows, and again for every epoch. A loader, its own
+    ``generator=`` included, shuffles from the fit's seed.
 
     Args:
-        iterable: gives the same rows each time it is read, in any order.
+        iterable: gives the same rows each time it is read, in any order. A batch is an array, or a tuple or list of
+            the arguments of model and guide; its rows are those of its first array.
         plate: the name of the model's plate over rows, as in :class:`Minibatches`.
 
     Raises:
@@ -163,8 +158,7 @@ class BatchStream:
         self.kwargs: dict[str, Any] = {}
         self.rows = self.batches = 0
         self.smallest: Batch | None = None
-        for args in self._read(seed=0):
-            batch = Batch(args, rows=rows_of(args))
+        for batch in self._read(seed=0):
             self.rows, self.batches = self.rows + batch.rows, self.batches + 1
             self.smallest = min(self.smallest or batch, batch, key=lambda b: b.rows)
         if self.smallest is None:
@@ -173,10 +167,9 @@ class BatchStream:
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of one reading, without the first ``skip``."""
         read = 0
-        for read, args in enumerate(self._read(_epoch_seed(seed, number)), 1):
+        for read, batch in enumerate(self._read(_epoch_seed(seed, number)), 1):
             if read > skip:
-                rows = rows_of(args)
-                yield Batch(args, self.kwargs, rows, self.batches * rows / self.rows)
+                yield batch
         if read != self.batches:
             raise ValueError(
                 f"iterable gave {read} batches in epoch {number}, {self.batches} when it was first read; needed an "
@@ -187,15 +180,15 @@ class BatchStream:
         """Return a hash of the batches of the first epoch."""
         return digest([self.plate, self.kwargs, *(batch.args for batch in self.epoch(0, seed))])
 
-    def _read(self, seed: int) -> Iterator[tuple[Any, ...]]:
+    def _read(self, seed: int) -> Iterator[Batch]:
         # Opening the iterable and taking its first batch is where a loader draws its order.
         with isolated(seed):
             if isinstance(self.iterable, DataLoader) and self.iterable.generator is not None:
                 self.iterable.generator.manual_seed(seed)
-            batches = iter(self.iterable)
-            first = list(islice(batches, 1))
-        for item in chain(first, batches):
-            yield tuple(map(as_tensor, item if isinstance(item, tuple | list) else (item,)))
+            items = iter(self.iterable)
+            first = list(islice(items, 1))
+        for item in chain(first, items):
+            yield as_batch(item, self.kwargs)
 
 
 Source: TypeAlias = FullData | Minibatches | BatchStream
@@ -215,22 +208,23 @@ def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
     return FullData(args, kwargs)
 
 
-def batches(source: Source, seed: int, epoch: int = 0, skip: int = 0) -> Iterator[tuple[int, int, Batch]]:
-    """Yield batches without end: the epoch, how many batches of it have been read, and the batch."""
+def batches(source: Source, seed: int, step: int = 0) -> Iterator[Batch]:
+    """Yield the batches of a fit without end, from that of the given step on, counted from 0."""
+    epoch, skip = divmod(step, source.batches)
     for number in count(epoch):
-        yield from ((number, i, batch) for i, batch in enumerate(source.epoch(number, seed, skip), skip + 1))
+        yield from source.epoch(number, seed, skip)
         skip = 0
 
 
-def _is_sparse(value: Any) -> bool:
-    """Whether ``value`` is a scipy sparse matrix; does not import scipy."""
-    scipy_sparse = sys.modules.get("scipy.sparse")
-    return scipy_sparse is not None and scipy_sparse.issparse(value)
+def as_batch(item: Any, kwargs: dict[str, Any]) -> Batch:
+    """Return the batch of an array, or of a tuple or list of the arguments of model and guide."""
+    args = tuple(map(as_tensor, item if isinstance(item, tuple | list) else (item,)))
+    return Batch(args, kwargs, rows_of(args))
 
 
 def as_tensor(value: Any) -> Any:
-    """Return a numpy array or scipy CSR matrix as a dense tensor of the same dtype, and anything else as it is."""
-    array = value.toarray() if _is_sparse(value) else value
+    """Return a numpy array or scipy sparse matrix as a dense tensor of the same dtype, and anything else as it is."""
+    array = value.toarray() if hasattr(value, "toarray") else value
     if not isinstance(array, np.ndarray):
         return value
     # Torch needs memory that it may write to.
@@ -250,17 +244,18 @@ def digest(value: Any) -> str:
 
 
 def _add(found: Any, value: Any) -> None:
-    if isinstance(value, dict):
-        value = [type(value).__name__, *value.items()]
+    if hasattr(value, "tocsr"):
+        csr = value.tocsr()
+        value = [csr.shape, csr.indptr, csr.indices, csr.data]
+    elif isinstance(value, dict):
+        value = ["dict", *value.items()]
+    elif isinstance(value, Tensor):
+        flat = value.detach().cpu().flatten().contiguous()
+        value = [str(value.dtype), *value.shape, flat.view(torch.uint8).numpy()]
     if isinstance(value, list | tuple):
         found.update(f"{len(value)} values".encode())
         for item in value:
             _add(found, item)
-    elif _is_sparse(value):
-        _add(found, [value.shape, value.indptr, value.indices, value.data])
-    elif isinstance(value, Tensor):
-        flat = value.detach().cpu().flatten().contiguous()
-        _add(found, [str(value.dtype), *value.shape, flat.view(torch.uint8).numpy()])
     elif isinstance(value, np.ndarray):
         found.update(f"{value.shape} {value.dtype}".encode())
         found.update(np.ascontiguousarray(value).data if value.size else b"")

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -32,7 +31,7 @@ class DivergenceReport:
         part: "model" or "guide", where the site is.
         cause: what of the site is not finite.
         rows: the first rows with a value or density at fault, at most 5, from 0.
-        rows_of: what these rows are counted in: "the data", or "the batch" where a stream does not number its rows.
+        rows_of: what they are counted in: "the data", or "the batch" of a stream.
         parameters: the parameters that are not finite or have a gradient that is not.
     """
 
@@ -58,10 +57,7 @@ class DivergenceReport:
 
 
 class DivergenceError(RuntimeError):
-    """A fit met a loss or gradient that is not finite: a ``report``, and the ``result`` with the last finite state.
-
-    That state is the last parameters whose loss and gradient were finite, and the buffers that went with them.
-    """
+    """A loss or gradient is not finite; has a ``report``, and a ``result`` with the last parameters whose were."""
 
     def __init__(self, report: DivergenceReport, result: "FitResult") -> None:
         super().__init__(
@@ -98,24 +94,22 @@ def row_plate(node: Any, plate: str | None, rows: int) -> Any:
 
 def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
     """Describe the first density, or else the first gradient, that is not finite."""
-    with module.running(batch):
-        guide = poutine.trace(module.guide).get_trace(*batch.args, **batch.kwargs)
-        model = poutine.trace(poutine.replay(module.model, guide)).get_trace(*batch.args, **batch.kwargs)
-        densities = [
-            ({"part": part, "site": node["name"]}, node, node["fn"].log_prob(node["value"]))
-            for part, trace in (("guide", guide), ("model", model))
-            for node in sample_sites(trace)
-            if part == "model" or not node["is_observed"]  # a GuideMessenger runs the model too
-        ]
-    for where, node, density in densities:
+    sites = [
+        ({"part": part, "site": node["name"]}, node)
+        for part, trace in zip(("guide", "model"), module.traces(batch), strict=True)
+        for node in sample_sites(trace)
+        if part == "model" or not node["is_observed"]  # a GuideMessenger runs the model too
+    ]
+    found = [(where, node, node["fn"].log_prob(node["value"])) for where, node in sites]
+    for where, node, density in found:
         bad = ~torch.isfinite(scale_and_mask(density.detach(), mask=node["mask"]))
         if bad.any():
             return {**where, "cause": _cause(node, density, bad), **_rows(module, batch, node, bad)}
     parameters = list(module.trainable().values())
-    for where, node, density in densities:
+    for where, node, density in found:
         if density.requires_grad:
-            found = torch.autograd.grad(density.sum(), parameters, retain_graph=True, allow_unused=True)
-            if not all_finite([g for g in found if g is not None]):
+            gradients = torch.autograd.grad(density.sum(), parameters, retain_graph=True, allow_unused=True)
+            if not all_finite([g for g in gradients if g is not None]):
                 # A mask leaves values out of the loss, but 0 times their NaN spoils its gradient.
                 rows = _rows(module, batch, node, ~torch.isfinite(density.detach()))
                 return {**where, "cause": "the gradient of its log density is not finite", **rows}

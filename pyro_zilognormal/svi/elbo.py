@@ -3,7 +3,7 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +26,10 @@ if TYPE_CHECKING:
 
 
 class SVIModule(nn.Module):
-    """The loss of a model and a guide on a batch, as an nn.Module with its own parameter store.
+    """The loss of a model and a guide on a batch: Pyro's ``ELBOModule``, with two additions.
 
-    It is what ``pyro.infer.ELBO`` makes of a model and a guide, an ``ELBOModule``, with two additions: parameters of
-    ``pyro.param`` and ``pyro.module`` live in this object and not in Pyro's global store, and the plate over rows is
-    scaled from a batch to all N rows. Call :meth:`setup` with the first batch before you build an optimiser.
+    Parameters of ``pyro.param`` live in this object, not in Pyro's global store, and the plate over rows is scaled from
+    a batch to all rows. Call :meth:`setup` with a first batch before you build an optimiser.
 
     Args:
         model, guide, loss: as for :func:`fit`.
@@ -64,12 +63,11 @@ class SVIModule(nn.Module):
     ) -> None:
         super().__init__()
         self.loss: Any = Trace_ELBO() if loss is None else copy.copy(loss)  # a copy forgets the plates of other models
-        name = type(self.loss).__name__
-        if isinstance(self.loss, ELBO) and name.startswith("Jit"):
+        if isinstance(loss, ELBO) and (name := type(loss).__name__).startswith("Jit"):
             raise TypeError(
                 f"loss is a {name}, which makes constants of the first batch's rows and scale; use {name[3:]}()"
             )
-        self._differentiates_itself = isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss")
+        self._runs_backward = isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss")
         self.plate, self.rows, self.held_out = plate, rows, False
         self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
         self.batch: Batch | None = None
@@ -83,55 +81,41 @@ class SVIModule(nn.Module):
         # Model and guide with their plate scaled for the batch, inside ``running``.
         self.model, self.guide = _BatchHandler(self)(model), _BatchHandler(self)(guide)
 
-    def setup(self, batch: "Batch") -> None:
+    def setup(self, batch: "Batch", smallest: "Batch | None" = None) -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
 
         Parameters of ``pyro.param`` start from the values that Pyro's store has under their names, if any.
 
         Raises:
-            ValueError: if there is nothing to train, or the model lacks the plate.
+            ValueError: if there is nothing to train, the model lacks the plate, or the smallest batch cannot be taken.
         """
         buffers = self.snapshot()  # there are no parameters yet
-        with torch.no_grad(), _Start(self.owners.values()):
-            with self.running(batch):
-                # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
-                self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
-            with self.running(batch):
-                self.guide(*batch.args, **batch.kwargs)
-                counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
-                counts = counts or getattr(self.loss, "vectorize_particles", False)
-                if counts and self.loss.max_plate_nesting == math.inf:
-                    # In the first step, which may be one after a resume, it would draw random numbers.
-                    self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
+        with torch.no_grad(), _Start(self.owners), self.running(batch):
+            # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
+            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
+            self.guide(*batch.args, **batch.kwargs)
+            counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
+            counts = counts or getattr(self.loss, "vectorize_particles", False)
+            if counts and self.loss.max_plate_nesting == math.inf:
+                # In the first step, which may be one after a resume, it would draw random numbers.
+                self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
         self._collect()
+        if smallest is not None:
+            self._check(smallest)
         now = self.state()
         self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
         self.restore({k: buffers[k] for k in self.running_buffers})
 
-    def check_smallest(self, batch: "Batch") -> None:
-        """Raise a ValueError if model and guide cannot take the smallest batch, as batch norm cannot take one row."""
-        buffers = self.snapshot()
-        with isolated(), self.running(batch), torch.no_grad():
-            try:
-                guide = poutine.trace(self.guide).get_trace(*batch.args, **batch.kwargs)
-                poutine.replay(self.model, guide)(*batch.args, **batch.kwargs)
-            except (RuntimeError, ValueError) as error:
-                said = str(error).strip().splitlines()[0]
-                raise ValueError(
-                    f"model and guide fail on the smallest batch of an epoch, of {batch.rows} rows: {said}; choose a "
-                    "batch_size that leaves more rows for it"
-                ) from error
-        self.restore({k: buffers[k] for k in self.running_buffers})
-
     def forward(self, batch: "Batch") -> Tensor:
         """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
-        if self._differentiates_itself:
+        if self._runs_backward:
             raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
-        return self._call("differentiable_loss", batch)
+        loss: Tensor = self._call("differentiable_loss", batch)
+        return loss
 
     def loss_and_grads(self, batch: "Batch") -> float:
         """Return the loss of a batch, and add its gradient to that of the parameters."""
-        if self._differentiates_itself:
+        if self._runs_backward:
             return float(self._call("loss_and_grads", batch))
         loss = self(batch)
         loss.backward()
@@ -142,6 +126,19 @@ class SVIModule(nn.Module):
         """Return the loss of held-out rows, in eval mode, with a KL weight of 1; parameters of rows are refused."""
         with self.evaluating(held_out=True):
             return float(self._call("loss", batch))
+
+    def traces(
+        self, batch: "Batch", given: poutine.Trace | None = None, model: bool = True, replicate: bool = False
+    ) -> list[poutine.Trace]:
+        """Return the trace of the guide, replayed against ``given``, and of the model, with its data or replicated."""
+        with self.running(batch):
+            guide = poutine.replay(self.guide, given) if given else self.guide
+            found = [poutine.trace(guide).get_trace(*batch.args, **batch.kwargs)]
+            if model:
+                replayed = poutine.replay(self.model, found[0])
+                replayed = poutine.uncondition(replayed) if replicate else replayed
+                found.append(poutine.trace(replayed).get_trace(*batch.args, **batch.kwargs))
+            return found
 
     @contextmanager
     def evaluating(self, held_out: bool) -> Iterator[None]:
@@ -160,10 +157,10 @@ class SVIModule(nn.Module):
     def running(self, batch: "Batch | None" = None) -> Iterator[None]:
         """Let model and guide have this object's parameters, and the scale of a batch; None stands for all rows."""
         guide: Any = unwrap(self.guide)
-        offered = self._frame is not None and isinstance(guide, AutoGuide) and guide.create_plates is None
+        offered = isinstance(guide, AutoGuide) and guide.create_plates is None
         outer, self.batch = self.batch, batch
         if offered:  # the guide would else make the plate with the size of its first batch
-            guide.create_plates = self._create_plate
+            guide.create_plates = self._create_plates
         try:
             with pyro.get_param_store().scope(self._store):
                 yield
@@ -214,7 +211,8 @@ class SVIModule(nn.Module):
 
     def check_no_new_parameters(self) -> None:
         """Raise a ValueError if model or guide has made a parameter since :meth:`setup`."""
-        late = [k for k in map(normalize_param_name, self._store["params"]) if k not in self._constraints]
+        trained = set(map(id, self._trainable.values()))
+        late = [normalize_param_name(name) for name, p in self._store["params"].items() if id(p) not in trained]
         if late:
             raise ValueError(
                 f"parameters {late} first appeared after the first run of model and guide, so that the optimiser lacks "
@@ -223,10 +221,24 @@ class SVIModule(nn.Module):
 
     def _call(self, method: str, batch: "Batch") -> Any:
         """Call a method of the loss, or a loss that is a function."""
+        loss = getattr(self.loss, method) if isinstance(self.loss, ELBO) else self.loss
         with self.running(batch):
-            return getattr(self.loss, method, self.loss)(self.model, self.guide, *batch.args, **batch.kwargs)
+            return loss(self.model, self.guide, *batch.args, **batch.kwargs)
 
-    def _find_plate(self, trace: Any) -> None:
+    @torch.no_grad()
+    def _check(self, smallest: "Batch") -> None:
+        """Raise a ValueError if model and guide cannot take the smallest batch, as batch norm cannot take one row."""
+        try:
+            with isolated():
+                self.traces(smallest)
+        except (RuntimeError, ValueError) as error:
+            said = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"model and guide fail on the smallest batch of an epoch, of {smallest.rows} rows: {said}; choose a "
+                "batch_size that leaves more rows for it"
+            ) from error
+
+    def _find_plate(self, trace: poutine.Trace) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
         frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
         if self.plate is not None and self.plate not in frames:
@@ -237,47 +249,47 @@ class SVIModule(nn.Module):
         if self.plate is not None and frames[self.plate].full_size == self.rows:
             self._frame = frames[self.plate]
 
-    def _create_plate(self, *_: Any, **__: Any) -> Any:
+    def _create_plates(self, *_: Any, **__: Any) -> list[Any]:
+        if self._frame is None:
+            return []
         size = self.rows if self.batch is None else self.batch.rows
-        return pyro.plate(self.plate, self.rows, dim=self._frame.dim, subsample_size=size)
+        return [pyro.plate(self.plate, self.rows, dim=self._frame.dim, subsample_size=size)]
 
     def _collect(self) -> None:
         """List the parameters of the store and of the modules; each is a registered nn.Parameter afterwards."""
         params, owned = self._store["params"], {id(p) for p in self.owners.parameters()}
-        found: dict[int, tuple[str, nn.Parameter]] = {}  # under two names, an optimiser would move it twice a step
+        found: dict[int, tuple[str, nn.Parameter, Any]] = {}  # under two names, an optimiser would move it twice a step
         for name, value in params.items():
-            params[name] = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
-            if id(params[name]) not in owned:
-                self.register_parameter("param/" + name.replace("/", "//").replace(".", "/"), params[name])
-            found.setdefault(id(params[name]), (normalize_param_name(name), params[name]))
-            self._constraints[normalize_param_name(name)] = self._store["constraints"][name]
+            params[name] = p = value if isinstance(value, nn.Parameter) else nn.Parameter(value.detach())
+            if id(p) not in owned:
+                self.register_parameter("param/" + name.replace("/", "//").replace(".", "/"), p)
+            found.setdefault(id(p), (normalize_param_name(name), p, self._store["constraints"][name]))
         for part, owner in self.owners.items():
-            for name, parameter, constraint in _module_parameters(owner):
-                if parameter.requires_grad and id(parameter) not in found:
-                    found[id(parameter)] = (f"{part}.{name}", parameter)
-                    self._constraints[f"{part}.{name}"] = constraint
+            for name, p, constraint in _parameters(owner):
+                if p.requires_grad:
+                    found.setdefault(id(p), (f"{part}.{name}", p, constraint))
         if not found:
             raise ValueError(
                 "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
             )
-        self._trainable = dict(found.values())
+        self._trainable = {name: p for name, p, _ in found.values()}
+        self._constraints = {name: constraint for name, _, constraint in found.values()}
 
 
 class _Start(Messenger):
     """Start parameters of ``pyro.param`` from those in Pyro's store, but parameters of modules from what these hold."""
 
-    def __init__(self, owners: Iterable[nn.Module]) -> None:
+    def __init__(self, owners: nn.ModuleDict) -> None:
         super().__init__()
-        state = pyro.get_param_store().get_state()
-        self.params, self.constraints = state["params"], state["constraints"]
-        names = [owner._pyro_name for owner in owners if isinstance(owner, PyroModule)]
+        self.store = pyro.get_param_store().get_state()
+        names = [owner._pyro_name for owner in owners.values() if isinstance(owner, PyroModule)]
         self.made_by_modules = tuple(f"{name}." for name in names if name)  # those of an AutoGuide, at its first call
 
     def _pyro_param(self, msg: Any) -> None:
         name, store = msg["name"], pyro.get_param_store()
         of_module = name.startswith(self.made_by_modules) or any(isinstance(v, nn.Parameter) for v in msg["args"])
-        if name in self.params and name not in store and not of_module:
-            value, constraint = self.params[name].detach().clone(), self.constraints[name]
+        if name in self.store["params"] and name not in store and not of_module:
+            value, constraint = self.store["params"][name].detach().clone(), self.store["constraints"][name]
             store.set_state({"params": {name: value}, "constraints": {name: constraint}})
 
 
@@ -302,8 +314,8 @@ class _BatchHandler(Messenger):
             return
         frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
         if msg["type"] == "sample":
-            if frame is not None and module.plate is not None:
-                msg["scale"] = msg["scale"] * self._scale(frame)
+            if frame is not None and batch is not None and frame.full_size != module.rows:
+                msg["scale"] = msg["scale"] * self._scale(frame, batch.rows)
             if not msg["is_observed"] and batch is not None and not module.held_out:
                 msg["scale"] = msg["scale"] * module.kl_weight
         elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
@@ -314,16 +326,13 @@ class _BatchHandler(Messenger):
             return self.module.held_out and frame.full_size == self.module.rows
         return frame.name == self.module.plate
 
-    def _scale(self, frame: Any) -> float:
-        rows, batch = self.module.rows, self.module.batch
-        if batch is None or frame.full_size == rows:
-            return 1.0
-        if frame.full_size != batch.rows:
+    def _scale(self, frame: Any, rows: int) -> float:
+        if frame.full_size != rows:
             raise ValueError(
-                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {rows}, the number of rows in "
-                f"all, or {batch.rows}, the rows of this batch. Name the plate over rows in plate=, or correct its size"
+                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {self.module.rows}, the number "
+                f"of rows in all, or {rows}, the rows of this batch. Correct its size, or name another plate in plate="
             )
-        return rows / batch.rows
+        return self.module.rows / rows
 
     def _check_row_parameter(self, name: str, sized: bool) -> None:
         """Raise a ValueError for a parameter of rows, ``sized`` if of all, that would meet other rows than its own."""
@@ -349,7 +358,7 @@ def _owner(fn: Any) -> nn.Module | None:
     return inner if isinstance(inner, nn.Module) else None
 
 
-def _module_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Any]]:
+def _parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Any]]:
     """Yield name, unconstrained value and constraint of each parameter; PyroParams by their own name."""
     for path, part in module.named_modules():
         prefix = f"{path}." if path else ""

@@ -49,10 +49,9 @@ def fit(
 ) -> "FitResult":
     """Fit a guide to a model by stochastic variational inference.
 
-    Parameters of modules are trained in place, as everywhere in torch; the result keeps a copy. Those of ``pyro.param``
-    start from values set by ``pyro.param`` beforehand, if any, and belong to the fit: Pyro's global store is left as it
-    was, so use a fitted model or guide elsewhere inside :meth:`FitResult.scope`. Random seeds, the default dtype and
-    validation flags are put back afterwards, also after an error.
+    Parameters of modules are trained in place. Those of ``pyro.param`` start from values in Pyro's store, if any, and
+    belong to the fit: use a fitted model or guide inside :meth:`FitResult.scope`. The store, random seeds, the default
+    dtype and validation flags are put back afterwards.
 
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
@@ -92,9 +91,8 @@ def fit(
     with isolated(seed), torch.enable_grad():
         source = as_source(args, kwargs)
         module = SVIModule(model, guide, loss, source.plate, source.rows)
-        module.setup(next(source.epoch(0, seed)))
-        if source.smallest is not None:
-            module.check_smallest(replace(source.smallest, kwargs=kwargs))
+        smallest = None if source.smallest is None else replace(source.smallest, kwargs=kwargs)
+        module.setup(next(source.epoch(0, seed)), smallest)
         run = Run(module, source, build_optimizer(optimizer, module.trainable()), seed, steps, called)
         run.train()
         return run.result()
@@ -109,7 +107,6 @@ class Run:
     Attributes:
         step: number of steps taken.
         steps: number of steps asked for.
-        epoch: number of the current epoch, from 0.
         optimizer: the torch optimiser.
     """
 
@@ -124,13 +121,14 @@ class Run:
     ) -> None:
         self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
         self.steps, self.callbacks, self.rows, self.batches = steps, callbacks, source.rows, batches(source, seed)
-        self.step = self.best_step = self.held_out_rows = self.epoch = self.position = 0
+        self.step = self.best_step = self.held_out_rows = 0
         self.losses: list[float] = []
         self.held_out: list[tuple[int, float]] = []
         self.stop_reason, self.converged = "", False
-        self.seconds_before, self._started = 0.0, time.monotonic()
-        # The last parameters whose loss and gradient were finite, with the buffers, and the step that gave them.
-        self.last_finite, self.last_finite_step = module.snapshot(), 0
+        self.started = time.monotonic()
+        # The last parameters and running buffers whose loss and gradient were finite, and the step that gave them.
+        kept, state = [*module.trainable(), *module.running_buffers], module.snapshot()
+        self.last_finite, self.last_finite_step = {k: state[k] for k in kept}, 0
 
     @property
     def loss(self) -> float:
@@ -145,7 +143,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """Seconds spent so far, those before a resume included."""
-        return self.seconds_before + time.monotonic() - self._started
+        return time.monotonic() - self.started
 
     @property
     def kl_weight(self) -> float:
@@ -175,12 +173,10 @@ class Run:
                 self._advance()
                 for callback in self.callbacks:
                     callback.on_step_end(self)
-            if not self.stop_reason:
-                self.stop("steps")
+            self.stop_reason = self.stop_reason or "steps"
             # No later loss shows that the last step made parameters that are not finite.
             pairs = {k: (p.detach(), self.last_finite[k]) for k, p in self.module.trainable().items()}
-            bad = [k for k, (now, before) in pairs.items() if all_finite([before]) and not all_finite([now])]
-            if bad:
+            if bad := [k for k, (now, before) in pairs.items() if all_finite([before]) and not all_finite([now])]:
                 self._diverge(DivergenceReport(self.step, "update", parameters=bad))
 
     def result(self) -> "FitResult":
@@ -202,8 +198,7 @@ class Run:
 
     def _advance(self) -> None:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        self.epoch, self.position, batch = next(self.batches)
-        random = torch_rng_state()
+        batch, random, parameters = next(self.batches), torch_rng_state(), self.module.trainable().values()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         try:
@@ -216,25 +211,24 @@ class Run:
                 raise
             self._diverge(report, error)
         self.module.check_no_new_parameters()
-        gradients = [p.grad for p in self.module.trainable().values() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("no parameter got a gradient: RenyiELBO, for one, needs PyroModules or pyro.param")
         what = "loss" if not math.isfinite(self.loss) else "" if all_finite(gradients) else "gradient"
         if what:
             self._diverge(diagnose(self.module, batch, random, self.step, what))
-        if batch.weight != 1.0:
-            torch._foreach_mul_(gradients, batch.weight)
-        self.last_finite_step = self.step - 1
+        weight = self.source.batches * batch.rows / self.rows  # whose mean over an epoch is 1
+        if weight != 1.0:
+            torch._foreach_mul_(gradients, weight)
         self._keep()
         self.optimizer.step()
 
     @torch.no_grad()
     def _keep(self) -> None:
         """Keep the parameters, and the buffers that a forward pass changes."""
-        module = self.module
-        names = [*module.trainable(), *module.running_buffers]
-        state = module.state() if module.running_buffers else module.trainable()
-        torch._foreach_copy_([self.last_finite[k] for k in names], [state[k] for k in names])
+        state = self.module.state() if self.module.running_buffers else self.module.trainable()
+        torch._foreach_copy_(list(self.last_finite.values()), [state[k] for k in self.last_finite])
+        self.last_finite_step = self.step - 1
 
     def _diverge(self, report: DivergenceReport, error: Exception | None = None) -> None:
         self.module.restore(self.last_finite)
@@ -251,8 +245,7 @@ class FitResult:
         params: every parameter by name, as the model sees it.
         losses: the loss of every step, an estimate of the loss of all rows.
         held_out: (step, loss) of every evaluation on held-out data.
-        held_out_rows: number of rows that the held-out losses are of: those of the fit, to which a plate is scaled, or
-            those held out where none is named; 0 without any.
+        held_out_rows: number of rows that the held-out losses are of: those of the fit where a plate is named.
         steps: number of steps taken.
         rows: number of rows of the data: the length of the first array.
         seconds: seconds spent, those before a resume included.
@@ -285,8 +278,8 @@ class FitResult:
     def scope(self) -> Iterator[None]:
         """Let modules and ``pyro.param`` have this fit's parameters for the length of a block.
 
-        Pyro's global store lacks them, so put everything in such a block that runs model or guide outside this package,
-        such as ``pyro.infer.Predictive``. What the block sets by name stays inside it.
+        Put everything in it that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What the
+        block sets by name stays inside it.
 
         Example:
             >>> import pyro

@@ -13,16 +13,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
 
 _turn = threading.RLock()
-_holder: "_Holder | None" = None
 
 
 @contextmanager
 def isolated(seed: int | None = None) -> Iterator[None]:
     """Run a block with a copy of Pyro's parameter store, and put the process's global state back afterwards.
 
-    That is Pyro's store and settings, among them the validation flags, torch's default dtype, and the random number
-    generators of torch (CPU and CUDA), numpy and Python. A seed seeds all of these inside the block. Threads run such
-    blocks one after another.
+    That is Pyro's store and settings, torch's default dtype, and the random number generators of torch, numpy and
+    Python, which a seed seeds inside the block. Threads run such blocks one after another.
 
     Example:
         >>> with isolated(seed=0):
@@ -30,12 +28,12 @@ def isolated(seed: int | None = None) -> Iterator[None]:
         >>> "a" in pyro.get_param_store()
         False
     """
-    with _one_thread():
-        store, state, dtype = pyro.get_param_store(), pyro.util.get_rng_state(), torch.get_default_dtype()
+    with _turn, _OneThread() as outside:
+        state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
         with (
             torch.random.fork_rng(range(torch.cuda.device_count())),
             pyro.settings.context(**pyro.settings.get()),
-            store.scope(store.get_state()),
+            pyro.get_param_store().scope(dict(outside.store)),
             warnings.catch_warnings(),
         ):
             # A loss that is not finite is reported with its cause, so Pyro's own warning says less.
@@ -71,7 +69,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
         pyro.util.set_rng_state(state)
 
 
-class _Holder(Messenger):
+class _OneThread(Messenger):
     """Refuse statements of Pyro in other threads than that of the block: they would land in its fit."""
 
     def __init__(self) -> None:
@@ -86,30 +84,16 @@ class _Holder(Messenger):
             )
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let one thread at a time run a block; others wait for it. Blocks may be nested."""
-    global _holder
-    with _turn:
-        if _holder is not None:
-            yield
-            return
-        with _Holder() as _holder:
-            try:
-                yield
-            finally:
-                _holder = None
-
-
 def _forget() -> None:
-    """In a forked child, forget the block of a thread that the child does not have."""
-    global _turn, _holder
-    if _holder is not None and _holder.thread != threading.get_ident():
+    """In a forked child, forget the blocks of a thread that the child does not have."""
+    global _turn
+    outermost = next((handler for handler in _PYRO_STACK if isinstance(handler, _OneThread)), None)
+    if outermost is not None and outermost.thread != threading.get_ident():
         store = pyro.get_param_store()
         store.clear()
-        store.set_state(_holder.store)
+        store.set_state(outermost.store)
         _PYRO_STACK.clear()
-        _turn, _holder = threading.RLock(), None
+        _turn = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch, rows_of
+from pyro_zilognormal.svi.data import as_batch
 from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.fit import Optimizer, build_optimizer
 from pyro_zilognormal.svi.isolation import isolated
@@ -22,19 +22,14 @@ except ImportError as error:
 class LightningSVI(LightningModule):
     """A model and a guide that ``lightning.Trainer`` trains on the batches of any loader, in one process or many.
 
-    Strategies, precision, loggers and checkpoints are Lightning's. It logs ``train_loss``, and ``val_loss`` of a loader
-    of held-out rows, in eval mode. A model that makes parameters of ``pyro.param`` trains too: they are parameters of
-    this module. Set ``module.svi.kl_weight`` in a Lightning callback to anneal the KL divergence.
-
-    In distributed training each process draws noise of its own, and the mean of the processes' gradients is the
-    gradient of their rows together, if all have batches of the same size. A last batch that is short counts as much as
-    a whole one: use ``drop_last=True`` in a loader that shuffles.
+    It logs ``train_loss``, and ``val_loss`` of a loader of held-out rows, in eval mode. Set ``module.svi.kl_weight`` in
+    a Lightning callback to anneal the KL divergence. A last batch that is short counts as much as a whole one: use
+    ``drop_last=True`` in a loader that shuffles. In distributed training each process draws noise of its own.
 
     Args:
-        model, guide, loss: as for :func:`pyro_zilognormal.svi.fit`.
+        model, guide, loss, optimizer: as for :func:`pyro_zilognormal.svi.fit`.
         example: the arguments of one batch, a tensor or a tuple; model and guide run on it once, here, so that
             every parameter exists.
-        optimizer: as that of :func:`pyro_zilognormal.svi.fit`; Adam with a learning rate of 0.01 if None.
         plate: the name of the model's plate over rows, scaled from a batch to all rows; None for a model that scales
             minibatches itself.
         rows: N, the number of rows in all; needed with ``plate``.
@@ -65,7 +60,7 @@ class LightningSVI(LightningModule):
         self.optimizer = optimizer
         self.svi = SVIModule(model, guide, loss, plate, rows)
         with isolated():
-            self.svi.setup(_batch(example))
+            self.svi.setup(as_batch(example, {}))
 
     def on_train_start(self) -> None:
         """Seed the processes apart: all would draw the same noise, for other rows."""
@@ -73,22 +68,17 @@ class LightningSVI(LightningModule):
             pyro.set_rng_seed((torch.initial_seed() + self.global_rank) % 2**32)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, an estimate of the loss of all rows."""
-        given = _batch(batch)
+        """Return the loss of a batch."""
+        given = as_batch(batch, {})
         loss = self.svi(given)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=given.rows)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log the loss of held-out rows, as an estimate of that of as many rows as are trained on."""
-        given = _batch(batch)
+        """Log the loss of held-out rows, scaled to as many rows as are trained on."""
+        given = as_batch(batch, {})
         self.log("val_loss", self.svi.evaluate(given), sync_dist=True, batch_size=given.rows)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimiser of all parameters."""
         return build_optimizer(self.optimizer, self.svi.trainable())
-
-
-def _batch(data: Any) -> Batch:
-    args = tuple(data) if isinstance(data, tuple | list) else (data,)
-    return Batch(args, rows=rows_of(args))

@@ -34,8 +34,8 @@ class InUseError(RuntimeError):
 def locked(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file, whose text is the process and the host, for a block; raise an InUseError if another run does.
 
-    The lock ends with the process, however it ends; the file is deleted (on Windows, it stays). On file systems without
-    locks it keeps no one off. Errors name ``what`` is locked. A file or link at the path that is none of ours is left.
+    The lock ends with the process, however it ends; on file systems without locks it keeps no one off. A file or link
+    at the path that is none of ours is left as it is. Errors name ``what`` is locked.
 
     Example:
         >>> import tempfile
@@ -46,42 +46,37 @@ def locked(path: Path, what: str) -> Iterator[None]:
         >>> path.exists()
         False
     """
-    while (handle := _acquire(path, what)) is None:
-        pass
-    try:
-        os.lseek(handle, 0, os.SEEK_SET)
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{_OURS}{os.getpid()} on {socket.gethostname()}".encode())
-        yield
-    finally:
-        with suppress(PermissionError):  # Windows deletes no open file; the next run takes it over
-            path.unlink(missing_ok=True)
-        os.close(handle)
-
-
-def _acquire(path: Path, what: str) -> int | None:
-    """Return a handle of the file that this process alone holds; None if its last holder has just deleted it."""
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         try:
             handle = os.open(path, _FLAGS, 0o644)
-            opened.callback(os.close, handle)
+            stack.callback(os.close, handle)
             text = os.read(handle, 200).decode(errors="replace") or f"{_OURS}?"
         except OSError as error:
             if not os.path.lexists(path):  # no file can be made here
                 raise
-            # A link, or a folder.
-            raise InUseError(f"{path} is in the way, and no lock of ours ({error.strerror}); remove it") from error
+            text = str(error)  # of a link, a folder or a pipe
         if not text.startswith(_OURS):
             raise InUseError(f"{path} is in the way, and no lock of ours; remove it")
-        try:
-            _hold(handle)
-        except (BlockingIOError, PermissionError) as error:
-            by = text.removeprefix(_NAME)
-            raise InUseError(f"{what} is {by}; wait for it to end, or use another path") from error
-        except OSError:  # a file system without locks
-            pass
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), os.lstat(path)):
-                opened.pop_all()
-                return handle
-    return None
+        if not _hold_at(handle, path):
+            raise InUseError(f"{what} is {text.removeprefix(_NAME)}; wait for it to end, or use another path")
+        stack.callback(_delete, path)
+        os.lseek(handle, 0, os.SEEK_SET)
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{_OURS}{os.getpid()} on {socket.gethostname()}".encode())
+        yield
+
+
+def _hold_at(handle: int, path: Path) -> bool:
+    """Hold the open file; return whether no other process does, and it has not been deleted by one that ended."""
+    try:
+        _hold(handle)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return os.path.lexists(path) and os.path.samestat(os.fstat(handle), os.lstat(path))
+
+
+def _delete(path: Path) -> None:
+    with suppress(PermissionError):  # Windows deletes no open file; the next run takes it over
+        path.unlink(missing_ok=True)

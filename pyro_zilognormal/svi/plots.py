@@ -16,9 +16,7 @@ _WIDE = 20.0
 
 
 def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) -> "Axes":
-    """Draw training, smoothed and held-out loss per row over steps, with the step kept and the reason to stop.
-
-    The loss axis leaves out the first tenth of the steps, whose large losses would hide the rest.
+    """Draw training, smoothed and held-out loss per row over steps, on an axis that leaves out the first tenth.
 
     Args:
         result: a fit.
@@ -62,8 +60,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
 def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax: "Axes | None" = None) -> "Axes":
     """Draw a statistic of replicated data against that of the data: median and 95 % interval of each column.
 
-    Columns whose tail probability is below 0.025 or above 0.975 are marked; those without one are left out. Scales
-    are logarithmic where all values are positive and span more than a factor of 20.
+    Columns whose tail probability is below 0.025 or above 0.975 are marked; those without one are left out.
 
     Args:
         check: from :func:`posterior_predictive`.
@@ -100,14 +97,18 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
             label = f"tail probability {where} 0.025 to 0.975 ({here.sum()})"
             ax.errorbar(observed[here], middle[here], bars, fmt="o", color=color, ms=3, lw=0.8, label=label)
     if known.any():
-        ends = [min(observed.min(), low.min()), max(observed.max(), high.max())]
-        ax.plot(ends, ends, color="0.5", linewidth=0.8, zorder=0)
-        if ends[0] > 0 and ends[1] > _WIDE * ends[0]:
-            ax.set(xscale="log", yscale="log")
+        _draw_equal(ax, min(observed.min(), low.min()), max(observed.max(), high.max()))
         ax.legend(frameon=False, fontsize="small")
     ax.set(xlabel=f"{statistic} of the data", ylabel=f"{statistic} of replicated data (median, 95 % interval)")
     ax.set_title(f"{check.site}, {len(tail)} column{'' if len(tail) == 1 else 's'}")
     return ax
+
+
+def _draw_equal(ax: "Axes", low: float, high: float) -> None:
+    """Draw the line of equal values; positive ones of a wide range get logarithmic scales."""
+    ax.plot([low, high], [low, high], color="0.5", linewidth=0.8, zorder=0)
+    if low > 0 and high > _WIDE * low:
+        ax.set(xscale="log", yscale="log")
 
 
 def _axes(ax: "Axes | None") -> "Axes":

@@ -14,8 +14,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch, Minibatches, as_source, whole
+from pyro_zilognormal.svi.data import Batch, Minibatches, Source, as_source, whole
 from pyro_zilognormal.svi.diagnose import row_plate, sample_sites
+from pyro_zilognormal.svi.elbo import SVIModule
 from pyro_zilognormal.svi.fit import FitResult
 from pyro_zilognormal.svi.isolation import isolated
 
@@ -84,18 +85,14 @@ def posterior_draws(
         torch.Size([3])
     """
     draws = whole("draws", draws, 1)
-    with _Sampler(result, data, kwargs, seed).opened() as sampler:
+    with _sampling(result, data, kwargs, seed) as sampler:
         names = sampler.choose(sites, with_rows=sampler.source.plate is None)
         parts: dict[str, list[Tensor]] = {k: [] for k in names}
         shared: list[Values] = [{} for _ in range(draws)]
         for block, batch, here in sampler.batches(names):  # each is read once
-            held: dict[str, list[Tensor]] = {k: [] for k in here}
-            for draw in range(draws):
-                values = sampler.draw(batch, block, draw, names, shared[draw])
-                for name, each in held.items():
-                    each.append(values[name])
-            for name, each in held.items():
-                parts[name].append(torch.stack(each))
+            drawn = [sampler.draw(batch, block, draw, here, shared[draw]) for draw in range(draws)]
+            for name in here:
+                parts[name].append(torch.stack([values.pop(name) for values in drawn]))
         return {k: sampler.join(k, v) for k, v in parts.items()}
 
 
@@ -111,14 +108,11 @@ def posterior_summary(
 ) -> dict[str, SiteSummary]:
     """Summarise draws from the fitted guide without holding them all.
 
-    Batches are summarised in turn: of each, the draws of as many elements at a time as fit in ``max_bytes``, drawing
-    again with the same seed for the others.
-
     Args:
         result, data, draws, seed, kwargs: as for :func:`posterior_draws`, of at least 2 draws.
         quantiles: probabilities from 0 to 1.
         sites: latent, deterministic or observed sites; None for all latent ones.
-        max_bytes: memory for held draws.
+        max_bytes: memory for held draws; elements that do not fit are drawn again with the same seed.
 
     Returns:
         A dict of summaries by site, over all rows.
@@ -135,15 +129,15 @@ def posterior_summary(
         torch.Size([3])
     """
     draws = whole("draws", draws, 2)
-    with _Sampler(result, data, kwargs, seed).opened() as sampler:
+    with _sampling(result, data, kwargs, seed) as sampler:
         names = sampler.choose(sites, with_rows=True)
-        parts: dict[str, list[tuple[Tensor, ...]]] = {k: [] for k in names}
+        parts: dict[str, list[Tensor]] = {k: [] for k in names}
         for block, batch, here in sampler.batches(names):
             draw = partial(sampler.draw, batch, block, names=here)
-            for name, part in _summarise(draw, here, draws, quantiles, max_bytes).items():
+            for name, part in _summarise(draw, draws, quantiles, max_bytes).items():
                 parts[name].append(part)
-        joined = {k: [sampler.join(k, each) for each in zip(*v, strict=True)] for k, v in parts.items()}
-        return {k: SiteSummary(*v) for k, v in joined.items()}
+        joined = {k: sampler.join(k, v) for k, v in parts.items()}
+        return {k: SiteSummary(v[0], v[1], v[2:]) for k, v in joined.items()}
 
 
 def posterior_predictive(
@@ -158,15 +152,14 @@ def posterior_predictive(
 ) -> dict[str, PredictiveCheck]:
     """Check the fit against the data: zero fraction, mean, sd and quantiles of each column.
 
-    Each replicated data set comes from one draw of the latent sites for all rows. Its columns are held as many at a
-    time as fit in ``max_bytes`` (at least one), drawing again with the same seed for the others.
+    Each replicated data set comes from one draw of the latent sites for all rows.
 
     Args:
         result, data, seed, kwargs: as for :func:`posterior_draws`; the data are those to compare with.
         draws: how many data sets to replicate.
         quantiles: probabilities from 0 to 1.
         sites: observed sites to check; None for all.
-        max_bytes: memory for the columns of one data set.
+        max_bytes: memory for the columns of one data set; those that do not fit are drawn again with the same seed.
 
     Returns:
         A check for each observed site. Rows are those of the plate over rows, or else the first axis; columns are all
@@ -188,45 +181,50 @@ def posterior_predictive(
         ['zero fraction', 'mean', 'sd', 'quantile 0.5', 'quantile 0.9', 'quantile 0.99']
     """
     draws = whole("draws", draws, 1)
-    with _Sampler(result, data, kwargs, seed).opened() as sampler:
-        names = _observed(sampler, sites)
-        statistics = partial(_statistics, sampler, names, quantiles, max_bytes)
-        observed = statistics(0)
-        replicated = [statistics(draw, replicate=True) for draw in range(draws)]
-    return {k: _compare(k, observed[k], [r[k] for r in replicated]) for k in names}
+    labels = ["zero fraction", "mean", "sd", *(f"quantile {q:g}" for q in quantiles)]
+    checks = {}
+    with _sampling(result, data, kwargs, seed) as sampler:
+        for name in sampler.observed(sites):
+            of = partial(_statistics, sampler, name, quantiles, max_bytes)
+            observed, replicated = of(0), torch.stack([of(draw, replicate=True) for draw in range(draws)])
+            above, equal = ((f(replicated, observed)).double().mean(0) for f in (torch.gt, torch.eq))
+            tail = torch.where(observed.isnan() | replicated.isnan().any(0), math.nan, above + equal / 2)
+            found = (dict(zip(labels, part.unbind(-2), strict=True)) for part in (observed, replicated, tail))
+            checks[name] = PredictiveCheck(name, *found)
+    return checks
+
+
+@contextmanager
+def _sampling(result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> Iterator["_Sampler"]:
+    """Run a block with the fit's parameters in eval mode; put parameters, modes and seeds back after it."""
+    module, source, seed = result.module, as_source(data, kwargs), whole("seed", seed, 0, 2**32 - 1)
+    if isinstance(source, Minibatches):
+        source.shuffle = False  # so that joined batches are in the order of the data
+    if source.plate not in (None, module.plate) and source.batches > 1:
+        raise ValueError(
+            f"data are minibatches along plate {source.plate!r}, but the plate over rows of the fit is "
+            f"{module.plate!r}; pass data as they were passed to fit"
+        )
+    # A guide with a parameter for every row has none for other rows.
+    evaluating = module.evaluating(held_out=source.rows != module.rows)
+    with isolated(seed), result.scope(), evaluating, torch.no_grad():
+        yield _Sampler(module, source, seed)
 
 
 class _Sampler:
-    """Draws guide and model with a fit's parameters, a batch of rows at a time.
+    """Draws guide and model, a batch of rows at a time.
 
     ``axes`` holds for each site the axis of its value that runs over rows, counted from the end; None if it is global.
     """
 
-    def __init__(self, result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> None:
-        self.result, self.module = result, result.module
-        self.seed, self.source = whole("seed", seed, 0, 2**32 - 1), as_source(data, kwargs)
-        if isinstance(self.source, Minibatches):
-            self.source.shuffle = False  # so that joined batches are in the order of the data
-        self.plate = self.source.plate or self.module.plate
-        if self.plate != self.module.plate and self.source.batches > 1:
-            raise ValueError(
-                f"data are minibatches along plate {self.plate!r}, but the plate over rows of the fit is "
-                f"{self.module.plate!r}; pass data as they were passed to fit"
-            )
-
-    @contextmanager
-    def opened(self) -> Iterator["_Sampler"]:
-        """Run a block with the fit's parameters in eval mode; put parameters, modes and seeds back after it."""
-        # A guide with a parameter for every row has none for other rows.
-        evaluating = self.module.evaluating(held_out=self.source.rows != self.module.rows)
-        with isolated(self.seed), self.result.scope(), evaluating, torch.no_grad():
-            self.first = next(self.source.epoch(0, self.seed))
-            guide, model = self._traces(self.first, {}, with_model=True)
-            self.guide = {n["name"]: n for n in sample_sites(guide) if not n["is_observed"]}
-            self.model = {n["name"]: n for n in sample_sites(model)}
-            nodes = {**self.guide, **self.model}
-            self.axes = {k: _row_axis(n, self.plate, self.first.rows) for k, n in nodes.items()}
-            yield self
+    def __init__(self, module: SVIModule, source: Source, seed: int) -> None:
+        self.module, self.source, self.seed = module, source, seed
+        self.first = next(source.epoch(0, seed))
+        guide, model = module.traces(self.first)
+        self.guide = {n["name"]: n for n in sample_sites(guide) if not n["is_observed"]}
+        self.model = {n["name"]: n for n in sample_sites(model)}
+        plate, nodes = source.plate or module.plate, {**self.guide, **self.model}
+        self.axes = {k: _row_axis(n, plate, self.first.rows) for k, n in nodes.items()}
 
     def choose(self, sites: Sequence[str] | None, with_rows: bool) -> list[str]:
         """Return the sites to read, all latent ones if None; raise a ValueError for one without draws."""
@@ -238,12 +236,27 @@ class _Sampler:
         default = [k for k in latent if with_rows or self.axes[k] is None]
         names = _known(sites, default, [*latent, *seen], "the sites with draws", why if enumerated else "")
         local = [k for k in names if self.axes[k] is not None]
-        sampler = getattr(getattr(self.source, "iterable", None), "sampler", None)
-        if local and isinstance(sampler, torch.utils.data.RandomSampler):
+        loader = getattr(self.source, "iterable", None)
+        if local and isinstance(getattr(loader, "sampler", None), torch.utils.data.RandomSampler):
             raise ValueError(
                 f"sites {local} have a value for every row, but the stream shuffles its rows and does not number them; "
                 "use Minibatches or a loader that does not shuffle, or name global sites in sites"
             )
+        return names
+
+    def observed(self, sites: Sequence[str] | None) -> list[str]:
+        """Return the observed sites to check; raise a ValueError for one that cannot be."""
+        observed = [k for k, n in self.model.items() if _holds_data(n)]
+        if not observed:
+            raise ValueError("the model observes no site; needed at least one to check")
+        names = _known(sites, observed, observed, "the model's observed sites")
+        for name in names:
+            fn, mask = self.model[name]["fn"], self.model[name]["mask"]
+            if isinstance(mask, Tensor) or mask is False or isinstance(fn, dist.MaskedDistribution):
+                raise ValueError(
+                    f"site {name!r} is masked, and a check of all its rows would count the masked ones; name other "
+                    "observed sites in sites, if there are any"
+                )
         return names
 
     def batches(self, names: list[str]) -> Iterator[tuple[int, Batch, list[str]]]:
@@ -263,35 +276,26 @@ class _Sampler:
         shared: Values | None = None,
         replicate: bool = False,
     ) -> Values:
-        """Return a draw of all sites of the guide, and of the model's where ``names`` holds one.
+        """Return a draw of some sites.
 
         ``shared`` gives it the values of the guide's global sites, auxiliary ones too, once a batch has put them there;
         ``replicate`` draws the observed sites too.
         """
         pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
-        traces = self._traces(batch, shared or {}, replicate or not all(k in self.guide for k in names), replicate)
+        given = poutine.Trace()
+        for name, value in (shared or {}).items():
+            given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
+        model = replicate or not all(k in self.guide for k in names)
+        traces = self.module.traces(batch, given, model, replicate)
         values = {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
         if shared is not None:
             shared |= {k: values[k] for k in self.guide if self.axes[k] is None}
-        return values
+        return {k: values[k] for k in names}
 
-    def join(self, name: str, parts: Sequence[Tensor]) -> Tensor:
+    def join(self, name: str, parts: list[Tensor]) -> Tensor:
         """Join the batches of a site along its axis of rows."""
         axis = self.axes[name]
-        return parts[0] if axis is None else torch.cat(list(parts), axis)
-
-    def _traces(self, batch: Batch, shared: Values, with_model: bool, replicate: bool = False) -> list[Any]:
-        """Return the guide's trace, and the model's if asked for."""
-        given = poutine.Trace()
-        for name, value in shared.items():
-            given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
-        with self.module.running(batch):
-            guide = poutine.trace(poutine.replay(self.module.guide, given)).get_trace(*batch.args, **batch.kwargs)
-            if not with_model:
-                return [guide]
-            model = poutine.replay(self.module.model, guide)
-            model = poutine.uncondition(model) if replicate else model
-            return [guide, poutine.trace(model).get_trace(*batch.args, **batch.kwargs)]
+        return parts[0] if axis is None else torch.cat(parts, axis)
 
 
 def _row_axis(node: Any, plate: str | None, rows: int) -> int | None:
@@ -323,86 +327,51 @@ def _known(sites: Sequence[str] | None, default: list[str], known: list[str], wh
     return default if sites is None else list(sites)
 
 
-def _summarise(
-    draw: Callable[[int], Values], names: list[str], draws: int, levels: Sequence[float], max_bytes: int
-) -> dict[str, tuple[Tensor, ...]]:
-    """Return mean, sd and quantiles of sites, of as many elements at a time as fit in the memory."""
+def _summarise(draw: Callable[[int], Values], draws: int, levels: Sequence[float], max_bytes: int) -> Values:
+    """Return mean, sd and quantiles of sites, of as many elements at a time as fit in the memory, one after another."""
     first = draw(0)
-    sizes, room = [first[k].numel() for k in names], max(1, max_bytes // (8 * draws))
+    sizes, room = [value.numel() for value in first.values()], max(1, max_bytes // (8 * draws))
     found = []
     for start in range(0, sum(sizes), room):
-        columns = torch.empty(draws, min(room, sum(sizes) - start), dtype=torch.float64)
+        table = torch.empty(draws, min(room, sum(sizes) - start), dtype=torch.float64)
         for number in range(draws):
-            values = draw(number)
-            columns[number] = torch.cat([values[k].flatten().double().cpu() for k in names])[start : start + room]
-        found.append(torch.cat([columns.mean(0)[None], columns.std(0)[None], _quantiles(columns, levels)]))
-    summaries: dict[str, tuple[Tensor, ...]] = {}
-    for name, part in zip(names, torch.cat(found, 1).split(sizes, 1), strict=True):
-        value = first[name]
+            values = [value.flatten().double().cpu() for value in draw(number).values()]
+            table[number] = torch.cat(values)[start : start + room]
+        found.append(_moments(table, levels, correction=1))
+    summaries = {}
+    for (name, value), part in zip(first.items(), torch.cat(found, 1).split(sizes, 1), strict=True):
         dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
-        shaped = part.reshape(-1, *value.shape).to(value.device, dtype)
-        summaries[name] = shaped[0], shaped[1], shaped[2:]
+        summaries[name] = part.reshape(-1, *value.shape).to(value.device, dtype)
     return summaries
 
 
-def _quantiles(columns: Tensor, levels: Sequence[float]) -> Tensor:
+def _moments(table: Tensor, levels: Sequence[float], correction: int) -> Tensor:
+    """Return mean, sd and quantiles of each column, of shape (2 + levels, columns)."""
     # torch.quantile takes 16 million elements at most.
-    return torch.from_numpy(np.quantile(columns.cpu().numpy(), levels, axis=0))
-
-
-def _observed(sampler: _Sampler, sites: Sequence[str] | None) -> list[str]:
-    """Return the observed sites to check; raise a ValueError for one that cannot be."""
-    observed = [k for k, n in sampler.model.items() if _holds_data(n)]
-    if not observed:
-        raise ValueError("the model observes no site; needed at least one to check")
-    names = _known(sites, observed, observed, "the model's observed sites")
-    for name in names:
-        node = sampler.model[name]
-        if isinstance(node["mask"], Tensor) or node["mask"] is False or isinstance(node["fn"], dist.MaskedDistribution):
-            raise ValueError(
-                f"site {name!r} is masked, and a check of all its rows would count the masked ones; name other "
-                "observed sites in sites, if there are any"
-            )
-    return names
+    quantiles = torch.from_numpy(np.quantile(table.cpu().numpy(), levels, axis=0)).to(table.device)
+    return torch.cat([table.mean(0)[None], table.std(0, correction=correction)[None], quantiles])
 
 
 def _statistics(
-    sampler: _Sampler, names: list[str], levels: Sequence[float], max_bytes: int, draw: int, replicate: bool = False
-) -> dict[str, Values]:
-    """Return statistics of each column of observed sites: of the data, or of one replicated data set."""
-    width = max(_table(sampler.model[k]["value"], sampler.axes[k]).shape[1] for k in names)
-    room = max(1, max_bytes // (8 * sampler.source.rows * len(names)))
-    found: dict[str, list[Values]] = {k: [] for k in names}
+    sampler: _Sampler, name: str, levels: Sequence[float], max_bytes: int, draw: int, replicate: bool = False
+) -> Tensor:
+    """Return statistics of the columns of an observed site, of the data or of one replicated data set."""
+    axis = sampler.axes[name]
+    width, room = _table(sampler.model[name]["value"], axis).shape[1], max(1, max_bytes // (8 * sampler.source.rows))
+    found = []
     for start in range(0, width, room):
-        tables: dict[str, list[Tensor]] = {k: [] for k in names}
+        parts: list[Tensor] = []
         shared: Values = {}
-        for block, batch, here in sampler.batches(names):
-            values = sampler.draw(batch, block, draw, names, shared, replicate)
-            for name in here:
-                columns = _table(values[name], sampler.axes[name])[:, start : start + room]
-                tables[name].append(columns.to(torch.float64, copy=True))  # a view would keep all columns
-        for name, parts in tables.items():
-            found[name].append(_column_statistics(torch.cat(parts), levels))
-    return {k: {s: torch.cat([part[s] for part in parts]) for s in parts[0]} for k, parts in found.items()}
+        for block, batch, here in sampler.batches([name]):
+            value = sampler.draw(batch, block, draw, here, shared, replicate)[name]
+            columns = _table(value, axis)[:, start : start + room]
+            parts.append(columns.to(torch.float64, copy=True))  # a view would keep all columns
+        table = torch.cat(parts)
+        found.append(torch.cat([(table == 0).double().mean(0)[None], _moments(table, levels, correction=0)]))
+    return torch.cat(found, 1)
 
 
 def _table(value: Tensor, axis: int | None) -> Tensor:
     """Return a value as rows by columns; its rows are the first axis where no plate says otherwise."""
     value = torch.atleast_1d(value)
     return value.movedim(axis or 0, 0).reshape(value.shape[axis or 0], -1)
-
-
-def _column_statistics(table: Tensor, levels: Sequence[float]) -> Values:
-    quantiles = _quantiles(table, levels).to(table.device)
-    named = {f"quantile {q:g}": v for q, v in zip(levels, quantiles, strict=True)}
-    zeros = (table == 0).double().mean(0)
-    return {"zero fraction": zeros, "mean": table.mean(0), "sd": table.std(0, correction=0), **named}
-
-
-def _compare(name: str, observed: Values, drawn: list[Values]) -> PredictiveCheck:
-    replicated = {k: torch.stack([d[k] for d in drawn]) for k in observed}
-    tail = {}
-    for key, values in replicated.items():
-        above, equal = ((f(values, observed[key])).double().mean(0) for f in (torch.gt, torch.eq))
-        tail[key] = torch.where(observed[key].isnan() | values.isnan().any(0), math.nan, above + equal / 2)
-    return PredictiveCheck(name, observed, replicated, tail)

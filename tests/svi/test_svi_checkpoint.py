@@ -545,6 +545,13 @@ def test_a_lock_that_is_taken_as_posix_and_windows_say_it_and_a_file_system_with
         assert f"in use by process {os.getpid()} on " in path.read_text()
 
 
+def test_a_lock_that_its_holder_deletes_at_the_same_moment_is_not_taken(tmp_path, monkeypatch):
+    path = tmp_path / "run.lock"
+    monkeypatch.setattr(lock, "_hold", lambda handle: path.unlink())
+    with pytest.raises(InUseError, match="the folder is in use by process"), lock.locked(path, "the folder"):
+        pass
+
+
 def test_a_lock_file_that_cannot_be_deleted_while_it_is_open_is_taken_over(tmp_path, monkeypatch):
     def unlink(path, missing_ok=False):
         raise PermissionError

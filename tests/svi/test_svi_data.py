@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDelta, AutoHierarchicalNormalMessenger, Aut
 from svi_cases import adam, data, delta_guide, local_model, normal_guide, normal_model, sized_model
 from torch.utils.data import DataLoader
 
-from pyro_zilognormal.svi import BatchStream, Minibatches, Schedule, SVIModule, fit
+from pyro_zilognormal.svi import BatchStream, EarlyStopping, Minibatches, Schedule, SVIModule, fit
 from pyro_zilognormal.svi.data import as_source, digest
 
 ROWS = 10
@@ -33,15 +33,25 @@ def flat(fn):
     return lambda x: fn(x.flatten())
 
 
+def mean_gradients(source, model, loss, epochs):
+    """The mean of each epoch's gradients as fit takes them, without moving."""
+    found, still = [], functools.partial(torch.optim.SGD, lr=0.0)
+    note = [lambda run: found.append(run.module.trainable()["q_loc"].grad.clone())]
+    steps = epochs * getattr(source, "batches", 1)
+    fit(flat(model), flat(delta_guide), source, steps=steps, optimizer=still, loss=loss, callbacks=note)
+    return torch.stack(found).reshape(epochs, -1).mean(1)
+
+
 def gradient(module, batches):
+    """The sum of an epoch's gradients, each weighted by its share of the rows."""
     total = {}
-    for count, batch in enumerate(batches, 1):  # noqa: B007 - counted
+    for batch in batches:
         for parameter in module.trainable().values():
             parameter.grad = None
         module.loss_and_grads(batch)
         for name, parameter in module.trainable().items():
-            total[name] = total.get(name, 0.0) + batch.weight * parameter.grad
-    return {k: v / count for k, v in total.items()}
+            total[name] = total.get(name, 0.0) + batch.rows / module.rows * parameter.grad
+    return total
 
 
 @pytest.fixture
@@ -60,17 +70,12 @@ PLATES = {"len(x)": normal_model, "N": sized_model(ROWS)}
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 10, 64])
 @pytest.mark.parametrize("kind", ["tensor", "numpy", "csr", "loader", "list"])
 def test_mean_gradient_of_an_epoch_is_the_full_gradient(kind, batch_size, model, loss):
-    source = table(kind, batch_size)
-    module = SVIModule(flat(model), flat(delta_guide), loss, "rows", ROWS)
-    (whole,) = as_source((data(ROWS).double(),), {}).epoch(0, 0)
-    module.setup(whole)
-    full = gradient(module, [whole])["q_loc"]
-    # The gradient by hand: d/dm of m^2 / 200 + sum (x - m)^2 / 2 at m = 0.3.
-    by_hand = 0.3 / 100 - (data(ROWS).double() - module.constrained()["q_loc"]).sum()
-    torch.testing.assert_close(full, by_hand, rtol=1e-12, atol=1e-12)
-    for epoch in range(2):
-        batches = gradient(module, source.epoch(epoch, seed=5))["q_loc"]
-        torch.testing.assert_close(batches, full, rtol=1e-12, atol=1e-12)
+    # The gradient by hand: d/dm of m^2 / 200 + sum (x - m)^2 / 2 at m = 0.3, which delta_guide has in double precision.
+    x = data(ROWS).double()
+    by_hand = 0.3 / 100 - (x - 0.3).sum()
+    for source, epochs in ((x, 1), (table(kind, batch_size), 2)):
+        found = mean_gradients(source, model, loss, epochs)
+        torch.testing.assert_close(found, by_hand.expand(epochs), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("double")
@@ -107,7 +112,7 @@ def test_every_row_comes_once_an_epoch_in_an_order_of_the_seed(batch_size):
     def order(epoch, seed):
         batches = list(source.epoch(epoch, seed))
         assert all(torch.equal(b.args[0], b.indices) for b in batches)
-        assert sum(b.weight for b in batches) == pytest.approx(source.batches)
+        assert sum(b.rows for b in batches) == ROWS
         return torch.cat([b.args[0] for b in batches]).tolist()
 
     assert sorted(order(0, 0)) == list(range(ROWS))
@@ -225,6 +230,20 @@ def test_keyword_arguments_reach_model_and_guide_whole():
 
     for source in (data(60, loc=7.0), Minibatches(data(60, loc=7.0), batch_size=25, plate="rows")):
         assert run(source).params["q_loc"] == pytest.approx(1.0, abs=0.4)
+
+
+def test_keyword_arguments_reach_held_out_evaluations():
+    def guide(x, *, shift=0.0):
+        delta_guide(x)
+
+    def run(held_out, *args, **kwargs):
+        stop = EarlyStopping(held_out, every=2)
+        return fit(scaled_model, guide, *args, steps=2, callbacks=[stop], **{"shift": 5.0, **kwargs}).held_out[0][1]
+
+    x, held_out = data(), data(9, loc=7.0)
+    expected = run(held_out - 5.0, x - 5.0, shift=0.0)
+    for loss in (run(held_out, x), run({"x": held_out.numpy()}, x=x), run({"x": held_out - 3.0, "shift": 2.0}, x=x)):
+        assert loss == pytest.approx(expected, rel=1e-6)
 
 
 BAD = {
