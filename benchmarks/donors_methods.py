@@ -22,8 +22,8 @@ from pyro_zilognormal.singlecell.moderated_t import moderated_t as fit_moderated
 FDR = 0.05
 
 
-def ours(cells: Cells, depth: bool = True) -> pd.DataFrame:
-    """One fit of the hurdle regression, asked at both deltas; of counts and depth, or of normalised values alone."""
+def ours(cells: Cells, depth: bool = False) -> pd.DataFrame:
+    """One fit of the hurdle regression, asked at both deltas; of normalised values, or of counts and depth."""
     import torch
 
     from pyro_zilognormal.singlecell import HurdleDE

@@ -252,7 +252,7 @@ HEAD = """# Differential expression on cells with donors, as measured
 Printed by `python benchmarks/donors.py FOLDER`; versions: {versions}.
 
 Every method is given the same cells and the same size factors: the depth of the simulator, the total counts of real
-cells. *ours* is `HurdleDE(adata, "~ condition", donor="donor", depth="depth")` on counts; *pydeseq2* and *moderated t*
+cells. *ours* is `HurdleDE(adata, "~ condition", donor="donor")` on normalised values; *pydeseq2* and *moderated t*
 (voom and limma, rewritten; equal to R's limma 3.54 to 1e-9 in log fold changes, intervals and log10 p) see sums of
 counts of each sample, with the donor as a fixed effect where donors are paired; *Wilcoxon* is scanpy's, on cells. Calls
 are at a claimed false discovery rate of 5 % (and for ours `delta=0`, unless said). Figures are means over the sets; a
