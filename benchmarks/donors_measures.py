@@ -27,7 +27,7 @@ def against_truth(table: pd.DataFrame, log2_fc: np.ndarray) -> dict[str, float]:
 
     ``fdp``: share of false calls; ``tpr``: share of changed genes that are called; ``power``: the same for the longest
     list in the method's order with at most 5 % false; ``mcc`` of the calls; ``mcc_p`` and ``type1`` (share of unchanged
-    genes) of p below 0.05; ``coverage`` of 95 % intervals, of all genes and of called ones.
+    genes) of p below 0.05; ``coverage`` of 95 % intervals, of all genes, called, changed and unchanged ones.
     """
     changed = log2_fc != 0
     called, right = table["called"].to_numpy(), changed & (np.sign(table["log2_fc"].to_numpy()) == np.sign(log2_fc))
@@ -46,6 +46,8 @@ def against_truth(table: pd.DataFrame, log2_fc: np.ndarray) -> dict[str, float]:
         "type1": share(small, ~changed),
         "coverage": share(holds, known),
         "coverage_called": share(holds, known & called),
+        "coverage_changed": share(holds, known & changed),
+        "coverage_unchanged": share(holds, known & ~changed),
     }
 
 
@@ -69,7 +71,7 @@ def interferon_response(cells: Cells, table: pd.DataFrame) -> dict[str, Any]:
     genes with values in both conditions whose 95 % interval holds the observed ratio.
     """
     rank = (-table["order"]).rank(method="first").astype(int)
-    means, errors = zip(*(_mean_and_error(cells.normalised[of]) for of in (cells.stim, ~cells.stim)), strict=True)
+    means, errors = zip(*(mean_and_error(cells.normalised[of]) for of in (cells.stim, ~cells.stim)), strict=True)
     with np.errstate(divide="ignore", invalid="ignore"):
         observed = np.log2(means[0]) - np.log2(means[1])
         error = np.hypot(errors[0] / means[0], errors[1] / means[1]) / np.log(2)
@@ -85,5 +87,6 @@ def interferon_response(cells: Cells, table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of each gene, and its standard error over cells."""
     return values.mean(0), values.std(0) / np.sqrt(len(values))
