@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
@@ -41,7 +42,8 @@ class CellLikelihood:
     summed over products of the few distinct columns of the designs alone, stratum by stratum.
 
     Args:
-        cells: the data, with the designs that the coefficients refer to.
+        cells: the data, with the designs that the coefficients refer to; its value may have a method ``fold(each,
+            *vectors)``, which adds up what ``each`` returns for blocks of cells and pieces of vectors, as on Dask.
         block: the coefficients of a gene.
     """
 
@@ -70,16 +72,16 @@ class CellLikelihood:
         """
         at, some = theta.cpu(), None if genes is None or len(genes) == self.value.shape[1] else genes.numpy(force=True)
         matrices = self._matrices(slope.cpu())
-        sums = [_Sums(len(at), self.columns.shape[1]) for _ in self._levels]
         elements = [self._elements(levels) for levels in self._levels]
         coefficients = [(matrices @ at[:, own].mT).numpy() for own in elements]
-        for found in _in_threads(lambda block: self._add_up(block, some, coefficients, observed), self._blocks()):
-            for stratum, part in found:
-                sums[stratum].add(part)
+        totals = _Strata()
+        for part in self._parts(partial(_add_up, some, coefficients, observed)):
+            totals.add(part)
         log_density, score = torch.zeros(len(at)).double(), torch.zeros_like(at)
         information = at.new_zeros(len(at), at.shape[1], at.shape[1])
         products = _products_of_elements(matrices)
-        for own, part in zip(elements, sums, strict=True):
+        for stratum, part in totals.items():
+            own = elements[stratum]
             log_density += torch.from_numpy(part.log_density)
             score[:, own] += torch.einsum("kpg,kpa->ga", torch.from_numpy(part.score), matrices)
             flat = torch.from_numpy(part.information).flatten(0, 1).mT @ products
@@ -117,6 +119,14 @@ class CellLikelihood:
             found.append(own.start + random if name.endswith("random") else torch.arange(own.start, own.stop))
         return torch.cat(found)
 
+    def _parts(self, each: Callable[..., _Strata]) -> Iterator[_Strata]:
+        """Yield the sums over parts of the cells; workers of Dask merge them, if the cells are there."""
+        vectors = self._stratum, self.offset, *self.columns.T
+        if hasattr(self.value, "fold"):
+            yield self.value.fold(each, *vectors)
+        else:
+            yield from _in_threads(lambda part: each(part[0], *(v[part[1]] for v in vectors)), self._blocks())
+
     def _blocks(self) -> Iterator[tuple[Any, slice]]:
         """Yield cells, and which they are."""
         start = 0
@@ -125,25 +135,49 @@ class CellLikelihood:
             yield block, rows
             start = rows.stop
 
-    def _add_up(
-        self, block: tuple[Any, slice], genes: NDArray[np.int64] | None, coefficients: list[Floats], observed: bool
-    ) -> list[tuple[int, _Sums]]:
-        """Return the sums over the cells of a block, by stratum."""
-        x, rows = as_matrix(block[0], block[1].start), block[1]
-        x = x if genes is None else x[:, genes]
-        columns, stratum, offset = self.columns[rows], self._stratum[rows], self.offset[rows]
-        if (stratum[1:] < stratum[:-1]).any():
-            order = np.argsort(stratum, kind="stable")
-            x, columns, stratum, offset = x[order], columns[order], stratum[order], offset[order]
-        least, most = _ROWS_A_PIECE
-        size = min(max(_VALUES_A_PIECE // x.shape[1], least), most)
-        found = []
-        for first, last in pairwise([*np.flatnonzero(np.diff(stratum, prepend=-1)), len(stratum)]):
-            sums = _Sums(x.shape[1], columns.shape[1])
-            for start in range(first, last, size):
-                part = slice(start, min(start + size, last))
-                sums.add_cells(x, part, columns[part], offset[part], coefficients[stratum[first]], observed)
-            found.append((int(stratum[first]), sums))
+
+def _add_up(
+    genes: NDArray[np.int64] | None,
+    coefficients: list[Floats],
+    observed: bool,
+    block: Any,
+    stratum: NDArray[np.int64],
+    offset: Floats,
+    *each: Floats,
+) -> _Strata:
+    """Return the sums over the cells of a block, of which each column of the designs has a vector."""
+    x, columns = as_matrix(block), np.stack(each, 1)
+    x = x if genes is None else x[:, genes]
+    if (stratum[1:] < stratum[:-1]).any():
+        order = np.argsort(stratum, kind="stable")
+        x, columns, stratum, offset = x[order], columns[order], stratum[order], offset[order]
+    least, most = _ROWS_A_PIECE
+    size = min(max(_VALUES_A_PIECE // x.shape[1], least), most)
+    found = _Strata()
+    for first, last in pairwise([*np.flatnonzero(np.diff(stratum, prepend=-1)), len(stratum)]):
+        sums = _Sums(x.shape[1], columns.shape[1])
+        for start in range(first, last, size):
+            part = slice(start, min(start + size, last))
+            sums.add_cells(x, part, columns[part], offset[part], coefficients[stratum[first]], observed)
+        found[int(stratum[first])] = sums
+    return found
+
+
+class _Strata(dict[int, "_Sums"]):
+    """Sums over the cells of each stratum that some cells have."""
+
+    def add(self, other: _Strata) -> None:
+        """Add those of other cells."""
+        for stratum, sums in other.items():
+            if stratum not in self:
+                _, columns, genes = sums.score.shape
+                self[stratum] = _Sums(genes, columns)
+            self[stratum].add(sums)
+
+    def __add__(self, other: _Strata) -> _Strata:
+        found = _Strata()
+        found.add(self)
+        found.add(other)
         return found
 
 
