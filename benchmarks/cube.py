@@ -68,8 +68,8 @@ def main() -> None:
     print(f"# A contrast from a cube\n\nPrinted by `python benchmarks/cube.py {' '.join(sys.argv[1:])}`.", flush=True)
     print(f"Versions: {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start.\n")
     adata = experiment(options.cells, options.genes, options.donors)
-    print(f"Counts of {options.cells:,} cells x {options.genes:,} genes, in up to {GROUPS:,} groups of {options.donors}")
-    print("donors x cell types x 2 conditions. Once they are reduced, no line reads a cell.\n")
+    print(f"Counts of {options.cells:,} cells x {options.genes:,} genes of {options.donors} donors in 2 conditions,")
+    print(f"in {GROUPS:,} groups with their cell types. Once they are reduced, no line reads a cell.\n")
     print("| | seconds | seconds of processors | peak memory so far, GB |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "cube.zarr"
@@ -86,8 +86,8 @@ def main() -> None:
         with timed(f"stim against ctrl, {name}"):
             table = differential_expression(part, "~ condition", CONTRAST, donor="donor")
         called.append(f"{table['is_de'].sum()} in {name}")
-    print(f"\nThe cube has {len(cube.cells):,} groups and {size:.0f} MB on disk. Genes called: {', '.join(called)}; a tenth of")
-    print("all genes truly differ.")
+    print(f"\nThe cube has {len(cube.cells):,} groups and {size:.0f} MB on disk. Genes called: {', '.join(called)};")
+    print("a tenth of all genes truly differ.")
 
 
 if __name__ == "__main__":

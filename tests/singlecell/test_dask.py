@@ -118,7 +118,8 @@ def test_the_table_with_covariates_of_cells_is_that_from_memory(monkeypatch: pyt
     monkeypatch.setattr(data, "_MOST_CELLS", 80)
     tables = []
     for x in (sp.csr_matrix(values()), blocked(values(), "csr", (50, -1))):
-        fitted = HurdleDE(experiment(x=x), "~ condition + age", scale="linear", draws=100).fit(steps=10)
+        adata = experiment(x=x)[:, ["same", "up"]]
+        fitted = HurdleDE(adata, "~ condition + age", scale="linear", draws=100).fit(steps=10)
         tables.append(fitted.test({"age": ("age=70", "age=60")}))
     pd.testing.assert_frame_equal(*tables, rtol=1e-9)
 

@@ -80,11 +80,11 @@ class CellLikelihood:
         log_density, score = torch.zeros(len(at)).double(), torch.zeros_like(at)
         information = at.new_zeros(len(at), at.shape[1], at.shape[1])
         products = _products_of_elements(matrices)
-        for stratum, part in totals.items():
+        for stratum, sums in totals.items():
             own = elements[stratum]
-            log_density += torch.from_numpy(part.log_density)
-            score[:, own] += torch.einsum("kpg,kpa->ga", torch.from_numpy(part.score), matrices)
-            flat = torch.from_numpy(part.information).flatten(0, 1).mT @ products
+            log_density += torch.from_numpy(sums.log_density)
+            score[:, own] += torch.einsum("kpg,kpa->ga", torch.from_numpy(sums.score), matrices)
+            flat = torch.from_numpy(sums.information).flatten(0, 1).mT @ products
             information[:, own.unsqueeze(-1), own] += flat.unflatten(-1, (len(own), len(own)))
         return log_density.to(self._device), score.to(self._device), information.to(self._device)
 

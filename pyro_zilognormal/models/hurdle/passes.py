@@ -13,7 +13,7 @@ from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.initialize import Ascent, Pairs, Site, Start, ascend, climb
 from pyro_zilognormal.models.hurdle.third_order import no_correction
 
-# Passes over the cells, of which no more are taken once the posterior means move by less than this, in posterior sds.
+# The most passes over the cells, and the length of a step that needs none, in sds of a gene's likelihood.
 MOST_PASSES = 15
 NEAR = 0.3
 # Stages of the ascent on some of the cells.
@@ -30,13 +30,15 @@ def find_start_of_cells(
 
     Given the likelihoods as quadratics at the last modes, modes, hyperparameters and log sds move together, without a
     look at the cells; a pass then has the likelihoods at the new modes. A step changes no predictor by much, at first,
-    and by twice as much after each that climbs; genes whose posterior does not climb go back, and take a quarter.
+    and by twice as much after each that climbs; genes whose posterior does not climb go back, and take a quarter. A
+    pass takes the genes whose step is long in units of their likelihood, as the quadratics hold for short ones, however
+    far hyperparameters pull all genes in units of a narrow posterior.
 
     Args:
         cells: the data.
         hierarchy: the sites.
         passes: the most passes over the cells.
-        near: no more of them once no coefficient has to move by more than this, in posterior sds.
+        near: the length of a step that needs no pass, in sds of a gene's likelihood.
     """
     some = cells.some()
     ascent = CellAscent(some, hierarchy)
@@ -51,7 +53,7 @@ def find_start_of_cells(
         log_sds = ascent.move_to_modes(best.site)
         start = best.coefficients(ascent)
         step = ascent.theta - start
-        far = torch.einsum("gi,gij,gj->g", step, best.site.information, step).sqrt().unsqueeze(-1) >= near
+        far = torch.einsum("gi,gij,gj->g", step, best.site.information, step).unsqueeze(-1) >= near**2
         if not left or not far.any():
             break
         reach = ascent.reach(step)
@@ -130,9 +132,11 @@ class _Expansion:
         def put(own: Tensor, new: Tensor) -> Tensor:
             return own.index_copy(0, genes, new[chosen])
 
-        site = Site(
-            put(self.site.information, other.site.information), put(self.site.linear, other.site.linear), self.site.power
+        information, linear = (
+            put(self.site.information, other.site.information),
+            put(self.site.linear, other.site.linear),
         )
+        site = Site(information, linear, self.site.power)
         return _Expansion(put(self.theta, other.theta), put(self.log_density, other.log_density), site)
 
 
