@@ -132,11 +132,8 @@ class _Expansion:
         def put(own: Tensor, new: Tensor) -> Tensor:
             return own.index_copy(0, genes, new[chosen])
 
-        information, linear = (
-            put(self.site.information, other.site.information),
-            put(self.site.linear, other.site.linear),
-        )
-        site = Site(information, linear, self.site.power)
+        old, new = self.site, other.site
+        site = Site(put(old.information, new.information), put(old.linear, new.linear), old.power)
         return _Expansion(put(self.theta, other.theta), put(self.log_density, other.log_density), site)
 
 
