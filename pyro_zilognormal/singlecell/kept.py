@@ -1,7 +1,8 @@
-"""Single cells on the linear scale, where they are not reduced: in memory, or in their file, read a block at a time."""
+"""Single cells on the linear scale, where they are not reduced: in memory, in their file, or on Dask, by the block."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.reading import clean_blocks, read_cells
-from pyro_zilognormal.singlecell.scale import Cleaner
-from pyro_zilognormal.singlecell.stored_matrix import MatrixOnDisk
+from pyro_zilognormal.singlecell.scale import Cleaner, on_workers
+from pyro_zilognormal.singlecell.stored_matrix import MatrixOnDisk, checked
 from pyro_zilognormal.sufficient import row_chunks
+from pyro_zilognormal.sufficient.dask import each_block, fold, is_dask
 from pyro_zilognormal.sufficient.rows import as_matrix
 
 
@@ -36,14 +38,45 @@ class CellsOnDisk:
         return np.concatenate(blocks)
 
 
+class CellsOnDask:
+    """The cells of a dask array in chunks of whole rows, which workers check and bring to the linear scale."""
+
+    def __init__(self, clean: Cleaner) -> None:
+        self._clean, self.shape = clean, clean.expression.shape
+
+    def __getitem__(self, rows: Any) -> Any:
+        """Return the cells of a slice, or of an array of their numbers, as an array or a CSR matrix of float64."""
+        if isinstance(rows, slice):
+            return self._compute(rows)
+        rows, back = np.unique(rows, return_inverse=True)
+        return self._compute(rows)[back]
+
+    def _compute(self, rows: Any) -> Any:
+        expression = self._clean.expression
+        return self._clean(checked(expression.matrix[rows].compute(), expression.where))
+
+    def fold(self, each: Callable[..., Any], *vectors: NDArray[Any]) -> Any:
+        """Return what a function of (block, a piece of each vector) returns, added up over all cells by the workers."""
+        ((total,),) = on_workers(self._clean, fold, each, *vectors)
+        return total
+
+
 def keep_cells(clean: Cleaner) -> Any:
-    """Check all cells, and return those of a file that is stored by rows as they lie there, any others in memory."""
+    """Check all cells, and return those of a file or dask array by rows as they lie there, any others in memory."""
     matrix = clean.expression.matrix
+    if is_dask(matrix) and matrix.numblocks[1] == 1:
+        on_workers(clean, each_block, _size)
+        clean.check()
+        return CellsOnDask(clean)
     if not isinstance(matrix, MatrixOnDisk) or getattr(matrix, "format", "csr") != "csr":
         return read_cells(clean)
     for _ in clean_blocks(clean):
         pass
     return CellsOnDisk(clean)
+
+
+def _size(block: Any) -> int:
+    return int(block.shape[0])
 
 
 def count_positives(cells: Any) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ The tree depends on the chunks alone, so that the result is the same to the last
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,8 +94,9 @@ def _entries(array: Any, each: Callable[..., Any], vectors: Sequence[NDArray[Any
     da, sizes = require("dask.array"), array.chunks
     upright = [da.from_array(v[:, None], chunks=(sizes[0], 1), name=False) for v in vectors if v is not None]
     ones = tuple((1,) * len(along) for along in sizes)
-    reduced = partial(_entry, each=each)
-    entries = da.map_blocks(reduced, array, *upright, dtype=object, meta=np.empty((0, 0), object), chunks=ones)
+    once = require("dask").delayed(each, traverse=False)  # one entry of the graph: it may hold large arrays
+    blank = np.empty((0, 0), object)
+    entries = da.map_blocks(_entry, array, *upright, each=once, dtype=object, meta=blank, chunks=ones)
     delayed: NDArray[Any] = entries.to_delayed()
     return delayed
 

@@ -53,7 +53,7 @@ def hurdle(value: Any, designs: Any, factors: Any, levels: Any, priors: HurdlePr
     zero = zero + random_effects("zero_", factors, levels, genes, priors)
     sigma_mean, sigma_sd = (
         tuple(
-            np.append(a, b)
+            np.append(a, np.broadcast_to(b, scale_design.shape[1:]))
             for a, b in zip(*(getattr(priors, f"log_sigma_{e}{k}") for e in ("", "effects_")), strict=True)
         )
         for k in ("mean", "sd")
@@ -135,6 +135,7 @@ def posterior(data: HurdleData, draws: int = DRAWS, warmup: int = WARMUP) -> dic
 
     numpyro.enable_x64()
     priors = HurdlePriors.for_data(data, **DENSE)
+    data = data.as_groups()
     numbers = {
         k: tuple(np.asarray(v) for v in value) if isinstance(value, tuple) else value
         for k, value in vars(priors).items()

@@ -141,4 +141,22 @@ def with_donors() -> HurdleData:
     return HurdleData.from_cells(made.x, rows, factors=made.donor)
 
 
-NUTS_DATA = {"blood": blood, "donors": with_donors}
+def with_covariates() -> HurdleData:
+    """Return 500 simulated cells of two conditions, with two covariates of which each cell has its own value."""
+    noise = torch.Generator().manual_seed(4)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=noise, dtype=torch.float64)
+
+    cells, genes = 500, 20
+    rows = torch.cat([torch.ones(cells, 1), torch.arange(cells)[:, None] % 2, normal(cells, 2)], 1).double()
+    log_mean = 1.5 + 0.7 * normal(genes) + rows[:, 1:] @ (0.4 * normal(3, genes))
+    logits = 0.5 + normal(genes) + rows[:, 1:] @ (0.4 * normal(3, genes)) - 0.7 * (log_mean - 1.5)
+    sigma = (-0.5 + 0.3 * normal(genes)).exp()
+    positive = torch.rand(cells, genes, generator=noise, dtype=torch.float64) > logits.sigmoid()
+    mu = log_mean - logsigmoid(-logits) - sigma**2 / 2
+    x = (mu + sigma * normal(cells, genes)).exp() * positive
+    return HurdleData.from_cells(x, rows, reduce=False)
+
+
+NUTS_DATA = {"blood": blood, "donors": with_donors, "covariates": with_covariates}

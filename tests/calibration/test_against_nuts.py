@@ -1,4 +1,4 @@
-"""The guide's posterior is that of NUTS on the same model: real data of two cell types, and simulated donors."""
+"""The guide's posterior is that of NUTS on the same model: of two cell types, donors, and covariates of cells."""
 
 import json
 

@@ -15,14 +15,19 @@ import dask
 import dask.array as da
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
 from distributed import KilledWorker, LocalCluster
 
+from pyro_zilognormal.models import HurdleModel
+from pyro_zilognormal.models.hurdle import data
+from pyro_zilognormal.models.hurdle.cells import CellLikelihood
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells, stored_matrix
 from pyro_zilognormal.singlecell.cluster import cluster
 from pyro_zilognormal.singlecell.embed import embed
+from pyro_zilognormal.singlecell.kept import CellsOnDask
 from tests.cli.cli_cases import ASKED, file_of, run
 from tests.singlecell import hostile_files
 from tests.singlecell.cell_cases import experiment, values
@@ -78,11 +83,45 @@ def test_counts_have_their_totals(form: str) -> None:
     assert_same_cells(found, HurdleDE(experiment(x=COUNTS), "~ condition", depth="auto"))
 
 
+@pytest.mark.parametrize("chunks", [(50, 4), (50, -1)], ids=["columns", "rows"])
 @pytest.mark.parametrize("form", FORMS)
-def test_single_cells_are_kept_where_covariates_are_their_own(form: str) -> None:
-    found = HurdleDE(experiment(x=blocked(values(), form)), "~ condition + age").data.value
-    dense = found.toarray() if form != "dense" else found.numpy()
-    np.testing.assert_allclose(dense, values(), rtol=1e-15)
+def test_single_cells_are_kept_where_covariates_are_their_own(form: str, chunks: Any) -> None:
+    """On the workers, if chunks have whole rows."""
+    found = HurdleDE(experiment(x=blocked(values(), form, chunks)), "~ condition + age").data.value
+    assert isinstance(found, CellsOnDask) == (chunks == (50, -1))
+    order = np.random.default_rng(0).permutation(160)
+    for rows in (slice(None), order):
+        np.testing.assert_allclose(sp.csr_matrix(found[rows]).toarray(), values()[rows], rtol=1e-15)
+
+
+@pytest.mark.parametrize("form", ["dense", "csr"])
+def test_passes_over_cells_run_on_workers(form: str) -> None:
+    """Log density, score and information are those from memory, of all genes and of some, with donors' strata."""
+    found = []
+    for x in (FORMS[form](values()), blocked(values(), form, (50, -1))):
+        de = HurdleDE(experiment(x=x), "~ condition + age", donor="donor", scale="linear")
+        model = HurdleModel(de.data)
+        block = model.hierarchy.coefficients
+        theta = 0.3 * torch.randn(6, block.width, generator=torch.Generator().manual_seed(0)).double()
+        likelihood, slope, some = CellLikelihood(model.centred(de.data), block), torch.ones(1).double(), [4, 1]
+        with on_workers():
+            whole = likelihood.derivatives(theta, slope)
+            part = likelihood.derivatives(theta[some], slope, observed=True, genes=torch.tensor(some))
+        torch.testing.assert_close(part[0], whole[0][some], rtol=1e-12, atol=1e-12)
+        found.append((*whole, *part))
+    for own, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_the_table_with_covariates_of_cells_is_that_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide starts from half of the cells, and passes over all of them follow."""
+    monkeypatch.setattr(data, "_MOST_CELLS", 80)
+    tables = []
+    for x in (sp.csr_matrix(values()), blocked(values(), "csr", (50, -1))):
+        adata = experiment(x=x)[:, ["same", "up"]]
+        fitted = HurdleDE(adata, "~ condition + age", scale="linear", draws=100).fit(steps=10)
+        tables.append(fitted.test({"age": ("age=70", "age=60")}))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-9)
 
 
 def test_a_view_is_read() -> None:

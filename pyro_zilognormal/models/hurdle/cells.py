@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import pairwise
@@ -41,7 +42,8 @@ class CellLikelihood:
     summed over products of the few distinct columns of the designs alone, stratum by stratum.
 
     Args:
-        cells: the data, with the designs that the coefficients refer to.
+        cells: the data, with the designs that the coefficients refer to; its value may have a method ``fold(each,
+            *vectors)``, which adds up what ``each`` returns for blocks of cells and pieces of vectors, as on Dask.
         block: the coefficients of a gene.
     """
 
@@ -55,7 +57,9 @@ class CellLikelihood:
         self._device = cells.design.device
 
     @torch.no_grad()
-    def derivatives(self, theta: Tensor, slope: Tensor, observed: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def derivatives(
+        self, theta: Tensor, slope: Tensor, observed: bool = False, genes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log density, score and information of each gene, in one pass over the cells.
 
         The log density, of shape (genes,), is that of :class:`GroupLikelihood`.
@@ -64,22 +68,23 @@ class CellLikelihood:
             theta: coefficients, of shape (genes, width).
             slope: that of the zero part, of shape (1,).
             observed: whether the information is the observed one, which costs more; the expected one otherwise.
+            genes: which genes these are; None for all.
         """
-        at, genes = theta.cpu(), len(theta)
+        at, some = theta.cpu(), None if genes is None or len(genes) == self.value.shape[1] else genes.numpy(force=True)
         matrices = self._matrices(slope.cpu())
-        sums = [_Sums(genes, self.columns.shape[1]) for _ in self._levels]
         elements = [self._elements(levels) for levels in self._levels]
         coefficients = [(matrices @ at[:, own].mT).numpy() for own in elements]
-        for found in _in_threads(lambda block: self._add_up(block, coefficients, observed), self._blocks()):
-            for stratum, part in found:
-                sums[stratum].add(part)
-        log_density, score = torch.zeros(genes).double(), torch.zeros_like(at)
-        information = at.new_zeros(genes, at.shape[1], at.shape[1])
+        totals = _Strata()
+        for part in self._parts(partial(_add_up, some, coefficients, observed)):
+            totals.add(part)
+        log_density, score = torch.zeros(len(at)).double(), torch.zeros_like(at)
+        information = at.new_zeros(len(at), at.shape[1], at.shape[1])
         products = _products_of_elements(matrices)
-        for own, part in zip(elements, sums, strict=True):
-            log_density += torch.from_numpy(part.log_density)
-            score[:, own] += torch.einsum("kpg,kpa->ga", torch.from_numpy(part.score), matrices)
-            flat = torch.from_numpy(part.information).flatten(0, 1).mT @ products
+        for stratum, sums in totals.items():
+            own = elements[stratum]
+            log_density += torch.from_numpy(sums.log_density)
+            score[:, own] += torch.einsum("kpg,kpa->ga", torch.from_numpy(sums.score), matrices)
+            flat = torch.from_numpy(sums.information).flatten(0, 1).mT @ products
             information[:, own.unsqueeze(-1), own] += flat.unflatten(-1, (len(own), len(own)))
         return log_density.to(self._device), score.to(self._device), information.to(self._device)
 
@@ -114,6 +119,14 @@ class CellLikelihood:
             found.append(own.start + random if name.endswith("random") else torch.arange(own.start, own.stop))
         return torch.cat(found)
 
+    def _parts(self, each: Callable[..., _Strata]) -> Iterator[_Strata]:
+        """Yield the sums over parts of the cells; workers of Dask merge them, if the cells are there."""
+        vectors = self._stratum, self.offset, *self.columns.T
+        if hasattr(self.value, "fold"):
+            yield self.value.fold(each, *vectors)
+        else:
+            yield from _in_threads(lambda part: each(part[0], *(v[part[1]] for v in vectors)), self._blocks())
+
     def _blocks(self) -> Iterator[tuple[Any, slice]]:
         """Yield cells, and which they are."""
         start = 0
@@ -122,22 +135,49 @@ class CellLikelihood:
             yield block, rows
             start = rows.stop
 
-    def _add_up(self, block: tuple[Any, slice], coefficients: list[Floats], observed: bool) -> list[tuple[int, _Sums]]:
-        """Return the sums over the cells of a block, by stratum."""
-        x, rows = as_matrix(block[0], block[1].start), block[1]
-        columns, stratum, offset = self.columns[rows], self._stratum[rows], self.offset[rows]
-        if (stratum[1:] < stratum[:-1]).any():
-            order = np.argsort(stratum, kind="stable")
-            x, columns, stratum, offset = x[order], columns[order], stratum[order], offset[order]
-        least, most = _ROWS_A_PIECE
-        size = min(max(_VALUES_A_PIECE // x.shape[1], least), most)
-        found = []
-        for first, last in pairwise([*np.flatnonzero(np.diff(stratum, prepend=-1)), len(stratum)]):
-            sums = _Sums(x.shape[1], columns.shape[1])
-            for start in range(first, last, size):
-                part = slice(start, min(start + size, last))
-                sums.add_cells(x, part, columns[part], offset[part], coefficients[stratum[first]], observed)
-            found.append((int(stratum[first]), sums))
+
+def _add_up(
+    genes: NDArray[np.int64] | None,
+    coefficients: list[Floats],
+    observed: bool,
+    block: Any,
+    stratum: NDArray[np.int64],
+    offset: Floats,
+    *each: Floats,
+) -> _Strata:
+    """Return the sums over the cells of a block, of which each column of the designs has a vector."""
+    x, columns = as_matrix(block), np.stack(each, 1)
+    x = x if genes is None else x[:, genes]
+    if (stratum[1:] < stratum[:-1]).any():
+        order = np.argsort(stratum, kind="stable")
+        x, columns, stratum, offset = x[order], columns[order], stratum[order], offset[order]
+    least, most = _ROWS_A_PIECE
+    size = min(max(_VALUES_A_PIECE // x.shape[1], least), most)
+    found = _Strata()
+    for first, last in pairwise([*np.flatnonzero(np.diff(stratum, prepend=-1)), len(stratum)]):
+        sums = _Sums(x.shape[1], columns.shape[1])
+        for start in range(first, last, size):
+            part = slice(start, min(start + size, last))
+            sums.add_cells(x, part, columns[part], offset[part], coefficients[stratum[first]], observed)
+        found[int(stratum[first])] = sums
+    return found
+
+
+class _Strata(dict[int, "_Sums"]):
+    """Sums over the cells of each stratum that some cells have."""
+
+    def add(self, other: _Strata) -> None:
+        """Add those of other cells."""
+        for stratum, sums in other.items():
+            if stratum not in self:
+                _, columns, genes = sums.score.shape
+                self[stratum] = _Sums(genes, columns)
+            self[stratum].add(sums)
+
+    def __add__(self, other: _Strata) -> _Strata:
+        found = _Strata()
+        found.add(self)
+        found.add(other)
         return found
 
 
@@ -163,12 +203,9 @@ class _Sums:
         first, second = np.triu_indices(columns.shape[1])
         products = columns[:, first] * columns[:, second]
         log_mean, zero, log_sigma = (columns @ own for own in coefficients)
-        small = np.exp(-np.abs(zero))
-        pi = np.where(zero > 0, 1.0, small) / (1 + small)
         # The product of at most 512 numbers from 1 to 2.
-        self.log_density += np.minimum(zero, 0).sum(0) - np.log((1 + small).prod(0))
-        self.score[1] += columns.T @ (1 - pi)
-        self.information[PAIRS.index((1, 1))] += products.T @ (pi - pi * pi)
+        self.log_density += np.minimum(zero, 0).sum(0) - np.log((1 + np.exp(-np.abs(zero))).prod(0))
+        pi = torch.from_numpy(zero).sigmoid().numpy()
         each, column, value = positives(x, rows)
         at = np.repeat(np.arange(len(columns)) * x.shape[1], each) + column
         y = np.log(value.astype(np.float64)) - np.repeat(offset, each)
@@ -177,31 +214,36 @@ class _Sums:
         score, information = (v.numpy() for v in likelihood.derivatives(*own))
         if observed:
             information = observed_information(likelihood, own).numpy()
-        odds, share = own[1].numpy(), pi.ravel()[at]
-        score[1] -= 1 - share
-        information[PAIRS.index((1, 1))] -= share * (1 - share)
-        by_gene = _summer(x, rows, at, column)
+        odds = own[1].numpy()
         log_density = likelihood.log_densities(*own).numpy() + np.log1p(np.exp(-np.abs(odds))) - np.minimum(odds, 0)
         self.log_density += np.bincount(column, log_density, x.shape[1])
-        for total, weight in zip(self.score, score, strict=True):
-            total += by_gene(weight, columns)
-        for total, weight in zip(self.information, information, strict=True):
-            total += by_gene(weight, products)
+        sum_by_gene, none = _summer(x, rows, at, column), None
+        for total, weight, of_zeros in zip(self.score, score, (none, 1 - pi, none), strict=True):
+            total += sum_by_gene(weight, columns, of_zeros)
+        of_pairs = [pi - pi * pi if pair == (1, 1) else none for pair in PAIRS]
+        for total, weight, of_zeros in zip(self.information, information, of_pairs, strict=True):
+            total += sum_by_gene(weight, products, of_zeros)
 
 
-def _summer(x: Any, rows: slice, at: NDArray[Any], column: NDArray[Any]) -> Callable[[Floats, Floats], Floats]:
-    """Return a function of weights of the positive values that sums these times their rows of a matrix, by gene."""
-    shape = rows.stop - rows.start, x.shape[1]
+def _summer(x: Any, rows: slice, at: NDArray[Any], column: NDArray[Any]) -> Callable[..., Floats]:
+    """Return a function of weights of the positive values, a matrix, and weights of all values as if they were zeros.
+
+    It sums rows of the matrix times the weights, by gene; where zeros have none, over the positive values alone.
+    """
+    shape, sparse = (rows.stop - rows.start, x.shape[1]), None
     if hasattr(x, "tocsr"):
         pointer = x.indptr[rows.start : rows.stop + 1] - x.indptr[rows.start]
-        return lambda weight, matrix: (type(x)((weight, column, pointer), shape).T @ matrix).T
+        sparse = type(x)((np.zeros(len(column)), column, pointer), shape)
 
-    def summed(weight: Floats, matrix: Floats) -> Floats:
-        dense = np.zeros(shape)
+    def sum_by_gene(weight: Floats, matrix: Floats, of_zeros: Floats | None) -> Floats:
+        if sparse is not None and of_zeros is None:
+            sparse.data = weight
+            return (sparse.T @ matrix).T
+        dense = np.zeros(shape) if of_zeros is None else of_zeros
         dense.ravel()[at] = weight
         return np.asarray(matrix.T @ dense)
 
-    return summed
+    return sum_by_gene
 
 
 def _distinct_columns(designs: list[Floats]) -> tuple[Floats, ...]:

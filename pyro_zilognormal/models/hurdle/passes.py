@@ -13,9 +13,9 @@ from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.initialize import Ascent, Pairs, Site, Start, ascend, climb
 from pyro_zilognormal.models.hurdle.third_order import no_correction
 
-# Passes over the cells, of which no more are taken once the posterior means move by less than this, in posterior sds.
+# The most passes over the cells, and the length of a step that needs none, in sds of a gene's likelihood.
 MOST_PASSES = 15
-NEAR = 0.1
+NEAR = 0.3
 # Stages of the ascent on some of the cells.
 _STAGES = 2
 # Of a sum over cells, relative to it.
@@ -30,13 +30,15 @@ def find_start_of_cells(
 
     Given the likelihoods as quadratics at the last modes, modes, hyperparameters and log sds move together, without a
     look at the cells; a pass then has the likelihoods at the new modes. A step changes no predictor by much, at first,
-    and by twice as much after each that climbs; genes whose posterior does not climb go back, and take a quarter.
+    and by twice as much after each that climbs; genes whose posterior does not climb go back, and take a quarter. A
+    pass takes the genes whose step is long in units of their likelihood, as the quadratics hold for short ones, however
+    far hyperparameters pull all genes in units of a narrow posterior.
 
     Args:
         cells: the data.
         hierarchy: the sites.
         passes: the most passes over the cells.
-        near: no more of them once no coefficient has to move by more than this, in posterior sds.
+        near: the length of a step that needs no pass, in sds of a gene's likelihood.
     """
     some = cells.some()
     ascent = CellAscent(some, hierarchy)
@@ -45,22 +47,25 @@ def find_start_of_cells(
     climb(ascent, _STAGES)
     ascent.look_at(cells)
     trust = torch.ones_like(ascent.theta[:, :1])
-    best = _Expansion.of(ascent)
+    everything = torch.arange(cells.genes, device=trust.device)
+    best = ascent.expand(everything)
     for left in range(passes - 1, -1, -1):
         log_sds = ascent.move_to_modes(best.site)
         start = best.coefficients(ascent)
         step = ascent.theta - start
-        if not left or (step.abs() / ascent.variance.sqrt()).max() < near:
+        far = torch.einsum("gi,gij,gj->g", step, best.site.information, step).unsqueeze(-1) >= near**2
+        if not left or not far.any():
             break
         reach = ascent.reach(step)
-        taken = (trust * reach).clamp(max=1)
+        taken = far * (trust * reach).clamp(max=1)
         ascent.theta = start + taken * step
-        new = _Expansion.of(ascent)
-        climbs = new.log_joint(ascent) >= best.log_joint(ascent) - _ROUNDING * new.log_density.abs()
-        trust = torch.where(climbs.unsqueeze(-1), 2 * trust, taken / reach / 4)
-        best = new.where(climbs, best)
+        genes = far.nonzero()[:, 0]
+        new, prior = ascent.expand(genes), ascent.log_prior(ascent.theta) - ascent.log_prior(start)
+        climbs = new.log_density - best.log_density[genes] + prior[genes] >= -_ROUNDING * new.log_density.abs()
+        trust[genes] = torch.where(climbs.unsqueeze(-1), 2 * trust[genes], (taken / reach / 4)[genes])
+        best = best.replace(genes[climbs], new, climbs)
     ascent.theta = best.coefficients(ascent)
-    site = _site(ascent, *ascent.observed(ascent.theta))
+    site = ascent.expand(everything, observed=True).site
     ascent.integrate()
     # Of more cells than these few, the likelihood of a gene is nearly Normal.
     correction = no_correction(ascent.theta, ascent.block.core)
@@ -79,18 +84,27 @@ class CellAscent(Ascent):
         self._cells = CellLikelihood(cells, self.block)
         self._last: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
 
+    def expand(self, genes: Tensor, observed: bool = False) -> _Expansion:
+        """Return the likelihoods of some genes about where they are, of expected or observed information."""
+        theta, slope = self.theta[genes], self.hyper["zero_slope"][0]
+        log_density, score, information = self._cells.derivatives(theta, slope, observed, genes)
+        if observed:
+            information = self.project(information, self._moments()[1][genes])
+        linear = score + (information @ theta.unsqueeze(-1)).squeeze(-1)
+        site = Site(information, linear, self.power[genes]).sheared(-slope, self.pairs)
+        return _Expansion(_add_slope(theta, -slope, self.pairs), log_density, site)
+
     def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Return score and information of the coefficients."""
         return self._evaluate(theta)[1:]
 
-    def observed(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return score and observed information of the coefficients."""
-        score, information = self._cells.derivatives(theta, self.hyper["zero_slope"][0], observed=True)[1:]
-        return score, self.project(information, self._moments()[1])
-
     def log_density(self, theta: Tensor) -> Tensor:
         """Return the log density of each gene given its coefficients, but for a constant."""
         return self._evaluate(theta)[0]
+
+    def _curvature(self, theta: Tensor, precision: Tensor) -> Tensor:
+        information = self._cells.derivatives(theta, self.hyper["zero_slope"][0], observed=True)[2]
+        return self.project(information, precision)
 
     def _evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log density, score and information, in one pass if they are asked for one after another."""
@@ -102,42 +116,25 @@ class CellAscent(Ascent):
 
 @dataclass(frozen=True)
 class _Expansion:
-    """The likelihoods of all genes about some coefficients, to the second order, at a slope of 0."""
+    """The likelihoods of genes about some coefficients, to the second order, at a slope of 0."""
 
     theta: Tensor
     log_density: Tensor
     site: Site
 
-    @classmethod
-    def of(cls, ascent: CellAscent) -> _Expansion:
-        """Return the expansion about where the ascent is, with the expected information."""
-        log_density = ascent.log_density(ascent.theta)
-        site = _site(ascent, *ascent.derivatives(ascent.theta))
-        return cls(_add_slope(ascent.theta, -ascent.hyper["zero_slope"][0], ascent.pairs), log_density, site)
-
     def coefficients(self, ascent: Ascent) -> Tensor:
         """Return the coefficients at the slope of the ascent."""
         return _add_slope(self.theta, ascent.hyper["zero_slope"][0], ascent.pairs)
 
-    def log_joint(self, ascent: Ascent) -> Tensor:
-        """Return the log density of coefficients and cells, gene by gene, under the ascent's hyperparameters."""
-        return self.log_density + ascent.log_prior(self.coefficients(ascent))
+    def replace(self, genes: Tensor, other: _Expansion, chosen: Tensor) -> _Expansion:
+        """Return the expansion with that of some genes replaced by the chosen ones of another."""
 
-    def where(self, chosen: Tensor, other: _Expansion) -> _Expansion:
-        """Return the chosen genes' own, and the others' of the other expansion."""
-        site = Site(
-            torch.where(chosen[:, None, None], self.site.information, other.site.information),
-            torch.where(chosen[:, None], self.site.linear, other.site.linear),
-            self.site.power,
-        )
-        theta = torch.where(chosen[:, None], self.theta, other.theta)
-        return _Expansion(theta, torch.where(chosen, self.log_density, other.log_density), site)
+        def put(own: Tensor, new: Tensor) -> Tensor:
+            return own.index_copy(0, genes, new[chosen])
 
-
-def _site(ascent: CellAscent, score: Tensor, information: Tensor) -> Site:
-    """Return the quadratic of that score and information where the ascent is, at a slope of 0."""
-    linear = score + (information @ ascent.theta.unsqueeze(-1)).squeeze(-1)
-    return Site(information, linear, ascent.power).sheared(-ascent.hyper["zero_slope"][0], ascent.pairs)
+        old, new = self.site, other.site
+        site = Site(put(old.information, new.information), put(old.linear, new.linear), old.power)
+        return _Expansion(put(self.theta, other.theta), put(self.log_density, other.log_density), site)
 
 
 def _add_slope(theta: Tensor, slope: Tensor, pairs: Pairs) -> Tensor:
