@@ -9,6 +9,11 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the notebooks, which take longest, so that no worker ends with one."""
+    items.sort(key=lambda item: "tests/tutorials/" not in item.nodeid)
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """A test that leaves torch more threads makes all that follow several times slower."""

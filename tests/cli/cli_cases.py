@@ -43,7 +43,7 @@ def run(*arguments: Any) -> Ran:
 def undrawn(results: Any) -> tuple[dict[str, bytes], dict[str, bytes], list[str]]:
     """Stands for ``cli.draw``, which takes most of the time of a small run."""
     genes = {f"{one.gene}, {one.contrast}": b"no picture" for one in results.genes}
-    return {name: b"no picture" for name in ("loss", "volcano", "predictive")}, genes, []
+    return dict.fromkeys(("loss", "volcano", "predictive"), b"no picture"), genes, []
 
 
 def cells(x: Any = None, **columns: Any) -> anndata.AnnData:
