@@ -109,15 +109,15 @@ def experiment(seed: int, genes: int, share: float, donors: int = 10, cells: int
     return Experiment(x, condition, donor, log_fc)
 
 
-def fit(data: HurdleData, priors: HurdlePriors | None, seed: int) -> FitResult:
+def fit(data: HurdleData, priors: HurdlePriors | None, seed: int, steps: int = 200) -> FitResult:
     """Fit model and guide; None stands for the default priors."""
     model = HurdleModel(data, priors)
-    return fit_hurdle(model, HurdleGuide(model, data), data, seed=seed)
+    return fit_hurdle(model, HurdleGuide(model, data), data, steps=steps, seed=seed)
 
 
-def fitted_log_fc(data: HurdleData, priors: HurdlePriors | None, seed: int, draws: int = 2000) -> Tensor:
-    """Return draws of log2 fold changes of the mean, of shape (draws, genes)."""
-    drawn = draw_coefficients(fit(data, priors, seed), data, draws, seed)
+def fitted_log_fc(data: HurdleData, priors: HurdlePriors | None, seed: int, steps: int = 200) -> Tensor:
+    """Return 2,000 draws of log2 fold changes of the mean, of shape (draws, genes)."""
+    drawn = draw_coefficients(fit(data, priors, seed, steps), data, 2000, seed)
     return log_fold_change(drawn, TEST, REFERENCE).total
 
 

@@ -8,22 +8,34 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.cli_cases import ASKED, file_of, run
+from pyro_zilognormal.singlecell import cli
+from tests.cli.cli_cases import ASKED, file_of, run, undrawn
 
 # A shell may have set SIGINT to be ignored. A checkpoint is written at each step that ends 0.01 s after the last.
 SCRIPT = """
 import signal, sys
 from pyro_zilognormal.singlecell import cli
+from tests.cli.cli_cases import undrawn
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.SECONDS_A_SAVE = 0.01
+cli.draw = undrawn
 sys.exit(cli.main(sys.argv[1:]))
 """
+ROOT = Path(__file__).parents[2]
 STEPS = 20
 ASKED_LONG = (*ASKED[:-1], STEPS, "--quiet")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_pictures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "draw", undrawn)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def _start(*arguments: object, **pipes: int) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, arguments)], text=True, **pipes)
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *map(str, arguments)], text=True, cwd=ROOT, **pipes)
 
 
 def _same(out: Path, whole: Path) -> bool:
@@ -66,8 +78,8 @@ def test_a_killed_run_is_resumed(how: signal.Signals, whole: tuple[Path, Path], 
 def _kill_at_a_random_moment(asked: list[object]) -> None:
     child = _start(*asked, stdout=subprocess.PIPE)
     assert child.stdout is not None
-    child.stdout.readline()  # printed once the cells are read: from here on it fits, summarises, draws and writes
-    time.sleep(random.Random(0).uniform(0, 2.5))
+    child.stdout.readline()  # printed once the cells are read: from here on it fits, summarises and writes
+    time.sleep(random.Random(0).uniform(0, 0.5))
     child.kill()
     child.communicate(timeout=60)
     assert child.returncode in (-signal.SIGKILL, 0)

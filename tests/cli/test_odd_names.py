@@ -16,7 +16,7 @@ from pyro_zilognormal.singlecell import HurdleDE, cli, pictures, pl
 from pyro_zilognormal.singlecell.errors import printable
 from pyro_zilognormal.singlecell.options import join_contrasts
 from pyro_zilognormal.singlecell.plots import literal
-from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run
+from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run, undrawn
 
 ODD = ["x$\\foo$", "\x1b[31mred\x07", "=cmd|' /C calc'!A0", "基因😀\n$\\frac{$"]
 LEVELS = {"stim": "-TNF", "ctrl": "$\\frac{$"}
@@ -145,7 +145,7 @@ def test_a_level_with_a_dash_and_one_without_are_the_same(tmp_path: Path) -> Non
         given = ("--contrast", "arm", levels["stim"], levels["ctrl"], "--formula", "~ arm", "--steps", "10", "--quiet")
         out = tmp_path / levels["stim"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli, "draw", lambda results: ({}, {}, []))
+            patch.setattr(cli, "draw", undrawn)
             assert run("de", *given, file_of(tmp_path, adata), "--out", out).code == 0
         tables.append(pd.read_csv(out / "de.csv").drop(columns="contrast"))
     pd.testing.assert_frame_equal(*tables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import fractions
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -138,76 +139,15 @@ ANYTHING: list[Any] = [
     *(decimal.Decimal("0.1"), fractions.Fraction(1, 3), "", " ", "\0", "\x1b[31m", "none", "auto", "cuda:9", "a/b"),
 ]
 NAMES = ["condition", "stim", "ctrl", "sex", "f", "donor", "age", 50, "rest", "all", "no such name", "<NA>"]
-FORMULAS = [
-    *(
-        "condition",
-        "donor",
-        "sex",
-        "age",
-        "1",
-        "0",
-        "-1",
-        "(1 | donor)",
-        "(1 | condition)",
-        "(1 |",
-        "(| donor)",
-        "(0|donor)",
-    ),
-    *(
-        "C(condition)",
-        "C(age)",
-        "Q('sex')",
-        "Q('')",
-        "Q(1)",
-        "`sex`",
-        "`",
-        "``",
-        "`no`",
-        "np.log(age)",
-        "log(age - 60)",
-    ),
-    *(
-        ".system('x')",
-        "os.system('x')",
-        "age.abs()",
-        "age.abs",
-        "age[0]",
-        "{age / 0}",
-        "{",
-        "center(age)",
-        "poly(age, 99)",
-    ),
-    *(
-        "bs(age, df=4)",
-        "age ** 2",
-        "age ** age",
-        "condition ** -1",
-        "lambda: 0",
-        "'text'",
-        "(age | donor)",
-        "(1 | donor/sex)",
-    ),
-    *(
-        "C(sex, contr.poly)",
-        "C(sex, contr.treatment('x'))",
-        "hashed(sex)",
-        "lag(age)",
-        ".",
-        "sex ~ age",
-        "exit()",
-        "print",
-    ),
-    *(
-        "__import__('os')",
-        "[x for x in age]",
-        "sex %in% age",
-        "1e400",
-        "age < 3",
-        "(1 | `donor`:Q('sex'))",
-        "()",
-        "* * *",
-    ),
-]
+FORMULAS = re.split(
+    r";\s+",
+    """condition; donor; sex; age; 1; 0; -1; (1 | donor); (1 | condition); (1 |; (| donor); (0|donor); C(condition);
+    C(age); Q('sex'); Q(''); Q(1); `sex`; `; ``; `no`; np.log(age); log(age - 60); .system('x'); os.system('x');
+    age.abs(); age.abs; age[0]; {age / 0}; {; center(age); poly(age, 99); bs(age, df=4); age ** 2; age ** age;
+    condition ** -1; lambda: 0; 'text'; (age | donor); (1 | donor/sex); C(sex, contr.poly);
+    C(sex, contr.treatment('x')); hashed(sex); lag(age); .; sex ~ age; exit(); print; __import__('os');
+    [x for x in age]; sex %in% age; 1e400; age < 3; (1 | `donor`:Q('sex')); (); * * *""",
+)
 
 
 def _matrix(pool: Pool) -> Any:

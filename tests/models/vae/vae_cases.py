@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.models import ZILNVAE, FittedVAE, ZILNVAEGuide, fit_vae
-from pyro_zilognormal.svi import Minibatches
+from pyro_zilognormal.svi import Minibatches, Run
 
 GENES, LATENT = 40, 3
 
@@ -43,6 +43,12 @@ def small(x, **options):
     return model, ZILNVAEGuide(model)
 
 
+def faster(run: Run) -> None:
+    """Let the learning rate fall from ten times that of ``fit_vae``, so that 600 steps are enough."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = 0.01 * (1 - run.step / run.steps)
+
+
 @functools.cache
 def fitted() -> FittedVAE:
     """Return a linear model fitted to the first 1,000 planted cells, which tests leave as it is."""
@@ -51,4 +57,4 @@ def fitted() -> FittedVAE:
     model, guide = small(x, latent=LATENT, components=1, batches=2, hidden=(32,), linear=True)
     data = Minibatches(x, batch, batch_size=128, plate="cells")
     held_out = cells.x[1000:], cells.batch[1000:]
-    return fit_vae(model, guide, data, held_out=held_out, steps=1400, warm_up=100)
+    return fit_vae(model, guide, data, held_out=held_out, steps=600, warm_up=50, callbacks=[faster])
