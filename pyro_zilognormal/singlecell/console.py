@@ -20,7 +20,7 @@ SECONDS_A_SAVE = 10.0
 CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
 # The options that say what is fitted.
 MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
-_OPTIONS = (*MODEL, "by", "merge", "depth_within")
+_OPTIONS = (*MODEL, "by", "merge", "depth_within", "follow_links", "resume")
 
 
 def with_options(text: str) -> str:
@@ -29,12 +29,15 @@ def with_options(text: str) -> str:
     Example:
         >>> with_options("pass scale='log1p', use_raw=True or donor=None")
         'pass --scale log1p, --use-raw or no --donor'
+        >>> with_options("compare ('dose=1,sex=f', 'dose=0,sex=f')")
+        "compare --contrast 'dose=1,sex=f' 'dose=0,sex=f'"
     """
 
     def option(found: re.Match[str]) -> str:
         name, value = f"--{found['name'].replace('_', '-')}", found["value"] or ""
-        return {"None": f"no {name}", "True": name, "": name}.get(value, f"{name} {value}")
+        return {"None": f"no {name}", "False": f"no {name}", "True": name, "": name}.get(value, f"{name} {value}")
 
+    text = re.sub(r"\(('[^']+=[^']*'), ('[^']+=[^']*')\)", r"--contrast \1 \2", text)  # a pair of conditions
     return re.sub(
         rf"(?<![^\s(])(?P<name>{'|'.join(_OPTIONS)})=(?:(?P<quote>'?)(?P<value>\w+)(?P=quote))?", option, text
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import require
@@ -39,6 +40,8 @@ class CellsOnDisk:
 def keep_cells(clean: Cleaner) -> Any:
     """Check all cells, and return those of a file that is stored by rows as they lie there, any others in memory."""
     matrix = clean.expression.matrix
+    if hasattr(getattr(matrix, "_meta", matrix), "format"):  # minibatches of sparse cells have torch's default dtype
+        clean.dtype = torch.get_default_dtype()
     if not isinstance(matrix, MatrixOnDisk) or getattr(matrix, "format", "csr") != "csr":
         return read_cells(clean)
     for _ in clean_blocks(clean):

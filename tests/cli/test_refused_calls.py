@@ -137,7 +137,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "no level": (("--formula", "~ condition", "--contrast", "condition", "stimm", "ctrl"), "did you mean 'stim'?"),
     "not in formula": (("--formula", "~ condition", "--contrast", "donor", "d1", "d0"), "donor"),
     "no layer": ((*ASKED, "--layer", "count"), "did you mean 'counts'?"),
-    "no raw": ((*ASKED, "--use-raw"), "adata.raw is None"),
+    "no raw": ((*ASKED, "--use-raw"), "adata.raw is None; pass no --use-raw, or name a layer"),
     "layer and raw": ((*ASKED, "--use-raw", "--layer", "counts"), "needed one of them"),
     "no donor": ((*ASKED, "--donor", "patient"), "'patient'"),
     "no offset": ((*ASKED, "--offset", "size"), "'size'"),
@@ -163,7 +163,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "interaction": (
         ("--formula", "~ condition * donor", *CONTRAST),
-        "needed the value of donor in a pair of conditions, ('condition=stim,donor=...', 'condition=ctrl,donor=...')",
+        "the value of donor in a pair of conditions, --contrast 'condition=stim,donor=...' 'condition=ctrl,donor=...'",
     ),
     "a call in the formula": (("--formula", "~ .system('x') + condition", *CONTRAST), "cannot be read"),
     "control characters": (("--formula", "~ \x1b[31m", *CONTRAST), "\\x1b"),
@@ -222,6 +222,7 @@ def test_the_checkpoint_of_another_fit_is_refused_and_kept(done: tuple[Ran, Path
     ran = run("de", file_of(tmp_path), *ASKED, "--donor", "donor", "--seed", "1", "--out", out, "--resume")
     assert (ran.code, ran.problems.count("\n")) == (2, 1)
     assert "is the checkpoint of another fit: seed" in ran.problems
+    assert "Use another path, or no --resume to replace it" in ran.problems
     assert {file: file.read_bytes() for file in out.iterdir()} == before
 
 

@@ -30,6 +30,13 @@ def cells(cells=CELLS):
     return anndata.AnnData(x, obs, var, obsm={"X_pca": np.zeros((cells, 2))})
 
 
+def holding(value):
+    adata = cells()
+    adata.X = adata.X.toarray().astype(np.float64) + 0.5
+    adata.X[7, 3] = value
+    return adata
+
+
 def embedded(adata, **options):
     found = embed(
         adata, **{"batch": "sample", "scale": "counts", "latent": 2, "hidden": (16,), "steps": STEPS, **options}
@@ -165,6 +172,8 @@ BAD = [
     ({"key_added": "a/b"}, "key_added is 'a/b'"),
     ({"adata": cells()[:20].copy()}, "adata has 20 cells; needed at least 50"),
     ({"latent": 0}, "latent is 0"),
+    ({"adata": holding(1e300), "scale": "linear"}, r"1e\+300 in cell 'cell7', gene 'gene3', which float32 cannot hold"),
+    ({"adata": holding(1e-60), "scale": "linear"}, "1e-60 in cell 'cell7', gene 'gene3', which float32 cannot hold"),
 ]
 
 

@@ -94,7 +94,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"gene name 'a' stands 3 times in var_names; needed unique names: call adata.var_names_make_unique\(\)",
     ),
     "no layer": (lambda: call(experiment(), layer="counts"), "layer: 'counts' is not one of the layers of adata: none"),
-    "no raw": (lambda: call(experiment(), use_raw=True), "use_raw is True, but adata.raw is None"),
+    "no raw": (lambda: call(experiment(), use_raw=True), "use_raw is True, but adata.raw is None; pass use_raw=False"),
     "layer and raw": (lambda: call(experiment(), use_raw=True, layer="a"), "layer is 'a' and use_raw is True"),
     "scale": (lambda: call(experiment(), scale="log2"), "needed one of 'linear', 'log1p', 'log2p1', 'log10p1',"),
     "threshold": (lambda: call(experiment(), detection_threshold=-1), "detection_threshold is -1; needed a number"),
