@@ -60,8 +60,7 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
         link = None if follow_links else (_symbolic_link(path) if path.is_dir() else _hdf5_link(root))
         if link:
             raise SingleCellError(
-                f"{str(path)!r} holds {link}, which may reach other files; if you trust it, pass "
-                "follow_links=True"
+                f"{str(path)!r} holds {link}, which may reach other files; if you trust it, pass follow_links=True"
             )
         with warnings.catch_warnings():
             # Duplicate names of genes are refused later; those of cells do no harm.

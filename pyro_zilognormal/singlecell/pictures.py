@@ -23,17 +23,7 @@ def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes], list[str
     fit, number = results.de.result, len(results.contrasts)
     problems: list[str] = []
 
-    def picture(name: str, size: tuple[float, float], columns: int, paint: Callable[[Sequence[Any]], Any]) -> bytes:
-        """Return a picture; one that fails never costs the table."""
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
-                figure = _figure(*size)
-                paint(figure.subplots(1, columns, squeeze=False)[0])
-                return _png(figure)
-        except Exception as error:  # whatever matplotlib raises for odd values and names
-            problems.append(printable(f"the picture of {name} could not be drawn: {type(error).__name__}: {error}"))
-            return b""
+    picture = functools.partial(painted, problems=problems)
 
     def volcanoes(axes: Sequence[Any]) -> None:
         for ax, contrast in zip(axes, results.contrasts, strict=True):
@@ -62,13 +52,20 @@ def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes], list[str
     return made, of_genes, problems
 
 
-def _figure(width: float, height: float) -> Any:
+def painted(
+    name: str, size: tuple[float, float], columns: int, paint: Callable[[Sequence[Any]], Any], problems: list[str]
+) -> bytes:
+    """Return a picture as PNG; where it fails, b"", and why in problems, as no picture should cost the results."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")  # pyplot would keep it in a global list
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
+            figure = Figure(figsize=size, layout="constrained")  # pyplot would keep it in a global list
+            paint(figure.subplots(1, columns, squeeze=False)[0])
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=_DPI)
+            return buffer.getvalue()
+    except Exception as error:  # whatever matplotlib raises for odd values and names
+        problems.append(printable(f"the picture of {name} could not be drawn: {type(error).__name__}: {error}"))
+        return b""
