@@ -45,11 +45,15 @@ def with_options(text: str) -> str:
 
 def check_out(path: Path) -> None:
     """Raise if a folder can neither be written to nor made, as far as that is known without doing so."""
-    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() or p.is_symlink())
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
     if not nearest.is_dir():
         raise SingleCellError(f"out: {str(nearest)!r} is a file; needed a folder to write to")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
+    if os.path.isdir(path / CHECKPOINT):
+        raise SingleCellError(
+            f"out: {str(path / CHECKPOINT)!r} is a folder; needed a file, or none: choose another folder"
+        )
 
 
 def prepare_out(path: Path, out: ExitStack) -> Path:

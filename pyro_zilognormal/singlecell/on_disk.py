@@ -50,7 +50,7 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
         (True, array([[0., 1., 0.]]))
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # also of a name that is too long
         raise SingleCellError(f"{str(path)!r} does not exist; needed an h5ad or zarr file of an AnnData")
     with suppress(ImportError):
         importlib.import_module("hdf5plugin")  # registers the filters of compressed files

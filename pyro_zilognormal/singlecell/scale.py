@@ -334,7 +334,8 @@ class Cleaner:
     def _clean(self, stored: NDArray[Any], block: Any, first: tuple[int, int]) -> NDArray[np.float64]:
         if stored.dtype.kind not in "fiub":
             raise SingleCellError(f"{self.expression.where} has dtype {stored.dtype}; needed real numbers")
-        values = np.array(stored, dtype=np.float64)  # a plain copy, also of a view of an AnnData
+        # A plain copy, also of a view of an AnnData; masked values are missing.
+        values = np.asarray(np.ma.filled(stored.astype(np.float64), np.nan))
         if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
             self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
         if self.scale == "counts" and (values != np.floor(values)).any():

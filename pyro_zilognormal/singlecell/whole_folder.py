@@ -23,7 +23,7 @@ def found_at(path: str | os.PathLike[str]) -> Path:
         'none.zarr'
     """
     path = Path(path)
-    return path if path.exists() or not _old(path).exists() else _old(path)
+    return path if os.path.exists(path) or not os.path.exists(_old(path)) else _old(path)
 
 
 @contextmanager

@@ -89,6 +89,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "damaged inside": (_damaged, ASKED, "adata.X cannot be read; the file is damaged"),
     "other HDF5": (_other_hdf5, ASKED, "it has no obs"),
     "a folder": (lambda folder: folder, ASKED, "cannot be read as an AnnData"),
+    "a name that is too long": (lambda folder: folder / ("x" * 300), ASKED, "does not exist"),
     "no matrix": (_no_matrix, ASKED, "adata has no X"),
     "nothing but zeros": (_of(x=np.zeros((N, 4))), ASKED, "no value above the detection threshold"),
     "NaN": (_of(x=values_with(5, 2, np.nan)), ASKED, "nan in cell 'cell5', gene 'same'"),
@@ -151,6 +152,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "threshold": ((*ASKED, "--detection-threshold", "nan"), "detection_threshold is nan"),
     "all below": ((*ASKED, "--detection-threshold", "1e9"), "no value above the detection threshold"),
     "device": ((*ASKED, "--device", "abacus"), "device is 'abacus'"),
+    "device without numbers": ((*ASKED, "--device", "meta"), "device is 'meta', which cannot be used here"),
     "scale": ((*ASKED, "--scale", "log"), "invalid choice: 'log'"),
     "steps": ((*ASKED, "--steps", "3"), "'3' is not a whole number of at least 10"),
     "seed": ((*ASKED, "--seed", "-1"), "'-1'"),
@@ -201,6 +203,18 @@ def test_a_folder_that_cannot_be_is_refused(where: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     _refused(tmp_path / where, "is a file", "de", file_of(tmp_path), *ASKED)
     _refused(tmp_path / where, "is a file", "demo")
+
+
+def test_a_folder_in_the_place_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out" / "fit.ckpt").mkdir(parents=True)
+    _refused(tmp_path / "out", "fit.ckpt' is a folder; needed a file, or none", "de", file_of(tmp_path), *ASKED)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300])
+def test_a_name_that_is_too_long_is_refused(name: str, tmp_path: Path) -> None:
+    ran = run("de", file_of(tmp_path), *ASKED, "--quiet", "--out", tmp_path / name)
+    assert (ran.code, ran.problems.count("\n")) == (2, 1)
+    assert "cannot be written to (File name too long)" in ran.problems
 
 
 def test_a_folder_that_cannot_be_made_is_refused() -> None:
