@@ -52,7 +52,7 @@ def check_out(path: Path) -> None:
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
     if os.path.isdir(path / CHECKPOINT):
         raise SingleCellError(
-            f"out: {str(path / CHECKPOINT)!r} is a folder; needed a file, or none: choose another folder"
+            f"out: {str(path / CHECKPOINT)!r} is a folder; needed a file, or none: choose another --out"
         )
 
 

@@ -338,8 +338,8 @@ class Design:
             )
         if len(self.columns) >= cells:
             raise SingleCellError(
-                f"formula: {self.formula!r} has {len(self.columns)} coefficients for {cells} cells; needed fewer, such as "
-                "without a variable that names single cells"
+                f"formula: {self.formula!r} has {len(self.columns)} coefficients for {cells} cells; needed fewer: "
+                "leave out variables that name single cells"
             )
         if not np.isfinite(self.matrix).all():
             at = self.columns[int(np.argmax(~np.isfinite(self.matrix).all(0)))]

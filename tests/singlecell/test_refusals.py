@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "unreadable formula": (lambda: call(experiment(), "~ condition +* sex"), "cannot be read: "),
     "a variable of single cells": (
         lambda: call(with_obs(name=frame().index), "~ condition + name"),
-        "has 160 coefficients for 160 cells; needed fewer, such as without a variable that names single cells",
+        "has 161 coefficients for 160 cells; needed fewer: leave out variables that name single cells",
     ),
     "unclosed": (lambda: call(experiment(), "~ C(condition"), "cannot be read: "),
     "log of zero": (lambda: call(with_obs(age=AGE - AGE.min()), "~ log(age)"), r"'log\(age\)' is not finite"),
