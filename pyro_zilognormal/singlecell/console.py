@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -68,6 +70,24 @@ def prepare_out(path: Path, out: ExitStack) -> Path:
             f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
         ) from error
     return path / CHECKPOINT
+
+
+@contextmanager
+def whole_files(out: Path) -> Iterator[Path]:
+    """Yield a new folder to write files to, which are moved to ``out`` at the end, so that each of them is whole."""
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
+    try:
+        yield partial
+        for file in sorted(partial.iterdir()):
+            os.replace(file, out / file.name)
+    except OSError as error:
+        said = (
+            f"{error.strerror or error} after {sum(file.stat().st_size for file in partial.iterdir())} bytes of results"
+        )
+        said += f"; {CHECKPOINT} is whole: make room, and run it again with --resume"
+        raise OSError(error.errno or errno.EIO, said, str(out)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def say(options: argparse.Namespace, *lines: str) -> None:

@@ -8,10 +8,7 @@ import functools
 import html
 import importlib
 import json
-import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +19,11 @@ import numpy as np
 from pyro_zilognormal import __version__
 from pyro_zilognormal.singlecell.console import (
     NOT_CONVERGED,
-    PARTIAL,
     SECONDS_A_SAVE,
     prepare_out,
     record_warnings,
     say,
+    whole_files,
 )
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import printable, require
@@ -184,15 +181,14 @@ def _write(
     pictures: dict[str, tuple[str, bytes]],
     said: str,
 ) -> None:
-    """Write all files to a folder of their own first, so that each is whole."""
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=options.out))
-    try:
-        embedded.write_h5ad(partial / "embedding.h5ad")
-        table.to_csv(partial / "genes.csv", index=False)
+    """Write all files."""
+    with whole_files(options.out) as folder:
+        embedded.write_h5ad(folder / "embedding.h5ad")
+        table.to_csv(folder / "genes.csv", index=False)
         text = json.dumps(numbers, indent=2, allow_nan=False)
-        (partial / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         for name, (_, png) in pictures.items():
-            (partial / f"{name}.png").write_bytes(png)
+            (folder / f"{name}.png").write_bytes(png)
         images = (
             f'<h2>{_escaped(title)}</h2><img alt="{_escaped(title)}" '
             f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
@@ -207,11 +203,7 @@ def _write(
             pictures="\n".join(images),
             numbers=html.escape(text),
         )
-        (partial / "report.html").write_text(page, encoding="utf-8")
-        for file in sorted(partial.iterdir()):
-            os.replace(file, options.out / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / "report.html").write_text(page, encoding="utf-8")
 
 
 def _escaped(text: str) -> str:
