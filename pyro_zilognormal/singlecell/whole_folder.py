@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -53,6 +54,9 @@ def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
             os.rename(path, old)
         os.rename(folder / "new", path)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        left = "the one before is whole" if path.exists() or old.exists() else "there is none yet"
+        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {left}", str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
