@@ -55,8 +55,8 @@ def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
         os.rename(folder / "new", path)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        left = "the one before is whole" if path.exists() or old.exists() else "there is none yet"
-        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {left}", str(path)) from error
+        whole = "the one before is whole" if path.exists() or old.exists() else "there is none yet"
+        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {whole}", str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
