@@ -40,7 +40,9 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
     is no threshold, and 1e-30 is a positive number. It is a two-part (hurdle) distribution, so
     observed sites need no enumeration. A latent in a guide has pathwise gradients for loc and scale, and for the zero
     inflation those of the score function, which `Trace_ELBO` and `TraceEnum_ELBO` add. A latent under NUTS, HMC or an
-    AutoGuide needs :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`.
+    AutoGuide needs :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`. To multiply X by c, add log c to loc: the
+    `TransformedDistribution` of Pyro refuses this distribution, that of torch cannot be made to, and its density is
+    wrong.
 
     Args:
         loc: mean of log X given X > 0, in log units of x. Number or tensor.

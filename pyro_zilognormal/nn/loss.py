@@ -1,5 +1,7 @@
 """The outputs of a network as a zero-inflated log-normal, and its negative log-likelihood as a loss."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -26,12 +28,14 @@ def ziln_distribution(params: Tensor, validate_args: bool | None = None) -> Zero
         A distribution of batch_shape (...).
 
     Raises:
+        TypeError: no tensor.
         ValueError: a last dimension other than 3, or, with validation, parameters that are not finite.
 
     Example:
         >>> ziln_distribution(torch.tensor([0.0, 0.5413, 0.0])).mean
         tensor(0.8243)
     """
+    _check_tensor("params", params)
     if params.shape[-1:] != (3,):
         raise ValueError(
             f"params must have shape (..., 3) with mu, the scale before softplus, and zi_logits in the last dimension, "
@@ -67,6 +71,7 @@ def ziln_loss(params: Tensor, target: Tensor, reduction: str = "mean", weight: T
         The losses, of shape (...), or their weighted mean or sum, a scalar.
 
     Raises:
+        TypeError: an argument that is no tensor.
         ValueError: shapes that differ, another reduction, or, with torch's validation switched on, a negative or NaN
             target, a negative weight, or parameters that are not finite.
 
@@ -96,7 +101,15 @@ def ziln_loss(params: Tensor, target: Tensor, reduction: str = "mean", weight: T
     return loss if reduction == "none" else loss.sum()
 
 
+def _check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}. Convert it with torch.as_tensor()."
+        )
+
+
 def _check_shape(name: str, tensor: Tensor, shape: torch.Size) -> None:
+    _check_tensor(name, tensor)
     # A target of shape (n, 1) would broadcast to n x n losses.
     if tensor.shape != shape:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch.nn.functional import logsigmoid
 from torch.special import erfcx
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
+from pyro_zilognormal.distribution.validation import broadcast_shapes
 from pyro_zilognormal.numerics.normal import ndtr
 
 
@@ -52,6 +53,9 @@ def crps(distribution: ZeroInflatedLogNormal, target: Tensor | ArrayLike) -> Ten
     Returns:
         A float64 tensor, differentiable in the distribution's parameters and in y > 0.
 
+    Raises:
+        ValueError: shapes that do not broadcast.
+
     References:
         T. Gneiting and A. E. Raftery (2007), "Strictly proper scoring rules, prediction, and estimation", JASA 102.
 
@@ -60,6 +64,7 @@ def crps(distribution: ZeroInflatedLogNormal, target: Tensor | ArrayLike) -> Ten
         tensor([0.1976, 0.4361, 3.7271], dtype=torch.float64)
     """
     y = _as_double(target).to(distribution.loc.device)
+    broadcast_shapes(target=y.shape, batch_shape=distribution.batch_shape)
     loc, scale = distribution.loc.double(), distribution.scale.double()
     log_positive = logsigmoid(-distribution.zi_logits.double())
     z = (torch.where(y > 0, y, 1).log() - loc) / scale

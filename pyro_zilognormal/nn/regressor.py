@@ -176,10 +176,8 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
         Returns:
             An array of shape (n,), or (n, len(q)) for several levels.
         """
-        distribution, levels = self.predict_dist(X), torch.tensor(np.asarray(q), dtype=torch.float64)
-        if levels.dim() == 0:
-            return distribution.icdf(levels).numpy()
-        return torch.stack([distribution.icdf(level) for level in levels], dim=-1).numpy()
+        levels = torch.tensor(np.asarray(q), dtype=torch.float64)
+        return self.predict_dist(X).icdf(levels[..., None]).movedim(-1, 0).numpy()
 
     def predict_proba_positive(self, X: ArrayLike) -> np.ndarray:
         """P(y > 0) of each row, of shape (n,)."""

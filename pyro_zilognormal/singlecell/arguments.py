@@ -71,7 +71,7 @@ def check_fractions(delta: Any, fdr: Any, credible: Any, max_error: Any = 0.2) -
     real("delta", delta, lambda v: 0 <= v < math.inf, "a number >= 0, in log2 units")
     for name, value in (("fdr", fdr), ("credible", credible)):
         real(name, value, lambda v: 0 < v < 1, "a number between 0 and 1")
-    real("max_error", max_error, lambda v: 0 < v <= 1, "a probability above 0")
+    real("max_error", max_error, lambda v: 0 < v <= 1, "a probability above 0, at most 1")
 
 
 def check_device(device: Any) -> str:
@@ -79,7 +79,7 @@ def check_device(device: Any) -> str:
     if not isinstance(device, str | torch.device):
         raise ArgumentTypeError(f"device is {shown(device)}; needed the name of a torch device, such as 'cpu'")
     try:
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # which a meta device has not
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         said = str(error).strip().splitlines()[0]
         raise SingleCellError(f"device is {device!r}, which cannot be used here ({said}); pass 'cpu'") from error

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,12 +27,12 @@ from pyro_zilognormal.singlecell.console import (
     INTERRUPTED,
     MODEL,
     NOT_CONVERGED,
-    PARTIAL,
     SECONDS_A_SAVE,
     check_out,
     prepare_out,
     record_warnings,
     say,
+    whole_files,
     with_options,
 )
 from pyro_zilognormal.singlecell.cube import Cube, is_cube
@@ -189,19 +186,14 @@ def demo_cells() -> Any:
 def _write(
     results: Results, numbers: dict[str, Any], pictures: dict[str, bytes], genes: dict[str, bytes], out: Path
 ) -> list[str]:
-    """Write all files to a folder of their own first, so that each is whole, and return their names."""
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
-    try:
-        results.table.to_csv(partial / "de.csv", index=False)
+    """Write all files, and return their names."""
+    with whole_files(out) as folder:
+        results.table.to_csv(folder / "de.csv", index=False)
         for name, png in pictures.items():
-            (partial / f"{name}.png").write_bytes(png)
-        (partial / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        (partial / "report.html").write_text(html(results, numbers, pictures, genes), encoding="utf-8")
-        names = sorted(file.name for file in partial.iterdir())
-        for name in names:
-            os.replace(partial / name, out / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            (folder / f"{name}.png").write_bytes(png)
+        (folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(html(results, numbers, pictures, genes), encoding="utf-8")
+        names = sorted(file.name for file in folder.iterdir())
     return [*names, CHECKPOINT]
 
 

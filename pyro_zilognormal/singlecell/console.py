@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,7 +22,7 @@ SECONDS_A_SAVE = 10.0
 CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
 # The options that say what is fitted.
 MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
-_OPTIONS = (*MODEL, "by", "merge", "depth_within")
+_OPTIONS = (*MODEL, "by", "merge", "depth_within", "follow_links", "resume")
 
 
 def with_options(text: str) -> str:
@@ -29,12 +31,15 @@ def with_options(text: str) -> str:
     Example:
         >>> with_options("pass scale='log1p', use_raw=True or donor=None")
         'pass --scale log1p, --use-raw or no --donor'
+        >>> with_options("compare ('dose=1,sex=f', 'dose=0,sex=f')")
+        "compare --contrast 'dose=1,sex=f' 'dose=0,sex=f'"
     """
 
     def option(found: re.Match[str]) -> str:
         name, value = f"--{found['name'].replace('_', '-')}", found["value"] or ""
-        return {"None": f"no {name}", "True": name, "": name}.get(value, f"{name} {value}")
+        return {"None": f"no {name}", "False": f"no {name}", "True": name, "": name}.get(value, f"{name} {value}")
 
+    text = re.sub(r"\(('[^']+=[^']*'), ('[^']+=[^']*')\)", r"--contrast \1 \2", text)  # a pair of conditions
     return re.sub(
         rf"(?<![^\s(])(?P<name>{'|'.join(_OPTIONS)})=(?:(?P<quote>'?)(?P<value>\w+)(?P=quote))?", option, text
     )
@@ -42,11 +47,15 @@ def with_options(text: str) -> str:
 
 def check_out(path: Path) -> None:
     """Raise if a folder can neither be written to nor made, as far as that is known without doing so."""
-    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists() or p.is_symlink())
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.lexists(p))
     if not nearest.is_dir():
         raise SingleCellError(f"out: {str(nearest)!r} is a file; needed a folder to write to")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
+    if os.path.isdir(path / CHECKPOINT):
+        raise SingleCellError(
+            f"out: {str(path / CHECKPOINT)!r} is a folder; needed a file, or none: choose another --out"
+        )
 
 
 def prepare_out(path: Path, out: ExitStack) -> Path:
@@ -61,6 +70,24 @@ def prepare_out(path: Path, out: ExitStack) -> Path:
             f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
         ) from error
     return path / CHECKPOINT
+
+
+@contextmanager
+def whole_files(out: Path) -> Iterator[Path]:
+    """Yield a new folder to write files to, which are moved to ``out`` at the end, so that each of them is whole."""
+    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
+    try:
+        yield partial
+        for file in sorted(partial.iterdir()):
+            os.replace(file, out / file.name)
+    except OSError as error:
+        said = (
+            f"{error.strerror or error} after {sum(file.stat().st_size for file in partial.iterdir())} bytes of results"
+        )
+        said += f"; {CHECKPOINT} is whole: make room, and run it again with --resume"
+        raise OSError(error.errno or errno.EIO, said, str(out)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def say(options: argparse.Namespace, *lines: str) -> None:

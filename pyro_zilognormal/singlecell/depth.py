@@ -58,6 +58,15 @@ class Depth:
         return cls._of(depth, column(obs, depth, "depth").to_numpy(), f"depth: obs[{depth!r}] of cell", obs.index)
 
     @classmethod
+    def hinted(cls, obs: Any) -> Depth | None:
+        """Return the total counts that obs holds under a usual name, if it has a positive number for each cell."""
+        name = next((name for name in _KNOWN if name in obs.columns), None)
+        try:
+            return None if name is None else cls._of(name, column(obs, name, "depth").to_numpy(), "", obs.index)
+        except SingleCellError:  # it was not asked for
+            return None
+
+    @classmethod
     def _of(cls, name: str, value: NDArray[Any], said: str, cells: Any) -> Depth:
         bad = ~(value > 0) if value.dtype.kind in "fiu" else np.ones(len(value), dtype=bool)
         if not bad.any():

@@ -140,7 +140,7 @@ class Design:
         self._formula = parsed = Formula(formula, obs)
         self.formula, self.columns, self.matrix = parsed.text, parsed.columns, parsed.matrix
         self.variables = {n: Variable.of(parsed.frame[n], n in parsed.coded, cells) for n in parsed.variables}
-        self._check_matrix()
+        self._check_matrix(len(self.matrix) if cells is None else int(cells.sum()))
         self.zero_matrix, self.zero_columns = self.matrix, self.columns
         self._lengths = _column_lengths(self.matrix)
         self._basis = _row_space(self.matrix / self._lengths)
@@ -330,11 +330,16 @@ class Design:
                     f"'{given[1]},{name}=...'), or the difference of two such pairs"
                 )
 
-    def _check_matrix(self) -> None:
+    def _check_matrix(self, cells: int) -> None:
         if not (self.matrix[:, :1] == 1).all() or self.matrix.shape[1] == 0:
             raise SingleCellError(
                 f"formula: {self.formula!r} has no intercept; needed one, without '0 +' and '- 1': contrasts compare "
                 "any two levels all the same"
+            )
+        if len(self.columns) >= cells:
+            raise SingleCellError(
+                f"formula: {self.formula!r} has {len(self.columns)} coefficients for {cells} cells; needed fewer: "
+                "leave out variables that name single cells"
             )
         if not np.isfinite(self.matrix).all():
             at = self.columns[int(np.argmax(~np.isfinite(self.matrix).all(0)))]

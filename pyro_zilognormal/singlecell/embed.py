@@ -314,7 +314,7 @@ def _cleaner(adata: Any, layer: Any, use_raw: Any, scale: Any, threshold: Any) -
     if cells < _FEWEST_CELLS:
         raise SingleCellError(f"adata has {cells} cells; needed at least {_FEWEST_CELLS} to learn an embedding from")
     scale, _ = choose_scale(scale, expression, declared_scale(adata.uns) if expression.log1p else None, False)
-    return Cleaner(expression, scale, threshold)
+    return Cleaner(expression, scale, threshold, dtype=torch.float32)
 
 
 def _by_rows(expression: Expression) -> Expression:

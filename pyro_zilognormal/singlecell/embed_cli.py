@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import base64
+import functools
 import html
 import importlib
-import io
 import json
-import os
-import shutil
 import sys
-import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,19 @@ import numpy as np
 from pyro_zilognormal import __version__
 from pyro_zilognormal.singlecell.console import (
     NOT_CONVERGED,
-    PARTIAL,
     SECONDS_A_SAVE,
     prepare_out,
     record_warnings,
     say,
+    whole_files,
 )
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
-from pyro_zilognormal.singlecell.errors import require
+from pyro_zilognormal.singlecell.errors import printable, require
 from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.on_disk import open_cells
 from pyro_zilognormal.singlecell.options import SCALE, whole
+from pyro_zilognormal.singlecell.pictures import painted
+from pyro_zilognormal.singlecell.plots import literal
 from pyro_zilognormal.singlecell.scale import SCALES
 from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
 
@@ -84,14 +84,15 @@ def run(options: argparse.Namespace) -> int:
 def _embed(options: argparse.Namespace, out: ExitStack) -> int:
     with record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
-        labels = {name: column(adata.obs, name, argument) for argument, name in named.items() if name}
-        say(options, f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes")
+        labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name}
+        say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
         prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
         checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)
         found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
         found.write(adata, _KEY)
         table = gene_table(found, options.seed)
         embedded = require("anndata").AnnData(obs=adata.obs, obsm={_KEY: adata.obsm[_KEY]}, uns={_KEY: adata.uns[_KEY]})
+    pictures = _pictures(found, embedded, labels, recorded)
     fit = found.fitted.result
     numbers = {
         "versions": {"pyro-zilognormal": __version__},
@@ -102,12 +103,11 @@ def _embed(options: argparse.Namespace, out: ExitStack) -> int:
         "zero_share_mean_error": round(float((table["zero_share"] - table["zero_share_fit"]).abs().mean()), 6),
         "warnings": recorded,
     }
-    _write(options, embedded, table, numbers, _pictures(found, embedded, labels), str(fit))
+    _write(options, embedded, table, numbers, pictures, str(fit))
     for text in recorded:
-        print(f"warning: {text}", file=sys.stderr)
-    say(
-        options, f"{fit}\nwrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first"
-    )
+        print(f"warning: {printable(text)}", file=sys.stderr)
+    where = printable(f"wrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first")
+    say(options, f"{fit}\n{where}")
     return NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
 
 
@@ -147,63 +147,64 @@ def plane(values: Any, seed: int = 0) -> tuple[Any, str]:
     return cells.obsm["X_umap"], "UMAP"
 
 
-def _pictures(found: Embedding, embedded: Any, labels: dict[str, Any]) -> dict[str, bytes]:
-    """Return pictures by name: the losses, and the embedding by batch and label."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    plot_loss(found.fitted.result, figure.add_subplot())
-    pictures = {"loss": _png(figure)}
+def _pictures(
+    found: Embedding, embedded: Any, labels: dict[str, Any], problems: list[str]
+) -> dict[str, tuple[str, bytes]]:
+    """Return titles and pictures by file: the losses, and the embedding by batch and label."""
+    loss = painted("the loss", (7, 4), 1, lambda axes: plot_loss(found.fitted.result, axes[0]), problems)
     some = np.sort(np.random.default_rng(0).permutation(embedded.n_obs)[:_DRAWN_CELLS])
-    points, said = plane(embedded.obsm[_KEY][some])
-    for name, values in labels.items():
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        ax = figure.add_subplot()
+    project = functools.cache(lambda: plane(embedded.obsm[_KEY][some]))  # inside a picture, as it may fail too
+
+    def scatter(axes: Sequence[Any], values: Any) -> None:
+        points, said = project()
         text = np.asarray(values.astype(str))[some]
         levels, number = np.unique(text, return_counts=True)
-        for level in levels[np.argsort(-number, kind="stable")][:_DRAWN_LEVELS]:
-            x, y = points[text == level].T
-            ax.scatter(x, y, s=3, label=level, linewidths=0)
-        ax.set(xlabel=f"{said} 1", ylabel=f"{said} 2", title=name)
-        ax.legend(frameon=False, fontsize="small", markerscale=3, bbox_to_anchor=(1, 1), loc="upper left")
-        pictures[f"embedding_by_{name}".replace("/", "_")] = _png(figure)
-    return pictures
+        drawn = levels[np.argsort(-number, kind="stable")][:_DRAWN_LEVELS]
+        dots = [axes[0].scatter(*points[text == level].T, s=3, linewidths=0) for level in drawn]
+        axes[0].set(xlabel=f"{said} 1", ylabel=f"{said} 2", title=literal(str(values.name)))
+        # Handles are given, as matplotlib would leave out those whose label starts with an underscore.
+        place: dict[str, Any] = {"bbox_to_anchor": (1, 1), "loc": "upper left"}
+        axes[0].legend(dots, map(literal, drawn), frameon=False, fontsize="small", markerscale=3, **place)
 
-
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
+    pictures = {"loss": ("loss", loss)}
+    for argument, values in labels.items():
+        png = painted(str(values.name), (7, 5), 1, functools.partial(scatter, values=values), problems)
+        pictures[f"embedding_by_{argument}"] = (f"embedding by {values.name}", png)
+    return {file: (title, png) for file, (title, png) in pictures.items() if png}
 
 
 def _write(
-    options: argparse.Namespace, embedded: Any, table: Any, numbers: Any, pictures: dict[str, bytes], said: str
+    options: argparse.Namespace,
+    embedded: Any,
+    table: Any,
+    numbers: Any,
+    pictures: dict[str, tuple[str, bytes]],
+    said: str,
 ) -> None:
-    """Write all files to a folder of their own first, so that each is whole."""
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=options.out))
-    try:
-        embedded.write_h5ad(partial / "embedding.h5ad")
-        table.to_csv(partial / "genes.csv", index=False)
+    """Write all files."""
+    with whole_files(options.out) as folder:
+        embedded.write_h5ad(folder / "embedding.h5ad")
+        table.to_csv(folder / "genes.csv", index=False)
         text = json.dumps(numbers, indent=2, allow_nan=False)
-        (partial / "metrics.json").write_text(text + "\n", encoding="utf-8")
-        for name, png in pictures.items():
-            (partial / f"{name}.png").write_bytes(png)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        for name, (_, png) in pictures.items():
+            (folder / f"{name}.png").write_bytes(png)
         images = (
-            f'<h2>{html.escape(name.replace("_", " "))}</h2><img alt="{html.escape(name)}" '
+            f'<h2>{_escaped(title)}</h2><img alt="{_escaped(title)}" '
             f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
-            for name, png in pictures.items()
+            for title, png in pictures.values()
         )
         page = _PAGE.format(
-            source=html.escape(str(options.source)),
+            source=_escaped(str(options.source)),
             said=html.escape(said),
             version=__version__,
-            command=html.escape(options.command),
-            warnings="".join(f"<p>Warning: {html.escape(warning)}</p>" for warning in numbers["warnings"]),
+            command=_escaped(options.command),
+            warnings="".join(f"<p>Warning: {_escaped(warning)}</p>" for warning in numbers["warnings"]),
             pictures="\n".join(images),
             numbers=html.escape(text),
         )
-        (partial / "report.html").write_text(page, encoding="utf-8")
-        for file in sorted(partial.iterdir()):
-            os.replace(file, options.out / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))

@@ -73,7 +73,7 @@ def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str
         raise SingleCellError(f"layer is {layer!r} and use_raw is True; needed one of them, as raw has no layers")
     if use_raw:
         if adata.raw is None:
-            raise SingleCellError("use_raw is True, but adata.raw is None; set use_raw=False or name a layer")
+            raise SingleCellError("use_raw is True, but adata.raw is None; pass use_raw=False, or name a layer")
         return adata.raw.X, adata.raw.var_names, "adata.raw.X"
     if layer is None:
         return adata.X, adata.var_names, "adata.X"
@@ -205,7 +205,7 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     data = data_of(value, design, terms, example, left)
     cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals, cubes)
     if not design.has_depth:
-        warn_of_confounded_depth(cells, known)
+        warn_of_confounded_depth(cells, known or Depth.hinted(obs))
     return cells
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import require
@@ -64,6 +65,8 @@ class CellsOnDask:
 def keep_cells(clean: Cleaner) -> Any:
     """Check all cells, and return those of a file or dask array by rows as they lie there, any others in memory."""
     matrix = clean.expression.matrix
+    if hasattr(getattr(matrix, "_meta", matrix), "format"):  # minibatches of sparse cells have torch's default dtype
+        clean.dtype = torch.get_default_dtype()
     if is_dask(matrix) and matrix.numblocks[1] == 1:
         on_workers(clean, each_block, _size)
         clean.check()

@@ -50,7 +50,7 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
         (True, array([[0., 1., 0.]]))
     """
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # also of a name that is too long
         raise SingleCellError(f"{str(path)!r} does not exist; needed an h5ad or zarr file of an AnnData")
     with suppress(ImportError):
         importlib.import_module("hdf5plugin")  # registers the filters of compressed files
@@ -60,8 +60,7 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
         link = None if follow_links else (_symbolic_link(path) if path.is_dir() else _hdf5_link(root))
         if link:
             raise SingleCellError(
-                f"{str(path)!r} holds {link}, which may reach other files; if you trust it, pass follow_links=True to "
-                "open_cells"
+                f"{str(path)!r} holds {link}, which may reach other files; if you trust it, pass follow_links=True"
             )
         with warnings.catch_warnings():
             # Duplicate names of genes are refused later; those of cells do no harm.

@@ -21,7 +21,7 @@ _DPI = 110
 def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes], list[str]]:
     """Return the pictures of a run by name, those of single genes, both as PNG, and why others could not be drawn."""
     number, problems = len(results.contrasts), list[str]()
-    picture = functools.partial(_picture, problems)
+    picture = functools.partial(painted, problems=problems)
     convergence = functools.partial(plots.convergence, results.de.result, len(results.de.genes))
     pictures = {
         "loss": picture("the loss", (7.0, 3.6), 1, lambda axes: convergence(axes[0])),
@@ -36,21 +36,6 @@ def draw(results: Results) -> tuple[dict[str, bytes], dict[str, bytes], list[str
         genes[f"{one.gene}, {one.contrast}"] = picture(one.gene, size, columns, functools.partial(_gene, one))
     made, of_genes = ({name: png for name, png in found.items() if png} for found in (pictures, genes))
     return made, of_genes, problems
-
-
-def _picture(
-    problems: list[str], name: str, size: tuple[float, float], columns: int, paint: Callable[[Sequence[Any]], Any]
-) -> bytes:
-    """Return a picture as PNG; one that fails is empty, and a problem."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
-            figure = _figure(*size)
-            paint(figure.subplots(1, columns, squeeze=False)[0])
-            return _png(figure)
-    except Exception as error:  # whatever matplotlib raises for odd values and names
-        problems.append(printable(f"the picture of {name} could not be drawn: {type(error).__name__}: {error}"))
-        return b""
 
 
 def _volcanoes(results: Results, axes: Sequence[Any]) -> None:
@@ -69,13 +54,20 @@ def _gene(one: GeneFit, axes: Sequence[Any]) -> None:
         plots.samples(one, axes[1])
 
 
-def _figure(width: float, height: float) -> Any:
+def painted(
+    name: str, size: tuple[float, float], columns: int, paint: Callable[[Sequence[Any]], Any], problems: list[str]
+) -> bytes:
+    """Return a picture as PNG; where it fails, b"", and why in problems, as no picture should cost the results."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")  # pyplot would keep it in a global list
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
+            figure = Figure(figsize=size, layout="constrained")  # pyplot would keep it in a global list
+            paint(figure.subplots(1, columns, squeeze=False)[0])
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format="png", dpi=_DPI)
+            return buffer.getvalue()
+    except Exception as error:  # whatever matplotlib raises for odd values and names
+        problems.append(printable(f"the picture of {name} could not be drawn: {type(error).__name__}: {error}"))
+        return b""

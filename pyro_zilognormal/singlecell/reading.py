@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.scale import Cleaner, Expression, on_workers, to_linear
 from pyro_zilognormal.sufficient import SufficientStatistics, row_chunks
 from pyro_zilognormal.sufficient.dask import Part, each_block, fold, gathered, is_dask, small, statistics_of
@@ -83,15 +83,7 @@ def read_cells(clean: Cleaner) -> Any:
         grid.setdefault(rows.start, []).append(block)
     if not hasattr(grid[0][0], "tocsr"):
         return torch.from_numpy(np.block(list(grid.values())))
-    found = require("scipy.sparse").bmat(list(grid.values()), format="csr")
-    # Minibatches of a CSR matrix have torch's default dtype.
-    limits, positive = torch.finfo(torch.get_default_dtype()), found.data[found.data > 0]
-    if positive.size and not (limits.tiny <= positive.min() and positive.max() <= limits.max):
-        raise SingleCellError(
-            f"adata holds values from {positive.min():.3g} to {positive.max():.3g}, which {limits.dtype} cannot hold; "
-            "needed other units, or a detection_threshold above the smallest"
-        )
-    return found
+    return require("scipy.sparse").bmat(list(grid.values()), format="csr")
 
 
 def read_genes(clean: Cleaner, columns: list[int]) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError, require
@@ -40,6 +41,7 @@ _NO_COUNT = (
     "'linear' or 'log1p'"
 )
 _NOTHING = "{} holds no value above the detection threshold; needed some"
+_NOT_HELD = ", which {} cannot hold; needed other units, or a detection_threshold above values that are too small"
 _NO_LOGARITHM = " once scale={!r} is undone; the stored values are not logarithms: scale='linear'?"
 # Stored values in a block of columns: about 200 MB of working memory.
 _VALUES_A_BLOCK = 1 << 21
@@ -256,10 +258,19 @@ class Cleaner:
         scale: that of its stored values.
         threshold: linear values of at most this are zeros.
         offset: whether there are size factors for them.
+        dtype: that of minibatches, which has to hold the positive linear values; None where there are none.
     """
 
-    def __init__(self, expression: Expression, scale: str, threshold: float, offset: bool = False) -> None:
-        self.expression, self.scale, self.threshold, self.offset = expression, scale, threshold, offset
+    def __init__(
+        self,
+        expression: Expression,
+        scale: str,
+        threshold: float,
+        offset: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.expression, self.scale, self.threshold = expression, scale, threshold
+        self.offset, self.dtype = offset, dtype
         self.seen = Values()
         self.positive = 0  # of the linear ones, above the threshold
 
@@ -271,7 +282,7 @@ class Cleaner:
     def blank(self) -> Cleaner:
         """Return one that has seen nothing, without the matrix and its names, which are large, for another process."""
         expression = Expression(None, [], (), self.expression.where, False)
-        return Cleaner(expression, self.scale, self.threshold, self.offset)
+        return Cleaner(expression, self.scale, self.threshold, self.offset, self.dtype)
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -323,7 +334,8 @@ class Cleaner:
     def _clean(self, stored: NDArray[Any], block: Any, first: tuple[int, int]) -> NDArray[np.float64]:
         if stored.dtype.kind not in "fiub":
             raise SingleCellError(f"{self.expression.where} has dtype {stored.dtype}; needed real numbers")
-        values = np.array(stored, dtype=np.float64)  # a plain copy, also of a view of an AnnData
+        # A plain copy, also of a view of an AnnData; masked values are missing.
+        values = np.asarray(np.ma.filled(stored.astype(np.float64), np.nan))
         if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
             self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
         if self.scale == "counts" and (values != np.floor(values)).any():
@@ -332,6 +344,11 @@ class Cleaner:
         to_linear(values, self.scale, self.threshold)
         if self.scale in _BASES and np.isinf(values).any():
             self._refuse(values, np.isinf(values), block, first, _NO_LOGARITHM.format(self.scale))
+        if self.dtype is not None:
+            limits = torch.finfo(self.dtype)
+            lost = (values > limits.max) | ((values > 0) & (values < limits.tiny))
+            if lost.any():
+                self._refuse(values, lost, block, first, _NOT_HELD.format(limits.dtype))
         self.positive += int(np.count_nonzero(values))
         return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import shutil
@@ -23,7 +24,7 @@ def found_at(path: str | os.PathLike[str]) -> Path:
         'none.zarr'
     """
     path = Path(path)
-    return path if path.exists() or not _old(path).exists() else _old(path)
+    return path if os.path.exists(path) or not os.path.exists(_old(path)) else _old(path)
 
 
 @contextmanager
@@ -53,6 +54,9 @@ def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
             os.rename(path, old)
         os.rename(folder / "new", path)
         shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        whole = "the one before is whole" if path.exists() or old.exists() else "there is none yet"
+        raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {whole}", str(path)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

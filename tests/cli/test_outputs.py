@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html.parser
 import json
 import os
@@ -239,6 +240,22 @@ def test_a_second_run_into_a_folder_is_refused_and_changes_nothing(tmp_path: Pat
     assert f"out: {str(out)!r} is in use by process {os.getpid()} on {socket.gethostname()}" in ran.problems
 
 
+def test_a_full_disk_is_told_with_the_folder_and_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))
+    path, out = file_of(tmp_path), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "html", full)
+        ran = run("de", path, *ASKED, "--quiet", "--out", out)
+    assert (ran.code, ran.said, ran.problems.count("\n")) == (1, "", 1)
+    says = rf"No space left on device after [1-9]\d+ bytes of results; fit\.ckpt is whole: .* with --resume: '{out}'"
+    assert re.search(says, ran.problems)
+    assert [file.name for file in out.iterdir()] == ["fit.ckpt"]
+    assert run("de", path, *ASKED, "--quiet", "--out", out, "--resume").code == 0
+
+
 def test_folders_and_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "draw", undrawn)
     path, out = file_of(tmp_path), tmp_path / "out"
@@ -262,5 +279,5 @@ def test_links_are_followed_only_when_asked_for(tmp_path: Path) -> None:
         file["uns/more"] = h5py.SoftLink("/var")
     ran = run("de", path, *ASKED, "--out", tmp_path / "out")
     assert (ran.code, len(ran.problems.splitlines())) == (2, 1)
-    assert "holds a link, 'uns/more'" in ran.problems
+    assert "holds a link, 'uns/more', which may reach other files; if you trust it, pass --follow-links" in ran.problems
     assert not (tmp_path / "out").exists()

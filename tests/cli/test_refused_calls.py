@@ -89,6 +89,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "damaged inside": (_damaged, ASKED, "adata.X cannot be read; the file is damaged"),
     "other HDF5": (_other_hdf5, ASKED, "it has no obs"),
     "a folder": (lambda folder: folder, ASKED, "cannot be read as an AnnData"),
+    "a name that is too long": (lambda folder: folder / ("x" * 300), ASKED, "does not exist"),
     "no matrix": (_no_matrix, ASKED, "adata has no X"),
     "nothing but zeros": (_of(x=np.zeros((N, 4))), ASKED, "no value above the detection threshold"),
     "NaN": (_of(x=values_with(5, 2, np.nan)), ASKED, "nan in cell 'cell5', gene 'same'"),
@@ -137,7 +138,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "no level": (("--formula", "~ condition", "--contrast", "condition", "stimm", "ctrl"), "did you mean 'stim'?"),
     "not in formula": (("--formula", "~ condition", "--contrast", "donor", "d1", "d0"), "donor"),
     "no layer": ((*ASKED, "--layer", "count"), "did you mean 'counts'?"),
-    "no raw": ((*ASKED, "--use-raw"), "adata.raw is None"),
+    "no raw": ((*ASKED, "--use-raw"), "adata.raw is None; pass no --use-raw, or name a layer"),
     "layer and raw": ((*ASKED, "--use-raw", "--layer", "counts"), "needed one of them"),
     "no donor": ((*ASKED, "--donor", "patient"), "'patient'"),
     "no offset": ((*ASKED, "--offset", "size"), "'size'"),
@@ -151,6 +152,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "threshold": ((*ASKED, "--detection-threshold", "nan"), "detection_threshold is nan"),
     "all below": ((*ASKED, "--detection-threshold", "1e9"), "no value above the detection threshold"),
     "device": ((*ASKED, "--device", "abacus"), "device is 'abacus'"),
+    "device without numbers": ((*ASKED, "--device", "meta"), "device is 'meta', which cannot be used here"),
     "scale": ((*ASKED, "--scale", "log"), "invalid choice: 'log'"),
     "steps": ((*ASKED, "--steps", "3"), "'3' is not a whole number of at least 10"),
     "seed": ((*ASKED, "--seed", "-1"), "'-1'"),
@@ -163,7 +165,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "interaction": (
         ("--formula", "~ condition * donor", *CONTRAST),
-        "needed the value of donor in a pair of conditions, ('condition=stim,donor=...', 'condition=ctrl,donor=...')",
+        "the value of donor in a pair of conditions, --contrast 'condition=stim,donor=...' 'condition=ctrl,donor=...'",
     ),
     "a call in the formula": (("--formula", "~ .system('x') + condition", *CONTRAST), "cannot be read"),
     "control characters": (("--formula", "~ \x1b[31m", *CONTRAST), "\\x1b"),
@@ -203,6 +205,18 @@ def test_a_folder_that_cannot_be_is_refused(where: str, tmp_path: Path) -> None:
     _refused(tmp_path / where, "is a file", "demo")
 
 
+def test_a_folder_in_the_place_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out" / "fit.ckpt").mkdir(parents=True)
+    _refused(tmp_path / "out", "fit.ckpt' is a folder; needed a file, or none", "de", file_of(tmp_path), *ASKED)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300])
+def test_a_name_that_is_too_long_is_refused(name: str, tmp_path: Path) -> None:
+    ran = run("de", file_of(tmp_path), *ASKED, "--quiet", "--out", tmp_path / name)
+    assert (ran.code, ran.problems.count("\n")) == (2, 1)
+    assert "cannot be written to (File name too long)" in ran.problems
+
+
 def test_a_folder_that_cannot_be_made_is_refused() -> None:
     ran = run("demo", "--out", "/proc/none/out")  # where not even root can make one
     assert (ran.code, ran.problems.count("\n")) == (2, 1)
@@ -222,6 +236,7 @@ def test_the_checkpoint_of_another_fit_is_refused_and_kept(done: tuple[Ran, Path
     ran = run("de", file_of(tmp_path), *ASKED, "--donor", "donor", "--seed", "1", "--out", out, "--resume")
     assert (ran.code, ran.problems.count("\n")) == (2, 1)
     assert "is the checkpoint of another fit: seed" in ran.problems
+    assert "Use another path, or no --resume to replace it" in ran.problems
     assert {file: file.read_bytes() for file in out.iterdir()} == before
 
 

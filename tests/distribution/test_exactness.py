@@ -88,6 +88,15 @@ FOUND: list[tuple[str, str, torch.dtype, tuple[float, ...]]] = [
     ("icdf", "cloglog", F64, (16.48731458562294, 1.3022274108962866, -18.11844892282022, 0.9999999885570999)),
     ("icdf", "zi_logits", F64, (-2.649291101288273, 1.1284689374643253, 14.83415627641153, 0.999999722880617)),
     ("icdf", "zi_logits", F32, (-0.8513190150260925, 1.0475431680679321, 11.794581413269043, 0.9999945759773254)),
+    # Powers that overflow or underflow on the way to an ordinary result.
+    ("mode", "zi_logits", F32, (200.0, 1.0, -1000.0)),
+    ("mode", "zi_logits", F32, (100.0, 1.0, 5.0)),
+    ("icdf", "zi_logits", F32, (86.72, 8.477, -12.0, 0.5)),
+    ("log_prob", "zi_logits", F32, (1.0, 1e-20, 0.3, 0.0)),
+    ("log_cdf", "zi_logits", F32, (5.0, 0.5, -np.inf, 1e-38)),
+    ("log_mean", "zi_logits", F32, (5.0, 1e30, np.inf)),
+    ("kl", "zi_logits", F32, (0.0, 1.0, 0.2, 0.3, 1e-44, 1.0)),
+    ("kl", "zi_logits", F32, (0.0, 1.0, 0.2, 0.3, 1.0, 3e38)),
 ]
 
 

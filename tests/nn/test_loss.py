@@ -134,6 +134,13 @@ def test_bad_input(case: str) -> None:
         ziln_loss(*arguments)
 
 
+@pytest.mark.parametrize("name", ["params", "target", "weight"])
+@pytest.mark.parametrize("value", [[0.0], np.zeros((4, 3)), 2.0, "x"], ids=str)
+def test_what_is_no_tensor_is_named(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=rf"^{name} must be a torch\.Tensor, got {type(value).__name__}"):
+        ziln_loss(**{"params": P, "target": Y, "weight": Y, name: value})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("n", [3, 20_000])
 def test_double_backward(n: int) -> None:
     """Also where the kernel for many entries is in charge."""

@@ -150,6 +150,7 @@ BAD = {
     "NaN": (lambda: decile_calibration([0.0, 1.0], [np.nan, 1.0], 2), r"score must be .* without NaN"),
     "a column": (lambda: crps_skill(TWO, np.ones((2, 1))), r"target must be .*got shape \(2, 1\)"),
     "too many": (lambda: crps_skill(TWO, np.ones(3)), r"one value for each distribution, \(2,\), got \(3,\)"),
+    "shapes": (lambda: crps(TWO, np.ones(3)), r"do not broadcast: target \(3,\), batch_shape \(2,\)"),
     "weights": (lambda: crps_skill(TWO, np.ones(2), np.ones(1)), r"got \(2,\) and \(1,\)"),
     "groups": (lambda: decile_calibration([0.0, 1.0], [0.0, 1.0]), "from 1 to the number of rows, 2, got 10"),
 }

@@ -96,6 +96,7 @@ def test_predictions_are_those_of_the_distribution() -> None:
     np.testing.assert_array_equal(model.predict(X[:5]), d.mean)
     np.testing.assert_allclose(model.predict_proba_positive(X[:5]), 1 - d.zi_probs, rtol=1e-14)
     np.testing.assert_allclose(model.predict_quantile(X[:5]), d.median, rtol=1e-14)
+    assert model.predict_quantile(X[:5], []).shape == (5, 0)
     np.testing.assert_allclose(model.predict_quantile(X[:5], q), d.icdf(torch.tensor(q)[:, None]).T, rtol=1e-15)
     assert model.score(X, Y) == crps_skill(model.predict_dist(X), Y)
     torch.testing.assert_close(model.network_(torch.tensor(X[:5])).mean.detach(), d.mean)

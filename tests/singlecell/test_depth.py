@@ -203,6 +203,11 @@ WARNS: dict[str, tuple[Callable[[], Any], str | None]] = {
         lambda: HurdleDE(many_genes(SPLIT, value=5.0), "~ condition", scale="counts"),
         "total counts: means of .* in levels of condition",
     ),
+    "totals that are known and not used": (
+        lambda: HurdleDE(with_known(MORE), "~ condition"),
+        r"total_counts: means of 2\.04e\+03 to 3\.12e\+03 in levels of condition",
+    ),
+    "totals of which some are 0": (lambda: HurdleDE(with_known(MORE - 2000), "~ condition"), None),
     "one depth": (
         lambda: HurdleDE(with_share(SPLIT, umis=7), "~ condition", depth="umis"),
         "share of positive .* of condition",
@@ -213,6 +218,12 @@ WARNS: dict[str, tuple[Callable[[], Any], str | None]] = {
 def with_share(share: Any, **columns: Any) -> anndata.AnnData:
     adata = many_genes(share)
     adata.obs["umis"] = columns.get("umis", MORE)
+    return adata
+
+
+def with_known(totals: Any) -> anndata.AnnData:
+    adata = many_genes(0.4)
+    adata.obs["total_counts"] = totals
     return adata
 
 

@@ -110,7 +110,7 @@ def test_interactions_are_compared_at_given_values() -> None:
 
 
 def test_a_variable_without_interaction_need_not_be_given() -> None:
-    design = Design("~ group + sex * number", SIX)
+    design = Design("~ group + sex * number", pd.concat([SIX, SIX]))
     design.contrast("group", "b", "a")
 
 

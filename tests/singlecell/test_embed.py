@@ -10,7 +10,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from pyro_zilognormal.singlecell import SingleCellError, embed, open_cells
+from pyro_zilognormal.singlecell import SingleCellError, embed, embed_cli, open_cells
 from pyro_zilognormal.singlecell.embed import CellBatches
 from pyro_zilognormal.svi import Checkpoint
 from tests.cli.cli_cases import run
@@ -28,6 +28,13 @@ def cells(cells=CELLS):
     obs.index = [f"cell{i}" for i in range(cells)]
     var = pd.DataFrame(index=[f"gene{i}" for i in range(GENES)])
     return anndata.AnnData(x, obs, var, obsm={"X_pca": np.zeros((cells, 2))})
+
+
+def holding(value):
+    adata = cells()
+    adata.X = adata.X.toarray().astype(np.float64) + 0.5
+    adata.X[7, 3] = value
+    return adata
 
 
 def embedded(adata, **options):
@@ -165,6 +172,8 @@ BAD = [
     ({"key_added": "a/b"}, "key_added is 'a/b'"),
     ({"adata": cells()[:20].copy()}, "adata has 20 cells; needed at least 50"),
     ({"latent": 0}, "latent is 0"),
+    ({"adata": holding(1e300), "scale": "linear"}, r"1e\+300 in cell 'cell7', gene 'gene3', which float32 cannot hold"),
+    ({"adata": holding(1e-60), "scale": "linear"}, "1e-60 in cell 'cell7', gene 'gene3', which float32 cannot hold"),
 ]
 
 
@@ -194,7 +203,7 @@ def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path):
     ran = run(*asked, "--steps", "600", "--quiet")
     assert (ran.code, ran.said) == (0, "")
     names = {file.name for file in Path(out).iterdir()}
-    pictures = {"loss.png", "embedding_by_sample.png", "embedding_by_kind.png"}
+    pictures = {"loss.png", "embedding_by_batch.png", "embedding_by_label.png"}
     assert names == pictures | {"embedding.h5ad", "genes.csv", "metrics.json", "report.html", "fit.ckpt"}
     result = anndata.read_h5ad(out / "embedding.h5ad")
     assert result.obsm["X_ziln"].shape == (CELLS, 2)
@@ -209,6 +218,27 @@ def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path):
     resumed = run(*asked, "--steps", "600", "--resume")
     assert resumed.code == 0
     assert np.array_equal(anndata.read_h5ad(out / "embedding.h5ad").obsm["X_ziln"], result.obsm["X_ziln"])
+
+
+def test_odd_names_and_pictures_that_fail_cost_no_embedding(tmp_path, monkeypatch):
+    adata, odd = cells(), {"a": "$\\frac{$", "b": "\x1b[31m基😀"}
+    adata.obs["_$\\x\x1b"] = adata.obs["kind"].map(odd)
+    adata.obs["text"] = pd.array(["x", None] * (CELLS // 2), dtype="string")
+    with anndata.settings.override(allow_write_nullable_strings=True):
+        path, asked = on_disk(tmp_path, adata, "h5ad"), ["--scale", "counts", "--latent", "2", "--steps", "5"]
+    asked += ["--label", "_$\\x\x1b", "--quiet"]
+    ran = run("embed", path, *asked, "--out", tmp_path / "out")
+    assert (ran.code, ran.said, ran.problems) == (0, "", "")
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert text.count("<img") == 2
+    assert all(line.isprintable() for line in text.splitlines())
+    monkeypatch.setattr(embed_cli, "plane", lambda values: 1 / 0)
+    ran = run("embed", path, *asked, "--out", tmp_path / "failed")
+    assert ran.code == 0
+    assert (
+        ran.problems == "warning: the picture of _$\\x\\x1b could not be drawn: ZeroDivisionError: division by zero\n"
+    )
+    assert len(anndata.read_h5ad(tmp_path / "failed" / "embedding.h5ad")) == CELLS
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "nan": (lambda: call(with_value(np.nan)), r"adata.X: nan in cell 'cell17', gene 'same'; needed finite values"),
     "nan in csr": (lambda: call(with_value(np.nan, sp.csr_matrix)), r"nan in cell 'cell17', gene 'same'"),
     "nan in csc": (lambda: call(with_value(np.nan, sp.csc_matrix)), r"nan in cell 'cell17', gene 'same'"),
+    "masked": (
+        lambda: call(with_value(0.5, lambda x: np.ma.masked_equal(x, 0.5))),
+        r"adata.X: nan in cell 'cell17', gene 'same'; needed finite values",
+    ),
     "infinite": (lambda: call(with_value(np.inf)), r"inf in cell 'cell17', gene 'same'; needed finite"),
     "minus infinite": (lambda: call(with_value(-np.inf)), r"-inf in cell 'cell17', gene 'same'; needed finite"),
     "no logarithm": (
@@ -94,7 +98,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         r"gene name 'a' stands 3 times in var_names; needed unique names: call adata.var_names_make_unique\(\)",
     ),
     "no layer": (lambda: call(experiment(), layer="counts"), "layer: 'counts' is not one of the layers of adata: none"),
-    "no raw": (lambda: call(experiment(), use_raw=True), "use_raw is True, but adata.raw is None"),
+    "no raw": (lambda: call(experiment(), use_raw=True), "use_raw is True, but adata.raw is None; pass use_raw=False"),
     "layer and raw": (lambda: call(experiment(), use_raw=True, layer="a"), "layer is 'a' and use_raw is True"),
     "scale": (lambda: call(experiment(), scale="log2"), "needed one of 'linear', 'log1p', 'log2p1', 'log10p1',"),
     "threshold": (lambda: call(experiment(), detection_threshold=-1), "detection_threshold is -1; needed a number"),
@@ -139,6 +143,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no intercept": (lambda: call(experiment(), "~ 0 + condition"), "'~ 0 \\+ condition' has no intercept; needed one"),
     "two sides": (lambda: call(experiment(), "age ~ condition"), "has several sides or parts; needed one"),
     "unreadable formula": (lambda: call(experiment(), "~ condition +* sex"), "cannot be read: "),
+    "a variable of single cells": (
+        lambda: call(with_obs(name=frame().index), "~ condition + name"),
+        "has 161 coefficients for 160 cells; needed fewer: leave out variables that name single cells",
+    ),
     "unclosed": (lambda: call(experiment(), "~ C(condition"), "cannot be read: "),
     "log of zero": (lambda: call(with_obs(age=AGE - AGE.min()), "~ log(age)"), r"'log\(age\)' is not finite"),
     "no donor column": (lambda: call(experiment(), donor="doner"), "donor: 'doner' is not .*did you mean 'donor'"),
