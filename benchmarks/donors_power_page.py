@@ -156,9 +156,10 @@ towards 0, are covered less often. So 93 to 97 % of all is not to be asked of it
 ## Interferon
 
 Seven known genes among the first 30, and log_fc within 0.3 of the observed log2 ratio for 95 % of called genes, were
-asked of two donors. More genes than 30 change as much, and one of the seven can be in few cells: no method has all
-seven there in both types. And the observed ratio is itself uncertain, over cells: were log_fc the truth, it would be
-within 0.3 of it for the share of called genes in the last column.
+asked of two donors. More genes than 30 change as much, and one of the seven can be in few cells. So no order by
+certainty has all seven there in both types; ours has, since of equally certain genes those with the largest credible
+change come first. The observed ratio is itself uncertain, over cells: were log_fc the truth, it would be within 0.3 of
+it for the share of called genes in the last column.
 
 {interferon}
 """
