@@ -9,10 +9,14 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from anndata.experimental import AnnCollection
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from pyro_zilognormal import SufficientStatistics
+from pyro_zilognormal.models import ZILNVAE, ZILNVAEGuide, fit_vae
 from pyro_zilognormal.singlecell import SingleCellError, embed, embed_cli, open_cells
 from pyro_zilognormal.singlecell.embed import CellBatches
-from pyro_zilognormal.svi import Checkpoint
+from pyro_zilognormal.svi import BatchStream, Checkpoint
 from tests.cli.cli_cases import run
 
 CELLS, GENES, STEPS = 300, 24, 20
@@ -140,6 +144,45 @@ def test_few_cells_are_in_memory_at_a_time(monkeypatch):
     assert sum(read) == 2048
     assert sum(len(batch.args[0]) for batch in batches) == 20_000 - 128
     assert sum(read) == 20_000
+
+
+def arguments(part):
+    return part.X, part.obs["code"].to_numpy()
+
+
+def collection(folder, adata):
+    """Return a loader of two files as one, which are read as they are needed."""
+    adata.obs["code"] = pd.factorize(adata.obs["sample"])[0]
+    parts = [(folder / "first", adata[:100]), (folder / "second", adata[100:])]
+    for place, part in parts:
+        place.mkdir()
+        part.copy().write_h5ad(place / "cells.h5ad")
+    files = AnnCollection([anndata.read_h5ad(place / "cells.h5ad", backed="r") for place, _ in parts])
+    rows = BatchSampler(SequentialSampler(files), batch_size=64, drop_last=False)
+    return DataLoader(files, batch_size=None, sampler=rows, collate_fn=arguments)
+
+
+class OfDictionaries:
+    """The same batches as annbatch gives them."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        given = ({"X": x, "obs": pd.DataFrame({"code": code})} for x, code in self.loader)
+        return ((batch["X"], batch["obs"]["code"].to_numpy()) for batch in given)
+
+
+@pytest.mark.parametrize("form", [lambda loader: loader, OfDictionaries])
+def test_a_loader_over_files_trains_the_model_and_embeds_as_the_whole_matrix_does(tmp_path, form):
+    adata = cells()
+    stream = BatchStream(form(collection(tmp_path, adata)), plate="cells")
+    model = ZILNVAE(sum(SufficientStatistics.from_cells(b.args[0]) for b in stream.epoch(0, 0)), latent=2, batches=2)
+    assert model.cells == CELLS
+    fitted = fit_vae(model, ZILNVAEGuide(model), stream, steps=STEPS)
+    assert fitted.result.losses[-5:].mean() < fitted.result.losses[:5].mean()  # five batches are an epoch
+    whole = torch.from_numpy(adata.X.toarray()), torch.from_numpy(adata.obs["code"].to_numpy())
+    assert torch.allclose(fitted.latent(stream).mean, fitted.latent(*whole).mean, atol=1e-5)
 
 
 class Killed(Exception):
