@@ -31,7 +31,7 @@ from pyro_zilognormal import __version__
 
 GENES, POSITIVE, ROWS = 20_000, 2_000, 10_000
 CHANGE = 4.0  # of every hundredth gene, in the stimulated cells
-RUN = "import sys; from pyro_zilognormal.singlecell.cli import main; sys.exit(main(sys.argv[1:]))"
+RUN = "import sys; from pyro_zilognormal.singlecell.cli.main import main; sys.exit(main(sys.argv[1:]))"
 ASKED = ("--formula", "~ condition", "--contrast", "condition", "stim", "ctrl", "--delta", "0.25")
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pyro_zilognormal.models.hurdle import passes
 from pyro_zilognormal.models.hurdle.effects import location
 from pyro_zilognormal.singlecell import HurdleDE, open_cells
-from pyro_zilognormal.singlecell.design import Design
+from pyro_zilognormal.singlecell.design.design import Design
 
 FORMULA = "~ condition + age + bs(pseudotime, df=4)"
 CONTRASTS = {

@@ -32,7 +32,7 @@ from reduction import GENES, GROUPS, PIECE, draw
 
 from pyro_zilognormal import SufficientStatistics, __version__, row_chunks
 from pyro_zilognormal.singlecell import open_cells
-from pyro_zilognormal.singlecell.cluster import local_cluster
+from pyro_zilognormal.singlecell.cli.cluster import local_cluster
 
 WORKERS = (1, 2)
 TARGET = 100_000_000
@@ -97,7 +97,7 @@ def busy(client: Client) -> float:
 def started(workers: int) -> Client:
     """A client of so many fresh workers, which have imported what they need."""
     client = Client(local_cluster(workers))
-    client.run(__import__, "pyro_zilognormal.singlecell.stored_matrix")
+    client.run(__import__, "pyro_zilognormal.singlecell.files.stored_matrix")
     return client
 
 

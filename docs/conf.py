@@ -30,8 +30,8 @@ include_patterns = [
 nitpick_ignore = [
     ("py:class", "pyro_zilognormal.models.hurdle.components.Block"),
     ("py:class", "pyro_zilognormal.models.hurdle.sinh_arcsinh.PathDerivative"),
-    ("py:class", "pyro_zilognormal.singlecell.depth.Depth"),
-    ("py:class", "pyro_zilognormal.singlecell.scale.Cleaner"),
+    ("py:class", "pyro_zilognormal.singlecell.design.depth.Depth"),
+    ("py:class", "pyro_zilognormal.singlecell.files.scale.Cleaner"),
     ("py:class", "pyro_zilognormal.svi.data.FullData"),
     ("py:class", "pyro_zilognormal.svi.data.Source"),
 ]

@@ -31,15 +31,16 @@ from pyro_zilognormal.singlecell.arguments import (
     text_or_none,
     whole,
 )
-from pyro_zilognormal.singlecell.cube import Cube, opened
+from pyro_zilognormal.singlecell.cube.cube import Cube, opened
+from pyro_zilognormal.singlecell.cube.reduce import read_cube
 from pyro_zilognormal.singlecell.curves import Curve, curves
-from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
+from pyro_zilognormal.singlecell.files.io import Cells, find_expression, read
+from pyro_zilognormal.singlecell.files.scale import Cleaner, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
-from pyro_zilognormal.singlecell.io import Cells, find_expression, read
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
-from pyro_zilognormal.singlecell.reduce import read_cube
 from pyro_zilognormal.singlecell.results import (
     CREDIBLE,
     LEFT_TAIL,
@@ -49,7 +50,6 @@ from pyro_zilognormal.singlecell.results import (
     describe_columns,
     prediction_table,
 )
-from pyro_zilognormal.singlecell.scale import Cleaner, choose_scale, declared_scale
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_zilognormal.models import Condition, cell_parameters
 from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
+from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.genes import find_genes
-from pyro_zilognormal.singlecell.io import Cells
 from pyro_zilognormal.singlecell.results import select, summarise
 
 _POINTS, _BINS = 100, 10

@@ -21,12 +21,12 @@ from pyro_zilognormal.singlecell.arguments import (
     text_or_none,
     whole,
 )
-from pyro_zilognormal.singlecell.depth import Depth
+from pyro_zilognormal.singlecell.design.depth import Depth
+from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
-from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.io import find_expression
-from pyro_zilognormal.singlecell.reading import read_statistics
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression, choose_scale, declared_scale
+from pyro_zilognormal.singlecell.files.io import find_expression
+from pyro_zilognormal.singlecell.files.reading import read_statistics
+from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.write import check_key
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.sufficient.dask import is_dask

@@ -15,9 +15,9 @@ from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell.arguments import items
-from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
-from pyro_zilognormal.singlecell.io import Cells
+from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.predictive_check import row_parameters
 from pyro_zilognormal.singlecell.results import select, summarise
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.design import Contrast, strata
+from pyro_zilognormal.singlecell.design.design import Contrast, strata
 from pyro_zilognormal.singlecell.errors import require
-from pyro_zilognormal.singlecell.io import Cells
-from pyro_zilognormal.singlecell.kept import times
+from pyro_zilognormal.singlecell.files.io import Cells
+from pyro_zilognormal.singlecell.files.kept import times
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 Floats = NDArray[np.float64]

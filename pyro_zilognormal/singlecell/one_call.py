@@ -11,10 +11,10 @@ from typing import Any
 from pyro_zilognormal.models import HurdlePriors
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions, checkpoint_path, flag, items
-from pyro_zilognormal.singlecell.cube import Cube, opened
-from pyro_zilognormal.singlecell.design import Contrast, Variable
+from pyro_zilognormal.singlecell.cube.cube import Cube, opened
+from pyro_zilognormal.singlecell.design.design import Contrast, Variable
+from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
-from pyro_zilognormal.singlecell.formula import column
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.singlecell.write import check_key, write_results
 from pyro_zilognormal.svi import Callback, Run

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from pyro_zilognormal.models import CellParameters, Condition, HurdleData, cell_parameters
-from pyro_zilognormal.singlecell.io import Cells
+from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.results import summary_columns
 from pyro_zilognormal.sufficient import SufficientStatistics
 

@@ -21,9 +21,9 @@ from pyro_zilognormal.models import (
     log_fold_change,
 )
 from pyro_zilognormal.singlecell.arguments import items, real
-from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, require, shown
-from pyro_zilognormal.singlecell.io import Arm
+from pyro_zilognormal.singlecell.files.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyro_zilognormal.singlecell.cli import main
+from pyro_zilognormal.singlecell.cli.main import main
 
 N = 60
 GENES = ("up", "down", "same", "rare")

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pyro_zilognormal.singlecell import cli
+from pyro_zilognormal.singlecell.cli import main as cli
 from tests.cli.cli_cases import ASKED, file_of, run, undrawn
 
 # A shell may have set SIGINT to be ignored. A checkpoint is written at each step that ends 0.01 s after the last.
 SCRIPT = """
 import signal, sys
-from pyro_zilognormal.singlecell import cli
+from pyro_zilognormal.singlecell.cli import main as cli
 from tests.cli.cli_cases import undrawn
 signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.SECONDS_A_SAVE = 0.01

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from pyro_zilognormal.singlecell import HurdleDE, cli, pictures, pl
+from pyro_zilognormal.singlecell import HurdleDE, pl
+from pyro_zilognormal.singlecell.cli import main as cli
+from pyro_zilognormal.singlecell.cli import pictures
+from pyro_zilognormal.singlecell.cli.options import join_contrasts
 from pyro_zilognormal.singlecell.errors import printable
-from pyro_zilognormal.singlecell.options import join_contrasts
 from pyro_zilognormal.singlecell.plots import literal
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run, undrawn
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_zilognormal.singlecell import Cube, cli, differential_expression
-from pyro_zilognormal.singlecell.each_cli import folders
+from pyro_zilognormal.singlecell import Cube, differential_expression
+from pyro_zilognormal.singlecell.cli import main as cli
+from pyro_zilognormal.singlecell.cli.each import folders
 from tests.cli.cli_cases import ASKED, cells, file_of, run, undrawn
 
 BY = ("--by", "donor,condition,type")

@@ -15,7 +15,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from pyro_zilognormal.singlecell import cli
+from pyro_zilognormal.singlecell.cli import main as cli
 from tests.docs.pages import ROOT
 
 STARTS = ("python ", "pip ", "pyro-zilognormal ", "bash ")

@@ -13,9 +13,9 @@ import torch
 
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import COLUMNS, Contrast
-from pyro_zilognormal.singlecell.io import Arm
+from pyro_zilognormal.singlecell.cli.report import Diagnostic, _around_zero, _calls, _printed, folds, verdict
+from pyro_zilognormal.singlecell.files.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
-from pyro_zilognormal.singlecell.report import Diagnostic, _around_zero, _calls, _printed, folds, verdict
 from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table
 
 DRAWS = 1000

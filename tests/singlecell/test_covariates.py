@@ -9,7 +9,7 @@ import torch
 
 from pyro_zilognormal.models import cell_parameters
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells, pl
-from pyro_zilognormal.singlecell.design import Design
+from pyro_zilognormal.singlecell.design.design import Design
 
 SPLINES = ["bs(time, df=4)", "cr(time, df=4)", "poly(time, 3)"]
 

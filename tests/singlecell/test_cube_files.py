@@ -26,7 +26,7 @@ from pyro_zilognormal.singlecell import (
     open_cells,
     reduce,
 )
-from pyro_zilognormal.singlecell.whole_folder import one_writer
+from pyro_zilognormal.singlecell.cube.whole_folder import one_writer
 from pyro_zilognormal.svi import InUseError
 from tests.singlecell.cube_cases import BY, CUBE, FAST, cells, compare, same
 
@@ -42,7 +42,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 KILLED = """
 import os, signal, sys
 import anndata
-from pyro_zilognormal.singlecell import extend_cube, whole_folder
+from pyro_zilognormal.singlecell import extend_cube
+from pyro_zilognormal.singlecell.cube import whole_folder
 path, cells, calls = sys.argv[1], anndata.read_h5ad(sys.argv[2]), []
 
 def rename(old, new, rename=os.rename):

@@ -24,10 +24,11 @@ from distributed import KilledWorker, LocalCluster
 from pyro_zilognormal.models import HurdleModel
 from pyro_zilognormal.models.hurdle import data
 from pyro_zilognormal.models.hurdle.cells import CellLikelihood
-from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells, stored_matrix
-from pyro_zilognormal.singlecell.cluster import cluster
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
+from pyro_zilognormal.singlecell.cli.cluster import cluster
 from pyro_zilognormal.singlecell.embed import embed
-from pyro_zilognormal.singlecell.kept import CellsOnDask
+from pyro_zilognormal.singlecell.files import stored_matrix
+from pyro_zilognormal.singlecell.files.kept import CellsOnDask
 from tests.cli.cli_cases import ASKED, file_of, run
 from tests.singlecell import hostile_files
 from tests.singlecell.cell_cases import experiment, values

@@ -17,9 +17,9 @@ import torch
 from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.models import draw_coefficients, log_fold_change
 from pyro_zilognormal.singlecell import DepthWarning, HurdleDE, SingleCellError, open_cells
-from pyro_zilognormal.singlecell import scale as scale_module
-from pyro_zilognormal.singlecell.depth import Depth
-from pyro_zilognormal.singlecell.scale import Cleaner
+from pyro_zilognormal.singlecell.design.depth import Depth
+from pyro_zilognormal.singlecell.files import scale as scale_module
+from pyro_zilognormal.singlecell.files.scale import Cleaner
 from pyro_zilognormal.sufficient import rows as rows_module
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
 

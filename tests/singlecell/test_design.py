@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
-from pyro_zilognormal.singlecell.design import Design, strata
+from pyro_zilognormal.singlecell.design.design import Design, strata
 from tests.singlecell.cell_cases import experiment, frame
 
 SIX = pd.DataFrame(

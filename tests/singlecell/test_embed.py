@@ -14,7 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.models import ZILNVAE, ZILNVAEGuide, fit_vae
-from pyro_zilognormal.singlecell import SingleCellError, embed, embed_cli, open_cells
+from pyro_zilognormal.singlecell import SingleCellError, embed, open_cells
+from pyro_zilognormal.singlecell.cli import embed as embed_cli
 from pyro_zilognormal.singlecell.embed import CellBatches
 from pyro_zilognormal.svi import BatchStream, Checkpoint
 from tests.cli.cli_cases import run

@@ -10,7 +10,7 @@ import scipy.sparse
 import scipy.stats
 
 from pyro_zilognormal.singlecell import HurdleDE
-from pyro_zilognormal.singlecell.report import LEFT_TAIL
+from pyro_zilognormal.singlecell.cli.report import LEFT_TAIL
 
 FORMATS = {"dense": np.asarray, "csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix}
 GENES = ("log-normal", "gamma", "sparse", "constant", "silent")

@@ -10,10 +10,10 @@ import pytest
 
 from pyro_zilognormal.models import log_fold_change
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
-from pyro_zilognormal.singlecell.design import Design
-from pyro_zilognormal.singlecell.formula import unquoted
+from pyro_zilognormal.singlecell.design.design import Design
+from pyro_zilognormal.singlecell.design.formula import unquoted
+from pyro_zilognormal.singlecell.design.random_effects import random_terms, split_formula
 from pyro_zilognormal.singlecell.one_call import _group_fits
-from pyro_zilognormal.singlecell.random_effects import random_terms, split_formula
 from tests.singlecell.cell_cases import experiment, frame
 
 NAMES = [

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
-from pyro_zilognormal.singlecell.design import Design, strata
-from pyro_zilognormal.singlecell.random_effects import RandomTerm, random_terms, split_formula
+from pyro_zilognormal.singlecell.design.design import Design, strata
+from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
 from tests.singlecell.cell_cases import experiment, frame
 
 EIGHT = pd.DataFrame(

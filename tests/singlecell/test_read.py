@@ -16,7 +16,7 @@ import torch
 
 from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
-from pyro_zilognormal.singlecell import scale as scale_module
+from pyro_zilognormal.singlecell.files import scale as scale_module
 from pyro_zilognormal.sufficient import rows as rows_module
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
 

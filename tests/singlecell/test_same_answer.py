@@ -15,7 +15,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from pyro_zilognormal.singlecell import Cube, differential_expression, open_cells, reduce, stored_matrix
+from pyro_zilognormal.singlecell import Cube, differential_expression, open_cells, reduce
+from pyro_zilognormal.singlecell.files import stored_matrix
 from pyro_zilognormal.sufficient import rows
 from tests.singlecell.cell_cases import STIM, experiment, values
 

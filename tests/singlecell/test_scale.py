@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 
 from pyro_zilognormal.singlecell import HurdleDE, ScaleWarning, SingleCellError
-from pyro_zilognormal.singlecell import scale as scale_module
+from pyro_zilognormal.singlecell.files import scale as scale_module
 from pyro_zilognormal.sufficient import rows as rows_module
 from tests.singlecell.cell_cases import experiment, values
 

@@ -285,11 +285,13 @@ def _in_threads(function: Callable[[Any], Result], items: Iterable[Any]) -> Iter
         return
     waiting: deque[Future[Result]] = deque()
     limits = import_module("threadpoolctl").threadpool_limits(1, "blas")
-    with limits, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads:
+    try:
+        with limits, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    torch.set_num_threads(threads)  # of threads that are made later
+    finally:
+        torch.set_num_threads(threads)  # of threads that are made later

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import Condition
+from pyro_zilognormal.singlecell.design.formula import Formula
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, listed, require, shown, unknown
-from pyro_zilognormal.singlecell.formula import Formula
 
 # The column of the zero part's design that holds the depth of cells, centred.
 LOG_DEPTH = "log depth"

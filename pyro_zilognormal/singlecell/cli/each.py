@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from pyro_zilognormal.singlecell.cli import compare, open_source
-from pyro_zilognormal.singlecell.cluster import cluster
-from pyro_zilognormal.singlecell.console import (
+from pyro_zilognormal.singlecell.cli.cluster import cluster
+from pyro_zilognormal.singlecell.cli.console import (
     BAD_INPUT,
     LOCK,
     MODEL,
@@ -27,12 +26,13 @@ from pyro_zilognormal.singlecell.console import (
     say,
     with_options,
 )
-from pyro_zilognormal.singlecell.cube import Cube
-from pyro_zilognormal.singlecell.design import Design
+from pyro_zilognormal.singlecell.cli.main import compare, open_source
+from pyro_zilognormal.singlecell.cube.cube import Cube
+from pyro_zilognormal.singlecell.cube.reduce import reduce
+from pyro_zilognormal.singlecell.design.design import Design
+from pyro_zilognormal.singlecell.design.formula import column
+from pyro_zilognormal.singlecell.design.random_effects import random_terms, split_formula
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
-from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.random_effects import random_terms, split_formula
-from pyro_zilognormal.singlecell.reduce import reduce
 from pyro_zilognormal.svi import CheckpointError, DivergenceError, InUseError
 
 _CUBE, _SUMMARY = "cube.zarr", "summary.csv"

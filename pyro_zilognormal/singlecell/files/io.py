@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import HurdleData
-from pyro_zilognormal.singlecell.depth import Depth, warn_of_depths
-from pyro_zilognormal.singlecell.design import Design, strata
+from pyro_zilognormal.singlecell.design.depth import Depth, warn_of_depths
+from pyro_zilognormal.singlecell.design.design import Design, strata
+from pyro_zilognormal.singlecell.design.formula import column
+from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, unknown
-from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.kept import count_positives, keep_cells, times
-from pyro_zilognormal.singlecell.random_effects import RandomTerm, random_terms, split_formula
-from pyro_zilognormal.singlecell.reading import read_genes, read_statistics
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression
-from pyro_zilognormal.singlecell.stored_matrix import SparseOnDisk, checked
+from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
+from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
+from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression
+from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, checked
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 # The share of positive values says something of depth if it is that of many genes.

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.arguments import flag, items, real, text_or_none
-from pyro_zilognormal.singlecell.cube import Cube, is_cube, merged, reserved, writing
-from pyro_zilognormal.singlecell.depth import AUTO, TOTALS, Depth, edges
-from pyro_zilognormal.singlecell.design import Design, strata
+from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube, merged, reserved, writing
+from pyro_zilognormal.singlecell.design.depth import AUTO, TOTALS, Depth, edges
+from pyro_zilognormal.singlecell.design.design import Design, strata
+from pyro_zilognormal.singlecell.design.formula import Formula, column
+from pyro_zilognormal.singlecell.design.random_effects import random_terms, split_formula
 from pyro_zilognormal.singlecell.errors import SingleCellError, require, shown, unknown
-from pyro_zilognormal.singlecell.formula import Formula, column
-from pyro_zilognormal.singlecell.io import (
+from pyro_zilognormal.singlecell.files.io import (
     Cells,
     data_of,
     find_expression,
@@ -25,9 +26,8 @@ from pyro_zilognormal.singlecell.io import (
     stratify,
     warn_of_confounded_depth,
 )
-from pyro_zilognormal.singlecell.random_effects import random_terms, split_formula
-from pyro_zilognormal.singlecell.reading import read_statistics
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression, choose_scale, declared_scale
+from pyro_zilognormal.singlecell.files.reading import read_statistics
+from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
 
 # A formula is evaluated with groups repeated up to so many times.
 _REPEATS = 9
@@ -237,7 +237,7 @@ class Groups(Cells):
 
 
 def read_cube(cube: Cube, formula: str, donor: str | None, depth: str | None) -> Groups:
-    """Return what is fitted, as :func:`~pyro_zilognormal.singlecell.io.read` does of cells."""
+    """Return what is fitted, as :func:`~pyro_zilognormal.singlecell.files.io.read` does of cells."""
     fixed, bars = split_formula(formula)
     design = Design(fixed, cube.obs, cube.cells)
     _check_formula(design, cube)

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import require
-from pyro_zilognormal.singlecell.reading import clean_blocks, read_cells
-from pyro_zilognormal.singlecell.scale import Cleaner, on_workers
-from pyro_zilognormal.singlecell.stored_matrix import MatrixOnDisk, checked
+from pyro_zilognormal.singlecell.files.reading import clean_blocks, read_cells
+from pyro_zilognormal.singlecell.files.scale import Cleaner, on_workers
+from pyro_zilognormal.singlecell.files.stored_matrix import MatrixOnDisk, checked
 from pyro_zilognormal.sufficient import row_chunks
 from pyro_zilognormal.sufficient.dask import each_block, fold, is_dask
 from pyro_zilognormal.sufficient.rows import as_matrix

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import require
-from pyro_zilognormal.singlecell.scale import Cleaner, Expression, on_workers, to_linear
+from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, on_workers, to_linear
 from pyro_zilognormal.sufficient import SufficientStatistics, row_chunks
 from pyro_zilognormal.sufficient.dask import Part, each_block, fold, gathered, is_dask, small, statistics_of
 from pyro_zilognormal.sufficient.rows import as_matrix

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.design import Design, strata
+from pyro_zilognormal.singlecell.design.design import Design, strata
+from pyro_zilognormal.singlecell.design.formula import column, unquoted
 from pyro_zilognormal.singlecell.errors import SingleCellError
-from pyro_zilognormal.singlecell.formula import column, unquoted
 
 # (left | right) that is no call of a function; both sides may hold calls, such as C(dose), and quoted names.
 _NAME = r"`[^`]*`|\"[^\"]*\"|'[^']*'"

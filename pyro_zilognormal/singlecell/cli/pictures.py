@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pyro_zilognormal.singlecell import plots
+from pyro_zilognormal.singlecell.cli.report import Results
 from pyro_zilognormal.singlecell.errors import printable
 from pyro_zilognormal.singlecell.genes import GeneFit
 from pyro_zilognormal.singlecell.predictive_check import STATISTICS
-from pyro_zilognormal.singlecell.report import Results
 from pyro_zilognormal.singlecell.results import CREDIBLE
 
 _DPI = 110

@@ -8,12 +8,12 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from pyro_zilognormal.singlecell.console import record_warnings, say
+from pyro_zilognormal.singlecell.cli.console import record_warnings, say
+from pyro_zilognormal.singlecell.cli.options import SCALE
+from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable
-from pyro_zilognormal.singlecell.on_disk import open_cells
-from pyro_zilognormal.singlecell.options import SCALE
-from pyro_zilognormal.singlecell.reduce import extend_cube, reduce
-from pyro_zilognormal.singlecell.scale import SCALES
+from pyro_zilognormal.singlecell.files.on_disk import open_cells
+from pyro_zilognormal.singlecell.files.scale import SCALES
 
 DESCRIPTION = (
     "Reduce cells to a cube, the statistics of groups by columns of obs, which de takes in place of the cells, or "

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from pyro_zilognormal import __version__
-from pyro_zilognormal.singlecell.console import (
+from pyro_zilognormal.singlecell.cli.console import (
     NOT_CONVERGED,
     SECONDS_A_SAVE,
     prepare_out,
@@ -25,14 +25,14 @@ from pyro_zilognormal.singlecell.console import (
     say,
     whole_files,
 )
+from pyro_zilognormal.singlecell.cli.options import SCALE, whole
+from pyro_zilognormal.singlecell.cli.pictures import painted
+from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import printable, require
-from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.on_disk import open_cells
-from pyro_zilognormal.singlecell.options import SCALE, whole
-from pyro_zilognormal.singlecell.pictures import painted
+from pyro_zilognormal.singlecell.files.on_disk import open_cells
+from pyro_zilognormal.singlecell.files.scale import SCALES
 from pyro_zilognormal.singlecell.plots import literal
-from pyro_zilognormal.singlecell.scale import SCALES
 from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
 
 DESCRIPTION = (

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.design import strata
+from pyro_zilognormal.singlecell.design.design import strata
+from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.errors import DepthWarning, SingleCellError
-from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.reading import read_totals
-from pyro_zilognormal.singlecell.scale import Cleaner
+from pyro_zilognormal.singlecell.files.reading import read_totals
+from pyro_zilognormal.singlecell.files.scale import Cleaner
 
 AUTO = "auto"
 TOTALS = "total counts"

@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal import __version__
-from pyro_zilognormal.singlecell.depth import Depth
-from pyro_zilognormal.singlecell.design import strata
+from pyro_zilognormal.singlecell.cube.whole_folder import found_at, one_writer, replace_folder
+from pyro_zilognormal.singlecell.design.depth import Depth
+from pyro_zilognormal.singlecell.design.design import strata
+from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, shown, unknown
-from pyro_zilognormal.singlecell.formula import column
-from pyro_zilognormal.singlecell.on_disk import open_cells
-from pyro_zilognormal.singlecell.scale import SCALES
-from pyro_zilognormal.singlecell.whole_folder import found_at, one_writer, replace_folder
+from pyro_zilognormal.singlecell.files.on_disk import open_cells
+from pyro_zilognormal.singlecell.files.scale import SCALES
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi.data import digest
 

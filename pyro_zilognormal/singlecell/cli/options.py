@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pyro_zilognormal.singlecell.console import BAD_INPUT
+from pyro_zilognormal.singlecell.cli.console import BAD_INPUT
 from pyro_zilognormal.singlecell.errors import printable
-from pyro_zilognormal.singlecell.scale import SCALES
+from pyro_zilognormal.singlecell.files.scale import SCALES
 
 DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
 DEPTH = "column of obs with total counts or detection rates, or auto (total_counts, n_counts or nCount_RNA)"

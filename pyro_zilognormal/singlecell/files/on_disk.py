@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require
-from pyro_zilognormal.singlecell.stored_matrix import checked, lazy, reason
+from pyro_zilognormal.singlecell.files.stored_matrix import checked, lazy, reason
 
 _ON_DISK = ("array", "csr_matrix", "csc_matrix")
 _ALIGNED = ("layers", "obsm", "varm", "obsp", "varp")

@@ -16,11 +16,12 @@ import torch
 
 from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
-from pyro_zilognormal.singlecell import embed_cli, reduce_cli
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions
-from pyro_zilognormal.singlecell.cluster import cluster
-from pyro_zilognormal.singlecell.console import (
+from pyro_zilognormal.singlecell.cli import embed as embed_cli
+from pyro_zilognormal.singlecell.cli import reduce as reduce_cli
+from pyro_zilognormal.singlecell.cli.cluster import cluster
+from pyro_zilognormal.singlecell.cli.console import (
     BAD_INPUT,
     CHECKPOINT,
     FAILED,
@@ -35,14 +36,14 @@ from pyro_zilognormal.singlecell.console import (
     whole_files,
     with_options,
 )
-from pyro_zilognormal.singlecell.cube import Cube, is_cube
+from pyro_zilognormal.singlecell.cli.options import DE, DEMO, Parser, add_common, add_de
+from pyro_zilognormal.singlecell.cli.pictures import draw
+from pyro_zilognormal.singlecell.cli.report import Results, html, metrics, summary
+from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube
+from pyro_zilognormal.singlecell.cube.whole_folder import found_at
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
-from pyro_zilognormal.singlecell.on_disk import open_cells
-from pyro_zilognormal.singlecell.options import DE, DEMO, Parser, add_common, add_de
-from pyro_zilognormal.singlecell.pictures import draw
-from pyro_zilognormal.singlecell.report import Results, html, metrics, summary
+from pyro_zilognormal.singlecell.files.on_disk import open_cells
 from pyro_zilognormal.singlecell.results import CREDIBLE
-from pyro_zilognormal.singlecell.whole_folder import found_at
 from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, InUseError, Progress
 
 _GENES_DRAWN = 6
@@ -88,7 +89,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.verb == "reduce":
         return reduce_cli.run(options)
     if getattr(options, "each", None) is not None:
-        from pyro_zilognormal.singlecell import each_cli  # it uses this module
+        from pyro_zilognormal.singlecell.cli import each as each_cli  # it uses this module
 
         return each_cli.run(options)
     with (

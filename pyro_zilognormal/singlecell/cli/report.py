@@ -15,7 +15,7 @@ import numpy as np
 
 from pyro_zilognormal import __version__
 from pyro_zilognormal.singlecell.api import HurdleDE
-from pyro_zilognormal.singlecell.design import Contrast
+from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import listed, printable, require
 from pyro_zilognormal.singlecell.genes import GeneFit
 from pyro_zilognormal.singlecell.predictive_check import STATISTICS, inside
@@ -251,7 +251,7 @@ def html(
     results: Results, numbers: Mapping[str, Any], pictures: Mapping[str, bytes], genes: Mapping[str, bytes]
 ) -> str:
     """Return the report as HTML that loads nothing else."""
-    template = resources.files("pyro_zilognormal.singlecell") / "report.html.jinja"
+    template = resources.files("pyro_zilognormal.singlecell.cli") / "report.html.jinja"
     environment = require("jinja2").Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
     )

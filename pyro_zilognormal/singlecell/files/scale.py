@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import ScaleWarning, SingleCellError, require
-from pyro_zilognormal.singlecell.stored_matrix import checked, spans
+from pyro_zilognormal.singlecell.files.stored_matrix import checked, spans
 from pyro_zilognormal.sufficient import row_chunks
 from pyro_zilognormal.sufficient.dask import fold, is_dask
 
