@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
 from pyro_zilognormal.models.hurdle.cells import CellLikelihood
 from pyro_zilognormal.models.hurdle.components import Hierarchy
 from pyro_zilognormal.models.hurdle.data import HurdleData
@@ -79,14 +80,15 @@ class CellAscent(Ascent):
         self._cells = CellLikelihood(cells, self.block)
         self._last: tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]] | None = None
 
-    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, Arrowhead]:
         """Return score and information of the coefficients."""
-        return self._evaluate(theta)[1:]
+        _, score, information = self._evaluate(theta)
+        return score, Arrowhead.take(self.layout, information)
 
-    def observed(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def observed(self, theta: Tensor) -> tuple[Tensor, Arrowhead]:
         """Return score and observed information of the coefficients."""
         score, information = self._cells.derivatives(theta, self.hyper["zero_slope"][0], observed=True)[1:]
-        return score, self.project(information, self._moments()[1])
+        return score, self.project(Arrowhead.take(self.layout, information), self._moments()[1])
 
     def log_density(self, theta: Tensor) -> Tensor:
         """Return the log density of each gene given its coefficients, but for a constant."""
@@ -126,7 +128,7 @@ class _Expansion:
     def where(self, chosen: Tensor, other: _Expansion) -> _Expansion:
         """Return the chosen genes' own, and the others' of the other expansion."""
         site = Site(
-            torch.where(chosen[:, None, None], self.site.information, other.site.information),
+            self.site.information.where(chosen, other.site.information),
             torch.where(chosen[:, None], self.site.linear, other.site.linear),
             self.site.power,
         )
@@ -134,9 +136,9 @@ class _Expansion:
         return _Expansion(theta, torch.where(chosen, self.log_density, other.log_density), site)
 
 
-def _site(ascent: CellAscent, score: Tensor, information: Tensor) -> Site:
+def _site(ascent: CellAscent, score: Tensor, information: Arrowhead) -> Site:
     """Return the quadratic of that score and information where the ascent is, at a slope of 0."""
-    linear = score + (information @ ascent.theta.unsqueeze(-1)).squeeze(-1)
+    linear = score + information.times(ascent.theta)
     return Site(information, linear, ascent.power).sheared(-ascent.hyper["zero_slope"][0], ascent.pairs)
 
 
