@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_zilognormal.models.hurdle.arrowhead import Layout
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors, Pair, column_units
 
@@ -239,13 +240,16 @@ class Block(nn.ModuleList):
 
 
 class Hierarchy(nn.Module):
-    """All sites of the regression: ``log_sds`` of random effects, and ``coefficients`` given these."""
+    """All sites of the regression: ``log_sds`` of random effects, and ``coefficients`` given these.
+
+    ``layout`` is that of the information on the coefficients.
+    """
 
     slope: Tensor
 
-    def __init__(self, log_sds: Block, coefficients: Block, slope: Normal) -> None:
+    def __init__(self, log_sds: Block, coefficients: Block, slope: Normal, layout: Layout) -> None:
         super().__init__()
-        self.log_sds, self.coefficients = log_sds, coefficients
+        self.log_sds, self.coefficients, self.layout = log_sds, coefficients, layout
         self.register_buffer("slope", torch.stack(slope))
 
     def hyperpriors(self) -> dict[str, Normal]:
@@ -269,8 +273,9 @@ def make_hierarchy(data: HurdleData, priors: HurdlePriors) -> Hierarchy:
         _zero_effects(data, priors),
         _sparse(data, priors),
     ]
-    blocks = Block(log_sds), Block([c for c in [*random, *fixed] if c.width])
-    return Hierarchy(*blocks, _pair(priors.zero_slope, 1)).to(data.design.device)
+    coefficients = Block([c for c in [*random, *fixed] if c.width])
+    layout = Layout.of_levels(data.random_elements, data.levels, coefficients.width)
+    return Hierarchy(Block(log_sds), coefficients, _pair(priors.zero_slope, 1), layout).to(data.design.device)
 
 
 def _log_sds(name: str, width: int, priors: HurdlePriors) -> Component:

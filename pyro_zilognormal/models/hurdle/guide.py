@@ -8,6 +8,7 @@ import torch
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
 from pyro_zilognormal.models.hurdle.components import Block, Normal, ScaleMixture
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_start, shear
@@ -61,8 +62,7 @@ class HurdleGuide(PyroModule):
         self.hyper = HyperparameterNormal(start.hyper)
         log_sds = start.log_sds.linear
         self.log_sds = GaussianSite(start.log_sds, no_correction(log_sds, log_sds.shape[-1]))
-        self.pairs = start.pairs
-        self.coefficients = GaussianSite(start.coefficients, start.correction)
+        self.coefficients = GaussianSite(start.coefficients, start.correction, start.pairs)
 
     def forward(
         self,
@@ -93,8 +93,8 @@ class HurdleGuide(PyroModule):
         """Return the distribution of a block given what has been drawn."""
         block: Block = getattr(self.hierarchy, name)
         sparse = None if block.sparse is None else block.sparse.mixture(values)
-        link = (values["zero_slope"], self.pairs) if name == "coefficients" else None
-        distribution: PathDerivative = getattr(self, name).distribution(*block.moments(values), sparse, link)
+        site: GaussianSite = getattr(self, name)
+        distribution: PathDerivative = site.distribution(*block.moments(values), values["zero_slope"], sparse)
         return distribution
 
     def sample_coefficients(self, sds: int, draws: int) -> dict[str, Tensor]:
@@ -149,34 +149,36 @@ class GaussianSite(PyroModule):
 
     This is the posterior where the likelihood of theta is Gaussian; where it is not, a learned shift of its white noise
     and the skewness, tails and coupling of the last elements, ``core`` of them, correct it.
+
+    Args:
+        site: the Gaussian likelihood, at a slope of 0.
+        start: values of the corrections.
+        pairs: elements which the likelihood takes with the slope of the zero part times others added.
     """
 
     information: Tensor
+    shears: Tensor
     linear: Tensor
     power: Tensor
 
-    def __init__(self, site: Site, start: Correction) -> None:
+    def __init__(self, site: Site, start: Correction, pairs: Pairs = ([], [])) -> None:
         super().__init__()
-        self.register_buffer("information", site.information)
+        self.layout, self.pairs = site.information.layout, pairs
+        self.register_buffer("information", site.information.values)
+        self.register_buffer("shears", site.information.shears(*pairs), persistent=False)
         self.register_buffer("linear", site.linear)
         self.register_buffer("power", site.power)
         self.shift, self.skewness, self.coupling = map(PyroParam, (start.shift, start.skewness, start.coupling))
         self.log_tails = PyroParam(torch.zeros_like(start.skewness))
 
     def distribution(
-        self, mean: Tensor, precision: Tensor, sparse: ScaleMixture | None, link: tuple[Tensor, Pairs] | None
+        self, mean: Tensor, precision: Tensor, slope: Tensor, sparse: ScaleMixture | None
     ) -> PathDerivative:
-        """Return the distribution of theta under that prior, the last elements under a scale mixture.
-
-        ``link``: the slope of the zero part, and its elements, which the prior takes with the slope times those of the
-        log mean added.
-        """
-        information, linear = self.information, self.linear
-        if link is not None:
-            information, linear = shear(information, linear, *link)
-        factor = torch.linalg.cholesky(information + torch.diag_embed(precision))
-        linear = (linear + precision * mean).unsqueeze(-1)
-        white_mean = torch.linalg.solve_triangular(factor, linear, upper=False).squeeze(-1)
+        """Return the distribution of theta under that prior and slope, the last elements under a scale mixture."""
+        linear = shear(self.linear, slope, self.pairs)
+        information = Arrowhead(self.layout, self.information).sheared(slope, self.shears)
+        factor = information.plus_diagonal(precision).factor()
+        white_mean = factor.whiten(linear + precision * mean)
 
         def given(shift: Tensor, skewness: Tensor, log_tails: Tensor, coupling: Tensor) -> SinhArcsinhNormal:
             return SinhArcsinhNormal(factor, white_mean + shift, skewness, log_tails, coupling, sparse)

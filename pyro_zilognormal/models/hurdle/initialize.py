@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, Factor, Layout
 from pyro_zilognormal.models.hurdle.components import (
     Block,
     Hierarchy,
@@ -56,26 +57,21 @@ Pairs = tuple[list[int], list[int]]
 class Site:
     """A likelihood exp(linear' theta - theta' information theta / 2) of some elements of a gene."""
 
-    information: Tensor  # of shape (genes, width, width)
+    information: Arrowhead
     linear: Tensor  # of shape (genes, width)
     power: Tensor  # of the likelihood between the mode and 0 of each sparse effect, of shape (genes, effects)
 
     def sheared(self, slope: Tensor, pairs: Pairs) -> Site:
         """Return the likelihood of theta with ``slope`` times the first element of each pair added to the second."""
-        return Site(*shear(self.information, self.linear, slope, pairs), self.power)
+        information = self.information.sheared(slope, self.information.shears(*pairs))
+        return Site(information, shear(self.linear, slope, pairs), self.power)
 
 
-def shear(information: Tensor, linear: Tensor, slope: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Return information and linear term as `Site.sheared`; ``slope`` has the shape of a batch, and one dimension."""
-    own, other = (torch.tensor(p, device=linear.device) for p in pairs)
-    linear = _subtract(linear, slope, own, other)
-    rows = _subtract(information.mT, slope.unsqueeze(-1), own, other)
-    return _subtract(rows.mT, slope.unsqueeze(-1), own, other), linear
-
-
-def _subtract(values: Tensor, slope: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    change = slope * values[..., other]
-    return values.expand(*change.shape[:-1], -1).index_add(-1, own, -change)
+def shear(linear: Tensor, slope: Tensor, pairs: Pairs) -> Tensor:
+    """Return the linear term as `Site.sheared`; ``slope`` has the shape of a batch, and one dimension."""
+    own, other = (torch.tensor(p, dtype=torch.int64, device=linear.device) for p in pairs)
+    change = slope * linear[..., other]
+    return linear.expand(*change.shape[:-1], -1).index_add(-1, own, -change)
 
 
 @dataclass(frozen=True)
@@ -134,7 +130,7 @@ class Ascent:
     def __init__(self, groups: HurdleData, hierarchy: Hierarchy) -> None:
         self.hierarchy, self.block = hierarchy, hierarchy.coefficients
         self.likelihood, self.predictors = GroupLikelihood(groups), Predictors(groups, self.block)
-        self.hyper = hierarchy.hyperpriors()
+        self.layout, self.hyper = hierarchy.layout, hierarchy.hyperpriors()
         self.pairs = find_pairs(groups, self.block)
         genes, likelihood = groups.genes, self.likelihood
         self.damping = groups.design.new_ones(genes, 1)
@@ -156,7 +152,7 @@ class Ascent:
             parts[name][:, 0] = values
         parts["zero_intercept"] += self.hyper["zero_slope"][0] * parts["intercept"]
         self.theta = torch.cat([parts[c.name] for c in self.block], -1)
-        self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
+        self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]), self.layout)
         # Posterior variance of a gene's zero_log_sd.
         self.unknown = groups.design.new_zeros(genes, 1)
         self.power = torch.ones_like(parts["effects"] if "effects" in parts else self.theta[:, :0])
@@ -166,8 +162,8 @@ class Ascent:
         """The hyperparameters and log sds, by name."""
         return {name: mean for name, (mean, _) in self.hyper.items()} | self.log_sds
 
-    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return score and information of the coefficients, of shapes (genes, width) and (genes, width, width)."""
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, Arrowhead]:
+        """Return score, of shape (genes, width), and information of the coefficients."""
         score, information = self.likelihood.derivatives(*self.quadratic.predict(theta))
         return self.quadratic.score(score), self.quadratic.information(information)
 
@@ -177,22 +173,24 @@ class Ascent:
 
     def step(self) -> None:
         """Take a scoring step of the coefficients."""
-        self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]))
+        self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]), self.layout)
         mean, precision = self._moments()
         self.theta, self.damping, factor = self._climb(self.theta, self.damping, mean, precision)
-        self.covariance = torch.cholesky_inverse(factor)
-        self.variance = self.covariance.diagonal(dim1=-2, dim2=-1)
+        self._spread(factor)
+
+    def _spread(self, factor: Factor) -> None:
+        self.covariance = factor.covariance()
+        self.variance = self.covariance.diagonal()
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         mean, precision = (v.expand_as(self.theta) for v in self.block.moments(self.values))
         return mean, precision
 
-    def _climb(self, theta: Tensor, damping: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _climb(self, theta: Tensor, damping: Tensor, mean: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Factor]:
         """Return theta after a scoring step, cut back in genes where it does not climb, and the factor before it."""
         score, information = self.derivatives(theta)
-        factor = _cholesky(information, precision)
-        score = score - precision * (theta - mean)
-        step = torch.cholesky_solve(score.unsqueeze(-1), factor).squeeze(-1)
+        factor = information.plus_diagonal(precision).factor()
+        step = factor.solve(score - precision * (theta - mean))
         new = theta + step * self.reach(step).clamp(max=1) * damping
         before = self._log_joint(theta, mean, precision)
         climbs = (self._log_joint(new, mean, precision) >= before - 1e-9)[:, None]
@@ -213,11 +211,9 @@ class Ascent:
         for _ in range(_ROUNDS_AT_A_SITE):
             given = site.sheared(self.hyper["zero_slope"][0], self.pairs)
             mean, precision = self._moments()
-            factor = _cholesky(given.information, precision)
-            linear = given.linear + precision * mean
-            self.theta = torch.cholesky_solve(linear.unsqueeze(-1), factor).squeeze(-1)
-            self.covariance = torch.cholesky_inverse(factor)
-            self.variance = self.covariance.diagonal(dim1=-2, dim2=-1)
+            factor = given.information.plus_diagonal(precision).factor()
+            self.theta = factor.solve(given.linear + precision * mean)
+            self._spread(factor)
             self.estimate()
         return _grid_site(self, site.sheared(self.hyper["zero_slope"][0], self.pairs))
 
@@ -231,23 +227,31 @@ class Ascent:
         matrix = self._curvature(self.theta, precision)
         # The score at a mode, which a gene of equal values reaches slowly.
         score = precision * (self.theta - mean)
-        return Site(matrix, score + (matrix @ self.theta.unsqueeze(-1)).squeeze(-1), self.power)
+        return Site(matrix, score + matrix.times(self.theta), self.power)
 
-    def _curvature(self, theta: Tensor, precision: Tensor) -> Tensor:
+    def _curvature(self, theta: Tensor, precision: Tensor) -> Arrowhead:
         """Return the observed information, flat where the log likelihood curves upwards, in units of the prior."""
         observed = observed_information(self.likelihood, self.quadratic.predict(theta))
         return self.project(self.quadratic.information(observed), precision)
 
-    def project(self, matrix: Tensor, precision: Tensor) -> Tensor:
-        """Return an information without the directions in which the log likelihood curves upwards."""
-        unit = precision.rsqrt()
-        values, vectors = torch.linalg.eigh(unit.unsqueeze(-1) * matrix * unit.unsqueeze(-2))
-        downwards = values[:, 0] >= -_ROUNDING * values[:, -1]
-        vectors = vectors / unit.unsqueeze(-1)
-        projected = (vectors * values.clamp(min=0).unsqueeze(-2)) @ vectors.mT
-        return torch.where(downwards[:, None, None], matrix, projected)
+    def project(self, matrix: Arrowhead, precision: Tensor) -> Arrowhead:
+        """Return an information without the directions in which the log likelihood curves upwards.
 
-    def temper(self, matrix: Tensor, location: Tensor) -> None:
+        What it lacks there may connect all blocks, and a bound of that is added.
+        """
+        rounding = _ROUNDING * (matrix.diagonal().abs() / precision).sum(-1, keepdim=True).clamp(min=1)
+        upwards = ~matrix.plus_diagonal(rounding * precision).is_positive()
+        if not upwards.any():
+            return matrix
+        root = precision[upwards].sqrt()
+        values, vectors = torch.linalg.eigh(matrix[upwards].dense() / root.unsqueeze(-1) / root.unsqueeze(-2))
+        vectors = vectors * root.unsqueeze(-1)
+        lack = (vectors * values.clamp(max=0).neg().unsqueeze(-2)) @ vectors.mT
+        found = matrix.values.clone()
+        found[upwards] += Arrowhead.bound(self.layout, lack).values
+        return Arrowhead(self.layout, found)
+
+    def temper(self, matrix: Arrowhead, location: Tensor) -> None:
         """Find how far the likelihood falls from the mode to the one without an effect, relative to the quadratic.
 
         By Laplace's approximation at both; the quadratic is that of a Normal at ``location``, with this information.
@@ -258,7 +262,7 @@ class Ascent:
             return
         mean, precision = self._moments()
         widest = self._laplace(self.theta, matrix, mean, precision)
-        variance = torch.cholesky_inverse(_cholesky(matrix, precision)).diagonal(dim1=-2, dim2=-1)
+        variance = matrix.plus_diagonal(precision).factor().covariance().diagonal()
         for k in range(sparse.width):
             at = self.theta.shape[-1] - sparse.width + k
             narrow, theta, damping = precision.clone(), self.theta.clone(), torch.ones_like(self.damping)
@@ -274,10 +278,9 @@ class Ascent:
             # A small fall says little of the ratio.
             self.power[:, k] = (1 - beyond / (fall + _SMALL_FALL)).clamp(*_POWERS)
 
-    def _laplace(self, theta: Tensor, matrix: Tensor, mean: Tensor, precision: Tensor) -> Tensor:
+    def _laplace(self, theta: Tensor, matrix: Arrowhead, mean: Tensor, precision: Tensor) -> Tensor:
         """Return the log marginal likelihood by Laplace's approximation at a mode, of shape (genes,)."""
-        factor = _cholesky(matrix, precision)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        log_det = matrix.plus_diagonal(precision).factor().diagonal().log().sum(-1)
         return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det
 
     def estimate(self) -> None:
@@ -310,7 +313,7 @@ class Ascent:
         deviation, weight = (self.theta - mean)[:, other], precision[:, other]
         theta = self.theta[:, own].clone()
         theta[:, -1] -= self.centre  # of the intercepts
-        product = (weight * (theta * deviation + self.covariance[:, own, other])).sum()
+        product = (weight * (theta * deviation + self.covariance.at(own, other))).sum()
         square = (weight * (theta.square() + self.variance[:, own])).sum()
         share = (1 - weight * self.variance[:, other]).clamp(min=0)
         # Less what is unknown as the sd of a gene's deviations is (Louis 1982), by the delta method.
@@ -324,12 +327,10 @@ class Ascent:
     def correct(self, site: Site) -> tuple[Site, Correction]:
         """Return the site, and the correction of its posterior by third derivatives, in all but random effects."""
         mean, precision = self._moments()
-        factor = _cholesky(site.information, precision)
-        linear = (site.linear + precision * mean).unsqueeze(-1)
-        theta = torch.cholesky_solve(linear, factor)
-        found = find_correction(self.likelihood, self.quadratic, theta.squeeze(-1), factor, self.block.core)
-        location = theta + torch.linalg.solve_triangular(factor.mT, found.shift.unsqueeze(-1), upper=True)
-        self.temper(site.information, location.squeeze(-1))
+        factor = site.information.plus_diagonal(precision).factor()
+        theta = factor.solve(site.linear + precision * mean)
+        found = find_correction(self.likelihood, self.quadratic, theta, factor, self.block.core)
+        self.temper(site.information, theta + factor.colour(found.shift))
         return replace(site, power=self.power), found
 
 
@@ -369,8 +370,9 @@ def _grid_site(ascent: Ascent, site: Site) -> Site:
         variance = torch.minimum(variance, 0.99 / precision)
         information.append(1 / variance - precision)
         linear.append(at / variance - precision * mean)
-    matrix, vector = torch.diag_embed(torch.cat(information, 1)), torch.cat(linear, 1)
-    return Site(matrix, vector, vector[:, :0])
+    diagonal, vector = torch.cat(information, 1), torch.cat(linear, 1)
+    layout = Layout(vector.shape[1], device=vector.device)
+    return Site(Arrowhead.take(layout, torch.diag_embed(diagonal)), vector, vector[:, :0])
 
 
 def _log_evidence(ascent: Ascent, site: Site, name: str, element: int) -> Tensor:
@@ -382,16 +384,15 @@ def _log_evidence(ascent: Ascent, site: Site, name: str, element: int) -> Tensor
         log_sds[:, element] = node
         values = ascent.values | {name: log_sds}
         mean, precision = block.moments(values)
-        factor = _cholesky(site.information, precision)
-        linear = (site.linear + precision * mean).unsqueeze(-1)
-        white = torch.linalg.solve_triangular(factor, linear, upper=False).squeeze(-1)
-        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        factor = site.information.plus_diagonal(precision).factor()
+        white = factor.whiten(site.linear + precision * mean)
+        log_det = factor.diagonal().log().sum(-1)
         prior = precision.log() - precision * mean.square()
         log_evidence = white.square().sum(-1) / 2 - log_det + prior.sum(-1) / 2
         if sparse is not None:
             # The last elements' marginal has the last rows of the factor.
             last = slice(-sparse.width, None)
-            tail = factor[:, last, last]
+            tail = factor.core[:, last, last]
             at = torch.linalg.solve_triangular(tail.mT, white[:, last, None], upper=True).squeeze(-1)
             marginal = torch.cholesky_inverse(tail).diagonal(dim1=-2, dim2=-1).reciprocal()
             mixture = sparse.mixture(values).tempered(ascent.power)
@@ -409,8 +410,3 @@ def _interpolate(values: Tensor) -> Tensor:
     between = (1 - u).square() * ((1 + 2 * u) * left + u * falling)
     between = between + u.square() * ((3 - 2 * u) * right - (1 - u) * rising)
     return torch.cat([between.flatten(-2), values[..., -1:]], -1)
-
-
-def _cholesky(information: Tensor, precision: Tensor) -> Tensor:
-    """Return the lower factor of information + diagonal precision."""
-    return torch.linalg.cholesky(information + torch.diag_embed(precision))

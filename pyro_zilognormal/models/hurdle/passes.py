@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
 from pyro_zilognormal.models.hurdle.cells import CellLikelihood
 from pyro_zilognormal.models.hurdle.components import Hierarchy
 from pyro_zilognormal.models.hurdle.data import HurdleData
@@ -53,7 +54,7 @@ def find_start_of_cells(
         log_sds = ascent.move_to_modes(best.site)
         start = best.coefficients(ascent)
         step = ascent.theta - start
-        far = torch.einsum("gi,gij,gj->g", step, best.site.information, step).unsqueeze(-1) >= near**2
+        far = (step * best.site.information.times(step)).sum(-1, keepdim=True) >= near**2
         if not left or not far.any():
             break
         reach = ascent.reach(step)
@@ -87,24 +88,26 @@ class CellAscent(Ascent):
     def expand(self, genes: Tensor, observed: bool = False) -> _Expansion:
         """Return the likelihoods of some genes about where they are, of expected or observed information."""
         theta, slope = self.theta[genes], self.hyper["zero_slope"][0]
-        log_density, score, information = self._cells.derivatives(theta, slope, observed, genes)
+        log_density, score, dense = self._cells.derivatives(theta, slope, observed, genes)
+        information = Arrowhead.take(self.layout, dense)
         if observed:
             information = self.project(information, self._moments()[1][genes])
-        linear = score + (information @ theta.unsqueeze(-1)).squeeze(-1)
+        linear = score + information.times(theta)
         site = Site(information, linear, self.power[genes]).sheared(-slope, self.pairs)
         return _Expansion(_add_slope(theta, -slope, self.pairs), log_density, site)
 
-    def derivatives(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def derivatives(self, theta: Tensor) -> tuple[Tensor, Arrowhead]:
         """Return score and information of the coefficients."""
-        return self._evaluate(theta)[1:]
+        _, score, information = self._evaluate(theta)
+        return score, Arrowhead.take(self.layout, information)
 
     def log_density(self, theta: Tensor) -> Tensor:
         """Return the log density of each gene given its coefficients, but for a constant."""
         return self._evaluate(theta)[0]
 
-    def _curvature(self, theta: Tensor, precision: Tensor) -> Tensor:
+    def _curvature(self, theta: Tensor, precision: Tensor) -> Arrowhead:
         information = self._cells.derivatives(theta, self.hyper["zero_slope"][0], observed=True)[2]
-        return self.project(information, precision)
+        return self.project(Arrowhead.take(self.layout, information), precision)
 
     def _evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log density, score and information, in one pass if they are asked for one after another."""
@@ -133,7 +136,8 @@ class _Expansion:
             return own.index_copy(0, genes, new[chosen])
 
         old, new = self.site, other.site
-        site = Site(put(old.information, new.information), put(old.linear, new.linear), old.power)
+        information = Arrowhead(old.information.layout, put(old.information.values, new.information.values))
+        site = Site(information, put(old.linear, new.linear), old.power)
         return _Expansion(put(self.theta, other.theta), put(self.log_density, other.log_density), site)
 
 

@@ -7,8 +7,9 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid, one_hot
+from torch.nn.functional import logsigmoid, one_hot, pad
 
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, Layout
 from pyro_zilognormal.models.hurdle.components import Block, log_scale
 from pyro_zilognormal.models.hurdle.data import HurdleData
 
@@ -110,17 +111,16 @@ class GroupLikelihood:
 class Quadratic:
     """Products of the matrices, by which score and information of the predictors become those of theta."""
 
-    def __init__(self, matrices: Tensor) -> None:
-        self.matrices = matrices
+    def __init__(self, matrices: Tensor, layout: Layout) -> None:
+        self.matrices, self.layout = matrices, layout
 
     @functools.cached_property
     def products(self) -> Tensor:
-        """Products of elements of the rows of two matrices, of shape (6 rows, width^2)."""
-        products = []
-        for a, b in PAIRS:
-            outer = self.matrices[a].unsqueeze(-1) * self.matrices[b].unsqueeze(-2)
-            products.append(outer if a == b else outer + outer.mT)
-        return torch.cat(products).flatten(1)
+        """Products of elements of the rows of two matrices, of shape (6 rows, numbers)."""
+        filled = pad(self.matrices, (0, 1))
+        first, second = filled[..., self.layout.rows], filled[..., self.layout.columns]
+        each = [first[a] * second[b] if a == b else first[a] * second[b] + first[b] * second[a] for a, b in PAIRS]
+        return torch.cat(each)
 
     def predict(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the predictors, each of shape (genes, rows)."""
@@ -131,8 +131,6 @@ class Quadratic:
         """Return the derivative by theta, of shape (genes, width)."""
         return torch.einsum("agr,arq->gq", score, self.matrices)
 
-    def information(self, information: Tensor) -> Tensor:
-        """Return the information on theta, of shape (genes, width, width)."""
-        width = self.matrices.shape[-1]
-        flat = information.transpose(0, 1).flatten(1)
-        return (flat @ self.products).unflatten(-1, (width, width))
+    def information(self, information: Tensor) -> Arrowhead:
+        """Return the information on theta of all genes."""
+        return Arrowhead(self.layout, information.transpose(0, 1).flatten(1) @ self.products)

@@ -16,6 +16,7 @@ from pyro.distributions.score_parts import ScoreParts
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_zilognormal.models.hurdle.arrowhead import Factor
 from pyro_zilognormal.models.hurdle.components import ScaleMixture
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -106,7 +107,7 @@ class SinhArcsinhNormal(TorchDistribution):
 
     def __init__(
         self,
-        factor: Tensor,
+        factor: Factor,
         white_mean: Tensor,
         skewness: Tensor,
         log_tails: Tensor,
@@ -125,18 +126,13 @@ class SinhArcsinhNormal(TorchDistribution):
         core = sinh_arcsinh(core, self.skewness, self.log_tails)
         if self.sparse is not None:
             core = self._sparse_noise(core, self.sparse)
-        white = self.white_mean + torch.cat([others, couple(core, self.coupling)], -1)
-        # Draws of one factor are right-hand sides of one system.
-        columns = white.reshape(-1, *self.white_mean.shape).movedim(0, -1)
-        theta = torch.linalg.solve_triangular(self.factor.mT, columns, upper=True).movedim(-1, 0)
-        return theta.reshape(shape)
+        return self.factor.colour(self.white_mean + torch.cat([others, couple(core, self.coupling)], -1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density, of batch shape."""
-        white = (self.factor.mT @ value.unsqueeze(-1)).squeeze(-1)
-        others, core = self._split(white - self.white_mean)
+        others, core = self._split(self.factor.uncolour(value) - self.white_mean)
         noise = uncouple(core, self.coupling)
-        diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
+        diagonal = self.factor.diagonal()
         normal = -others.square() / 2 - _HALF_LOG_2PI
         each = torch.cat([normal, sinh_arcsinh_log_density(noise, self.skewness, self.log_tails)], -1) + diagonal.log()
         if self.sparse is None:
@@ -151,9 +147,9 @@ class SinhArcsinhNormal(TorchDistribution):
 
     def _sparse_noise(self, noise: Tensor, sparse: ScaleMixture) -> Tensor:
         """Replace the noise of the last elements, each depending on those after it, by that of their mixtures."""
-        upper, white = self.factor.mT, self.white_mean
+        upper, white = self.factor.core.mT, self.white_mean
         values = last = noise[..., :0]
-        size, core = white.shape[-1], noise.shape[-1]
+        size, core = upper.shape[-1], noise.shape[-1]
         for k in range(1, sparse.width + 1):
             row = upper[..., -k, size - k :]
             later = (row[..., 1:] * values).sum(-1, keepdim=True)

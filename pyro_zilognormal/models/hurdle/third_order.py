@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_zilognormal.models.hurdle.arrowhead import Factor
 from pyro_zilognormal.models.hurdle.predictors import PAIRS, GroupLikelihood, Quadratic
 
 # Of standard Normal noise e, the sinh-arcsinh transform of skewness s is near e + s sqrt(1 + e^2): its mean and third
@@ -50,15 +51,14 @@ def observed_information(likelihood: GroupLikelihood, predictors: Sequence[Tenso
 
 
 def find_correction(
-    likelihood: GroupLikelihood, quadratic: Quadratic, theta: Tensor, factor: Tensor, core: int
+    likelihood: GroupLikelihood, quadratic: Quadratic, theta: Tensor, factor: Factor, core: int
 ) -> Correction:
     """Return the correction of a Normal at the mode theta, whose precision has the lower factor ``factor``."""
     predictors, found = quadratic.predict(theta), []
     for some in _blocks((*predictors[0].shape, theta.shape[1])):
         third = Derivatives(likelihood.of_genes(some), [p[some] for p in predictors])
-        identity = torch.eye(theta.shape[-1]).to(theta)
-        inverse = torch.linalg.solve_triangular(factor[some].mT, identity, upper=True)
-        found.append(_correct(third, quadratic.matrices.unsqueeze(1) @ inverse, core))
+        white = factor[some].whiten(quadratic.matrices.unsqueeze(2).expand(-1, -1, len(third.at[0]), -1))
+        found.append(_correct(third, white.transpose(1, 2), core))
     shift, skewness, coupling = map(torch.cat, zip(*found, strict=True))
     return Correction(shift, skewness, coupling)
 

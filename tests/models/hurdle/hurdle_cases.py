@@ -7,6 +7,7 @@ import torch
 from pyro import poutine
 
 from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
 
 
 def table(cells=60, genes=5, effects=1, levels=(), continuous=False, seed=0):
@@ -72,6 +73,11 @@ def without_guide(priors=None, **kinds):
     own = {k: kinds.pop(k, None) for k in ("zero_design", "scale_design", "offset", "reduce")}
     data = HurdleData.from_cells(**table(**kinds), **own)
     return HurdleModel(data, priors), data
+
+
+def information_of(site):
+    """The likelihood's information of a site of the guide."""
+    return Arrowhead(site.layout, site.information)
 
 
 def latents(guide, data, seed=0):

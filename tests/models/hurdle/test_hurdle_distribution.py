@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal, Normal
 
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, Layout
 from pyro_zilognormal.models.hurdle.components import ScaleMixture
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import (
     MixturePosterior,
@@ -30,6 +31,11 @@ def tensor(values):
     return torch.tensor(values, dtype=torch.float64)
 
 
+def factor_of(precision):
+    """The factor of dense matrices."""
+    return Arrowhead.take(Layout(precision.shape[-1]), precision).factor()
+
+
 def random_normal(width, core, batch=(), seed=0):
     """A distribution without transform, and the precision behind it."""
     generator = torch.Generator().manual_seed(seed)
@@ -40,7 +46,7 @@ def random_normal(width, core, batch=(), seed=0):
     square = normal(width, width)
     precision = square @ square.mT + torch.eye(width)
     zero = torch.zeros(*batch, core, dtype=torch.float64)
-    factor = torch.linalg.cholesky(precision)
+    factor = factor_of(precision)
     return SinhArcsinhNormal(factor, normal(width), zero, zero, torch.zeros(*batch, core, core).double()), precision
 
 
@@ -49,9 +55,8 @@ def plane_distribution(skewness=(0.0, 0.0), log_tails=(0.0, 0.0), sparse=0, curv
     coupling = torch.full((core, core), curved).double()
     prior = scale_mixture(tensor(WEIGHTS).log(), sparse) if sparse else None
     shapes = (tensor(v)[2 - core :] for v in (skewness, log_tails))
-    factor = torch.linalg.cholesky(tensor(PRECISION))
-    white_mean = torch.linalg.solve_triangular(factor, tensor(LINEAR)[:, None], upper=False).squeeze(-1)
-    return SinhArcsinhNormal(factor, white_mean, *shapes, coupling, prior)
+    factor = factor_of(tensor(PRECISION))
+    return SinhArcsinhNormal(factor, factor.whiten(tensor(LINEAR)), *shapes, coupling, prior)
 
 
 def scale_mixture(logits, width):
@@ -71,7 +76,7 @@ def plane(points=501, reach=5.0):
 @pytest.mark.parametrize(("width", "core"), [(1, 1), (3, 3), (4, 2), (3, 0)])
 def test_untransformed_it_is_a_multivariate_normal(batch, width, core):
     distribution, precision = random_normal(width, core, batch=batch)
-    mean = torch.linalg.solve(distribution.factor.mT, distribution.white_mean.unsqueeze(-1)).squeeze(-1)
+    mean = distribution.factor.colour(distribution.white_mean)
     same = MultivariateNormal(mean, precision_matrix=precision)
     torch.manual_seed(1)
     for sample_shape in [(), (5,), (2, 4)]:
@@ -140,9 +145,9 @@ def test_each_gene_of_a_batch_is_as_on_its_own():
     logits = [tensor([w]).log() for w in (WEIGHTS, WEIGHTS[::-1])]
     for part, log_weights in zip(parts, logits, strict=True):
         part.sparse = scale_mixture(log_weights, 2)
-    names = ("factor", "white_mean", "skewness", "log_tails", "coupling")
+    names = ("white_mean", "skewness", "log_tails", "coupling")
     joined = {n: torch.stack([getattr(p, n) for p in parts]) for n in names}
-    both = SinhArcsinhNormal(**joined, sparse=scale_mixture(torch.stack(logits), 2))
+    both = SinhArcsinhNormal(factor_of(tensor([PRECISION] * 2)), **joined, sparse=scale_mixture(torch.stack(logits), 2))
     x, _ = plane(21)
     for k, part in enumerate(parts):
         torch.testing.assert_close(both.log_prob(x.unsqueeze(1))[:, k], part.log_prob(x))
@@ -165,13 +170,16 @@ def test_gradients_of_the_density(distribution):
 def test_gradients_by_the_parameters(sparse):
     start = plane_distribution(**TRANSFORMED, sparse=sparse, curved=0.3)
 
-    def density(factor, white_mean, skewness, log_tails, coupling, logits):
+    def density(precision, white_mean, skewness, log_tails, coupling, logits):
         prior = scale_mixture(logits, sparse) if sparse else None
-        own = SinhArcsinhNormal(factor.tril(), white_mean, skewness, log_tails, coupling, prior)
+        own = SinhArcsinhNormal(
+            factor_of((precision + precision.mT) / 2), white_mean, skewness, log_tails, coupling, prior
+        )
         return own.log_prob(tensor([[0.2, -0.4], [0.01, 0.03]]))
 
-    names = ("factor", "white_mean", "skewness", "log_tails", "coupling")
+    names = ("white_mean", "skewness", "log_tails", "coupling")
     values = [getattr(start, n).detach().clone().requires_grad_() for n in names]
+    values.insert(0, tensor(PRECISION).requires_grad_())
     assert torch.autograd.gradcheck(density, [*values, tensor(WEIGHTS).log().requires_grad_()])
 
 

@@ -102,9 +102,7 @@ def moments(guide, values):
     """Mean and variance of the coefficients under the widest component, by name."""
     block = guide.hierarchy.coefficients
     q = guide.distribution("coefficients", values).live
-    covariance = torch.cholesky_inverse(q.factor)
-    mean = torch.linalg.solve_triangular(q.factor.mT, q.white_mean.unsqueeze(-1), upper=True).squeeze(-1)
-    return block.split(mean), block.split(covariance.diagonal(dim1=-2, dim2=-1))
+    return block.split(q.factor.colour(q.white_mean)), block.split(q.factor.covariance().diagonal())
 
 
 def test_without_positive_values_sigma_has_its_prior():

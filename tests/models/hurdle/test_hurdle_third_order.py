@@ -6,6 +6,7 @@ import torch
 
 from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.models.hurdle import third_order
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, Layout
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Quadratic
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import SinhArcsinhNormal
 
@@ -33,14 +34,14 @@ def find_mode(likelihood):
             0, :, 0
         ]
         theta = (theta - torch.linalg.solve(hessian, gradient.mT).mT).detach()
-    return theta, torch.linalg.cholesky(-hessian)[None]
+    return theta, Arrowhead.take(Layout(3), -hessian[None]).factor()
 
 
 def integrate(likelihood, theta, factor):
     """Mean, sd and standardised third cumulant of the white noise of each element, by a grid of 81^3 points."""
     axis = torch.linspace(-7, 7, 81).double()
     white = torch.cartesian_prod(axis, axis, axis)
-    at = theta + torch.linalg.solve_triangular(factor[0].mT, white.mT, upper=True).mT
+    at = theta + factor.colour(white.unsqueeze(1)).squeeze(1)
     weight = log_posterior(likelihood, at).softmax(0)
     return moments(white, weight)
 
@@ -55,11 +56,11 @@ def moments(white, weight):
 def test_the_corrected_normal_has_the_mean_and_skewness_of_the_posterior(group):
     likelihood = likelihood_of(*group)
     theta, factor = find_mode(likelihood)
-    quadratic = Quadratic(torch.eye(3).double().unsqueeze(1))
+    quadratic = Quadratic(torch.eye(3).double().unsqueeze(1), Layout(3))
     found = third_order.find_correction(likelihood, quadratic, theta, factor, core=3)
     torch.manual_seed(0)
     corrected = SinhArcsinhNormal(factor, found.shift, found.skewness, 0 * found.skewness, found.coupling)
-    white = (factor.mT @ corrected.rsample((DRAWS,)).unsqueeze(-1))[:, 0, :, 0]
+    white = factor.uncolour(corrected.rsample((DRAWS,)))[:, 0]
     exact = integrate(likelihood, theta, factor)
     drawn = moments(white, torch.full((DRAWS,), 1 / DRAWS).double())
     assert exact[0].abs().max() > 0.1  # the mode is not the mean
@@ -82,7 +83,7 @@ def test_a_normal_likelihood_needs_none():
     """With many values the log mean of what is never zero, at a known sigma, is Normal."""
     likelihood = likelihood_of(0, 1e8, 1e8)
     theta, factor = find_mode(likelihood)
-    quadratic = Quadratic(torch.eye(3).double().unsqueeze(1))
+    quadratic = Quadratic(torch.eye(3).double().unsqueeze(1), Layout(3))
     found = third_order.find_correction(likelihood, quadratic, theta, factor, core=3)
     assert found.shift[0, [0, 2]].abs().max() < 1e-3
 
@@ -91,8 +92,8 @@ def test_blocks_of_genes_are_as_all(monkeypatch):
     value = torch.tensor([[20.0, 30.0, 1.0, 30.0, 0.0], [60.0, 12.0, 0.5, 2.0, 0.0], [3.0, 40.0, 2.0, 60.0, 0.0]])
     one = torch.ones(1, 1).double()
     data = HurdleData(value.double()[None], one, one, one, torch.zeros(1, 0).long(), torch.zeros(1).double())
-    likelihood, quadratic = GroupLikelihood(data), Quadratic(torch.eye(3).double().unsqueeze(1))
-    theta, factor = torch.rand(3, 3).double(), torch.eye(3).double().expand(3, 3, 3)
+    likelihood, quadratic = GroupLikelihood(data), Quadratic(torch.eye(3).double().unsqueeze(1), Layout(3))
+    theta, factor = torch.rand(3, 3).double(), Arrowhead.take(Layout(3), torch.eye(3).double().expand(3, 3, 3)).factor()
 
     def found():
         correction = third_order.find_correction(likelihood, quadratic, theta, factor, core=2)
