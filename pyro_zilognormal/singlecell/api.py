@@ -117,7 +117,7 @@ class HurdleDE:
         >>> de = HurdleDE(adata[:, ["CD3D", "FTL", "LYZ"]], "~ cell_type").fit(steps=50)
         >>> table = de.test(("cell_type", "CD14+ Monocyte", "CD19+ B"))
         >>> table.variable[table.is_de].tolist()
-        ['FTL', 'LYZ']
+        ['LYZ', 'FTL']
     """
 
     def __init__(
@@ -304,7 +304,7 @@ class HurdleDE:
             credible: probability of the interval.
 
         Returns:
-            A DataFrame, contrast by contrast, the most certain gene first: by expected_fdr, and where that is equal,
+            A DataFrame, contrast by contrast, the most certain gene first, by expected_fdr and, where that is equal,
             such as 0, by the end of the interval that is nearer to 0 (Harrison et al. 2019, "Topconfects").
         """
         check_fractions(delta, fdr, credible, max_error)
