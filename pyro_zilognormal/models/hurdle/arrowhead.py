@@ -141,10 +141,6 @@ class Arrowhead:
         """Return some of the matrices."""
         return Arrowhead(self.layout, self.values[some])
 
-    def where(self, chosen: Tensor, other: Arrowhead) -> Arrowhead:
-        """Return the chosen matrices of this, and the others of the other."""
-        return Arrowhead(self.layout, torch.where(chosen.unsqueeze(-1), self.values, other.values))
-
     def dense(self) -> Tensor:
         """Return the matrices with their zeros."""
         return pad(self.values, (0, 1))[..., self.layout.places[:-1, :-1]]
