@@ -103,7 +103,12 @@ class HurdleModel(PyroModule):
 
     def centred(self, data: HurdleData) -> HurdleData:
         """Return the data with the designs that the sites refer to."""
-        designs = {name: getattr(data, name) - c for name, c in zip(_DESIGNS, self.centres, strict=True)}
+        own, designs = data.design - self.design_centre, {}
+        for name, centre in zip(_DESIGNS, self.centres, strict=True):
+            given = getattr(data, name)
+            # Often one design is all three; it has a row for each cell.
+            same = given is data.design and torch.equal(centre, self.design_centre)
+            designs[name] = own if same else given - centre
         return replace(data, **designs)
 
     def at_origin(self, sites: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -193,7 +198,8 @@ def _centre(design: Tensor, of_mean: Tensor) -> Tensor:
 
     So a column that two designs share is the same in both.
     """
-    centre, shared = (matrix.unique(dim=0).mean(0) for matrix in (design, of_mean))
+    shared = of_mean.unique(dim=0).mean(0)
+    centre = shared.clone() if design is of_mean else design.unique(dim=0).mean(0)
     for k, column in enumerate(design.mT):
         same = (of_mean == column.unsqueeze(-1)).all(0)
         if same.any():

@@ -47,6 +47,7 @@ def find_start_of_cells(
         return ascend(ascent)
     climb(ascent, _STAGES)
     ascent.look_at(cells)
+    del ascent.likelihood, some  # of many genes they are large
     trust = torch.ones_like(ascent.theta[:, :1])
     everything = torch.arange(cells.genes, device=trust.device)
     best = ascent.expand(everything)
@@ -65,9 +66,10 @@ def find_start_of_cells(
         climbs = new.log_density - best.log_density[genes] + prior[genes] >= -_ROUNDING * new.log_density.abs()
         trust[genes] = torch.where(climbs.unsqueeze(-1), 2 * trust[genes], (taken / reach / 4)[genes])
         best = best.replace(genes[climbs], new, climbs)
+    # At the modes: a step that is short in sds of the likelihood may be long in those of a narrow prior.
+    ascent.integrate()
     ascent.theta = best.coefficients(ascent)
     site = ascent.expand(everything, observed=True).site
-    ascent.integrate()
     # Of more cells than these few, the likelihood of a gene is nearly Normal.
     correction = no_correction(ascent.theta, ascent.block.core)
     return Start(site, ascent.pairs, correction, log_sds, ascent.hyper)

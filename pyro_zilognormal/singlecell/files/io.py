@@ -233,7 +233,8 @@ def data_of(
     offset: NDArray[np.float64] | None = None,
 ) -> HurdleData:
     """Return the data of strata, or of cells, each of which is its own example."""
-    mean, zero = (torch.from_numpy(matrix[example]) for matrix in (design.matrix, design.zero_matrix))
+    mean = torch.from_numpy(design.matrix[example])
+    zero = torch.from_numpy(design.zero_matrix[example]) if design.has_depth else mean
     codes = [term.code[example] for term in terms]
     factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
     shift = torch.from_numpy(np.zeros(len(example)) if offset is None else offset)

@@ -16,7 +16,7 @@ from pyro_zilognormal.models.hurdle.cells import CellLikelihood
 from pyro_zilognormal.models.hurdle.components import log_scale
 from pyro_zilognormal.models.hurdle.effects import location
 from pyro_zilognormal.models.hurdle.initialize import find_pairs, find_start
-from pyro_zilognormal.models.hurdle.passes import find_start_of_cells
+from pyro_zilognormal.models.hurdle.passes import NEAR, find_start_of_cells
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
 
 SLOPE = torch.tensor([0.7]).double()
@@ -152,3 +152,18 @@ def test_the_start_of_many_cells_is_that_of_all(monkeypatch):
     for name, (mean, sd) in whole.hyper.items():
         assert ((start.hyper[name][0] - mean).abs() < 0.05 * sd).all(), name
     torch.testing.assert_close(start.log_sds.linear, whole.log_sds.linear, rtol=0.2, atol=0.5)
+
+
+def test_hyperparameters_of_steps_that_need_no_pass():
+    """They are those of passes to the very mode, for columns too of which data say little."""
+    torch.manual_seed(0)
+    cells, genes = 4000, 30
+    design = torch.cat([torch.ones(cells, 1), torch.randn(cells, 4)], 1)
+    values = ZeroInflatedLogNormal(torch.zeros(genes), 0.5, 1.0).sample((cells,))
+    data = HurdleData.from_cells(values, design, reduce=False)
+    model = HurdleModel(data)
+    data = model.centred(data)
+    found, mode = (find_start_of_cells(data, model.hierarchy, near=near).hyper for near in (NEAR, 1e-2))
+    for name, (mean, sd) in mode.items():
+        assert ((found[name][0] - mean).abs() < 0.1 * sd).all(), name
+        torch.testing.assert_close(found[name][1], sd, rtol=0.02, atol=0)
