@@ -55,7 +55,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def torch_rng_state() -> dict[str, Any]:
-    """Return the states of torch's generators alone: 3 microseconds, where numpy's takes a hundred."""
+    """Return the states of torch's generators alone: a microsecond, where numpy's takes a hundred."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 

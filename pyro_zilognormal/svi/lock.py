@@ -43,8 +43,6 @@ def locked(path: Path, what: str) -> Iterator[None]:
         >>> with locked(path, "the folder"):
         ...     path.exists()
         True
-        >>> path.exists()
-        False
     """
     with ExitStack() as stack:
         try:

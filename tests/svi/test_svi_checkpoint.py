@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import numpy as np
 import pyro
@@ -40,13 +39,11 @@ from pyro_zilognormal.svi import (
     Checkpoint,
     CheckpointError,
     EarlyStopping,
-    InUseError,
     Minibatches,
     Schedule,
     fit,
-    lock,
 )
-from pyro_zilognormal.svi.checkpoint import FORMAT, _load, _sealed
+from pyro_zilognormal.svi.checkpoint import FORMAT, _sealed
 
 STEPS = 40
 
@@ -61,20 +58,17 @@ PAIRS = [
     ("Adadelta", {"lr": 0.5}, "PolynomialLR", {"total_iters": 30, "power": 2.0}),
     ("RMSprop", {"lr": 0.01, "momentum": 0.5}, "LambdaLR", {"lr_lambda": lambda step: 1 / (1 + step)}),
     ("Rprop", {"lr": 0.01}, "ExponentialLR", {"gamma": 0.97}),
-    ("ASGD", {"lr": 0.001}, "ReduceLROnPlateau", {"patience": 1}),
+    ("ASGD", {"lr": 0.001}, "ConstantLR", {"total_iters": 10}),
     ("SGD", {"lr": 0.001, "momentum": 0.9}, "OneCycleLR", {"max_lr": 0.1, "total_steps": STEPS + 1}),
     ("ClippedAdam", {"lr": 0.05, "lrd": 0.99}, "SequentialLR", {"milestones": [8]}),
 ]
 
 
-def schedule(name, options):
-    def make(opt):
-        if name == "SequentialLR":
-            parts = [lr_scheduler.ConstantLR(opt, 0.5, 8), lr_scheduler.ExponentialLR(opt, 0.9)]
-            return lr_scheduler.SequentialLR(opt, parts, **options)
-        return getattr(lr_scheduler, name)(opt, **options)
-
-    return Schedule(make, every=4 if name == "ReduceLROnPlateau" else 1)
+def schedule(opt, name, options):
+    if name == "SequentialLR":
+        parts = [lr_scheduler.ConstantLR(opt, 0.5, 8), lr_scheduler.ExponentialLR(opt, 0.9)]
+        return lr_scheduler.SequentialLR(opt, parts, **options)
+    return getattr(lr_scheduler, name)(opt, **options)
 
 
 def kills(name, count=2):
@@ -99,7 +93,7 @@ def test_each_optimizer_and_schedule_resumes_bit_for_bit(pair, tmp_path):
             optimizer = functools.partial(
                 ClippedAdam if name == "ClippedAdam" else getattr(torch.optim, name), **options
             )
-            follow = [schedule(*scheduled), *follow]
+            follow = [Schedule(lambda opt: schedule(opt, *scheduled)), *follow]
         return fit(normal_model, auto(), source, steps=STEPS, optimizer=optimizer, callbacks=[*follow, *callbacks])
 
     rates = []
@@ -143,6 +137,7 @@ def pair(kind):
         "rows": (local_model(23), AutoNormal(local_model(23))),
         "low rank": (normal_model, AutoLowRankMultivariateNormal(normal_model, rank=1)),
         "messenger": (normal_model, AutoNormalMessenger(normal_model)),
+        "plain": (normal_model, normal_guide),
         "noisy": (normal_model, noisy),
     }[kind]
 
@@ -160,31 +155,26 @@ DATA = {
     "augmented": lambda: loader(Augmented()),
 }
 
-KINDS = [
-    *(("module", s) for s in DATA),
-    *(("noisy", s) for s in DATA),
-    *(("rows", s) for s in ("full", "batches")),  # a stream does not say which rows a batch holds
-    *((k, "batches") for k in ("low rank", "messenger")),
-]
-
-
-@pytest.mark.parametrize(("kind", "source"), KINDS)
-def test_each_kind_of_model_and_data_resumes_bit_for_bit(kind, source, tmp_path):
-    def run(callbacks):
-        return fit(*pair(kind), DATA[source](), steps=STEPS, optimizer=adam, callbacks=callbacks)
-
-    check_resume(tmp_path / "a.ckpt", run, kills(kind + source))
-
-
-COUNTING = [
+COUNTING = [  # plates, at their first call
     functools.partial(TraceEnum_ELBO, strict_enumeration_warning=False),
     functools.partial(Trace_ELBO, 2, vectorize_particles=True),
 ]
 
+KINDS = [
+    *(("module", s, Trace_ELBO) for s in DATA),
+    *(("noisy", s, Trace_ELBO) for s in DATA),
+    *(("rows", s, Trace_ELBO) for s in ("full", "batches")),  # a stream does not say which rows a batch holds
+    *((k, "batches", Trace_ELBO) for k in ("low rank", "messenger")),
+    *(("plain", "full", loss) for loss in COUNTING),
+]
 
-@pytest.mark.parametrize("loss", COUNTING)
-def test_a_loss_that_counts_plates_at_its_first_call_resumes_bit_for_bit(loss, tmp_path):
-    check_resume(tmp_path / "a.ckpt", lambda callbacks: plain(*callbacks, loss=loss()), [7, 15])
+
+@pytest.mark.parametrize(("kind", "source", "loss"), KINDS)
+def test_each_kind_of_model_data_and_loss_resumes_bit_for_bit(kind, source, loss, tmp_path):
+    def run(callbacks):
+        return fit(*pair(kind), DATA[source](), steps=STEPS, optimizer=adam, loss=loss(), callbacks=callbacks)
+
+    check_resume(tmp_path / "a.ckpt", run, kills(kind + source))
 
 
 def test_stopping_and_annealing_resume_bit_for_bit(tmp_path):
@@ -201,19 +191,15 @@ def test_stopping_and_annealing_resume_bit_for_bit(tmp_path):
     check_resume(tmp_path / "a.ckpt", run, [1, 7, whole.steps - 1])
 
 
-def test_a_longer_run_goes_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("steps", [20, 50])
+def test_a_finished_run_goes_on_only_if_more_steps_are_asked_for(steps, tmp_path):
     def run(steps, *callbacks):
-        return plain(EarlyStopping(every=5, patience=100), *callbacks, steps=steps)
+        return plain(EarlyStopping(data(9), every=5, patience=100), *callbacks, steps=steps)
 
+    taken = []
     run(20, Checkpoint(tmp_path / "a.ckpt"))
-    same(run(50), run(50, Checkpoint(tmp_path / "a.ckpt")))
-
-
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    steps = []
-    first = plain(Checkpoint(tmp_path / "a.ckpt"), steps=10)
-    same(first, plain(lambda run: steps.append(run.step), Checkpoint(tmp_path / "a.ckpt"), steps=10))
-    assert steps == []
+    same(run(steps), run(steps, lambda run: taken.append(run.step), Checkpoint(tmp_path / "a.ckpt")))
+    assert taken == list(range(21, steps + 1))
 
 
 def test_the_state_of_a_callback_is_kept_whatever_stands_around_it(tmp_path):
@@ -282,24 +268,16 @@ def test_ctrl_c_saves_and_then_interrupts(step, tmp_path):
     same(plain(), plain(Checkpoint(path)))
 
 
-def test_sigterm_obeys_a_handler_of_the_caller(tmp_path):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_handler_of_the_caller_is_obeyed(ignored, tmp_path):
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else lambda number, frame: heard.append(number))
     try:
-        result = plain(raising(signal.SIGTERM, 4), Checkpoint(tmp_path / "a.ckpt"))
+        result = plain(raising(signal.SIGTERM, 4), Checkpoint(tmp_path / "a.ckpt"), steps=6)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
-    assert (result.stop_reason, result.steps) == ("interrupted", 4)
-
-
-def test_an_ignored_signal_stays_ignored(tmp_path):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        result = plain(raising(signal.SIGINT, 2), Checkpoint(tmp_path / "a.ckpt"), steps=4)
-        assert (result.steps, result.stop_reason) == (4, "steps")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert heard == [] if ignored else [signal.SIGTERM]
+    assert (result.stop_reason, result.steps) == (("steps", 6) if ignored else ("interrupted", 4))
 
 
 def test_saving_by_seconds(tmp_path, monkeypatch):
@@ -329,7 +307,7 @@ def test_every_single_bit_flip_of_a_checkpoint_is_refused(saved, tmp_path):
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(CheckpointError, match=r"damaged, or no checkpoint|newer than"):
-            _load(path)
+            Checkpoint.read(path)
         flipped[bit // 8] ^= 1 << bit % 8
     for wrong in (b"", saved[: len(saved) // 2], saved + b"\0"):
         path.write_bytes(wrong)
@@ -390,19 +368,6 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_no_part_of_another(share, s
     same(plain(), plain(Checkpoint(path)))
 
 
-def test_a_checkpoint_is_read_without_data_or_model(tmp_path):
-    path = tmp_path / "a.ckpt"
-    result = plain(EarlyStopping(data(5), every=5, patience=9), Checkpoint(path), steps=10)
-    found = Checkpoint.read(path)
-    assert (found["step"], found["stop_reason"], found["converged"]) == (10, "steps", False)
-    assert found["losses"].tolist() == result.losses.tolist()
-    assert found["held_out"] == result.held_out
-    assert found["params"].keys() == result.params.keys()
-    assert found["params"]["q_scale"] > 0
-    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
-        Checkpoint.read(tmp_path / "b.ckpt")
-
-
 # --- another fit
 
 
@@ -430,8 +395,8 @@ def batches(**change):
     return Minibatches(data(), **{"batch_size": 5, "plate": "rows", **change})
 
 
-def decay(gamma=0.9, every=1):
-    return [Schedule(functools.partial(lr_scheduler.ExponentialLR, gamma=gamma), every=every)]
+def decay(gamma=0.9):
+    return [Schedule(functools.partial(lr_scheduler.ExponentialLR, gamma=gamma))]
 
 
 OTHERS = {
@@ -448,7 +413,7 @@ OTHERS = {
     "rate": ({}, {"optimizer": functools.partial(torch.optim.Adam, lr=0.06)}, "optimizer: Adam .*0.05.*0.06"),
     "optimizer": ({}, {"optimizer": functools.partial(torch.optim.SGD, lr=0.05)}, "optimizer: Adam .*SGD"),
     "schedule": ({"more": decay()}, {"more": decay(gamma=0.5)}, "callback 0 with a state: Schedule"),
-    "stopping": ({"more": [EarlyStopping()]}, {"more": [EarlyStopping(every=7)]}, "'every': 100.*'every': 7"),
+    "stopping": ({"more": [EarlyStopping(data())]}, {"more": [EarlyStopping(data(), every=7)]}, "'every': 100.*7"),
     "held out": ({"more": [EarlyStopping(data(5))]}, {"more": [EarlyStopping(data(6))]}, "'held_out': "),
     "fewer": ({"more": decay()}, {}, "callback 0 with a state: Schedule .*absent now"),
 }
@@ -472,22 +437,19 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(first, change, message, 
     assert run(6, **first).steps == 6
 
 
-NAME, WHOLE, POSITIVE = (
-    "needed the name of a file",
-    "needed a whole number of at least 1",
-    "needed a number of at least 0",
-)
 BAD = [
-    *(({"path": path}, TypeError, rf"path is a \w+; {NAME}") for path in (5, None, b"a.ckpt", torch.tensor(1))),
-    *(({"path": path}, ValueError, f"{NAME} in a folder") for path in ("missing/a.ckpt", ".", "a\0.ckpt")),
-    *(({"steps": steps}, ValueError, f"steps is {steps}; {WHOLE}") for steps in (0, 1.5, True)),
-    *(({"seconds": time}, ValueError, f"seconds is {time!r}; {POSITIVE}") for time in (-1.0, "1", float("nan"))),
+    *(
+        ({"path": path}, "path is .*; needed the name of a file")
+        for path in (5, None, b"a.ckpt", "missing/a.ckpt", ".")
+    ),
+    *(({"steps": steps}, f"steps is {steps}; needed a whole number of at least 1") for steps in (0, 1.5, True)),
+    *(({"seconds": s}, f"seconds is {s!r}; needed a number of at least 0") for s in (-1.0, "1", float("nan"))),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-def test_bad_arguments_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         Checkpoint(**{"path": "a.ckpt", **arguments})
 
 
@@ -499,73 +461,6 @@ def test_the_path_does_not_follow_the_working_directory(tmp_path, monkeypatch):
     plain(save)
     assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "other"]
     assert os.listdir() == []
-
-
-def test_a_second_fit_on_a_path_is_refused_by_name(tmp_path):
-    path = tmp_path / "a.ckpt"
-
-    def again(run):
-        with pytest.raises(InUseError, match=rf"a\.ckpt is in use by process {os.getpid()} on "):
-            plain(Checkpoint(path))
-
-    plain(again, Checkpoint(path))
-    assert os.listdir(tmp_path) == ["a.ckpt"]
-    plain(Checkpoint(path))
-
-
-def test_a_lock_of_a_dead_process_is_taken_and_a_file_of_others_left(tmp_path):
-    path, file = tmp_path / "a.ckpt", tmp_path / "a.ckpt.lock"
-    file.write_text("pyro_zilognormal: in use by process 1 on elsewhere")
-    plain(Checkpoint(path))
-    assert not file.exists()
-    (tmp_path / "victim").write_text("mine")
-    for make in (lambda: file.symlink_to(tmp_path / "victim"), lambda: file.write_text("mine")):
-        make()
-        with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
-            plain(Checkpoint(path))
-        assert file.read_text() == "mine"
-        file.unlink()
-    file.mkdir()
-    with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
-        plain(Checkpoint(path))
-
-
-@pytest.mark.parametrize(
-    ("error", "refused"), [(BlockingIOError, True), (PermissionError, True), (OSError("no locks here"), False)]
-)
-def test_a_lock_that_is_taken_as_posix_and_windows_say_it_and_a_file_system_without(
-    error, refused, tmp_path, monkeypatch
-):
-    def hold(handle):
-        raise error
-
-    monkeypatch.setattr(lock, "_hold", hold)
-    path, expected = tmp_path / "run.lock", pytest.raises(InUseError, match=r"the folder is in use by process \?")
-    with expected if refused else nullcontext(), lock.locked(path, "the folder"):
-        assert f"in use by process {os.getpid()} on " in path.read_text()
-
-
-def test_a_lock_that_its_holder_deletes_at_the_same_moment_is_not_taken(tmp_path, monkeypatch):
-    path = tmp_path / "run.lock"
-    monkeypatch.setattr(lock, "_hold", lambda handle: path.unlink())
-    with pytest.raises(InUseError, match="the folder is in use by process"), lock.locked(path, "the folder"):
-        pass
-
-
-def test_a_lock_file_that_cannot_be_deleted_while_it_is_open_is_taken_over(tmp_path, monkeypatch):
-    def unlink(path, missing_ok=False):
-        raise PermissionError
-
-    monkeypatch.setattr(pathlib.Path, "unlink", unlink)  # as on Windows
-    for _ in range(2):
-        with lock.locked(tmp_path / "run.lock", "the folder"):
-            pass
-
-
-def test_a_pipe_in_the_place_of_a_lock_does_not_block(tmp_path):
-    os.mkfifo(tmp_path / "run.lock")
-    with pytest.raises(InUseError, match="is in the way"), lock.locked(tmp_path / "run.lock", "the folder"):
-        pass
 
 
 def test_saving_follows_no_link_and_leaves_nothing_behind(tmp_path):
