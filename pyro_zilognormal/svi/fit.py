@@ -97,6 +97,7 @@ def fit(
         return run.result()
 
 
+@dataclass(eq=False)
 class Run:
     """A fit while it runs, as callbacks see it.
 
@@ -109,25 +110,26 @@ class Run:
         optimizer: the torch optimiser.
     """
 
-    def __init__(
-        self,
-        module: SVIModule,
-        source: Source,
-        optimizer: torch.optim.Optimizer,
-        seed: int,
-        steps: int,
-        callbacks: list[Callback],
-    ) -> None:
-        self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
-        self.steps, self.callbacks, self.rows, self.batches = steps, callbacks, source.rows, batches(source, seed)
-        self.step = self.best_step = self.held_out_rows = 0
-        self.losses: list[float] = []
-        self.held_out: list[tuple[int, float]] = []
-        self.stop_reason, self.converged = "", False
-        self.started = time.monotonic()
-        # The last parameters and running buffers whose loss and gradient were finite, and the step that gave them.
-        kept, state = [*module.trainable(), *module.running_buffers], module.snapshot()
-        self.last_finite, self.last_finite_step = {k: state[k] for k in kept}, 0
+    module: SVIModule
+    source: Source
+    optimizer: torch.optim.Optimizer
+    seed: int
+    steps: int
+    callbacks: list[Callback]
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    held_out_rows: int = 0
+    best_step: int = 0
+    stop_reason: str = ""
+    converged: bool = False
+    last_finite_step: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows, self.batches, self.started = self.source.rows, batches(self.source, self.seed), time.monotonic()
+        # The last parameters and running buffers whose loss and gradient were finite, those of ``last_finite_step``.
+        state = self.module.snapshot()
+        self.last_finite = {k: state[k] for k in [*self.module.trainable(), *self.module.running_buffers]}
 
     @property
     def loss(self) -> float:

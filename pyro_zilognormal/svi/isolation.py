@@ -21,12 +21,6 @@ def isolated(seed: int | None = None) -> Iterator[None]:
 
     That is Pyro's store and settings, torch's default dtype, and the random number generators of torch, numpy and
     Python, which a seed seeds inside the block. Threads run such blocks one after another.
-
-    Example:
-        >>> with isolated(seed=0):
-        ...     _ = pyro.param("a", torch.tensor(1.0))
-        >>> "a" in pyro.get_param_store()
-        False
     """
     with _turn, _OneThread() as outside:
         state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()

@@ -187,10 +187,7 @@ def _sampling(result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], 
     if isinstance(source, Minibatches):
         source.shuffle = False  # so that joined batches are in the order of the data
     if source.plate not in (None, module.plate) and source.batches > 1:
-        raise ValueError(
-            f"data are minibatches along plate {source.plate!r}, but the plate over rows of the fit is "
-            f"{module.plate!r}; pass data as they were passed to fit"
-        )
+        raise ValueError(f"data have plate {source.plate!r}; needed that of the fit, {module.plate!r}")
     # A guide with a parameter for every row has none for other rows.
     evaluating = module.evaluating(held_out=source.rows != module.rows)
     with isolated(seed), result.scope(), evaluating, torch.no_grad():
@@ -215,18 +212,14 @@ class _Sampler:
     def choose(self, sites: Sequence[str] | None, with_rows: bool) -> list[str]:
         """Return the sites to draw, all latent ones if None; raise a ValueError for one without draws."""
         latent = [k for k in self.model if k in self.guide]
-        enumerated = [k for k, n in self.model.items() if not n["is_observed"] and k not in self.guide]
-        why = f"; {enumerated} are not in the guide: use pyro.infer.infer_discrete in result.scope()"
         # A deterministic site may follow from an enumerated one.
-        seen = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and not enumerated)]
+        follow = all(n["is_observed"] or k in self.guide for k, n in self.model.items())
+        seen = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and follow)]
         default = [k for k in latent if with_rows or self.axes[k] is None]
-        names = _known(sites, default, [*latent, *seen], "the sites with draws", why if enumerated else "")
+        names = _known(sites, default, [*latent, *seen], "the sites with draws, in the guide or observed,")
         local = [k for k in names if self.axes[k] is not None]
         if local and self.first.indices is None:
-            raise ValueError(
-                f"sites {local} have a value for every row, but a stream does not say which rows a batch holds; use "
-                "Minibatches, or name global sites in sites"
-            )
+            raise ValueError(f"sites {local} have a value for every row, and a stream does not number its rows")
         return names
 
     def observed(self, sites: Sequence[str] | None) -> list[str]:
@@ -312,11 +305,11 @@ def _holds_data(node: Any) -> bool:
     return node["is_observed"] and not _is_deterministic(node) and not isinstance(node["fn"], dist.Unit)
 
 
-def _known(sites: Sequence[str] | None, default: list[str], known: list[str], what: str, why: str = "") -> list[str]:
+def _known(sites: Sequence[str] | None, default: list[str], known: list[str], what: str) -> list[str]:
     """Return the names of sites; raise a ValueError for one that is not known."""
     for name in sites or ():
         if name not in known:
-            raise ValueError(f"sites holds {name!r}; {what} are {known}{why}")
+            raise ValueError(f"sites holds {name!r}; {what} are {known}")
     return default if sites is None else list(sites)
 
 

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
 
-from pyro_zilognormal.svi import Checkpoint
+from pyro_zilognormal.svi import Checkpoint, fit
 
 adam = functools.partial(torch.optim.Adam, lr=0.05)
 
@@ -83,6 +83,12 @@ class Amortised(PyroModule):
 
 def data(rows=20, seed=0, loc=2.0):
     return loc + torch.randn(rows, generator=torch.Generator().manual_seed(seed))
+
+
+def plain(*callbacks, steps=20, x=None, guide=normal_guide, **settings):
+    """Fit the normal model."""
+    x = data() if x is None else x
+    return fit(normal_model, guide, x, steps=steps, **{"optimizer": adam, **settings}, callbacks=callbacks)
 
 
 def with_nan(rows, at):

@@ -4,13 +4,9 @@ import os
 from contextlib import nullcontext
 
 import pytest
-from svi_cases import data, normal_guide, normal_model
+from svi_cases import plain
 
-from pyro_zilognormal.svi import Checkpoint, InUseError, fit, lock
-
-
-def train(*callbacks):
-    fit(normal_model, normal_guide, data(), steps=2, callbacks=callbacks)
+from pyro_zilognormal.svi import Checkpoint, InUseError, lock
 
 
 def test_a_second_fit_on_a_path_is_refused_by_name(tmp_path):
@@ -18,11 +14,11 @@ def test_a_second_fit_on_a_path_is_refused_by_name(tmp_path):
 
     def again(run):
         with pytest.raises(InUseError, match=rf"a\.ckpt is in use by process {os.getpid()} on "):
-            train(Checkpoint(path))
+            plain(Checkpoint(path))
 
-    train(again, Checkpoint(path))
+    plain(again, Checkpoint(path))
     assert os.listdir(tmp_path) == ["a.ckpt"]
-    train(Checkpoint(path))
+    plain(Checkpoint(path))
 
 
 OTHERS_LOCKS = {
@@ -37,12 +33,12 @@ OTHERS_LOCKS = {
 def test_a_lock_of_a_dead_process_is_taken_and_what_is_not_ours_is_left(make, tmp_path):
     path, file = tmp_path / "a.ckpt", tmp_path / "a.ckpt.lock"
     file.write_text("pyro_zilognormal: in use by process 1 on elsewhere")
-    train(Checkpoint(path))
+    plain(Checkpoint(path))
     assert not file.exists()
     (tmp_path / "victim").write_text("mine")
     make(file)
     with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
-        train(Checkpoint(path))
+        plain(Checkpoint(path))
     assert os.path.lexists(file)
     assert not file.is_file() or file.read_text() == "mine"
 
