@@ -296,32 +296,12 @@ def shuffled():
 
 
 auto = AutoNormal
+KNOWN = "the sites with draws, in the guide or observed, are"
 BAD_SITES = {
-    "enumerated": (mixture, None, data, data, ["kind"], r"'kind'; the sites with draws, in the guide or observed, are"),
-    "from an enumerated one": (
-        mixture,
-        None,
-        data,
-        data,
-        ["shift"],
-        r"'shift'; the sites with draws, in the guide or observed, are",
-    ),
-    "auxiliary": (
-        auxiliary_model,
-        auxiliary_guide,
-        batches,
-        batches,
-        ["both"],
-        "'both'; the sites with draws, in the guide or observed, are",
-    ),
-    "plate not of the fit": (
-        normal_model,
-        auto,
-        data,
-        batches,
-        None,
-        "data have plate 'rows'; needed that of the fit, None",
-    ),
+    "enumerated": (mixture, None, data, data, ["kind"], f"'kind'; {KNOWN}"),
+    "from an enumerated one": (mixture, None, data, data, ["shift"], f"'shift'; {KNOWN}"),
+    "auxiliary": (auxiliary_model, auxiliary_guide, batches, batches, ["both"], f"'both'; {KNOWN}"),
+    "plate not of the fit": (normal_model, auto, data, batches, None, "data have plate 'rows'; needed that of the fit"),
     "other rows": (local_model(ROWS), auto, batches, lambda: batches(30), ["z"], "none held out"),
 }
 

@@ -136,6 +136,11 @@ def test_evaluations_that_jump_about_their_best_have_converged(patience):
     assert reasons.count("converged") >= 17
 
 
+def test_a_clear_rise_that_is_too_small_to_count_has_converged():
+    run = play([5.0 + 1e-3 * k for k in range(40)], rest=0.0, patience=8)
+    assert (run.stop_reason, run.step) == ("converged", 90)
+
+
 def test_evaluations_that_are_not_finite_never_improve():
     run = play([math.nan] * 3 + [5.0, 4.0] + [math.nan] * 9, patience=4)
     assert (run.stop_reason, run.best_step, run.step) == ("held-out loss not finite", 50, 90)
