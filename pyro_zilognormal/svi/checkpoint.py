@@ -198,8 +198,8 @@ def _identity(run: "Run") -> dict[str, str]:
     found["seed"] = str(run.seed)
     found["buffers"] = digest({k: b for k, b in run.module.state().items() if k not in run.last_finite})
     with isolated(run.seed):  # a stream may draw random numbers when it is read
-        for i, callback in enumerate(_stateful(run)):
-            found[f"callback {i} with a state"] = f"{type(callback).__qualname__} {callback.settings()}"
+        for i, callback in enumerate(_kept(run)):
+            found[f"callback {i}"] = f"{type(callback).__qualname__} {callback.settings()}"
         data = run.source.digest(run.seed)
     found["data"] = f"{run.source.rows} rows in {run.source.batches} batches, SHA-256 {data}"
     return found
@@ -209,8 +209,10 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if isinstance(v, bool | int | float | str | tuple | None)}
 
 
-def _stateful(run: "Run") -> list[Callback]:
-    return [c for c in run.callbacks if type(c).state_dict is not Callback.state_dict]
+def _kept(run: "Run") -> list[Callback]:
+    """Return the callbacks that have a state or settings."""
+    names = ("state_dict", "settings")
+    return [c for c in run.callbacks if any(getattr(type(c), name) is not getattr(Callback, name) for name in names)]
 
 
 _RUN = ("step", "held_out", "kl_weight", "last_finite_step")
@@ -228,13 +230,13 @@ def _state_of(run: "Run") -> dict[str, Any]:
         "last_finite": run.last_finite,
         "optimizer": run.optimizer.state_dict(),
         "random": rng_state(),
-        "callbacks": [c.state_dict() for c in _stateful(run)],
+        "callbacks": [c.state_dict() for c in _kept(run)],
     }
 
 
 def _load_state(run: "Run", state: dict[str, Any]) -> None:
     """Go on from where a run was whose state :func:`_state_of` returned."""
-    for callback, saved in zip(_stateful(run), state["callbacks"], strict=True):
+    for callback, saved in zip(_kept(run), state["callbacks"], strict=True):
         callback.load_state_dict(saved)
     run.optimizer.load_state_dict(state["optimizer"])
     for name in _RUN:

@@ -23,6 +23,7 @@ from svi_cases import (
 from torch.optim import lr_scheduler
 
 from pyro_zilognormal.svi import (
+    Callback,
     Checkpoint,
     CheckpointError,
     EarlyStopping,
@@ -181,6 +182,16 @@ def decay(gamma=0.9):
     return [Schedule(functools.partial(lr_scheduler.ExponentialLR, gamma=gamma))]
 
 
+class Named(Callback):
+    """Without a state."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def settings(self):
+        return {"name": self.name}
+
+
 OTHERS = {
     "shape": ({}, {"guide": wide_guide}, r"parameter 'q_loc': \(\) torch.float32 in the checkpoint, \(2,\)"),
     "name": ({}, {"guide": renamed_guide}, "parameter 'other': absent in the checkpoint"),
@@ -194,10 +205,11 @@ OTHERS = {
     "loss": ({}, {"loss": Trace_ELBO(num_particles=2)}, "loss: .*'num_particles': 1.*'num_particles': 2"),
     "rate": ({}, {"optimizer": functools.partial(torch.optim.Adam, lr=0.06)}, "optimizer: Adam .*0.05.*0.06"),
     "optimizer": ({}, {"optimizer": functools.partial(torch.optim.SGD, lr=0.05)}, "optimizer: Adam .*SGD"),
-    "schedule": ({"more": decay()}, {"more": decay(gamma=0.5)}, "callback 0 with a state: Schedule"),
+    "schedule": ({"more": decay()}, {"more": decay(gamma=0.5)}, "callback 0: Schedule"),
     "stopping": ({"more": [EarlyStopping(data())]}, {"more": [EarlyStopping(data(), every=7)]}, "'every': 100.*7"),
     "held out": ({"more": [EarlyStopping(data(5))]}, {"more": [EarlyStopping(data(6))]}, "'held_out': "),
-    "fewer": ({"more": decay()}, {}, "callback 0 with a state: Schedule .*absent now"),
+    "settings": ({"more": [Named("a")]}, {"more": [Named("b")]}, "callback 0: Named {'name': 'a'}"),
+    "fewer": ({"more": decay()}, {}, "callback 0: Schedule .*absent now"),
 }
 
 
