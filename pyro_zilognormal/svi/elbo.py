@@ -64,9 +64,7 @@ class SVIModule(nn.Module):
         super().__init__()
         self.loss: Any = Trace_ELBO() if loss is None else copy.copy(loss)  # a copy forgets the plates of other models
         if isinstance(loss, ELBO) and (name := type(loss).__name__).startswith("Jit"):
-            raise TypeError(
-                f"loss is a {name}, which makes constants of the first batch's rows and scale; use {name[3:]}()"
-            )
+            raise TypeError(f"loss is a {name}, which makes constants of a batch's rows and scale; use {name[3:]}()")
         self._runs_backward = isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss")
         self.plate, self.rows, self.held_out = plate, rows, False
         self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
@@ -229,9 +227,7 @@ class SVIModule(nn.Module):
                 self.traces(smallest)
         except (RuntimeError, ValueError) as error:
             said = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"the smallest batch, of {smallest.rows} rows, fails: {said}; choose another batch_size"
-            ) from error
+            raise ValueError(f"the smallest batch, of {smallest.rows} rows, fails: {said}; change batch_size") from error
 
     def _find_plate(self, trace: poutine.Trace) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
