@@ -131,8 +131,8 @@ def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[s
     frame = row_plate(node, module.plate, batch.rows)
     if frame is None or batch.indices is None or bad.dim() < -frame.dim:
         return {}
-    rows = batch.indices[bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1)]
-    return {"rows": rows.sort().values[:_ROWS_SHOWN].tolist()}
+    at = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1)
+    return {"rows": batch.indices.cpu()[at.cpu()].sort().values[:_ROWS_SHOWN].tolist()}
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

@@ -227,7 +227,7 @@ class SVIModule(nn.Module):
                 self.traces(smallest)
         except (RuntimeError, ValueError) as error:
             said = str(error).strip().splitlines()[0]
-            raise ValueError(f"the smallest batch, of {smallest.rows} rows, fails: {said}; change batch_size") from error
+            raise ValueError(f"the smallest batch, of {smallest.rows} rows, fails: {said}; set batch_size") from error
 
     def _find_plate(self, trace: poutine.Trace) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
