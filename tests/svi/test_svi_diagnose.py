@@ -188,6 +188,15 @@ def test_a_guide_site_and_its_parameter_are_named(kind, validate):
     assert name in report.parameters
 
 
+def test_a_nan_that_comes_by_chance_is_met_again():
+    def guide(x):
+        shift = torch.where(torch.rand(()) < 0.1, math.nan, 0.0)
+        pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.0)) + shift, 1.0))
+
+    report = reported(normal_model, guide, data(), steps=200)
+    assert (report.site, report.part, report.cause) == ("loc", "guide", "its parameter 'loc' is nan")
+
+
 def test_guides_that_run_the_model_do_not_take_the_blame_for_the_data():
     report = reported(normal_model, AutoNormalMessenger(normal_model), with_nan(9, [2]))
     assert (report.site, report.part, report.rows) == ("x", "model", [2])
