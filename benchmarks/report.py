@@ -46,7 +46,7 @@ def steps(found: Found) -> str:
     rows = [
         (n, f"{1e3 * c['bare_seconds']:.2f}", f"{100 * (c['ratio'] - 1):+.1f} %") for n, c in found["cases"].items()
     ]
-    return table(("model", "bare SVI.step, ms", "svi.fit with EarlyStopping and Progress"), rows)
+    return table(("model", "bare SVI.step, ms", "svi.fit with Progress"), rows)
 
 
 def fits(found: Found) -> str:

@@ -1,11 +1,11 @@
 """What happens between the steps of a fit: stopping, schedules, progress."""
 
-import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -62,10 +62,8 @@ class _EachStep(Callback):
         self.function(run)
 
 
-def as_callbacks(given: Any) -> list[Callback]:
+def as_callbacks(given: Sequence[Any]) -> list[Callback]:
     """Return callbacks and functions of the run as callbacks; raise a TypeError for anything else."""
-    if isinstance(given, Callback) or not isinstance(given, Sequence):
-        raise TypeError(f"callbacks is a {type(given).__name__}; needed a list of callbacks")
     for each in given:
         if isinstance(each, type) or not (callable(each) or isinstance(each, Callback)):
             raise TypeError(f"callbacks holds {each!r}; needed instances of Callback and functions of the run")
@@ -73,40 +71,37 @@ def as_callbacks(given: Any) -> list[Callback]:
 
 
 class EarlyStopping(Callback):
-    """Stop when the loss no longer improves, and go back to the best parameters.
+    """Stop when the loss of held-out data no longer improves, and go back to the best parameters.
 
-    Every ``every`` steps it evaluates the loss L: the mean of the last ``every`` training losses, or that of held-out
-    data, always with the same particles and random numbers. L is better than the best so far, B, if ::
+    The loss L, always with the same random numbers, has improved on an earlier one, B, if ::
 
-        B - L > max(min_delta max(|B|, min(F - B, N)), noise SE),
+        B - L > max(min_delta max(|B|, N), noise SE),
 
-    where F is the first evaluation, N the number of rows, and SE the standard error of B - L. After ``patience``
-    evaluations with nothing better it stops: "rising" if the loss is worse than the best by as much as would count as
-    better, with a trend of more than 4 standard errors, else "converged". Without held-out data, it goes on while a
-    line through the last 2 (patience + 1) windows falls by enough to count.
+    where N is the number of rows that the loss is of, and SE the standard error of B - L over the particles. After
+    ``patience`` evaluations without improvement the fit stops: "rising", if L is worse than B by as much, and the
+    held-out loss rises or the training loss still moves by more than 4 standard errors of a trend; else "converged".
 
     Args:
         held_out: data like the fit's: an array, a tuple of the arguments of model and guide, :class:`Minibatches` or
-            :class:`BatchStream` of them, or a dict of keyword arguments; others are those of the fit. None evaluates
-            the training loss.
-        every: steps between evaluations, and the length of the window for the training loss.
+            :class:`BatchStream`. The training data themselves show whether it has converged, not whether it overfits.
+        every: steps between evaluations.
         patience: evaluations without improvement before it stops.
-        min_delta: the smallest relative improvement that counts.
+        min_delta: the smallest improvement that counts, relative to the loss, or to 1 a row if that is more.
         noise: how many standard errors an improvement must exceed.
-        warm_up: steps before the first window; at least as many as a KL weight is annealed over.
-        particles: how many times to evaluate the held-out loss.
+        warm_up: steps before evaluations begin; at least as many as a KL weight is annealed over.
+        particles: how many times to evaluate the loss.
 
     Raises:
         ValueError: for an ``every``, ``patience``, ``warm_up`` or ``particles`` that is not whole or out of range.
 
     Example:
-        >>> EarlyStopping(every=50, patience=3).patience
+        >>> EarlyStopping(torch.ones(10), every=50, patience=3).patience
         3
     """
 
     def __init__(
         self,
-        held_out: Any = None,
+        held_out: Any,
         *,
         every: int = 100,
         patience: int = 5,
@@ -115,43 +110,40 @@ class EarlyStopping(Callback):
         warm_up: int = 0,
         particles: int = 8,
     ) -> None:
-        self.every, self.patience = whole("every", every, 2), whole("patience", patience, 1)
+        self.every, self.patience = whole("every", every, 1), whole("patience", patience, 1)
         self.min_delta, self.noise = min_delta, noise
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
-        named = held_out if isinstance(held_out, dict) else {}
-        data = () if named else tuple(held_out) if isinstance(held_out, Sequence) else (held_out,)
-        self.held_out = None if held_out is None else as_source(data, named)
-        self._named = {} if self.held_out is None else self.held_out.kwargs
+        self.held_out = as_source(tuple(held_out) if isinstance(held_out, Sequence) else (held_out,), {})
         self._state: dict[str, Any] = {}
 
     def on_fit_start(self, run: "Run") -> None:
-        # ``reference`` holds the losses that later ones are compared with, ``best`` the lowest mean.
+        # ``reference`` holds the losses that later ones must improve on, ``best`` the lowest mean.
         self._state = {"reference": None, "waited": 0, "best": math.inf, "best_step": 0, "values": {}}
-        if self.held_out is not None:
-            self.held_out.kwargs = run.source.kwargs | self._named
-            run.module.plate = run.module.plate or self.held_out.plate
-            run.held_out_rows = run.rows if run.module.plate else self.held_out.rows
+        self.held_out.kwargs = run.source.kwargs
+        run.module.plate = run.module.plate or self.held_out.plate
+        run.held_out_rows = run.rows if run.module.plate else self.held_out.rows
 
     def on_step_end(self, run: "Run") -> None:
-        if run.step % self.every or run.step < self.warm_up + self.every:
+        if run.step % self.every or run.step <= self.warm_up:
             return
         losses, state = self._evaluate(run), self._state
-        mean, finite = float(losses.mean()), bool(torch.isfinite(losses).all())
-        if self.held_out is not None:
-            run.held_out.append((run.step, mean))
-        if finite and mean < state["best"]:
+        mean = float(losses.mean())
+        run.held_out.append((run.step, mean))
+        if mean < state["best"]:
             state |= {"best": mean, "best_step": run.step, "values": run.module.snapshot()}
-        gain, needed = self._gain(run, losses)
-        if finite and gain > needed:
-            state |= {"first": state.get("first", mean), "reference": losses, "waited": 0}
+        gain, needed = self._gain(losses, run.held_out_rows)
+        if gain > needed:
+            state |= {"reference": losses, "waited": 0}
             return
         state["waited"] += 1
-        if state["waited"] < self.patience or (self.held_out is None and self._may_fall(run)):
+        if state["waited"] < self.patience:
             return
-        if -gain > needed and self._rising(run):
+        if not math.isfinite(mean):
+            run.stop("held-out loss not finite")
+        elif -gain > needed and self._rising(run):
             run.stop("rising")
         else:
-            run.stop("converged" if finite else "held-out loss not finite", converged=finite)
+            run.stop("converged", converged=True)
 
     def on_fit_end(self, run: "Run") -> None:
         if self._state["values"] and run.stop_reason != "diverged":
@@ -166,12 +158,9 @@ class EarlyStopping(Callback):
 
     def settings(self) -> dict[str, Any]:
         names = ("every", "patience", "min_delta", "noise", "warm_up", "particles")
-        held_out = None if self.held_out is None else self.held_out.digest(0)
-        return {name: getattr(self, name) for name in names} | {"held_out": held_out}
+        return {name: getattr(self, name) for name in names} | {"held_out": self.held_out.digest(0)}
 
     def _evaluate(self, run: "Run") -> Tensor:
-        if self.held_out is None:
-            return torch.tensor(run.losses[-self.every :], dtype=torch.float64)
         losses = []
         for particle in range(self.particles):
             with isolated(particle * 1_000_003):
@@ -179,119 +168,79 @@ class EarlyStopping(Callback):
                 losses.append(sum(b.rows / self.held_out.rows * run.module.evaluate(b) for b in batches))
         return torch.tensor(losses, dtype=torch.float64)
 
-    def _gain(self, run: "Run", losses: Tensor) -> tuple[float, float]:
+    def _gain(self, losses: Tensor, rows: int) -> tuple[float, float]:
         """Return how much better the losses are than the reference, and how much counts as better."""
         reference = self._state["reference"]
         if reference is None:
-            return math.inf, 0.0
-        if self.held_out is None:  # the error of the window now: one wild loss in the reference must not hide the rest
-            error = math.sqrt(2 * float(losses.var()) / len(losses))
-        else:
-            error = float((reference - losses).std()) / math.sqrt(self.particles)
-        return float(reference.mean() - losses.mean()), max(self._least(run), self.noise * error)
-
-    def _least(self, run: "Run") -> float:
-        best = float(self._state["reference"].mean())
-        # A wild start must not make all that follows look small: beyond 1 a row, its size does not count.
-        return self.min_delta * max(abs(best), min(self._state["first"] - best, run.rows))
-
-    def _may_fall(self, run: "Run") -> bool:
-        """Whether the training losses fall by enough to count, or are too few to tell."""
-        steps = 2 * (self.patience + 1) * self.every
-        slope, error = _trend(run.losses[-steps:])
-        return run.step - self.warm_up < steps or -slope * steps > max(self._least(run), self.noise * error * steps)
+            return (math.inf if torch.isfinite(losses).all() else math.nan), 0.0
+        gain, size = reference - losses, max(abs(float(reference.mean())), rows)
+        error = float(gain.std()) / math.sqrt(self.particles)
+        return float(gain.mean()), max(self.min_delta * size, self.noise * error)
 
     def _rising(self, run: "Run") -> bool:
         """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""
-        waited = self._state["waited"]
-        training = _significance(run.losses[-waited * self.every :])
-        if self.held_out is None:
-            return training > _CLEAR
         # Training losses still fall where a fit overfits, and rise where it diverges; at an optimum they are flat.
-        recent = [loss for _, loss in run.held_out[-waited:] if math.isfinite(loss)]
-        held_out = _significance(recent) if waited > 2 else 0.0
-        return max(abs(training), held_out) > _CLEAR
-
-
-def _trend(values: Sequence[float]) -> tuple[float, float]:
-    """Return the slope of a least-squares line through a series, and its standard error."""
-    series = torch.tensor(values, dtype=torch.float64)
-    if len(series) < 2:
-        return 0.0, 0.0
-    at = torch.arange(len(series), dtype=torch.float64) - (len(series) - 1) / 2
-    spread = float((at * at).sum())
-    slope = float((at * (series - series.mean())).sum()) / spread
-    residuals = series - series.mean() - slope * at
-    return slope, math.sqrt(float((residuals * residuals).sum()) / max(1, len(series) - 2) / spread)
+        waited = self._state["waited"]
+        training, held_out = run.losses[-waited * self.every :], [loss for _, loss in run.held_out[-waited:]]
+        return abs(_significance(training)) > _CLEAR or _significance(held_out) > _CLEAR
 
 
 def _significance(values: Sequence[float]) -> float:
-    """Return by how many standard errors a series rises."""
-    slope, error = _trend(values)
-    return slope / error if error > 0 else math.copysign(math.inf, slope) if slope else 0.0
+    """Return by how many standard errors a series rises: the slope of a least-squares line over its error."""
+    if len(values) < 4:
+        return 0.0
+    at, series = np.arange(len(values)) - (len(values) - 1) / 2, np.asarray(values) - np.mean(values)
+    slope = at @ series / (at @ at)
+    error = math.sqrt(((series - slope * at) ** 2).sum() / (len(values) - 2) / (at @ at))
+    return float(slope) / max(error, sys.float_info.min)
 
 
 class Schedule(Callback):
-    """Change the learning rate by a schedule of ``torch.optim.lr_scheduler``.
-
-    ``ReduceLROnPlateau`` gets the mean of the last ``every`` losses.
+    """Change the learning rate after each step by a schedule of ``torch.optim.lr_scheduler``.
 
     Args:
         make: a function of the optimiser that returns the schedule.
-        every: training steps between steps of the schedule.
-
-    Raises:
-        ValueError: for ``every`` below 1.
 
     Example:
         >>> import functools
         >>> halve = Schedule(functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100, gamma=0.5))
-        >>> halve.every
-        1
     """
 
-    def __init__(self, make: Callable[[torch.optim.Optimizer], Any], every: int = 1) -> None:
-        self.make, self.every = make, whole("every", every, 1)
+    def __init__(self, make: Callable[[torch.optim.Optimizer], Any]) -> None:
+        self.make = make
         self._schedule: Any = None
 
     def on_fit_start(self, run: "Run") -> None:
         self._schedule = self.make(run.optimizer)
         first = {k: v for k, v in self.state_dict().items() if isinstance(v, bool | int | float | str | list)}
-        self._settings = {"every": self.every, "schedule": type(self._schedule).__name__, **first}
+        self._settings = {"schedule": type(self._schedule).__name__, **first}
 
     def on_step_end(self, run: "Run") -> None:
-        if run.step % self.every:
-            return
-        if "metrics" in inspect.signature(self._schedule.step).parameters:
-            self._schedule.step(sum(run.losses[-self.every :]) / self.every)
-        else:
-            self._schedule.step()
+        self._schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
         return {k: v for k, v in self._schedule.state_dict().items() if not callable(v)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        functions = {k: v for k, v in self._schedule.state_dict().items() if callable(v)}
-        self._schedule.load_state_dict({**functions, **state})
+        self._schedule.load_state_dict({**self._schedule.state_dict(), **state})  # whose functions are not kept
 
     def settings(self) -> dict[str, Any]:
         return self._settings
 
 
 class Progress(Callback):
-    """Show the loss per observation, steps a second and the time left.
+    """Show the mean loss per observation of the last 100 steps, steps a second and the time left.
 
     Args:
         show: True or False; None shows only where standard error is a terminal.
-        window: how many of the last losses to take the mean of.
 
     Example:
         >>> Progress(show=False).show
         False
     """
 
-    def __init__(self, show: bool | None = None, window: int = 100) -> None:
-        self.show, self.window = show, window
+    def __init__(self, show: bool | None = None) -> None:
+        self.show = show
         self._bar: Any = None
 
     def on_step_end(self, run: "Run") -> None:
@@ -300,8 +249,8 @@ class Progress(Callback):
             self._bar = tqdm(total=run.steps, initial=run.step - 1, disable=hidden, unit="step", dynamic_ncols=True)
         # tqdm redraws only every tenth of a second; the mean is taken only when it has just done so.
         if self._bar.update(1):
-            recent = run.losses[-self.window :]
-            self._bar.set_postfix_str(f"loss/observation {sum(recent) / len(recent) / run.rows:.4g}", refresh=False)
+            loss = np.mean(run.losses[-100:]) / run.rows
+            self._bar.set_postfix_str(f"loss/observation {loss:.4g}", refresh=False)
 
     def on_fit_end(self, run: "Run") -> None:
         if self._bar is not None:

@@ -9,11 +9,11 @@ import signal
 import threading
 import time
 from contextlib import ExitStack
+from numbers import Real
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from pyro_zilognormal.svi.callbacks import Callback
@@ -48,12 +48,11 @@ class Checkpoint(Callback):
         resume: whether to go on from ``path`` if it exists; False starts anew and replaces it.
 
     Raises:
-        ValueError: for an interval below 1 step, a path that is a folder, or a folder that does not exist.
+        ValueError: for an interval below 1 step or 0 seconds, or a path that is no name of a file in a folder.
 
     Example:
-        >>> import tempfile, os
-        >>> save = Checkpoint(os.path.join(tempfile.mkdtemp(), "fit.ckpt"), steps=500)
-        >>> save.path.name
+        >>> import tempfile
+        >>> Checkpoint(os.path.join(tempfile.mkdtemp(), "fit.ckpt"), steps=500).path.name
         'fit.ckpt'
     """
 
@@ -65,16 +64,13 @@ class Checkpoint(Callback):
         seconds: float | None = 60.0,
         resume: bool = True,
     ) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise TypeError(f"path is a {type(path).__name__}; needed the name of a file")
-        # The working directory may change while the fit runs.
-        self.path, self.resume = Path(os.path.abspath(path)), resume
-        self.steps = None if steps is None else whole("steps", steps, 1)
-        if seconds is not None and (not isinstance(seconds, int | float | np.number) or not seconds >= 0):
+        if not isinstance(path, str | os.PathLike) or os.path.isdir(path) or not Path(path).absolute().parent.is_dir():
+            raise ValueError(f"path is {path!r}; needed the name of a file in a folder that exists")
+        if seconds is not None and not (isinstance(seconds, Real) and seconds >= 0):
             raise ValueError(f"seconds is {seconds!r}; needed a number of at least 0, or None")
-        self.seconds = seconds
-        if "\0" in str(path) or self.path.is_dir() or not self.path.parent.is_dir():
-            raise ValueError(f"path is {str(path)!r}; needed the name of a file in a folder that exists")
+        self.path = Path(path).absolute()  # the working directory may change while the fit runs
+        self.steps = None if steps is None else whole("steps", steps, 1)
+        self.seconds, self.resume = seconds, resume
         self._identity: dict[str, str] = {}
         self._saved_at = 0.0
         self._signal: int | None = None
@@ -82,29 +78,25 @@ class Checkpoint(Callback):
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-        """Return what a checkpoint says of its fit, without its data, model or devices.
+        """Return what a checkpoint holds, with tensors on the CPU.
 
         Returns:
-            A dict of "step", "params" (as the model sees them, after that step), "losses", "held_out", "seconds",
-            "stop_reason", "converged", all else that a resumed fit goes on from, and "identity", which it must match.
+            A dict of "step", "losses", "held_out", "seconds", "stop_reason", "converged", all else that a resumed fit
+            goes on from, and "identity", which it must match.
 
         Raises:
-            CheckpointError: if there is no file, or it is damaged or of a newer format.
-
-        Example:
-            >>> import tempfile, pyro
-            >>> from pyro_zilognormal.svi import fit
-            >>> def model():
-            ...     pyro.sample("x", pyro.distributions.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
-            >>> path = os.path.join(tempfile.mkdtemp(), "fit.ckpt")
-            >>> _ = fit(lambda: model(), model, steps=3, callbacks=[Checkpoint(path)])
-            >>> Checkpoint.read(path)["step"]
-            3
+            CheckpointError: if the file is damaged or of a newer format.
         """
-        if not Path(path).exists():
-            raise CheckpointError(f"there is no checkpoint at {path}")
-        content = _load(Path(path))
-        return {**content["run"], "losses": content["run"]["losses"].numpy(), "identity": content["identity"]}
+        data = Path(path).read_bytes()
+        _refuse_newer(path, data)
+        start, seal, payload = data[:_START], data[_START:_HEADER], data[_HEADER:]
+        if not data.startswith(_MAGIC) or hashlib.sha256(start + payload).digest() != seal:
+            raise CheckpointError(
+                f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
+                "resume=False to replace it"
+            )
+        content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        return content
 
     def on_fit_start(self, run: "Run") -> None:
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
@@ -136,7 +128,7 @@ class Checkpoint(Callback):
     def save(self, run: "Run") -> None:
         """Save now: write and sync a new file, then rename it to the path."""
         payload = io.BytesIO()
-        torch.save({"identity": self._identity, "run": _state_of(run)}, payload)
+        torch.save({"identity": self._identity, **_state_of(run)}, payload)
         _replace(self.path, _sealed(payload.getvalue()))
         self._saved_at = time.monotonic()
 
@@ -144,16 +136,16 @@ class Checkpoint(Callback):
         if not self.resume:
             _refuse_newer(self.path, self.path.read_bytes())
             return
-        content = _load(self.path)
-        saved, now = content["identity"], self._identity
+        state, now = self.read(self.path), self._identity
+        saved = state["identity"]
         names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
-        other = [f"{k}: {saved.get(k, 'absent')} in the checkpoint, {now.get(k, 'absent')} now" for k in names]
-        if other:
+        if names:
+            other = [f"{k}: {saved.get(k, 'absent')} in the checkpoint, {now.get(k, 'absent')} now" for k in names]
             raise CheckpointError(
                 f"{self.path} is the checkpoint of another fit: {'; '.join(other)}. Use another path, or resume=False "
                 "to replace it"
             )
-        _load_state(run, content["run"])
+        _load_state(run, state)
 
     def _note(self, which: int, frame: FrameType | None) -> None:
         if self._signal is not None and which == signal.SIGINT:  # a second Ctrl-C does not wait for the step to end
@@ -188,27 +180,13 @@ def _sealed(payload: bytes) -> bytes:
     return start + hashlib.sha256(start + payload).digest() + payload
 
 
-def _refuse_newer(path: Path, data: bytes) -> None:
+def _refuse_newer(path: str | os.PathLike[str], data: bytes) -> None:
     found = int.from_bytes(data[len(_MAGIC) : _START], "big")
     if data.startswith(_MAGIC) and found > FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {found}, newer than the {FORMAT} of this version, and is left as it is; "
             "upgrade pyro_zilognormal, or use another path"
         )
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, with tensors on the CPU; raise a CheckpointError unless it is whole."""
-    data = path.read_bytes()
-    _refuse_newer(path, data)
-    start, seal, payload = data[:_START], data[_START:_HEADER], data[_HEADER:]
-    if not data.startswith(_MAGIC) or hashlib.sha256(start + payload).digest() != seal:
-        raise CheckpointError(
-            f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
-            "resume=False to replace it"
-        )
-    content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    return content
 
 
 def _identity(run: "Run") -> dict[str, str]:
@@ -220,8 +198,8 @@ def _identity(run: "Run") -> dict[str, str]:
     found["seed"] = str(run.seed)
     found["buffers"] = digest({k: b for k, b in run.module.state().items() if k not in run.last_finite})
     with isolated(run.seed):  # a stream may draw random numbers when it is read
-        for i, callback in enumerate(_stateful(run)):
-            found[f"callback {i} with a state"] = f"{type(callback).__qualname__} {callback.settings()}"
+        for i, callback in enumerate(_kept(run)):
+            found[f"callback {i}"] = f"{type(callback).__qualname__} {callback.settings()}"
         data = run.source.digest(run.seed)
     found["data"] = f"{run.source.rows} rows in {run.source.batches} batches, SHA-256 {data}"
     return found
@@ -231,8 +209,10 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if isinstance(v, bool | int | float | str | tuple | None)}
 
 
-def _stateful(run: "Run") -> list[Callback]:
-    return [c for c in run.callbacks if type(c).state_dict is not Callback.state_dict]
+def _kept(run: "Run") -> list[Callback]:
+    """Return the callbacks that have a state or settings."""
+    names = ("state_dict", "settings")
+    return [c for c in run.callbacks if any(getattr(type(c), name) is not getattr(Callback, name) for name in names)]
 
 
 _RUN = ("step", "held_out", "kl_weight", "last_finite_step")
@@ -247,17 +227,16 @@ def _state_of(run: "Run") -> dict[str, Any]:
         "stop_reason": run.stop_reason or ("steps" if run.finished else ""),
         "converged": run.converged,
         "values": run.module.snapshot(),
-        "params": run.params,  # for whoever reads the file without the model
         "last_finite": run.last_finite,
         "optimizer": run.optimizer.state_dict(),
         "random": rng_state(),
-        "callbacks": [c.state_dict() for c in _stateful(run)],
+        "callbacks": [c.state_dict() for c in _kept(run)],
     }
 
 
 def _load_state(run: "Run", state: dict[str, Any]) -> None:
     """Go on from where a run was whose state :func:`_state_of` returned."""
-    for callback, saved in zip(_stateful(run), state["callbacks"], strict=True):
+    for callback, saved in zip(_kept(run), state["callbacks"], strict=True):
         callback.load_state_dict(saved)
     run.optimizer.load_state_dict(state["optimizer"])
     for name in _RUN:

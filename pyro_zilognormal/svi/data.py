@@ -35,7 +35,7 @@ class Batch:
 
 
 class FullData:
-    """All data in one call of model and guide; numpy arrays and CSR matrices become dense tensors."""
+    """All data in one call of model and guide."""
 
     plate: str | None = None
     smallest: Batch | None = None
@@ -58,18 +58,18 @@ class FullData:
 class Minibatches:
     """Minibatches along the first axis of arrays, in an order shuffled anew each epoch from the fit's seed.
 
-    Every row comes once an epoch; the last batch may be short. Sites in the plate are scaled by N / b for a batch of b
-    of all N rows, and the gradient by (batches an epoch) b / N: the mean of an epoch's gradients is the full gradient.
+    Sites in the plate are scaled by N / b for a batch of b of all N rows, and the gradient by (batches an epoch) b / N:
+    the mean of an epoch's gradients is the full gradient, also where the last batch is short.
 
     Args:
-        arrays: tensors, numpy arrays or scipy CSR matrices with the same number of rows, passed to model and
-            guide in this order as dense tensors; None is passed on as None.
+        arrays: tensors, numpy arrays or scipy CSR matrices of as many rows, which become the dense arguments of model
+            and guide; None stays None.
         batch_size: rows a batch.
         plate: the name of the model's plate over rows, written ``pyro.plate(name, len(x))`` or
             ``pyro.plate(name, N, subsample_size=len(x))``; None for a model that scales minibatches itself.
         shuffle: whether to shuffle the rows.
         device: where to put the batches; None leaves tensors where they are.
-        dtype: what floating arrays become, such as ``torch.float32``; None keeps their dtype.
+        dtype: what floating arrays become; None keeps their dtype.
 
     Raises:
         ValueError: for arrays of different lengths, no row at all, or a batch_size below 1.
@@ -150,10 +150,7 @@ class BatchStream:
 
     def __init__(self, iterable: Iterable[Any], plate: str | None) -> None:
         if isinstance(iterable, Iterator):
-            raise TypeError(
-                f"iterable is a {type(iterable).__name__}; needed batches that can be read again each epoch, such as a "
-                "list or a DataLoader"
-            )
+            raise TypeError("iterable can be read only once; needed batches for every epoch: a list or a DataLoader")
         self.iterable, self.plate = iterable, plate
         self.kwargs: dict[str, Any] = {}
         self.rows = self.batches = 0
@@ -171,10 +168,7 @@ class BatchStream:
             if read > skip:
                 yield batch
         if read != self.batches:
-            raise ValueError(
-                f"iterable gave {read} batches in epoch {number}, {self.batches} when it was first read; needed an "
-                "iterable that can be read again, such as a list or a DataLoader"
-            )
+            raise ValueError(f"iterable gave {read} batches in epoch {number}, but {self.batches} when first read")
 
     def digest(self, seed: int) -> str:
         """Return a hash of the batches of the first epoch."""
@@ -198,7 +192,7 @@ def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
     """Return the source of batches that the arguments of a fit stand for; a copy, with the keyword arguments."""
     for value in args:
         if isinstance(value, DataLoader):
-            raise TypeError(f"data holds a {type(value).__name__}; wrap it as BatchStream(loader, plate=...)")
+            raise TypeError("data hold a DataLoader; wrap it as BatchStream(loader, plate=...)")
         if isinstance(value, Minibatches | BatchStream):
             if len(args) > 1:
                 raise TypeError(f"{type(value).__name__} came with other data; pass all arrays inside it")
@@ -231,47 +225,40 @@ def as_tensor(value: Any) -> Any:
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
-def digest(value: Any) -> str:
-    """Return a SHA-256 hash of numbers, text, arrays, and lists, tuples and dicts of them; other objects by class.
-
-    Example:
-        >>> digest([torch.zeros(2)]) == digest([torch.ones(2)])
-        False
-    """
-    found = hashlib.sha256()
-    _add(found, value)
-    return found.hexdigest()
-
-
-def _add(found: Any, value: Any) -> None:
-    if hasattr(value, "tocsr"):
-        csr = value.tocsr()
-        value = [csr.shape, csr.indptr, csr.indices, csr.data]
-    elif isinstance(value, dict):
-        value = ["dict", *value.items()]
-    elif isinstance(value, Tensor):
-        flat = value.detach().cpu().flatten().contiguous()
-        value = [str(value.dtype), *value.shape, flat.view(torch.uint8).numpy()]
-    if isinstance(value, list | tuple):
-        found.update(f"{len(value)} values".encode())
-        for item in value:
-            _add(found, item)
-    elif isinstance(value, np.ndarray):
-        found.update(f"{value.shape} {value.dtype}".encode())
-        found.update(np.ascontiguousarray(value).data if value.size else b"")
-    elif value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
-        found.update(repr(value).encode())
-    else:
-        found.update(type(value).__qualname__.encode())
-
-
 def rows_of(values: Iterable[Any]) -> int:
     """Return the length of the first tensor; 1 without any."""
     return next((len(a) for a in values if isinstance(a, Tensor) and a.dim() > 0), 1)
 
 
-def _epoch_seed(seed: int, number: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+def digest(value: Any) -> str:
+    """Return a SHA-256 hash of numbers, text, arrays, and lists, tuples and dicts of them; other objects by class."""
+    found = hashlib.sha256()
+    for piece in _pieces(value):
+        found.update(piece)
+    return found.hexdigest()
+
+
+def _pieces(value: Any) -> Iterator[Any]:
+    """Yield the bytes that tell a value from others."""
+    if hasattr(value, "tocsr"):
+        csr = value.tocsr()
+        value = [csr.shape, csr.indptr, csr.indices, csr.data]
+    elif isinstance(value, dict):
+        value = ["dict", *value.items()]
+    elif isinstance(value, Tensor):  # numpy lacks some dtypes
+        flat = value.detach().cpu().flatten().contiguous()
+        value = [str(value.dtype), *value.shape, flat.view(torch.uint8).numpy()]
+    if isinstance(value, list | tuple):
+        yield f"{len(value)} values".encode()
+        for item in value:
+            yield from _pieces(item)
+    elif isinstance(value, np.ndarray):
+        yield f"{value.shape} {value.dtype}".encode()
+        yield np.ascontiguousarray(value).data if value.size else b""
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        yield repr(value).encode()
+    else:
+        yield type(value).__qualname__.encode()
 
 
 def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
@@ -284,3 +271,7 @@ def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
         bound = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ValueError(f"{name} is {value!r}; needed a whole number {bound}")
     return number
+
+
+def _epoch_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")

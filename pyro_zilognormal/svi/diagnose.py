@@ -30,8 +30,7 @@ class DivergenceReport:
         site: the first sample site at fault, guide before model; None where none could be named.
         part: "model" or "guide", where the site is.
         cause: what of the site is not finite.
-        rows: the first rows with a value or density at fault, at most 5, from 0.
-        rows_of: what they are counted in: "the data", or "the batch" of a stream.
+        rows: the first rows of the data with a value or density at fault, at most 5, from 0; none for a stream.
         parameters: the parameters that are not finite or have a gradient that is not.
     """
 
@@ -41,7 +40,6 @@ class DivergenceReport:
     part: str | None = None
     cause: str = ""
     rows: list[int] = field(default_factory=list)
-    rows_of: str = "the data"
     parameters: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -51,7 +49,7 @@ class DivergenceReport:
         elif self.cause:
             lines.append(self.cause)
         if self.rows:
-            lines.append(f"first rows at fault in {self.rows_of}: {self.rows}")
+            lines.append(f"first rows at fault: {self.rows}")
         lines.append(f"parameters not finite, or with such a gradient: {self.parameters or 'none'}")
         return "; ".join(lines)
 
@@ -60,10 +58,7 @@ class DivergenceError(RuntimeError):
     """A loss or gradient is not finite; has a ``report``, and a ``result`` with the last parameters whose were."""
 
     def __init__(self, report: DivergenceReport, result: "FitResult") -> None:
-        super().__init__(
-            f"{report}. The last finite parameters are in this error's .result. Look at the named rows and "
-            "site, lower the learning rate, or clip gradients"
-        )
+        super().__init__(f"{report}. Look there, lower the learning rate, or clip gradients; .result is finite")
         self.report, self.result = report, result
 
 
@@ -134,12 +129,10 @@ def _cause(node: Any, density: Tensor, bad: Tensor) -> str:
 def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[str, Any]:
     """Return the first rows in which an element is marked, if the site is inside the plate over rows."""
     frame = row_plate(node, module.plate, batch.rows)
-    if frame is None or bad.dim() < -frame.dim:
+    if frame is None or batch.indices is None or bad.dim() < -frame.dim:
         return {}
-    rows = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1).nonzero().flatten().cpu()
-    if batch.indices is None:
-        return {"rows": rows[:_ROWS_SHOWN].tolist(), "rows_of": "the batch"}
-    return {"rows": batch.indices.cpu()[rows].sort().values[:_ROWS_SHOWN].tolist()}
+    at = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1)
+    return {"rows": batch.indices.cpu()[at.cpu()].sort().values[:_ROWS_SHOWN].tolist()}
 
 
 def all_finite(tensors: list[Tensor]) -> bool:

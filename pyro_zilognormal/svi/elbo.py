@@ -64,9 +64,7 @@ class SVIModule(nn.Module):
         super().__init__()
         self.loss: Any = Trace_ELBO() if loss is None else copy.copy(loss)  # a copy forgets the plates of other models
         if isinstance(loss, ELBO) and (name := type(loss).__name__).startswith("Jit"):
-            raise TypeError(
-                f"loss is a {name}, which makes constants of the first batch's rows and scale; use {name[3:]}()"
-            )
+            raise TypeError(f"loss is a {name}, which makes constants of a batch's rows and scale; use {name[3:]}()")
         self._runs_backward = isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss")
         self.plate, self.rows, self.held_out = plate, rows, False
         self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
@@ -81,16 +79,15 @@ class SVIModule(nn.Module):
         # Model and guide with their plate scaled for the batch, inside ``running``.
         self.model, self.guide = _BatchHandler(self)(model), _BatchHandler(self)(guide)
 
+    @torch.no_grad()
     def setup(self, batch: "Batch", smallest: "Batch | None" = None) -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
-
-        Parameters of ``pyro.param`` start from the values that Pyro's store has under their names, if any.
 
         Raises:
             ValueError: if there is nothing to train, the model lacks the plate, or the smallest batch cannot be taken.
         """
         buffers = self.snapshot()  # there are no parameters yet
-        with torch.no_grad(), _Start(self.owners), self.running(batch):
+        with _Start(self.owners), self.running(batch):
             # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
             self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **batch.kwargs))
             self.guide(*batch.args, **batch.kwargs)
@@ -214,10 +211,7 @@ class SVIModule(nn.Module):
         trained = set(map(id, self._trainable.values()))
         late = [normalize_param_name(name) for name, p in self._store["params"].items() if id(p) not in trained]
         if late:
-            raise ValueError(
-                f"parameters {late} first appeared after the first run of model and guide, so that the optimiser lacks "
-                "them; make every parameter in the first run"
-            )
+            raise ValueError(f"parameters {late} appeared after the first run of model and guide, which must make all")
 
     def _call(self, method: str, batch: "Batch") -> Any:
         """Call a method of the loss, or a loss that is a function."""
@@ -233,27 +227,20 @@ class SVIModule(nn.Module):
                 self.traces(smallest)
         except (RuntimeError, ValueError) as error:
             said = str(error).strip().splitlines()[0]
-            raise ValueError(
-                f"model and guide fail on the smallest batch of an epoch, of {smallest.rows} rows: {said}; choose a "
-                "batch_size that leaves more rows for it"
-            ) from error
+            raise ValueError(f"the smallest batch, of {smallest.rows} rows, fails: {said}; set batch_size") from error
 
     def _find_plate(self, trace: poutine.Trace) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
         frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
         if self.plate is not None and self.plate not in frames:
-            raise ValueError(
-                f"plate is {self.plate!r}, but the model's plates are {sorted(frames)}; name the one over the rows of "
-                "the data, or pass plate=None if the model scales minibatches itself"
-            )
+            raise ValueError(f"plate is {self.plate!r}; the model's plates are {sorted(frames)}: name that over rows")
         if self.plate is not None and frames[self.plate].full_size == self.rows:
             self._frame = frames[self.plate]
 
     def _create_plates(self, *_: Any, **__: Any) -> list[Any]:
-        if self._frame is None:
-            return []
         size = self.rows if self.batch is None else self.batch.rows
-        return [pyro.plate(self.plate, self.rows, dim=self._frame.dim, subsample_size=size)]
+        frames = [] if self._frame is None else [self._frame]
+        return [pyro.plate(f.name, self.rows, dim=f.dim, subsample_size=size) for f in frames]
 
     def _collect(self) -> None:
         """List the parameters of the store and of the modules; each is a registered nn.Parameter afterwards."""
@@ -269,9 +256,7 @@ class SVIModule(nn.Module):
                 if p.requires_grad:
                     found.setdefault(id(p), (f"{part}.{name}", p, constraint))
         if not found:
-            raise ValueError(
-                "model and guide have no parameters; needed a pyro.param, PyroParam or nn.Parameter in them"
-            )
+            raise ValueError("model and guide have no parameters; needed a pyro.param or nn.Parameter in them")
         self._trainable = {name: p for name, p, _ in found.values()}
         self._constraints = {name: constraint for name, _, constraint in found.values()}
 
@@ -313,10 +298,10 @@ class _BatchHandler(Messenger):
                 msg["value"], msg["done"] = batch.indices, True
             return
         frame = next((f for f in msg["cond_indep_stack"] if f.vectorized and self._over_rows(f)), None)
-        if msg["type"] == "sample":
-            if frame is not None and batch is not None and frame.full_size != module.rows:
+        if msg["type"] == "sample" and batch is not None:
+            if frame is not None and frame.full_size != module.rows:
                 msg["scale"] = msg["scale"] * self._scale(frame, batch.rows)
-            if not msg["is_observed"] and batch is not None and not module.held_out:
+            if not msg["is_observed"] and not module.held_out:
                 msg["scale"] = msg["scale"] * module.kl_weight
         elif msg["type"] == "param" and frame is not None and msg["kwargs"].get("event_dim") is not None:
             self._check_row_parameter(msg["name"], frame.full_size == module.rows)
@@ -329,24 +314,20 @@ class _BatchHandler(Messenger):
     def _scale(self, frame: Any, rows: int) -> float:
         if frame.full_size != rows:
             raise ValueError(
-                f"plate {frame.name!r} is declared with size {frame.full_size}; needed {self.module.rows}, the number "
-                f"of rows in all, or {rows}, the rows of this batch. Correct its size, or name another plate in plate="
+                f"plate {frame.name!r} has size {frame.full_size}; needed {self.module.rows}, the number of rows in "
+                f"all, or {rows}, that of this batch"
             )
         return self.module.rows / rows
 
     def _check_row_parameter(self, name: str, sized: bool) -> None:
         """Raise a ValueError for a parameter of rows, ``sized`` if of all, that would meet other rows than its own."""
         module, batch = self.module, self.module.batch
-        if module.held_out and sized:
-            why = "held-out rows have none: use EarlyStopping() without held_out"
-        elif batch is not None and (batch.indices is None or not (sized or batch.rows == module.rows)):
-            plate = f"pyro.plate({module.plate!r}, {module.rows}, subsample_size=len(x))"
-            why = f"a batch must say which rows it holds: use Minibatches, with a plate {plate}"
-        else:
-            return
-        raise ValueError(
-            f"parameter {name!r} holds a value for every row; {why}, or a guide that computes local values from data"
-        )
+        unnumbered = batch is not None and (batch.indices is None or not (sized or batch.rows == module.rows))
+        if unnumbered or (module.held_out and sized):
+            raise ValueError(
+                f"parameter {name!r} holds a value for every row; needed rows of the fit, none held out, numbered by "
+                f"Minibatches and a plate pyro.plate({module.plate!r}, {module.rows}, subsample_size=len(x))"
+            )
 
 
 def _owner(fn: Any) -> nn.Module | None:

@@ -25,8 +25,7 @@ from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
-    "rising": "stopped because the loss rose; lower the learning rate",
-    "rising held out": "stopped because the held-out loss rose: more steps overfit",
+    "rising": "stopped because the held-out loss rose: more steps overfit, or the learning rate is too high",
     "steps": "ran out of steps before it was found to have converged",
     "interrupted": "was interrupted",
     "diverged": "diverged: a loss or gradient was not finite",
@@ -56,8 +55,8 @@ def fit(
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
         guide: its guide, with the same arguments.
-        args: positional arguments of model and guide. Numpy arrays and CSR matrices become tensors. One
-            :class:`Minibatches` or :class:`BatchStream` instead of them trains on minibatches.
+        args: positional arguments of model and guide, whose numpy arrays and CSR matrices become tensors, or one
+            :class:`Minibatches` or :class:`BatchStream` of them.
         steps: the number of steps to take at most, those before a resume included.
         optimizer: a function of the parameters that returns a torch optimiser, such as
             ``functools.partial(torch.optim.Adam, lr=0.01)``, which is the default, or an optimiser of ``pyro.optim``.
@@ -98,6 +97,7 @@ def fit(
         return run.result()
 
 
+@dataclass(eq=False)
 class Run:
     """A fit while it runs, as callbacks see it.
 
@@ -110,25 +110,26 @@ class Run:
         optimizer: the torch optimiser.
     """
 
-    def __init__(
-        self,
-        module: SVIModule,
-        source: Source,
-        optimizer: torch.optim.Optimizer,
-        seed: int,
-        steps: int,
-        callbacks: list[Callback],
-    ) -> None:
-        self.module, self.source, self.optimizer, self.seed = module, source, optimizer, seed
-        self.steps, self.callbacks, self.rows, self.batches = steps, callbacks, source.rows, batches(source, seed)
-        self.step = self.best_step = self.held_out_rows = 0
-        self.losses: list[float] = []
-        self.held_out: list[tuple[int, float]] = []
-        self.stop_reason, self.converged = "", False
-        self.started = time.monotonic()
-        # The last parameters and running buffers whose loss and gradient were finite, and the step that gave them.
-        kept, state = [*module.trainable(), *module.running_buffers], module.snapshot()
-        self.last_finite, self.last_finite_step = {k: state[k] for k in kept}, 0
+    module: SVIModule
+    source: Source
+    optimizer: torch.optim.Optimizer
+    seed: int
+    steps: int
+    callbacks: list[Callback]
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: list[tuple[int, float]] = field(default_factory=list)
+    held_out_rows: int = 0
+    best_step: int = 0
+    stop_reason: str = ""
+    converged: bool = False
+    last_finite_step: int = 0
+
+    def __post_init__(self) -> None:
+        self.rows, self.batches, self.started = self.source.rows, batches(self.source, self.seed), time.monotonic()
+        # The last parameters and running buffers whose loss and gradient were finite, those of ``last_finite_step``.
+        state = self.module.snapshot()
+        self.last_finite = {k: state[k] for k in [*self.module.trainable(), *self.module.running_buffers]}
 
     @property
     def loss(self) -> float:
@@ -214,8 +215,8 @@ class Run:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("no parameter got a gradient: RenyiELBO, for one, needs PyroModules or pyro.param")
-        what = "loss" if not math.isfinite(self.loss) else "" if all_finite(gradients) else "gradient"
-        if what:
+        if not math.isfinite(self.loss) or not all_finite(gradients):
+            what = "gradient" if math.isfinite(self.loss) else "loss"
             self._diverge(diagnose(self.module, batch, random, self.step, what))
         weight = self.source.batches * batch.rows / self.rows  # whose mean over an epoch is 1
         if weight != 1.0:
@@ -270,8 +271,7 @@ class FitResult:
     values: dict[str, Tensor] = field(repr=False)
 
     def __str__(self) -> str:
-        kind = f"{self.stop_reason} held out" if self.held_out and self.stop_reason == "rising" else self.stop_reason
-        why = _REASONS.get(kind, f"stopped: {self.stop_reason}")
+        why = _REASONS.get(self.stop_reason, f"stopped: {self.stop_reason}")
         return f"fit of {self.steps} steps in {self.seconds:.1f} s {why}; parameters of step {self.best_step}"
 
     @contextmanager
@@ -299,14 +299,12 @@ def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parame
     if isinstance(optimizer, PyroOptim):
         return _from_pyro(optimizer, parameters)
     make = functools.partial(torch.optim.Adam, lr=0.01) if optimizer is None else optimizer
-    if not callable(make):
+    built = make(list(parameters.values())) if callable(make) else make
+    if not callable(make) or not isinstance(built, torch.optim.Optimizer):
         raise TypeError(
-            f"optimizer is a {type(make).__name__}; needed a function of the parameters that returns a torch "
-            "optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
+            f"optimizer is or returned a {type(built).__name__}; needed a function of the parameters that returns a "
+            "torch optimiser, such as functools.partial(torch.optim.Adam, lr=0.01), or one of pyro.optim"
         )
-    built = make(list(parameters.values()))
-    if not isinstance(built, torch.optim.Optimizer):
-        raise TypeError(f"optimizer returned a {type(built).__name__}; needed a torch optimiser")
     return built
 
 

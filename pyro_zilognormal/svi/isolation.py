@@ -21,12 +21,6 @@ def isolated(seed: int | None = None) -> Iterator[None]:
 
     That is Pyro's store and settings, torch's default dtype, and the random number generators of torch, numpy and
     Python, which a seed seeds inside the block. Threads run such blocks one after another.
-
-    Example:
-        >>> with isolated(seed=0):
-        ...     _ = pyro.param("a", torch.tensor(1.0))
-        >>> "a" in pyro.get_param_store()
-        False
     """
     with _turn, _OneThread() as outside:
         state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
@@ -55,7 +49,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def torch_rng_state() -> dict[str, Any]:
-    """Return the states of torch's generators alone: 3 microseconds, where numpy's takes a hundred."""
+    """Return the states of torch's generators alone: a microsecond, where numpy's takes a hundred."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {"torch": torch.get_rng_state(), "cuda": cuda}
 

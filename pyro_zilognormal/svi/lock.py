@@ -36,15 +36,6 @@ def locked(path: Path, what: str) -> Iterator[None]:
 
     The lock ends with the process, however it ends; on file systems without locks it keeps no one off. A file or link
     at the path that is none of ours is left as it is. Errors name ``what`` is locked.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "lock"
-        >>> with locked(path, "the folder"):
-        ...     path.exists()
-        True
-        >>> path.exists()
-        False
     """
     with ExitStack() as stack:
         try:

@@ -75,7 +75,6 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
 
     Example:
         >>> import torch
-        >>> from pyro_zilognormal.svi import PredictiveCheck
         >>> one = torch.tensor([1.0])
         >>> check = PredictiveCheck("x", {"mean": one}, {"mean": torch.tensor([[0.5], [2.0]])}, {"mean": one / 2})
         >>> plot_predictive(check, "mean").get_title()
@@ -97,18 +96,14 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
             label = f"tail probability {where} 0.025 to 0.975 ({here.sum()})"
             ax.errorbar(observed[here], middle[here], bars, fmt="o", color=color, ms=3, lw=0.8, label=label)
     if known.any():
-        _draw_equal(ax, min(observed.min(), low.min()), max(observed.max(), high.max()))
+        ends = min(observed.min(), low.min()), max(observed.max(), high.max())
+        ax.plot(ends, ends, color="0.5", linewidth=0.8, zorder=0)
+        if 0 < _WIDE * ends[0] < ends[1]:
+            ax.set(xscale="log", yscale="log")
         ax.legend(frameon=False, fontsize="small")
     ax.set(xlabel=f"{statistic} of the data", ylabel=f"{statistic} of replicated data (median, 95 % interval)")
     ax.set_title(f"{check.site}, {len(tail)} column{'' if len(tail) == 1 else 's'}")
     return ax
-
-
-def _draw_equal(ax: "Axes", low: float, high: float) -> None:
-    """Draw the line of equal values; positive ones of a wide range get logarithmic scales."""
-    ax.plot([low, high], [low, high], color="0.5", linewidth=0.8, zorder=0)
-    if low > 0 and high > _WIDE * low:
-        ax.set(xscale="log", yscale="log")
 
 
 def _axes(ax: "Axes | None") -> "Axes":

@@ -1,17 +1,15 @@
-"""Draws from a fitted guide, their summaries and posterior predictive checks, in bounded memory."""
+"""Draws from a fitted guide, their summaries and posterior predictive checks, a batch of rows at a time."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, Source, as_source, whole
@@ -73,8 +71,8 @@ def posterior_draws(
         A dict of tensors of shape (draws,) + that of the site over all rows.
 
     Raises:
-        ValueError: for an unknown site, one that the guide lacks (an enumerated one), or one of every row of a stream
-            that shuffles.
+        ValueError: for an unknown site, one that the guide lacks (an enumerated one), or one of every row of a stream,
+            which does not say which rows a batch holds.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -86,14 +84,7 @@ def posterior_draws(
     """
     draws = whole("draws", draws, 1)
     with _sampling(result, data, kwargs, seed) as sampler:
-        names = sampler.choose(sites, with_rows=sampler.source.plate is None)
-        parts: dict[str, list[Tensor]] = {k: [] for k in names}
-        shared: list[Values] = [{} for _ in range(draws)]
-        for block, batch, here in sampler.batches(names):  # each is read once
-            drawn = [sampler.draw(batch, block, draw, here, shared[draw]) for draw in range(draws)]
-            for name in here:
-                parts[name].append(torch.stack([values.pop(name) for values in drawn]))
-        return {k: sampler.join(k, v) for k, v in parts.items()}
+        return sampler.draw_sites(sampler.choose(sites, with_rows=sampler.source.plate is None), draws)
 
 
 def posterior_summary(
@@ -103,16 +94,14 @@ def posterior_summary(
     quantiles: Sequence[float] = (0.05, 0.5, 0.95),
     sites: Sequence[str] | None = None,
     seed: int = 0,
-    max_bytes: int = 2**28,
     **kwargs: Any,
 ) -> dict[str, SiteSummary]:
-    """Summarise draws from the fitted guide without holding them all.
+    """Summarise draws from the fitted guide; of sites with a value for every row, it holds those of one batch.
 
     Args:
         result, data, draws, seed, kwargs: as for :func:`posterior_draws`, of at least 2 draws.
         quantiles: probabilities from 0 to 1.
         sites: latent, deterministic or observed sites; None for all latent ones.
-        max_bytes: memory for held draws; elements that do not fit are drawn again with the same seed.
 
     Returns:
         A dict of summaries by site, over all rows.
@@ -129,15 +118,14 @@ def posterior_summary(
         torch.Size([3])
     """
     draws = whole("draws", draws, 2)
+
+    def summarise(values: Tensor) -> Tensor:
+        like = values if values.is_floating_point() else values.to(torch.get_default_dtype())
+        return _moments(values.double(), quantiles, correction=1).to(like)
+
     with _sampling(result, data, kwargs, seed) as sampler:
-        names = sampler.choose(sites, with_rows=True)
-        parts: dict[str, list[Tensor]] = {k: [] for k in names}
-        for block, batch, here in sampler.batches(names):
-            draw = partial(sampler.draw, batch, block, names=here)
-            for name, part in _summarise(draw, draws, quantiles, max_bytes).items():
-                parts[name].append(part)
-        joined = {k: sampler.join(k, v) for k, v in parts.items()}
-        return {k: SiteSummary(v[0], v[1], v[2:]) for k, v in joined.items()}
+        found = sampler.draw_sites(sampler.choose(sites, with_rows=True), draws, summarise)
+        return {k: SiteSummary(v[0], v[1], v[2:]) for k, v in found.items()}
 
 
 def posterior_predictive(
@@ -147,19 +135,17 @@ def posterior_predictive(
     quantiles: Sequence[float] = (0.5, 0.9, 0.99),
     sites: Sequence[str] | None = None,
     seed: int = 0,
-    max_bytes: int = 2**28,
     **kwargs: Any,
 ) -> dict[str, PredictiveCheck]:
     """Check the fit against the data: zero fraction, mean, sd and quantiles of each column.
 
-    Each replicated data set comes from one draw of the latent sites for all rows.
+    Each replicated data set, of which one is held at a time, comes from one draw of the latent sites for all rows.
 
     Args:
         result, data, seed, kwargs: as for :func:`posterior_draws`; the data are those to compare with.
         draws: how many data sets to replicate.
         quantiles: probabilities from 0 to 1.
         sites: observed sites to check; None for all.
-        max_bytes: memory for the columns of one data set; those that do not fit are drawn again with the same seed.
 
     Returns:
         A check for each observed site. Rows are those of the plate over rows, or else the first axis; columns are all
@@ -185,8 +171,8 @@ def posterior_predictive(
     checks = {}
     with _sampling(result, data, kwargs, seed) as sampler:
         for name in sampler.observed(sites):
-            of = partial(_statistics, sampler, name, quantiles, max_bytes)
-            observed, replicated = of(0), torch.stack([of(draw, replicate=True) for draw in range(draws)])
+            observed = _statistics(sampler.table(name, 0), quantiles)
+            replicated = torch.stack([_statistics(sampler.table(name, k, True), quantiles) for k in range(draws)])
             above, equal = ((f(replicated, observed)).double().mean(0) for f in (torch.gt, torch.eq))
             tail = torch.where(observed.isnan() | replicated.isnan().any(0), math.nan, above + equal / 2)
             found = (dict(zip(labels, part.unbind(-2), strict=True)) for part in (observed, replicated, tail))
@@ -201,10 +187,7 @@ def _sampling(result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], 
     if isinstance(source, Minibatches):
         source.shuffle = False  # so that joined batches are in the order of the data
     if source.plate not in (None, module.plate) and source.batches > 1:
-        raise ValueError(
-            f"data are minibatches along plate {source.plate!r}, but the plate over rows of the fit is "
-            f"{module.plate!r}; pass data as they were passed to fit"
-        )
+        raise ValueError(f"data have plate {source.plate!r}; needed that of the fit, {module.plate!r}")
     # A guide with a parameter for every row has none for other rows.
     evaluating = module.evaluating(held_out=source.rows != module.rows)
     with isolated(seed), result.scope(), evaluating, torch.no_grad():
@@ -227,21 +210,16 @@ class _Sampler:
         self.axes = {k: _row_axis(n, plate, self.first.rows) for k, n in nodes.items()}
 
     def choose(self, sites: Sequence[str] | None, with_rows: bool) -> list[str]:
-        """Return the sites to read, all latent ones if None; raise a ValueError for one without draws."""
+        """Return the sites to draw, all latent ones if None; raise a ValueError for one without draws."""
         latent = [k for k in self.model if k in self.guide]
-        enumerated = [k for k, n in self.model.items() if not n["is_observed"] and k not in self.guide]
-        why = f"; {enumerated} are not in the guide: use pyro.infer.infer_discrete in result.scope()"
         # A deterministic site may follow from an enumerated one.
-        seen = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and not enumerated)]
+        follow = all(n["is_observed"] or k in self.guide for k, n in self.model.items())
+        seen = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and follow)]
         default = [k for k in latent if with_rows or self.axes[k] is None]
-        names = _known(sites, default, [*latent, *seen], "the sites with draws", why if enumerated else "")
+        names = _known(sites, default, [*latent, *seen], "the sites with draws, in the guide or observed,")
         local = [k for k in names if self.axes[k] is not None]
-        loader = getattr(self.source, "iterable", None)
-        if local and isinstance(getattr(loader, "sampler", None), torch.utils.data.RandomSampler):
-            raise ValueError(
-                f"sites {local} have a value for every row, but the stream shuffles its rows and does not number them; "
-                "use Minibatches or a loader that does not shuffle, or name global sites in sites"
-            )
+        if local and self.first.indices is None:
+            raise ValueError(f"sites {local} have a value for every row, and a stream does not number its rows")
         return names
 
     def observed(self, sites: Sequence[str] | None) -> list[str]:
@@ -253,47 +231,55 @@ class _Sampler:
         for name in names:
             fn, mask = self.model[name]["fn"], self.model[name]["mask"]
             if isinstance(mask, Tensor) or mask is False or isinstance(fn, dist.MaskedDistribution):
-                raise ValueError(
-                    f"site {name!r} is masked, and a check of all its rows would count the masked ones; name other "
-                    "observed sites in sites, if there are any"
-                )
+                raise ValueError(f"site {name!r} is masked, so a check would count masked rows; leave it out of sites")
         return names
 
-    def batches(self, names: list[str]) -> Iterator[tuple[int, Batch, list[str]]]:
-        """Yield number, batch, and the sites to read in it: global ones in the first alone."""
+    def draw_sites(self, names: list[str], draws: int, reduce: Callable[[Tensor], Tensor] | None = None) -> Values:
+        """Draw some sites a batch at a time, each read once, reduce the draws of each batch, and join the batches."""
+        parts: dict[str, list[Tensor]] = {k: [] for k in names}
+        shared: list[Values] = [{} for _ in range(draws)]
+        for block, batch, here in self._batches(names):
+            drawn = [self._draw(batch, here, [draw, block], shared[draw]) for draw in range(draws)]
+            for name in here:
+                stacked = torch.stack([values.pop(name) for values in drawn])
+                parts[name].append(reduce(stacked) if reduce else stacked)
+        return {k: self._join(k, v) for k, v in parts.items()}
+
+    def table(self, name: str, draw: int, replicate: bool = False) -> Tensor:
+        """Return an observed site as rows by columns, of the data or of one replicated data set."""
+        parts: list[Tensor] = []
+        shared: Values = {}
+        for block, batch, here in self._batches([name]):
+            parts.append(self._draw(batch, here, [draw, block], shared, replicate)[name])
+        value, axis = torch.atleast_1d(self._join(name, parts)), self.axes[name] or 0  # the first, without a plate
+        return value.movedim(axis, 0).reshape(value.shape[axis], -1)
+
+    def _batches(self, names: list[str]) -> Iterator[tuple[int, Batch, list[str]]]:
+        """Yield number, batch, and the sites to draw in it: global ones in the first alone."""
         if names:
             yield 0, self.first, names
         local = [k for k in names if self.axes[k] is not None]
         if local:
             yield from ((i, batch, local) for i, batch in enumerate(self.source.epoch(0, self.seed, skip=1), 1))
 
-    def draw(
-        self,
-        batch: Batch,
-        block: int,
-        draw: int,
-        names: list[str],
-        shared: Values | None = None,
-        replicate: bool = False,
+    def _draw(
+        self, batch: Batch, names: list[str], number: list[int], shared: Values, replicate: bool = False
     ) -> Values:
-        """Return a draw of some sites.
+        """Return a draw of some sites, also of observed ones if they are replicated, from random numbers of its own.
 
-        ``shared`` gives it the values of the guide's global sites, auxiliary ones too, once a batch has put them there;
-        ``replicate`` draws the observed sites too.
+        ``shared`` gives it the values of the guide's global sites, auxiliary ones too, once a batch has put them there.
         """
-        pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, draw, block]).generate_state(1)[0]))
-        given = poutine.Trace()
-        for name, value in (shared or {}).items():
+        pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, *number]).generate_state(1)[0]))
+        given = pyro.poutine.Trace()
+        for name, value in shared.items():
             given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
         model = replicate or not all(k in self.guide for k in names)
         traces = self.module.traces(batch, given, model, replicate)
         values = {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
-        if shared is not None:
-            shared |= {k: values[k] for k in self.guide if self.axes[k] is None}
+        shared |= {k: values[k] for k in self.guide if self.axes[k] is None}
         return {k: values[k] for k in names}
 
-    def join(self, name: str, parts: list[Tensor]) -> Tensor:
-        """Join the batches of a site along its axis of rows."""
+    def _join(self, name: str, parts: list[Tensor]) -> Tensor:
         axis = self.axes[name]
         return parts[0] if axis is None else torch.cat(parts, axis)
 
@@ -319,59 +305,22 @@ def _holds_data(node: Any) -> bool:
     return node["is_observed"] and not _is_deterministic(node) and not isinstance(node["fn"], dist.Unit)
 
 
-def _known(sites: Sequence[str] | None, default: list[str], known: list[str], what: str, why: str = "") -> list[str]:
+def _known(sites: Sequence[str] | None, default: list[str], known: list[str], what: str) -> list[str]:
     """Return the names of sites; raise a ValueError for one that is not known."""
     for name in sites or ():
         if name not in known:
-            raise ValueError(f"sites holds {name!r}; {what} are {known}{why}")
+            raise ValueError(f"sites holds {name!r}; {what} are {known}")
     return default if sites is None else list(sites)
 
 
-def _summarise(draw: Callable[[int], Values], draws: int, levels: Sequence[float], max_bytes: int) -> Values:
-    """Return mean, sd and quantiles of sites, of as many elements at a time as fit in the memory, one after another."""
-    first = draw(0)
-    sizes, room = [value.numel() for value in first.values()], max(1, max_bytes // (8 * draws))
-    found = []
-    for start in range(0, sum(sizes), room):
-        table = torch.empty(draws, min(room, sum(sizes) - start), dtype=torch.float64)
-        for number in range(draws):
-            values = [value.flatten().double().cpu() for value in draw(number).values()]
-            table[number] = torch.cat(values)[start : start + room]
-        found.append(_moments(table, levels, correction=1))
-    summaries = {}
-    for (name, value), part in zip(first.items(), torch.cat(found, 1).split(sizes, 1), strict=True):
-        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
-        summaries[name] = part.reshape(-1, *value.shape).to(value.device, dtype)
-    return summaries
+def _statistics(table: Tensor, levels: Sequence[float]) -> Tensor:
+    """Return zero fraction, mean, sd and quantiles of each column of a table, of shape (3 + levels, columns)."""
+    table = table.double()
+    return torch.cat([(table == 0).double().mean(0)[None], _moments(table, levels, correction=0)])
 
 
-def _moments(table: Tensor, levels: Sequence[float], correction: int) -> Tensor:
-    """Return mean, sd and quantiles of each column, of shape (2 + levels, columns)."""
+def _moments(values: Tensor, levels: Sequence[float], correction: int) -> Tensor:
+    """Return mean, sd and quantiles over the first axis, of shape (2 + levels,) + that of the rest."""
     # torch.quantile takes 16 million elements at most.
-    quantiles = torch.from_numpy(np.quantile(table.cpu().numpy(), levels, axis=0)).to(table.device)
-    return torch.cat([table.mean(0)[None], table.std(0, correction=correction)[None], quantiles])
-
-
-def _statistics(
-    sampler: _Sampler, name: str, levels: Sequence[float], max_bytes: int, draw: int, replicate: bool = False
-) -> Tensor:
-    """Return statistics of the columns of an observed site, of the data or of one replicated data set."""
-    axis = sampler.axes[name]
-    width, room = _table(sampler.model[name]["value"], axis).shape[1], max(1, max_bytes // (8 * sampler.source.rows))
-    found = []
-    for start in range(0, width, room):
-        parts: list[Tensor] = []
-        shared: Values = {}
-        for block, batch, here in sampler.batches([name]):
-            value = sampler.draw(batch, block, draw, here, shared, replicate)[name]
-            columns = _table(value, axis)[:, start : start + room]
-            parts.append(columns.to(torch.float64, copy=True))  # a view would keep all columns
-        table = torch.cat(parts)
-        found.append(torch.cat([(table == 0).double().mean(0)[None], _moments(table, levels, correction=0)]))
-    return torch.cat(found, 1)
-
-
-def _table(value: Tensor, axis: int | None) -> Tensor:
-    """Return a value as rows by columns; its rows are the first axis where no plate says otherwise."""
-    value = torch.atleast_1d(value)
-    return value.movedim(axis or 0, 0).reshape(value.shape[axis or 0], -1)
+    quantiles = torch.from_numpy(np.quantile(values.cpu().numpy(), levels, axis=0)).to(values.device)
+    return torch.cat([values.mean(0)[None], values.std(0, correction=correction)[None], quantiles])

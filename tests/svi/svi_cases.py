@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroParam
 from torch.distributions import constraints
 
-from pyro_zilognormal.svi import Checkpoint
+from pyro_zilognormal.svi import Checkpoint, fit
 
 adam = functools.partial(torch.optim.Adam, lr=0.05)
 
@@ -85,6 +85,12 @@ def data(rows=20, seed=0, loc=2.0):
     return loc + torch.randn(rows, generator=torch.Generator().manual_seed(seed))
 
 
+def plain(*callbacks, steps=20, x=None, guide=normal_guide, **settings):
+    """Fit the normal model."""
+    x = data() if x is None else x
+    return fit(normal_model, guide, x, steps=steps, **{"optimizer": adam, **settings}, callbacks=callbacks)
+
+
 def with_nan(rows, at):
     x = data(rows)
     x[at] = math.nan
@@ -127,39 +133,3 @@ def check_resume(path, run, kills, every=3):
             run([killer(kill), Checkpoint(path, steps=every)])
     resumed = run([Checkpoint(path, steps=every)])
     same(whole, resumed)
-
-
-class Script:
-    """A run whose losses are written beforehand."""
-
-    def __init__(self, losses):
-        self.losses, self.step, self.stop_reason, self.converged = [], 0, "", False
-        self.held_out, self.best_step, self.rows = [], 0, 1000
-        self.script, self.module, self.plate = losses, self, None
-
-    def snapshot(self):
-        return {"step": torch.tensor(self.step)}
-
-    def restore(self, values):
-        self.restored = int(values["step"])
-
-    def stop(self, reason, converged=False):
-        self.stop_reason, self.converged = reason, converged
-
-    def on_fit_start(self, callback):
-        callback.on_fit_start(self)
-
-    def play(self, callback):
-        self.on_fit_start(callback)
-        for loss in self.script:
-            self.losses.append(loss)
-            self.step += 1
-            callback.on_step_end(self)
-            if self.stop_reason:
-                break
-        callback.on_fit_end(self)
-        return self
-
-
-def noise_of(steps, seed, size=1.0):
-    return size * torch.randn(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

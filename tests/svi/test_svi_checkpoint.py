@@ -1,262 +1,37 @@
-"""Checkpoints: killed anywhere, a fit goes on bit for bit; what is damaged, of another fit or newer is refused."""
+"""Files of checkpoints: written on signals and atomically; damaged, of another fit or newer they are refused."""
 
 import functools
 import os
-import pathlib
 import random
 import signal
-import subprocess
-import sys
-from contextlib import nullcontext
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
-import svi_kill_script
 import torch
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal, AutoNormalMessenger
-from pyro.optim.clipped_adam import ClippedAdam
+from pyro.infer import Trace_ELBO
 from svi_cases import (
-    Amortised,
     Killed,
     adam,
-    auto,
-    check_resume,
     data,
     killer,
-    local_model,
     normal_guide,
     normal_model,
+    plain,
     same,
 )
 from torch.optim import lr_scheduler
-from torch.utils.data import DataLoader
 
 from pyro_zilognormal.svi import (
-    BatchStream,
     Callback,
     Checkpoint,
     CheckpointError,
     EarlyStopping,
-    InUseError,
     Minibatches,
     Schedule,
     fit,
-    lock,
 )
-from pyro_zilognormal.svi.checkpoint import FORMAT, _load, _sealed
-
-STEPS = 40
-
-# An optimiser of torch or Pyro with its options, and a schedule with its own; each is in one pair at least.
-PAIRS = [
-    ("Adam", {"lr": 0.05}, "CyclicLR", {"base_lr": 0.01, "max_lr": 0.1, "step_size_up": 6}),
-    ("AdamW", {"lr": 0.05}, "StepLR", {"step_size": 7, "gamma": 0.5}),
-    ("Adamax", {"lr": 0.05}, "MultiStepLR", {"milestones": [5, 20, 20]}),
-    ("NAdam", {"lr": 0.05}, "CosineAnnealingLR", {"T_max": STEPS}),
-    ("RAdam", {"lr": 0.05}, "CosineAnnealingWarmRestarts", {"T_0": 6}),
-    ("Adagrad", {"lr": 0.05}, "LinearLR", {"total_iters": 20}),
-    ("Adadelta", {"lr": 0.5}, "PolynomialLR", {"total_iters": 30, "power": 2.0}),
-    ("RMSprop", {"lr": 0.01, "momentum": 0.5}, "LambdaLR", {"lr_lambda": lambda step: 1 / (1 + step)}),
-    ("Rprop", {"lr": 0.01}, "ExponentialLR", {"gamma": 0.97}),
-    ("ASGD", {"lr": 0.001}, "ReduceLROnPlateau", {"patience": 1}),
-    ("SGD", {"lr": 0.001, "momentum": 0.9}, "OneCycleLR", {"max_lr": 0.1, "total_steps": STEPS + 1}),
-    ("ClippedAdam", {"lr": 0.05, "lrd": 0.99}, "SequentialLR", {"milestones": [8]}),
-]
-
-
-def schedule(name, options):
-    def make(opt):
-        if name == "SequentialLR":
-            parts = [lr_scheduler.ConstantLR(opt, 0.5, 8), lr_scheduler.ExponentialLR(opt, 0.9)]
-            return lr_scheduler.SequentialLR(opt, parts, **options)
-        return getattr(lr_scheduler, name)(opt, **options)
-
-    return Schedule(make, every=4 if name == "ReduceLROnPlateau" else 1)
-
-
-def kills(name, count=2):
-    return random.Random(name).sample(range(1, STEPS), count)
-
-
-def plain(*callbacks, steps=20, x=None, guide=normal_guide, **settings):
-    x = data() if x is None else x
-    return fit(normal_model, guide, x, steps=steps, **{"optimizer": adam, **settings}, callbacks=callbacks)
-
-
-@pytest.mark.parametrize("pair", [*PAIRS, "pyro.optim"], ids=lambda pair: pair[0] if isinstance(pair, tuple) else pair)
-def test_each_optimizer_and_schedule_resumes_bit_for_bit(pair, tmp_path):
-    def run(callbacks):
-        source = Minibatches(data(23), batch_size=5, plate="rows")
-        rates.append([])
-        follow = [lambda run: rates[-1].append(run.optimizer.param_groups[0]["lr"])]
-        if pair == "pyro.optim":
-            optimizer = pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99})
-        else:
-            name, options, *scheduled = pair
-            optimizer = functools.partial(
-                ClippedAdam if name == "ClippedAdam" else getattr(torch.optim, name), **options
-            )
-            follow = [schedule(*scheduled), *follow]
-        return fit(normal_model, auto(), source, steps=STEPS, optimizer=optimizer, callbacks=[*follow, *callbacks])
-
-    rates = []
-    check_resume(tmp_path / "a.ckpt", run, kills(str(pair)[:20]))
-    assert rates[0][-len(rates[-1]) :] == rates[-1]
-    assert len(set(rates[0])) > 1
-
-
-def noisy(x):
-    """Draws from every generator that is kept, to some effect."""
-    loc = pyro.param("q_loc", torch.tensor(0.0))
-    shift = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002 - the global one is kept
-    pyro.sample("loc", dist.Normal(loc + 0.1 * shift, 0.1))
-
-
-class Normed(Amortised):
-    """With state that is not a parameter: running means and dropout."""
-
-    def __init__(self, rows):
-        super().__init__(rows)
-        layers = torch.nn.Linear(1, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.3), torch.nn.Linear(8, 2)
-        self.net = torch.nn.Sequential(*layers)
-
-
-class Augmented(torch.utils.data.Dataset):
-    """Rows with noise that is drawn whenever they are read."""
-
-    def __len__(self):
-        return 23
-
-    def __getitem__(self, i):
-        return data(23)[i] + 0.1 * torch.randn(())
-
-
-def pair(kind):
-    torch.manual_seed(11)
-    if kind == "module":
-        module = Normed(23)
-        return module.model, module.guide
-    return {
-        "rows": (local_model(23), AutoNormal(local_model(23))),
-        "low rank": (normal_model, AutoLowRankMultivariateNormal(normal_model, rank=1)),
-        "messenger": (normal_model, AutoNormalMessenger(normal_model)),
-        "noisy": (normal_model, noisy),
-    }[kind]
-
-
-def loader(dataset, **settings):
-    return BatchStream(DataLoader(dataset, batch_size=5, shuffle=True, **settings), plate="rows")
-
-
-DATA = {
-    "full": lambda: data(23),
-    "batches": lambda: Minibatches(data(23), batch_size=5, plate="rows"),
-    "list": lambda: BatchStream(list(data(23).split(5)), plate="rows"),
-    "loader": lambda: loader(data(23)),
-    "own generator": lambda: loader(data(23), generator=torch.Generator().manual_seed(5)),
-    "augmented": lambda: loader(Augmented()),
-}
-
-KINDS = [
-    *(("module", s) for s in DATA),
-    *(("noisy", s) for s in DATA),
-    *(("rows", s) for s in ("full", "batches")),  # a stream does not say which rows a batch holds
-    *((k, "batches") for k in ("low rank", "messenger")),
-]
-
-
-@pytest.mark.parametrize(("kind", "source"), KINDS)
-def test_each_kind_of_model_and_data_resumes_bit_for_bit(kind, source, tmp_path):
-    def run(callbacks):
-        return fit(*pair(kind), DATA[source](), steps=STEPS, optimizer=adam, callbacks=callbacks)
-
-    check_resume(tmp_path / "a.ckpt", run, kills(kind + source))
-
-
-COUNTING = [
-    functools.partial(TraceEnum_ELBO, strict_enumeration_warning=False),
-    functools.partial(Trace_ELBO, 2, vectorize_particles=True),
-]
-
-
-@pytest.mark.parametrize("loss", COUNTING)
-def test_a_loss_that_counts_plates_at_its_first_call_resumes_bit_for_bit(loss, tmp_path):
-    check_resume(tmp_path / "a.ckpt", lambda callbacks: plain(*callbacks, loss=loss()), [7, 15])
-
-
-def test_stopping_and_annealing_resume_bit_for_bit(tmp_path):
-    def run(callbacks):
-        def anneal(run):
-            run.kl_weight = np.minimum(1.0, run.step / 30)
-
-        slow = functools.partial(torch.optim.Adam, lr=0.02)
-        stop = EarlyStopping(data(9, seed=5), every=10, patience=3)
-        return plain(stop, anneal, *callbacks, steps=1000, optimizer=slow)
-
-    whole = run([])
-    assert whole.stop_reason == "converged"
-    check_resume(tmp_path / "a.ckpt", run, [1, 7, whole.steps - 1])
-
-
-def test_a_longer_run_goes_on_bit_for_bit(tmp_path):
-    def run(steps, *callbacks):
-        return plain(EarlyStopping(every=5, patience=100), *callbacks, steps=steps)
-
-    run(20, Checkpoint(tmp_path / "a.ckpt"))
-    same(run(50), run(50, Checkpoint(tmp_path / "a.ckpt")))
-
-
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    steps = []
-    first = plain(Checkpoint(tmp_path / "a.ckpt"), steps=10)
-    same(first, plain(lambda run: steps.append(run.step), Checkpoint(tmp_path / "a.ckpt"), steps=10))
-    assert steps == []
-
-
-def test_the_state_of_a_callback_is_kept_whatever_stands_around_it(tmp_path):
-    class Count(Callback):
-        steps = 0
-
-        def on_step_end(self, run):
-            self.steps += 1
-
-        def state_dict(self):
-            return {"steps": self.steps}
-
-        def load_state_dict(self, state):
-            self.steps = state["steps"]
-
-    path = tmp_path / "a.ckpt"
-    with pytest.raises(Killed):
-        plain(Checkpoint(path, 4), Count(), killer(9))
-    count = Count()
-    plain(count, Checkpoint(path), lambda run: None)
-    assert count.steps == 20
-
-
-# --- signals and kills
-
-
-@pytest.mark.parametrize(
-    ("name", "number"), [("Adam", signal.SIGKILL), ("SGD", signal.SIGKILL), ("Adam", signal.SIGTERM)]
-)
-def test_a_killed_process_resumes_bit_for_bit(name, number, tmp_path):
-    here, path = pathlib.Path(__file__).parent, tmp_path / "a.ckpt"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
-    command = [sys.executable, str(here / "svi_kill_script.py"), name, str(path), "0.1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    next(line for line in process.stdout if line == "13\n")
-    process.send_signal(number)
-    out, error = process.communicate(timeout=60)
-    assert "done" not in out
-    assert process.returncode == -number, error
-    step = Checkpoint.read(path)["step"]
-    # A signal that can be caught loses nothing; SIGKILL at most the last interval of 5 steps.
-    assert step >= (10 if number == signal.SIGKILL else 13)
-    same(svi_kill_script.run(name, []), svi_kill_script.run(name, [Checkpoint(path, steps=5)]))
+from pyro_zilognormal.svi.checkpoint import FORMAT, _sealed
 
 
 @pytest.fixture
@@ -282,24 +57,16 @@ def test_ctrl_c_saves_and_then_interrupts(step, tmp_path):
     same(plain(), plain(Checkpoint(path)))
 
 
-def test_sigterm_obeys_a_handler_of_the_caller(tmp_path):
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_handler_of_the_caller_is_obeyed(ignored, tmp_path):
     heard = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN if ignored else lambda number, frame: heard.append(number))
     try:
-        result = plain(raising(signal.SIGTERM, 4), Checkpoint(tmp_path / "a.ckpt"))
+        result = plain(raising(signal.SIGTERM, 4), Checkpoint(tmp_path / "a.ckpt"), steps=6)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert heard == [signal.SIGTERM]
-    assert (result.stop_reason, result.steps) == ("interrupted", 4)
-
-
-def test_an_ignored_signal_stays_ignored(tmp_path):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        result = plain(raising(signal.SIGINT, 2), Checkpoint(tmp_path / "a.ckpt"), steps=4)
-        assert (result.steps, result.stop_reason) == (4, "steps")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert heard == ([] if ignored else [signal.SIGTERM])
+    assert (result.stop_reason, result.steps) == (("steps", 6) if ignored else ("interrupted", 4))
 
 
 def test_saving_by_seconds(tmp_path, monkeypatch):
@@ -308,9 +75,6 @@ def test_saving_by_seconds(tmp_path, monkeypatch):
     plain(Checkpoint(tmp_path / "a.ckpt", seconds=1e-9), steps=3)
     plain(Checkpoint(tmp_path / "b.ckpt", seconds=None), steps=3)
     assert saved == [1, 2, 3, 3]
-
-
-# --- files
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +93,7 @@ def test_every_single_bit_flip_of_a_checkpoint_is_refused(saved, tmp_path):
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         with pytest.raises(CheckpointError, match=r"damaged, or no checkpoint|newer than"):
-            _load(path)
+            Checkpoint.read(path)
         flipped[bit // 8] ^= 1 << bit % 8
     for wrong in (b"", saved[: len(saved) // 2], saved + b"\0"):
         path.write_bytes(wrong)
@@ -390,22 +154,6 @@ def test_a_disk_that_is_full_leaves_the_old_file_and_no_part_of_another(share, s
     same(plain(), plain(Checkpoint(path)))
 
 
-def test_a_checkpoint_is_read_without_data_or_model(tmp_path):
-    path = tmp_path / "a.ckpt"
-    result = plain(EarlyStopping(data(5), every=5, patience=9), Checkpoint(path), steps=10)
-    found = Checkpoint.read(path)
-    assert (found["step"], found["stop_reason"], found["converged"]) == (10, "steps", False)
-    assert found["losses"].tolist() == result.losses.tolist()
-    assert found["held_out"] == result.held_out
-    assert found["params"].keys() == result.params.keys()
-    assert found["params"]["q_scale"] > 0
-    with pytest.raises(CheckpointError, match="there is no checkpoint at"):
-        Checkpoint.read(tmp_path / "b.ckpt")
-
-
-# --- another fit
-
-
 def wide_guide(x):
     loc = pyro.param("q_loc", torch.zeros(2))
     pyro.sample("loc", dist.Normal(loc.sum(), pyro.param("q_scale", torch.tensor(1.0))))
@@ -430,8 +178,18 @@ def batches(**change):
     return Minibatches(data(), **{"batch_size": 5, "plate": "rows", **change})
 
 
-def decay(gamma=0.9, every=1):
-    return [Schedule(functools.partial(lr_scheduler.ExponentialLR, gamma=gamma), every=every)]
+def decay(gamma=0.9):
+    return [Schedule(functools.partial(lr_scheduler.ExponentialLR, gamma=gamma))]
+
+
+class Named(Callback):
+    """Without a state."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def settings(self):
+        return {"name": self.name}
 
 
 OTHERS = {
@@ -447,10 +205,11 @@ OTHERS = {
     "loss": ({}, {"loss": Trace_ELBO(num_particles=2)}, "loss: .*'num_particles': 1.*'num_particles': 2"),
     "rate": ({}, {"optimizer": functools.partial(torch.optim.Adam, lr=0.06)}, "optimizer: Adam .*0.05.*0.06"),
     "optimizer": ({}, {"optimizer": functools.partial(torch.optim.SGD, lr=0.05)}, "optimizer: Adam .*SGD"),
-    "schedule": ({"more": decay()}, {"more": decay(gamma=0.5)}, "callback 0 with a state: Schedule"),
-    "stopping": ({"more": [EarlyStopping()]}, {"more": [EarlyStopping(every=7)]}, "'every': 100.*'every': 7"),
+    "schedule": ({"more": decay()}, {"more": decay(gamma=0.5)}, "callback 0: Schedule"),
+    "stopping": ({"more": [EarlyStopping(data())]}, {"more": [EarlyStopping(data(), every=7)]}, "'every': 100.*7"),
     "held out": ({"more": [EarlyStopping(data(5))]}, {"more": [EarlyStopping(data(6))]}, "'held_out': "),
-    "fewer": ({"more": decay()}, {}, "callback 0 with a state: Schedule .*absent now"),
+    "settings": ({"more": [Named("a")]}, {"more": [Named("b")]}, "callback 0: Named {'name': 'a'}"),
+    "fewer": ({"more": decay()}, {}, "callback 0: Schedule .*absent now"),
 }
 
 
@@ -472,22 +231,19 @@ def test_a_checkpoint_of_another_fit_is_refused_by_name(first, change, message, 
     assert run(6, **first).steps == 6
 
 
-NAME, WHOLE, POSITIVE = (
-    "needed the name of a file",
-    "needed a whole number of at least 1",
-    "needed a number of at least 0",
-)
 BAD = [
-    *(({"path": path}, TypeError, rf"path is a \w+; {NAME}") for path in (5, None, b"a.ckpt", torch.tensor(1))),
-    *(({"path": path}, ValueError, f"{NAME} in a folder") for path in ("missing/a.ckpt", ".", "a\0.ckpt")),
-    *(({"steps": steps}, ValueError, f"steps is {steps}; {WHOLE}") for steps in (0, 1.5, True)),
-    *(({"seconds": time}, ValueError, f"seconds is {time!r}; {POSITIVE}") for time in (-1.0, "1", float("nan"))),
+    *(
+        ({"path": path}, "path is .*; needed the name of a file")
+        for path in (5, None, b"a.ckpt", "missing/a.ckpt", ".")
+    ),
+    *(({"steps": steps}, f"steps is {steps}; needed a whole number of at least 1") for steps in (0, 1.5, True)),
+    *(({"seconds": s}, f"seconds is {s!r}; needed a number of at least 0") for s in (-1.0, "1", float("nan"))),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-def test_bad_arguments_are_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
         Checkpoint(**{"path": "a.ckpt", **arguments})
 
 
@@ -499,73 +255,6 @@ def test_the_path_does_not_follow_the_working_directory(tmp_path, monkeypatch):
     plain(save)
     assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "other"]
     assert os.listdir() == []
-
-
-def test_a_second_fit_on_a_path_is_refused_by_name(tmp_path):
-    path = tmp_path / "a.ckpt"
-
-    def again(run):
-        with pytest.raises(InUseError, match=rf"a\.ckpt is in use by process {os.getpid()} on "):
-            plain(Checkpoint(path))
-
-    plain(again, Checkpoint(path))
-    assert os.listdir(tmp_path) == ["a.ckpt"]
-    plain(Checkpoint(path))
-
-
-def test_a_lock_of_a_dead_process_is_taken_and_a_file_of_others_left(tmp_path):
-    path, file = tmp_path / "a.ckpt", tmp_path / "a.ckpt.lock"
-    file.write_text("pyro_zilognormal: in use by process 1 on elsewhere")
-    plain(Checkpoint(path))
-    assert not file.exists()
-    (tmp_path / "victim").write_text("mine")
-    for make in (lambda: file.symlink_to(tmp_path / "victim"), lambda: file.write_text("mine")):
-        make()
-        with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
-            plain(Checkpoint(path))
-        assert file.read_text() == "mine"
-        file.unlink()
-    file.mkdir()
-    with pytest.raises(InUseError, match="is in the way, and no lock of ours"):
-        plain(Checkpoint(path))
-
-
-@pytest.mark.parametrize(
-    ("error", "refused"), [(BlockingIOError, True), (PermissionError, True), (OSError("no locks here"), False)]
-)
-def test_a_lock_that_is_taken_as_posix_and_windows_say_it_and_a_file_system_without(
-    error, refused, tmp_path, monkeypatch
-):
-    def hold(handle):
-        raise error
-
-    monkeypatch.setattr(lock, "_hold", hold)
-    path, expected = tmp_path / "run.lock", pytest.raises(InUseError, match=r"the folder is in use by process \?")
-    with expected if refused else nullcontext(), lock.locked(path, "the folder"):
-        assert f"in use by process {os.getpid()} on " in path.read_text()
-
-
-def test_a_lock_that_its_holder_deletes_at_the_same_moment_is_not_taken(tmp_path, monkeypatch):
-    path = tmp_path / "run.lock"
-    monkeypatch.setattr(lock, "_hold", lambda handle: path.unlink())
-    with pytest.raises(InUseError, match="the folder is in use by process"), lock.locked(path, "the folder"):
-        pass
-
-
-def test_a_lock_file_that_cannot_be_deleted_while_it_is_open_is_taken_over(tmp_path, monkeypatch):
-    def unlink(path, missing_ok=False):
-        raise PermissionError
-
-    monkeypatch.setattr(pathlib.Path, "unlink", unlink)  # as on Windows
-    for _ in range(2):
-        with lock.locked(tmp_path / "run.lock", "the folder"):
-            pass
-
-
-def test_a_pipe_in_the_place_of_a_lock_does_not_block(tmp_path):
-    os.mkfifo(tmp_path / "run.lock")
-    with pytest.raises(InUseError, match="is in the way"), lock.locked(tmp_path / "run.lock", "the folder"):
-        pass
 
 
 def test_saving_follows_no_link_and_leaves_nothing_behind(tmp_path):

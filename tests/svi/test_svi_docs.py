@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_svi_checkpoint import PAIRS
+from test_svi_resume import PAIRS
 
 import pyro_zilognormal.svi as svi
 

@@ -259,30 +259,14 @@ def test_annealing_the_kl_weight():
     assert weights == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "every", "divided_by"),
-    [
-        ("StepLR", {"step_size": 2, "gamma": 0.5}, 1, [1, 2, 2, 4, 4, 8, 8]),
-        ("ExponentialLR", {"gamma": 0.5}, 3, [1, 1, 2, 2, 2, 4, 4]),
-    ],
-)
-def test_a_schedule_follows_the_steps(name, options, every, divided_by):
-    rates, make = [], functools.partial(getattr(torch.optim.lr_scheduler, name), **options)
+def test_a_schedule_follows_the_steps():
+    def rate(run):
+        return run.optimizer.param_groups[0]["lr"]
+
+    rates, halve = [], functools.partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
     sgd = functools.partial(torch.optim.SGD, lr=0.0008)
-    note = [Schedule(make, every=every), lambda run: rates.append(run.optimizer.param_groups[0]["lr"])]
-    fitted(steps=7, optimizer=sgd, callbacks=note)
-    assert [round(0.0008 / rate) for rate in rates] == divided_by
-
-
-def test_a_plateau_schedule_is_given_the_mean_loss():
-    seen = []
-
-    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-        def step(self, metrics, epoch=None):
-            seen.append(metrics)
-
-    losses = fitted(steps=8, callbacks=[Schedule(Plateau, every=3)]).losses
-    assert seen == pytest.approx([losses[:3].mean(), losses[3:6].mean()])
+    fitted(steps=7, optimizer=sgd, callbacks=[Schedule(halve), lambda run: rates.append(rate(run))])
+    assert [round(0.0008 / rate) for rate in rates] == [1, 2, 2, 4, 4, 8, 8]
 
 
 @pytest.mark.parametrize(
@@ -290,14 +274,14 @@ def test_a_plateau_schedule_is_given_the_mean_loss():
 )
 def test_progress_shows_the_loss_on_a_terminal_alone(terminal, show, shown, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    bar = Progress(show=show, window=1)
-    result = fitted(steps=5, callbacks=[lambda run: __import__("time").sleep(0.12), bar])
+    result = fitted(steps=5, callbacks=[lambda run: __import__("time").sleep(0.12), Progress(show)])
     found = capsys.readouterr().err
     assert ("5/5" in found and "loss/observation" in found) == shown
     assert bool(found) == shown
     if shown:
-        value = float(found.split("observation ")[1].split("]")[0].split(",")[0])
-        assert abs(result.losses / 20 - value).min() < 1e-3 * abs(value)
+        value = float(found.split("observation ")[-1].split("]")[0].split(",")[0])
+        means = result.losses.cumsum() / np.arange(1, 6) / 20  # it does not redraw at every step
+        assert abs(means - value).min() < 1e-3 * abs(value)
 
 
 def late_guide(x):
@@ -309,7 +293,7 @@ def late_guide(x):
 
 def test_a_parameter_that_comes_late_is_refused():
     late_guide.calls = 0
-    with pytest.raises(ValueError, match=r"parameters \['late'\] first appeared after the first run"):
+    with pytest.raises(ValueError, match=r"parameters \['late'\] appeared after the first run"):
         fitted(guide=late_guide)
 
 
@@ -326,11 +310,15 @@ BAD = [
     ({"steps": 2.0}, ValueError, "steps is 2.0"),
     ({"seed": -1}, ValueError, "seed is -1; needed a whole number from 0 to 4294967295"),
     ({"seed": 2**32}, ValueError, "seed is 4294967296"),
-    ({"optimizer": torch.optim.Adam([OTHER])}, TypeError, "optimizer is a Adam; needed a function of the parameters"),
+    (
+        {"optimizer": torch.optim.Adam([OTHER])},
+        TypeError,
+        "optimizer is or returned a Adam; needed a function of the parameters",
+    ),
     ({"optimizer": SCHEDULER}, TypeError, "a scheduler of pyro.optim; pass the optimiser, and Schedule"),
-    *(({"optimizer": o}, TypeError, "optimizer is a .*; needed a ") for o in ({}, 0, [], False, "Adam")),
-    ({"optimizer": lambda parameters: None}, TypeError, "optimizer returned a NoneType; needed a torch optimiser"),
-    *(({"callbacks": c}, TypeError, "callbacks is a .*; needed a list") for c in (print, 0, {"a": 1}, Progress())),
+    *(({"optimizer": o}, TypeError, "optimizer is or returned a .*; needed a ") for o in ({}, 0, [], False, "Adam")),
+    ({"optimizer": lambda parameters: None}, TypeError, "optimizer is or returned a NoneType; needed a "),
+    *(({"callbacks": c}, TypeError, "is not iterable") for c in (print, 0, Progress())),
     ({"callbacks": [3]}, TypeError, "callbacks holds 3; needed instances"),
     ({"callbacks": [EarlyStopping]}, TypeError, "callbacks holds <class .*EarlyStopping"),
 ]

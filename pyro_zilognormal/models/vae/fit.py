@@ -66,7 +66,7 @@ def fit_vae(
         model: the model.
         guide: the guide made from it.
         data: the arguments of model and guide, or one ``Minibatches(..., plate="cells")`` of them.
-        held_out: cells to stop by, in one argument as those of ``data``; None stops by the training loss.
+        held_out: cells to stop by, in one argument as those of ``data``; None takes all steps.
         steps: number of steps at most.
         warm_up: steps until the KL divergence has its full weight.
         seed: of the fit.
@@ -86,21 +86,11 @@ def fit_vae(
         >>> fitted.latent(x).mean.shape
         torch.Size([700, 2])
     """
-    return FittedVAE(
-        fit(
-            model,
-            guide,
-            *data,
-            steps=steps,
-            optimizer=functools.partial(_adam, weights=_weights(model)),
-            seed=seed,
-            callbacks=[
-                *callbacks,
-                KLWarmUp(warm_up),
-                EarlyStopping(held_out, every=_EVERY, patience=_PATIENCE, warm_up=warm_up),
-            ],
-        )
-    )
+    called = [*callbacks, KLWarmUp(warm_up)]
+    if held_out is not None:
+        called.append(EarlyStopping(held_out, every=_EVERY, patience=_PATIENCE, warm_up=warm_up))
+    optimizer = functools.partial(_adam, weights=_weights(model))
+    return FittedVAE(fit(model, guide, *data, steps=steps, optimizer=optimizer, seed=seed, callbacks=called))
 
 
 def _weights(model: ZILNVAE) -> dict[int, float]:
