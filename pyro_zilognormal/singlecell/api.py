@@ -25,19 +25,16 @@ from pyro_zilognormal.singlecell.arguments import (
     check_fractions,
     flag,
     negligible,
+    nonnegative,
     on_device,
     priors_for,
-    real,
     text_or_none,
     whole,
 )
-from pyro_zilognormal.singlecell.cube.cube import Cube, opened
-from pyro_zilognormal.singlecell.cube.reduce import read_cube
+from pyro_zilognormal.singlecell.cube.reduce import read_any
 from pyro_zilognormal.singlecell.curves import Curve, curves
 from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
-from pyro_zilognormal.singlecell.files.io import Cells, find_expression, read
-from pyro_zilognormal.singlecell.files.scale import Cleaner, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
@@ -142,9 +139,11 @@ class HurdleDE:
         donor = text_or_none("donor", donor, "the name of a column of obs")
         layer = text_or_none("layer", layer, "the name of a layer")
         depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
-        threshold = real("detection_threshold", detection_threshold, _is_threshold, "a number >= 0, in linear units")
+        threshold = nonnegative("detection_threshold", detection_threshold, "in linear units")
         given = {"layer": layer, "use_raw": use_raw, "scale": scale, "offset": offset, "detection_threshold": threshold}
-        self.cells, reduced = _read(adata, formula, donor, depth, **given)
+        self.cells, read = read_any(adata, formula, donor, depth, given)
+        if read["scale_from"] != "given":
+            _log.info("scale: %s, as %s", read["scale"], read["scale_from"])
         self.data = on_device(self.cells.data, device)
         self.priors = priors_for(priors, self.data)
         self._result: FitResult | None = None
@@ -153,10 +152,10 @@ class HurdleDE:
             "donor": donor,
             "random_effects": [str(term) for term in self.cells.terms],
             "random_effects_left_out": self.cells.left_out,
-            **{name: reduced[name] for name in ("layer", "use_raw", "scale", "scale_from", "offset")},
+            **{name: read[name] for name in ("layer", "use_raw", "scale", "scale_from", "offset")},
             "depth": self.cells.depth.name if self.cells.depth else None,
             "depth_bins": self.cells.depth_bins,
-            "detection_threshold": reduced["detection_threshold"],
+            "detection_threshold": read["detection_threshold"],
             "draws": draws,
             "device": device,
             "n_cells": int(self.cells.count.sum()),
@@ -440,11 +439,7 @@ class HurdleDE:
             ((100,), (10,))
         """
         check_fractions(0.0, 0.05, credible)
-        if not isinstance(column, str):
-            raise ArgumentTypeError(f"column is {shown(column)}; needed the name of a variable of the formula")
-        if not isinstance(at, Condition | None):
-            raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
-        return curves(self.cells, self.draws, genes, column, at or self.cond(), credible)
+        return curves(self.cells, self.draws, genes, column, self.cond() if at is None else at, credible)
 
     def _check(self, levels: Mapping[str, Any], credible: float) -> dict[str, Any]:
         """Return the check of a condition, which tables and reports share."""
@@ -452,25 +447,3 @@ class HurdleDE:
         if key not in self._checks:
             self._checks[key] = check_condition(self.cells, levels, self._drawn()[1], credible, self.settings["seed"])
         return self._checks[key]
-
-
-def _read(
-    adata: Any, formula: str, donor: str | None, depth: str | None, **given: Any
-) -> tuple[Cells, Mapping[str, Any]]:
-    """Return what is fitted, of cells or a cube of them, and the arguments it was read with."""
-    adata = opened(adata)
-    if isinstance(adata, Cube):
-        adata.check_given(**given)
-        return read_cube(adata, formula, donor, depth), adata.settings
-    expression, offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"]
-    declared = declared_scale(adata.uns) if expression.log1p else None
-    scale, scale_from = choose_scale(given["scale"], expression, declared, offset is not None)
-    if scale_from != "given":
-        _log.info("scale: %s, as %s", scale, scale_from)
-    clean = Cleaner(expression, scale, given["detection_threshold"], offset is not None)
-    said = {"scale": scale, "scale_from": scale_from, "offset": offset if isinstance(offset, str | None) else "array"}
-    return read(adata.obs, formula, donor, offset, depth, clean), given | said
-
-
-def _is_threshold(value: float) -> bool:
-    return 0 <= value < math.inf
