@@ -113,11 +113,10 @@ def fit(adata: anndata.AnnData, threshold: float) -> pd.DataFrame:
 
 
 WHY = """
-A value of 1e-185 is a positive number with a logarithm of -426. Taken at its word, a handful of these among the
-positive values of a gene make its sigma ten or a hundred times too large, and with it E[X] = P(X > 0) exp(mu +
-sigma^2 / 2): means are predicted that no cell comes near. Fold changes suffer less, for sigma is the same in both
-conditions and cancels; but nothing is left to learn from the positive values of such a gene, and its share of zeros
-is wrong as well.
+A value of 1e-185 is a positive number with a logarithm of -426. A handful of these among the positive values of a
+gene make its sigma ten or a hundred times too large, and with it E[X] = P(X > 0) exp(mu + sigma^2 / 2): means are
+predicted that no cell comes near. Each condition has its own sigma, so that fold changes suffer too: they are smaller
+and fewer genes are called. The share of zeros of such a gene is wrong as well.
 
 `detection_threshold=0.1` takes what is at most 0.1 for zeros, a usual limit of detection in FPKM. For other data,
 look at a histogram of log10 of the positive values, and cut in the gap between the remnants and the rest.
