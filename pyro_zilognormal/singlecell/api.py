@@ -35,6 +35,7 @@ from pyro_zilognormal.singlecell.cube.reduce import read_any
 from pyro_zilognormal.singlecell.curves import Curve, curves
 from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
+from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
@@ -146,23 +147,9 @@ class HurdleDE:
             _log.info("scale: %s, as %s", read["scale"], read["scale_from"])
         self.data = on_device(self.cells.data, device)
         self.priors = priors_for(priors, self.data)
+        self.settings: dict[str, Any] = {"formula": formula, "donor": donor, "draws": draws, "device": device}
+        self.settings |= _described(self.cells, donor) | {name: read[name] for name in (*given, "scale_from")}
         self._result: FitResult | None = None
-        self.settings: dict[str, Any] = {
-            "formula": formula,
-            "donor": donor,
-            "random_effects": [str(term) for term in self.cells.terms],
-            "random_effects_left_out": self.cells.left_out,
-            **{name: read[name] for name in ("layer", "use_raw", "scale", "scale_from", "offset")},
-            "depth": self.cells.depth.name if self.cells.depth else None,
-            "depth_bins": self.cells.depth_bins,
-            "detection_threshold": read["detection_threshold"],
-            "draws": draws,
-            "device": device,
-            "n_cells": int(self.cells.count.sum()),
-            "n_genes": self.data.genes,
-            "n_rows": len(self.data.design),
-            "n_donors": next((len(term.names) for term in self.cells.terms if term.columns == (donor,)), 0),
-        }
         self._draws: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._checks: dict[Any, dict[str, Any]] = {}
 
@@ -447,3 +434,17 @@ class HurdleDE:
         if key not in self._checks:
             self._checks[key] = check_condition(self.cells, levels, self._drawn()[1], credible, self.settings["seed"])
         return self._checks[key]
+
+
+def _described(cells: Cells, donor: str | None) -> dict[str, Any]:
+    """Return what was read as plain values."""
+    return {
+        "random_effects": [str(term) for term in cells.terms],
+        "random_effects_left_out": cells.left_out,
+        "depth": cells.depth.name if cells.depth else None,
+        "depth_bins": cells.depth_bins,
+        "n_cells": int(cells.count.sum()),
+        "n_genes": cells.data.genes,
+        "n_rows": len(cells.data.design),
+        "n_donors": next((len(term.names) for term in cells.terms if term.columns == (donor,)), 0),
+    }

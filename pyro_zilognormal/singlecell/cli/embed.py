@@ -126,7 +126,7 @@ def gene_table(found: Embedding, seed: int = 0) -> Any:
     return table
 
 
-def plane(values: Any, seed: int = 0) -> tuple[Any, str]:
+def plane(values: Any) -> tuple[Any, str]:
     """Return an embedding in two dimensions, and their name: scanpy's UMAP, or principal components without scanpy."""
     try:
         scanpy = importlib.import_module("scanpy")
@@ -134,8 +134,8 @@ def plane(values: Any, seed: int = 0) -> tuple[Any, str]:
         centred = values - values.mean(0)
         return centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T, "principal component"
     cells = require("anndata").AnnData(obsm={_KEY: values})
-    scanpy.pp.neighbors(cells, use_rep=_KEY, random_state=seed)
-    scanpy.tl.umap(cells, random_state=seed)
+    scanpy.pp.neighbors(cells, use_rep=_KEY)
+    scanpy.tl.umap(cells)
     return cells.obsm["X_umap"], "UMAP"
 
 
