@@ -152,8 +152,8 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, WithLimit):
         """
         value = validation.as_value("value", value, self._limit, self.batch_shape)
         censored = (value <= self._limit) & ((value > 0) if self.zeros_known else (value >= 0))
-        seen = self.uncensored.log_prob(torch.where(censored, 0, value))
-        return torch.where(censored, self.log_prob_censored.to(seen.dtype), seen)
+        above = self.uncensored.log_prob(torch.where(censored, 0, value))
+        return torch.where(censored, self.log_prob_censored.to(above.dtype), above)
 
     def cdf(self, value: Tensor | float) -> Tensor:
         """P(max(X, limit) <= value): that of X from the limit on; below it 0, and pi from 0 on with zeros_known."""

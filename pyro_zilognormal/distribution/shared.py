@@ -19,7 +19,7 @@ class SharesParameters(TorchDistribution):
         super().__init__(
             batch_shape, torch.Size(event_shape), validate_args=False
         )  # torch would check views of the full size
-        self.__dict__.pop("_validate_args")  # methods follow the global switch as it is then, unless told here
+        self.__dict__.pop("_validate_args")  # methods follow the global switch as it is then, unless validate_args is given
         if validate_args is not None:
             self._validate_args = validate_args
 

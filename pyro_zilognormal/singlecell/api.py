@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 _RANDOM_DRAWS = 200
 # The guide starts near the posterior. Minibatches of less than a tenth of the cells add more noise than they correct.
 _STEPS, _FEWEST_STEPS, _MANY_BATCHES = 30, 10, 10
-# Fewer samples in a condition do not tell how much samples vary.
+# Fewer samples in a condition say nothing about how much samples vary.
 _FEWEST_SAMPLES = 2
 
 

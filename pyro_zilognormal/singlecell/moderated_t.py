@@ -49,7 +49,7 @@ def compare_samples(cells: Cells, contrast: Contrast) -> SampleTest:
     """Test the change between the conditions of a contrast.
 
     A sample is a combination of levels of the random effects and of the categories of the formula. Genes of fewer than
-    three positive values are NaN, and all are where samples cannot tell the conditions apart.
+    three positive values are NaN, and all are where samples cannot distinguish the conditions.
     """
     found = np.full((3, len(cells.names)), np.nan)
     samples, direction = block(read_samples(cells), contrast.direction)

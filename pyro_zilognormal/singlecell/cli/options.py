@@ -15,7 +15,7 @@ from pyro_zilognormal.singlecell.files.scale import SCALES
 
 DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
 DEPTH = "column of obs with total counts or detection rates, or auto (total_counts, n_counts or nCount_RNA)"
-SCALE = "stored scale: x, log(1 + x) to base e, 2 or 10, or counts; needed unless the file or its values tell"
+SCALE = "stored scale: x, log(1 + x) to base e, 2 or 10, or counts; needed unless the file or its values show it"
 DEMO = "Compare monocytes with T cells in 700 blood cells that come with the package; nothing is downloaded."
 
 
