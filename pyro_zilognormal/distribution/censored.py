@@ -39,7 +39,7 @@ class WithLimit(SharesParameters):
 
     @property
     def loc(self) -> Tensor:
-        """Mean of log X given X > 0, of shape batch_shape."""
+        """Mean of log X given X > 0, of groups less the offset, of shape batch_shape."""
         return self._cell.loc.expand(self.batch_shape)
 
     @property

@@ -426,7 +426,11 @@ class HurdleDE:
             ((100,), (10,))
         """
         check_fractions(0.0, 0.05, credible)
-        return curves(self.cells, self.draws, genes, column, self.cond() if at is None else at, credible)
+        if not isinstance(column, str):
+            raise ArgumentTypeError(f"column is {shown(column)}; needed the name of a variable of the formula")
+        if not isinstance(at, Condition | None):
+            raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
+        return curves(self.cells, self.draws, genes, column, at or self.cond(), credible)
 
     def _check(self, levels: Mapping[str, Any], credible: float) -> dict[str, Any]:
         """Return the check of a condition, which tables and reports share."""

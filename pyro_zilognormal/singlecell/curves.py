@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_zilognormal.models import Condition, cell_parameters
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, shown, unknown
+from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
 from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.genes import find_genes
 from pyro_zilognormal.singlecell.results import select, summarise
@@ -51,10 +51,6 @@ def curves(
     cells: Cells, draws: Mapping[str, Tensor], genes: Sequence[str], column: str, at: Condition, credible: float
 ) -> list[Curve]:
     """Return the curves of some genes; see :meth:`HurdleDE.curves`."""
-    if not isinstance(column, str):
-        raise ArgumentTypeError(f"column is {shown(column)}; needed the name of a variable of the formula")
-    if not isinstance(at, Condition):
-        raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
     design = cells.design
     variable = design.variables.get(column)
     if variable is None:
