@@ -131,39 +131,38 @@ def largest_error(found: Any, wanted: Any) -> float:
 def page(runs: dict[tuple[int, int], list[Run]], alone: Run, error: float, load: float) -> str:
     """What DASK.md says."""
     (few, many), rounds = sorted({cells for _, cells in runs}), len(next(iter(runs.values())))
-    lines = ["| | seconds | seconds of processors | peak memory of a worker, MB |", "| --- | --- | --- | --- |"]
-    lines.append(f"| one pass, without Dask | {alone.seconds:.1f} | {alone.busy:.1f} | |")
     middle = {
         key: [statistics.median(getattr(r, f) for r in own) for f in Run.__annotations__] for key, own in runs.items()
     }
-    for workers in WORKERS:
-        seconds, processors, memory = middle[workers, many]
-        lines.append(f"| {workers} worker{'s'[: workers - 1]} | {seconds:.1f} | {processors:.1f} | {memory:.0f} |")
     ratios = [one.seconds / two.seconds for one, two in zip(runs[1, many], runs[2, many], strict=True)]
     slope = (middle[2, many][1] - middle[2, few][1]) / (many - few)
     names = ("dask", "distributed", "anndata", "h5py", "torch")
-    return "\n".join(
-        [
-            "# The reduction on Dask",
-            "",
-            f"Printed by `python benchmarks/dask_scaling.py --cells {many} --rounds {rounds}`.",
-            f"Versions: ours {__version__}, {', '.join(f'{n} {version(n)}' for n in names)}; "
-            f"Python {platform.python_version()}; {os.cpu_count()} cores, load {load:.1f} by others before the start.",
-            "",
-            f"{many:,} cells x {GENES:,} genes at 10 % density, CSR in an h5ad file, {GROUPS} groups; "
-            f"medians of {rounds} rounds.",
-            "",
-            *lines,
-            "",
-            f"Two workers are {statistics.median(ratios):.2f} times as fast as one (single rounds: "
-            f"{', '.join(f'{r:.2f}' for r in ratios)}), by the seconds of processors at most "
-            f"{2 * middle[1, many][1] / middle[2, many][1]:.2f} times on free cores.",
-            f"The statistics differ from those of one pass by at most {error:.0e}, relative to each number or 1.",
-            "",
-            f"From {few:,} to {many:,} cells the processors need {1e6 * slope:.1f} s more for each million cells of "
-            f"{GENES:,} genes, so that {TARGET:,} cells take {TARGET * slope / 3600:.2f} core hours.",
-        ]
-    )
+    return f"""# The reduction on Dask
+
+Printed by `python benchmarks/dask_scaling.py --cells {many} --rounds {rounds}`.
+Versions: ours {__version__}, {", ".join(f"{n} {version(n)}" for n in names)}; \
+Python {platform.python_version()}; {os.cpu_count()} cores, load {load:.1f} by others before the start.
+
+{many:,} cells x {GENES:,} genes at 10 % density, CSR in an h5ad file, {GROUPS} groups; medians of {rounds} rounds.
+
+{table(alone, {workers: middle[workers, many] for workers in WORKERS})}
+
+Two workers are {statistics.median(ratios):.2f} times as fast as one (single rounds: \
+{", ".join(f"{r:.2f}" for r in ratios)}), by the seconds of processors at most \
+{2 * middle[1, many][1] / middle[2, many][1]:.2f} times on free cores.
+The statistics differ from those of one pass by at most {error:.0e}, relative to each number or 1.
+
+From {few:,} to {many:,} cells the processors need {1e6 * slope:.1f} s more for each million cells of \
+{GENES:,} genes, so that {TARGET:,} cells take {TARGET * slope / 3600:.2f} core hours."""
+
+
+def table(alone: Run, middle: dict[int, list[float]]) -> str:
+    """The medians of seconds, seconds of processors and memory, by workers."""
+    lines = ["| | seconds | seconds of processors | peak memory of a worker, MB |", "| --- | --- | --- | --- |"]
+    lines.append(f"| one pass, without Dask | {alone.seconds:.1f} | {alone.busy:.1f} | |")
+    for workers, (seconds, processors, memory) in middle.items():
+        lines.append(f"| {workers} worker{'s'[: workers - 1]} | {seconds:.1f} | {processors:.1f} | {memory:.0f} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

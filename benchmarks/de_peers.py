@@ -230,7 +230,7 @@ WHY = """
 - **What is asked.** The two-part tests ask whether *any* part differs; we ask whether the mean does, in which
   direction, and by how much. Where a gene is seen in more cells but with lower values, the parts cancel in the mean:
   between monocytes and T cells, most genes that only the tests call are such, as the column shows.
-  `log_fc_detection` and `log_fc_abundance` tell of them.
+  `log_fc_detection` and `log_fc_abundance` show them.
 - **What is ranked.** Their statistics grow with the number of cells; ours is the change in units of its posterior sd.
   A gene that is nearly silent in one condition has an overwhelming statistic, and a fold change that is large but not
   well known: it stands higher in their lists than in ours.
@@ -241,7 +241,7 @@ WHY = """
   cells, a gene needs less evidence of its own. Where it is small, it needs more.
 - **Donors.** Cells of one donor are not independent. All methods that take them to be are wrong about other donors,
   and ours no less than the others; with `donor=` it is not.
-- **Time.** Ours is a posterior of all genes together, by 50 steps of optimisation and 1,000 draws; the others have
+- **Time.** Ours is a posterior of all genes together, by 30 steps of optimisation and 1,000 draws; the others have
   closed forms or a small regression a gene. It does not grow with the cells, which are reduced to groups first.
 """
 

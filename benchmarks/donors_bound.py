@@ -4,7 +4,7 @@ A sample's log mean is Normal about that of its condition, with the gene's donor
 an effect of the same sd in both conditions. Given the log mean of the reference, the change and the donor sd, samples
 (or donors) are independent, and each is integrated on a grid. Two approximations are made, which change the log odds of
 a change by 0.006 in the mean: cells of a sample whose depths are within 6 % are taken for equally deep, and a gene's
-dispersion is at its posterior mode, which a thousand cells tell.
+dispersion is at its posterior mode, which a thousand cells determine.
 """
 
 from __future__ import annotations

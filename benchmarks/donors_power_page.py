@@ -122,7 +122,7 @@ effects are given, but no gene's own, no order has more true calls among its fir
 That posterior is integrated numerically here (the weak dependence of donor sds on rate and dispersion is left out). Its
 power, at 5 % really false, is {gain:.1f} ± {error:.1f} points above that of the better pseudobulk method of each
 design, in the mean over designs (± one standard error); ours is {own:+.1f} ± {own_error:.1f}.
-**An advantage of 5 points is not in the data.** It takes a method that is told each gene's donor sd, which a few donors
+**An advantage of 5 points is not in the data.** It takes a method that knows each gene's donor sd, which a few donors
 hardly show.
 
 ## The ladder

@@ -63,7 +63,7 @@ def verdict(observed: Any, *true: float) -> str:
 
 
 def differing(observed: float, true: float) -> str:
-    """Both numbers, with as many digits as it takes to tell them apart."""
+    """Both numbers, with as many digits as it takes to distinguish them."""
     short, long = (f"{observed:{digits}} for {true:{digits}}" for digits in (".4g", ".9g"))
     return long if f"{observed:.4g}" == f"{true:.4g}" else short
 
@@ -138,7 +138,7 @@ def in_pyro(observed: float | None) -> Probe:
 
 
 def value_and_slopes(exact: Exact, x: float) -> Probe:
-    """log_prob and its gradient in mu, scale and the gate's own parameter, derived by hand."""
+    """log_prob and its gradient in mu, scale and the zero part's own parameter, derived by hand."""
     z = (math.log(x) - exact.mu) / exact.scale if x > 0 else 0.0
     positive = [z / exact.scale, (z * z - 1) / exact.scale] if x > 0 else [0.0, 0.0]
 

@@ -235,7 +235,7 @@ Versions: {versions}; torch {torch}, Python {python}.
 In float64, with mu = {exact.mu}, scale = {exact.scale}, zi_logits = {exact.zi_logits} if not said otherwise.
 `right` is within 1e-8 of the exact value; `absent` means that the call does not exist or says that it is not
 implemented. At -1 and NaN the cell says what came; a finite number there is in bold. NumPyro, XGBoostLSS and
-TFP are given the gate as a probability, and differentiated in it; the others take logits.
+TFP are given P(X = 0) as a probability, and differentiated in it; the others take logits.
 """
 
 if __name__ == "__main__":

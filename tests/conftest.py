@@ -1,5 +1,6 @@
 """For all tests."""
 
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -21,3 +22,13 @@ def _one_thread() -> Iterator[None]:
     left = torch.get_num_threads()
     torch.set_num_threads(1)
     assert left == 1
+
+
+@pytest.fixture
+def quiet_compiler() -> Iterator[None]:
+    """torch.compile and torch.func import deprecated parts of torch.jit, and switch validation off for the process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"Guards may run slower on Python 3\.13\.0", RuntimeWarning)  # not on 3.13.1
+        yield
+    torch.distributions.Distribution.set_default_validate_args(True)

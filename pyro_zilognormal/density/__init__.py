@@ -15,7 +15,7 @@ from pyro_zilognormal.numerics.shapes import broadcast, jit_tracing, tracing
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 FEW = 2**14  # entries: below, the many short calls of the blocks cost more than they save
-MUCH = 8  # logarithms of the zero part are computed once if its parameter is so many times smaller than the result
+MUCH = 8  # logarithms of the zero part are computed once if its parameter is at least 8 times smaller than the result
 
 
 def log_density(value: Tensor, loc: Tensor, scale: Tensor, zero_part: ZeroPart) -> Tensor:

@@ -4,7 +4,7 @@ A chain of tensor operations spends most of its time on memory: every temporary 
 mapped. Here temporaries have the size of a block and are used again, and only what is returned is as large as the data.
 
 torch.where takes twenty times as long as an addition on CPU, because torch does not vectorise it. These operations,
-which it does, tell positive values from zeros instead:
+which it does, distinguish positive values from zeros instead:
 
 - `threshold(x, 0, 1)`: x where x > 0, else 1;
 - its derivative, here `where_positive`: y where x > 0, else 0, even if y is infinite or NaN;

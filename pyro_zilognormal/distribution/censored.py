@@ -14,7 +14,51 @@ from pyro_zilognormal.distribution.support import NonnegativeWithAtom
 from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
 
 
-class LeftCensoredZeroInflatedLogNormal(ForwardsScore, SharesParameters):
+class WithLimit(SharesParameters):
+    """A distribution of what a detection limit leaves of draws of a zero-inflated log-normal, `_cell`."""
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        **ZeroInflatedLogNormal.arg_constraints,
+        "limit": constraints.nonnegative,
+    }
+    has_rsample = False
+
+    def __init__(
+        self,
+        cell: ZeroInflatedLogNormal,
+        limit: Tensor,
+        validate_args: bool | None,
+        event_shape: tuple[int, ...] = (),
+        **more: torch.Size,
+    ) -> None:
+        self._cell, self._limit = cell, limit
+        shape = validation.broadcast_shapes(parameters=cell.batch_shape, limit=limit.shape, **more)
+        super().__init__(shape, validate_args, event_shape)
+        if self._validate_args:
+            validation.check_parameter("limit", limit, constraints.nonnegative, finite=True)
+
+    @property
+    def loc(self) -> Tensor:
+        """Mean of log X given X > 0, of groups less the offset, of shape batch_shape."""
+        return self._cell.loc.expand(self.batch_shape)
+
+    @property
+    def scale(self) -> Tensor:
+        """Standard deviation of log X given X > 0, of shape batch_shape."""
+        return self._cell.scale.expand(self.batch_shape)
+
+    @property
+    def zi_logits(self) -> Tensor:
+        """Log odds of a structural zero, of shape batch_shape."""
+        return self._cell.zi_logits.expand(self.batch_shape)
+
+    @property
+    def limit(self) -> Tensor:
+        """The detection limit, of shape batch_shape."""
+        return self._limit.expand(self.batch_shape)
+
+
+class LeftCensoredZeroInflatedLogNormal(ForwardsScore, WithLimit):
     r"""A zero-inflated log-normal X of which only max(X, limit) is known.
 
     .. math::
@@ -54,12 +98,7 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, SharesParameters):
         tensor(1.2053)
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        **ZeroInflatedLogNormal.arg_constraints,
-        "limit": constraints.nonnegative,
-    }
     support = NonnegativeWithAtom()
-    has_rsample = False
 
     def __init__(
         self,
@@ -70,51 +109,24 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, SharesParameters):
         zeros_known: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        loc, scale, zi_logits, self._limit = validation.as_tensors(
-            loc=loc, scale=scale, zi_logits=zi_logits, limit=limit
-        )
-        self._uncensored = ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
+        loc, scale, zi_logits, limit = validation.as_tensors(loc=loc, scale=scale, zi_logits=zi_logits, limit=limit)
         self.zeros_known = zeros_known
-        shape = validation.broadcast_shapes(parameters=self._uncensored.batch_shape, limit=self._limit.shape)
-        super().__init__(shape, validate_args)
-        if self._validate_args:
-            validation.check_parameter("limit", self._limit, constraints.nonnegative, finite=True)
+        cell = ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
+        super().__init__(cell, limit, validate_args)
 
     @property
     def uncensored(self) -> ZeroInflatedLogNormal:
         """The distribution of X, of shape batch_shape."""
-        return self._uncensored.expand(self.batch_shape)
-
-    @property
-    def loc(self) -> Tensor:
-        """Mean of log X given X > 0, of shape batch_shape."""
-        return self.uncensored.loc
-
-    @property
-    def scale(self) -> Tensor:
-        """Standard deviation of log X given X > 0, of shape batch_shape."""
-        return self.uncensored.scale
-
-    @property
-    def zi_logits(self) -> Tensor:
-        """Log odds of a structural zero, of shape batch_shape."""
-        return self.uncensored.zi_logits
-
-    @property
-    def limit(self) -> Tensor:
-        """The detection limit, of shape batch_shape."""
-        return self._limit.expand(self.batch_shape)
+        return self._cell.expand(self.batch_shape)
 
     @property
     def log_prob_censored(self) -> Tensor:
         """The log probability of a value that is recorded as censored, of shape batch_shape."""
-        d = self._uncensored
-        if self.zeros_known:
-            positive = ZeroInflatedLogNormal(d._loc, d._scale, -math.inf, validate_args=False)
-            log_prob = positive.log_cdf(self._limit) + d._zero_part.log_positive
-        else:
-            log_prob = d.log_cdf(self._limit)
-        return log_prob.expand(self.batch_shape)
+        d = self._cell
+        if not self.zeros_known:
+            return d.log_cdf(self._limit).expand(self.batch_shape)
+        positive = ZeroInflatedLogNormal(d._loc, d._scale, -math.inf, validate_args=False)
+        return (positive.log_cdf(self._limit) + d._zero_part.log_positive).expand(self.batch_shape)
 
     def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "LeftCensoredZeroInflatedLogNormal":
         """The same distribution with a larger batch_shape; parameters are shared, not copied.
@@ -140,8 +152,8 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, SharesParameters):
         """
         value = validation.as_value("value", value, self._limit, self.batch_shape)
         censored = (value <= self._limit) & ((value > 0) if self.zeros_known else (value >= 0))
-        seen = self.uncensored.log_prob(torch.where(censored, 0, value))
-        return torch.where(censored, self.log_prob_censored.to(seen.dtype), seen)
+        above = self.uncensored.log_prob(torch.where(censored, 0, value))
+        return torch.where(censored, self.log_prob_censored.to(above.dtype), above)
 
     def cdf(self, value: Tensor | float) -> Tensor:
         """P(max(X, limit) <= value): that of X from the limit on; below it 0, and pi from 0 on with zeros_known."""
@@ -177,4 +189,4 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, SharesParameters):
     def __repr__(self) -> str:
         known = ", zeros_known" if self.zeros_known else ""
         limit = describe(self._limit, self.batch_shape)
-        return f"LeftCensoredZeroInflatedLogNormal(limit: {limit}{known}, of {self._uncensored})"
+        return f"LeftCensoredZeroInflatedLogNormal(limit: {limit}{known}, of {self._cell})"

@@ -16,10 +16,9 @@ class SharesParameters(TorchDistribution):
     _validate_args: bool
 
     def __init__(self, batch_shape: torch.Size, validate_args: bool | None, event_shape: tuple[int, ...] = ()) -> None:
-        super().__init__(
-            batch_shape, torch.Size(event_shape), validate_args=False
-        )  # torch would check views of the full size
-        self.__dict__.pop("_validate_args")  # methods follow the global switch as it is then, unless told here
+        # torch would check views of the full size; later checks follow the global switch, unless this one says how.
+        super().__init__(batch_shape, torch.Size(event_shape), validate_args=False)
+        self.__dict__.pop("_validate_args")
         if validate_args is not None:
             self._validate_args = validate_args
 

@@ -45,7 +45,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
             so for networks and not for linear models.
         validation_fraction: the share of rows to hold out for early stopping, in (0, 1), rounded down to whole rows.
         n_iter_no_change: how many iterations without improvement end early stopping.
-        max_iter: at most so many iterations.
+        max_iter: the largest number of iterations.
         tol: without early stopping, end when no derivative is larger; >= 0.
         random_state: of the held-out rows and of a network's first weights: a seed, a numpy RandomState, or None for
             numpy's global one. A linear model without early stopping needs none.

@@ -25,19 +25,17 @@ from pyro_zilognormal.singlecell.arguments import (
     check_fractions,
     flag,
     negligible,
+    nonnegative,
     on_device,
     priors_for,
-    real,
     text_or_none,
     whole,
 )
-from pyro_zilognormal.singlecell.cube.cube import Cube, opened
-from pyro_zilognormal.singlecell.cube.reduce import read_cube
+from pyro_zilognormal.singlecell.cube.reduce import read_any
 from pyro_zilognormal.singlecell.curves import Curve, curves
 from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
-from pyro_zilognormal.singlecell.files.io import Cells, find_expression, read
-from pyro_zilognormal.singlecell.files.scale import Cleaner, choose_scale, declared_scale
+from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
@@ -57,7 +55,7 @@ _log = logging.getLogger(__name__)
 _RANDOM_DRAWS = 200
 # The guide starts near the posterior. Minibatches of less than a tenth of the cells add more noise than they correct.
 _STEPS, _FEWEST_STEPS, _MANY_BATCHES = 30, 10, 10
-# Fewer samples in a condition do not tell how much samples vary.
+# Fewer samples in a condition say nothing about how much samples vary.
 _FEWEST_SAMPLES = 2
 
 
@@ -142,28 +140,16 @@ class HurdleDE:
         donor = text_or_none("donor", donor, "the name of a column of obs")
         layer = text_or_none("layer", layer, "the name of a layer")
         depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
-        threshold = real("detection_threshold", detection_threshold, _is_threshold, "a number >= 0, in linear units")
+        threshold = nonnegative("detection_threshold", detection_threshold, "in linear units")
         given = {"layer": layer, "use_raw": use_raw, "scale": scale, "offset": offset, "detection_threshold": threshold}
-        self.cells, reduced = _read(adata, formula, donor, depth, **given)
+        self.cells, read = read_any(adata, formula, donor, depth, given)
+        if read["scale_from"] != "given":
+            _log.info("scale: %s, as %s", read["scale"], read["scale_from"])
         self.data = on_device(self.cells.data, device)
         self.priors = priors_for(priors, self.data)
+        self.settings: dict[str, Any] = {"formula": formula, "donor": donor, "draws": draws, "device": device}
+        self.settings |= _described(self.cells, donor) | {name: read[name] for name in (*given, "scale_from")}
         self._result: FitResult | None = None
-        self.settings: dict[str, Any] = {
-            "formula": formula,
-            "donor": donor,
-            "random_effects": [str(term) for term in self.cells.terms],
-            "random_effects_left_out": self.cells.left_out,
-            **{name: reduced[name] for name in ("layer", "use_raw", "scale", "scale_from", "offset")},
-            "depth": self.cells.depth.name if self.cells.depth else None,
-            "depth_bins": self.cells.depth_bins,
-            "detection_threshold": reduced["detection_threshold"],
-            "draws": draws,
-            "device": device,
-            "n_cells": int(self.cells.count.sum()),
-            "n_genes": self.data.genes,
-            "n_rows": len(self.data.design),
-            "n_donors": next((len(term.names) for term in self.cells.terms if term.columns == (donor,)), 0),
-        }
         self._draws: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
         self._checks: dict[Any, dict[str, Any]] = {}
 
@@ -454,23 +440,15 @@ class HurdleDE:
         return self._checks[key]
 
 
-def _read(
-    adata: Any, formula: str, donor: str | None, depth: str | None, **given: Any
-) -> tuple[Cells, Mapping[str, Any]]:
-    """Return what is fitted, of cells or a cube of them, and the arguments it was read with."""
-    adata = opened(adata)
-    if isinstance(adata, Cube):
-        adata.check_given(**given)
-        return read_cube(adata, formula, donor, depth), adata.settings
-    expression, offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"]
-    declared = declared_scale(adata.uns) if expression.log1p else None
-    scale, scale_from = choose_scale(given["scale"], expression, declared, offset is not None)
-    if scale_from != "given":
-        _log.info("scale: %s, as %s", scale, scale_from)
-    clean = Cleaner(expression, scale, given["detection_threshold"], offset is not None)
-    said = {"scale": scale, "scale_from": scale_from, "offset": offset if isinstance(offset, str | None) else "array"}
-    return read(adata.obs, formula, donor, offset, depth, clean), given | said
-
-
-def _is_threshold(value: float) -> bool:
-    return 0 <= value < math.inf
+def _described(cells: Cells, donor: str | None) -> dict[str, Any]:
+    """Return what was read as plain values."""
+    return {
+        "random_effects": [str(term) for term in cells.terms],
+        "random_effects_left_out": cells.left_out,
+        "depth": cells.depth.name if cells.depth else None,
+        "depth_bins": cells.depth_bins,
+        "n_cells": int(cells.count.sum()),
+        "n_genes": cells.data.genes,
+        "n_rows": len(cells.data.design),
+        "n_donors": next((len(term.names) for term in cells.terms if term.columns == (donor,)), 0),
+    }

@@ -42,6 +42,11 @@ def real(name: str, value: Any, fits: Any, needed: str) -> float:
     return float(value)
 
 
+def nonnegative(name: str, value: Any, unit: str) -> float:
+    """Return a finite number of at least 0 as a float."""
+    return real(name, value, lambda v: 0 <= v < math.inf, f"a number >= 0, {unit}")
+
+
 def flag(name: str, value: Any) -> bool:
     """Return True or False."""
     if not isinstance(value, bool | np.bool_):
@@ -68,7 +73,7 @@ def items(name: str, value: Any, needed: str) -> list[Any]:
 
 def check_fractions(delta: Any, fdr: Any, credible: Any, max_error: Any = 0.2) -> None:
     """Raise for settings of a table that are out of range."""
-    real("delta", delta, lambda v: 0 <= v < math.inf, "a number >= 0, in log2 units")
+    nonnegative("delta", delta, "in log2 units")
     for name, value in (("fdr", fdr), ("credible", credible)):
         real(name, value, lambda v: 0 < v < 1, "a number between 0 and 1")
     real("max_error", max_error, lambda v: 0 < v <= 1, "a probability above 0, at most 1")

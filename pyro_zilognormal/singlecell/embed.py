@@ -17,7 +17,7 @@ from pyro_zilognormal.singlecell.arguments import (
     check_device,
     flag,
     items,
-    real,
+    nonnegative,
     text_or_none,
     whole,
 )
@@ -308,7 +308,7 @@ def embed(
 def _cleaner(adata: Any, layer: Any, use_raw: Any, scale: Any, threshold: Any) -> Cleaner:
     """Return the matrix that is meant, and how to bring its values to the linear scale."""
     layer, use_raw = text_or_none("layer", layer, "the name of a layer"), flag("use_raw", use_raw)
-    threshold = real("detection_threshold", threshold, lambda v: 0 <= v < np.inf, "a number >= 0, in linear units")
+    threshold = nonnegative("detection_threshold", threshold, "in linear units")
     expression = _by_rows(find_expression(adata, layer, use_raw))
     cells = expression.shape[0]
     if cells < _FEWEST_CELLS:

@@ -76,7 +76,6 @@ class GeneFit:
         gene: the gene.
         contrast: the name of the contrast.
         conditions: those of the contrast, the test condition first.
-        credible: probability of the intervals.
         samples: with random effects, the log2 fold change of each donor that has cells in both conditions, or, where
             none has, the log2 mean of each sample. None for a difference of two contrasts.
     """
@@ -84,7 +83,6 @@ class GeneFit:
     gene: str
     contrast: str
     conditions: tuple[GeneCondition, ...]
-    credible: float
     samples: tuple[Sample, ...]
 
 
@@ -99,7 +97,7 @@ def gene_fits(
     ends = [_condition(cells, end, some, values, credible) for end in contrast.ends]
     samples = _samples(cells, contrast, some, values, credible)
     return [
-        GeneFit(str(gene), contrast.name, tuple(e[g] for e in ends), credible, tuple(sample[g] for sample in samples))
+        GeneFit(str(gene), contrast.name, tuple(e[g] for e in ends), tuple(sample[g] for sample in samples))
         for g, gene in enumerate(genes)
     ]
 

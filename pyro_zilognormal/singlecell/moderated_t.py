@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.design.design import Contrast, strata
+from pyro_zilognormal.singlecell.design.design import Contrast, RowSpace, strata
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.files.kept import times
@@ -28,8 +28,6 @@ _PRIOR_FREEDOM = 4.0
 _WIDEST = 20.0
 # Numbers in the normal equations of a block of genes.
 _BLOCK = 1 << 22
-# Relative to a vector: the part outside of a space that rounding leaves of one inside it.
-_OUTSIDE = 1e-8
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +49,7 @@ def compare_samples(cells: Cells, contrast: Contrast) -> SampleTest:
     """Test the change between the conditions of a contrast.
 
     A sample is a combination of levels of the random effects and of the categories of the formula. Genes of fewer than
-    three positive values are NaN, and all are where samples cannot tell the conditions apart.
+    three positive values are NaN, and all are where samples cannot distinguish the conditions.
     """
     found = np.full((3, len(cells.names)), np.nan)
     samples, direction = block(read_samples(cells), contrast.direction)
@@ -197,15 +195,9 @@ def block(samples: Samples, direction: Floats) -> tuple[Samples, Floats]:
 
 def _full_rank(design: Floats, direction: Floats) -> tuple[Floats, Floats] | None:
     """Return a design of independent columns of the same span, and the direction in it; None if not estimable."""
-    lengths = np.linalg.norm(design, axis=0)
-    lengths[lengths == 0] = 1.0
-    _, sizes, basis = np.linalg.svd(design / lengths, full_matrices=False)
-    basis = basis[sizes > sizes[0] * max(design.shape) * np.finfo(float).eps]
-    scaled = direction / lengths
-    inside = basis @ scaled
-    if np.linalg.norm(scaled - inside @ basis) > _OUTSIDE * np.linalg.norm(scaled):
-        return None
-    return (design / lengths) @ basis.T, inside
+    space = RowSpace(design)
+    inside = space.coordinates(direction)
+    return None if inside is None else ((design / space.lengths) @ space.basis.T, inside)
 
 
 # --- The test

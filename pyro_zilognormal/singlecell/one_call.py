@@ -96,25 +96,15 @@ def differential_expression(
     copy = flag("copy", copy)
     adata = opened(adata)
     path = None if checkpoint is None else checkpoint_path(checkpoint)
+    model: dict[str, Any] = {"donor": donor, "layer": layer, "use_raw": use_raw, "scale": scale, "offset": offset}
+    model |= {"depth": depth, "detection_threshold": detection_threshold}
+    model |= {"priors": priors, "draws": draws, "device": device}
+    settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
     given: list[tuple[Any, Any, Any]]
     given = [(adata, formula, contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
-    settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
     tables, parameters = [], []
     for number, (cells, own_formula, own_contrast) in enumerate(given, start=1):
-        de = HurdleDE(
-            cells,
-            own_formula,
-            donor=donor,
-            layer=layer,
-            use_raw=use_raw,
-            scale=scale,
-            offset=offset,
-            depth=depth,
-            detection_threshold=detection_threshold,
-            priors=priors,
-            draws=draws,
-            device=device,
-        )
+        de = HurdleDE(cells, own_formula, **model)
         contrasts = de.cells.design.contrasts(own_contrast)
         own_path = path if path is None or number == 1 else f"{path}.{number}"
         de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=own_path)

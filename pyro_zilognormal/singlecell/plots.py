@@ -117,19 +117,10 @@ def predictive(
     middle, low, high = (check[f"{statistic}_{end}"].to_numpy() for end in ("predicted", "low", "high"))
     distance = np.maximum(low - observed, observed - high) / np.maximum(high - low, np.finfo(float).tiny)
     at_random = np.random.default_rng(0).random(len(check))
-    for chosen, order, colour, what in (
-        (within, at_random, "tab:blue", "inside"),
-        (~within, -distance, "tab:red", "outside"),
-    ):
-        some = np.flatnonzero(chosen)
-        some = some[np.argsort(order[some], kind="stable")][:_MOST_BARS]
-        if len(some):
-            bars = [(middle - low)[some], (high - middle)[some]]
-            part = f", {len(some)} of them drawn" if len(some) < chosen.sum() else ""
-            label = f"{what} the {100 * credible:g} % interval ({chosen.sum()}{part})"
-            ax.errorbar(
-                observed[some], middle[some], bars, fmt="o", color=colour, markersize=3, linewidth=0.8, label=label
-            )
+    bars = np.stack([middle - low, high - middle])
+    interval = f"{100 * credible:g} % interval"
+    _draw_bars(ax, within, at_random, observed, middle, bars, color="tab:blue", label=f"inside the {interval}")
+    _draw_bars(ax, ~within, -distance, observed, middle, bars, color="tab:red", label=f"outside the {interval}")
     ends = [min(observed.min(initial=1), middle.min(initial=1)), max(observed.max(initial=0), middle.max(initial=0))]
     ax.plot(ends, ends, color="0.3", linewidth=0.8, zorder=0, label="observed = predicted")
     what = _STATISTICS[statistic]
@@ -139,6 +130,18 @@ def predictive(
     farthest = np.flatnonzero(~within)[np.argsort(-distance[~within], kind="stable")][:10]
     label_points(ax, [(observed[i], middle[i], str(names[i])) for i in farthest])
     return ax
+
+
+def _draw_bars(
+    ax: Axes, chosen: np.ndarray, order: np.ndarray, x: np.ndarray, y: np.ndarray, bars: np.ndarray, **style: Any
+) -> None:
+    """Draw the first of the chosen points in an order, at most 500, and say how many there are."""
+    some = np.flatnonzero(chosen)
+    some = some[np.argsort(order[some], kind="stable")][:_MOST_BARS]
+    if len(some):
+        part = f", {len(some)} of them drawn" if len(some) < chosen.sum() else ""
+        style["label"] += f" ({chosen.sum()}{part})"
+        ax.errorbar(x[some], y[some], bars[:, some], fmt="o", markersize=3, linewidth=0.8, **style)
 
 
 def convergence(fit: FitResult, genes: int, ax: Axes | None = None) -> Axes:

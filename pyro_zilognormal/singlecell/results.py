@@ -99,7 +99,7 @@ _FEWEST_POSITIVE = 3
 # A skewness of log x below which the log-normal's mean is too large by a quarter, that of an exponential distribution.
 LEFT_TAIL = -1.0
 FEWEST_CELLS = 10
-# A few cells, or one sample, do not tell a condition from what they have in common by chance.
+# A few cells, or one sample, do not distinguish a condition from what they have in common by chance.
 _UNCALLED = ("all_zero", "few_cells")
 # Positive values in each condition, from which on a ratio of means is compared with its interval.
 _FEWEST_OBSERVED = 5

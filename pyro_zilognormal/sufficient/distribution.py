@@ -1,6 +1,6 @@
 """The distribution of a group's sufficient statistics: its likelihood does not cost more for more cells."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch.distributions import Chi2, constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal, validation
-from pyro_zilognormal.distribution.shared import SharesParameters
+from pyro_zilognormal.distribution.censored import WithLimit
 from pyro_zilognormal.numerics import quantiles
 from pyro_zilognormal.numerics.normal import HALF_LOG_2PI
 from pyro_zilognormal.numerics.shapes import tracing
@@ -30,7 +30,7 @@ class GroupStatistics(constraints.Constraint):
         return whole & nonnegative & ((n_pos > 0) | empty) & ((n_pos > 1) | (m2 == 0)) & value.isfinite().all(-1)
 
 
-class GroupedZeroInflatedLogNormal(SharesParameters):
+class GroupedZeroInflatedLogNormal(WithLimit):
     r"""The distribution of the sufficient statistics of a group of cells that share one ZILN.
 
     .. math::
@@ -67,12 +67,7 @@ class GroupedZeroInflatedLogNormal(SharesParameters):
         tensor(-4.8507, dtype=torch.float64)
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        **ZeroInflatedLogNormal.arg_constraints,
-        "limit": constraints.nonnegative,
-    }
     support = GroupStatistics()
-    has_rsample = False
 
     def __init__(
         self,
@@ -83,36 +78,12 @@ class GroupedZeroInflatedLogNormal(SharesParameters):
         validate_args: bool | None = None,
         limit: float | Tensor = 0.0,
     ) -> None:
-        self._cell = ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
-        self.total_count = None if total_count is None else _as_count(total_count, self._cell)
-        self._limit = limit if isinstance(limit, Tensor) else self._cell._loc.new_tensor(limit)
+        cell = ZeroInflatedLogNormal(loc, scale, zi_logits, validate_args=validate_args)
+        self.total_count = None if total_count is None else _as_count(total_count, cell)
         self._censors = isinstance(limit, Tensor) or limit != 0
-        shape = validation.broadcast_shapes(parameters=self._cell.batch_shape, limit=self._limit.shape)
-        if self.total_count is not None:
-            shape = validation.broadcast_shapes(parameters=shape, total_count=self.total_count.shape)
-        super().__init__(shape, validate_args, (5,))
-        if self._validate_args:
-            validation.check_parameter("limit", self._limit, constraints.nonnegative, finite=True)
-
-    @property
-    def loc(self) -> Tensor:
-        """Mean of log X - offset given X > 0, of shape batch_shape."""
-        return self._cell.loc.expand(self.batch_shape)
-
-    @property
-    def scale(self) -> Tensor:
-        """Standard deviation of log X given X > 0, of shape batch_shape."""
-        return self._cell.scale.expand(self.batch_shape)
-
-    @property
-    def zi_logits(self) -> Tensor:
-        """Log odds of a zero, of shape batch_shape."""
-        return self._cell.zi_logits.expand(self.batch_shape)
-
-    @property
-    def limit(self) -> Tensor:
-        """Detection limit, in units of x / exp(offset), of shape batch_shape."""
-        return self._limit.expand(self.batch_shape)
+        limit = limit if isinstance(limit, Tensor) else cell._loc.new_tensor(limit)
+        more = {} if self.total_count is None else {"total_count": self.total_count.shape}
+        super().__init__(cell, limit, validate_args, (5,), **more)
 
     @classmethod
     def infer_shapes(cls, **arg_shapes: torch.Size) -> tuple[torch.Size, torch.Size]:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,16 +26,7 @@ def of(method: str, **more: bool) -> Function:
     return function
 
 
-@pytest.fixture
-def torch_warnings() -> Iterator[None]:
-    """torch.compile and torch.func import deprecated parts of torch.jit, and switch validation off for the process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-    torch.distributions.Distribution.set_default_validate_args(True)
-
-
-@pytest.mark.usefixtures("torch_warnings")
+@pytest.mark.usefixtures("quiet_compiler")
 @pytest.mark.parametrize("validate", [None, True, False])
 def test_compile(validate: bool | None) -> None:
     function = of("log_prob", validate_args=validate)
@@ -47,7 +38,7 @@ def test_compile(validate: bool | None) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-13, atol=0)
 
 
-@pytest.mark.usefixtures("torch_warnings")
+@pytest.mark.usefixtures("quiet_compiler")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("shapes", [SHAPES["full"], SHAPES["per gene"]], ids=["full", "per gene"])
 def test_compile_a_sum(shapes: Shapes, backend: str) -> None:
@@ -64,7 +55,7 @@ def test_compile_a_sum(shapes: Shapes, backend: str) -> None:
             torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.usefixtures("torch_warnings")
+@pytest.mark.usefixtures("quiet_compiler")
 @pytest.mark.parametrize("shape", [(7, 3), (3,), (1, 3)], ids=["full", "per gene", "one row"])
 def test_export_serves_any_number_of_rows(shape: tuple[int, ...]) -> None:
     class LogProb(torch.nn.Module):
@@ -104,7 +95,7 @@ def test_autocast(dtype: torch.dtype) -> None:
         assert parameter.grad.any()
 
 
-@pytest.mark.usefixtures("torch_warnings")
+@pytest.mark.usefixtures("quiet_compiler")
 def test_compile_a_bound_method() -> None:
     d = ZeroInflatedLogNormal(*ARGUMENTS[1:])
     torch.testing.assert_close(torch.compile(d.log_prob, fullgraph=True)(ARGUMENTS[0]), d.log_prob(ARGUMENTS[0]))

@@ -1,8 +1,5 @@
 """The loss is the negative log-likelihood, whatever the parameters, and fits into torch's machinery."""
 
-import warnings
-from collections.abc import Iterator
-
 import mpmath as mp
 import numpy as np
 import pytest
@@ -151,15 +148,6 @@ def test_double_backward(n: int) -> None:
     torch.testing.assert_close(found[:, 0], positive / scale**2, rtol=1e-12, atol=0)
     if n == 3:
         assert torch.autograd.gradgradcheck(lambda p: ziln_loss(p, target), params)
-
-
-@pytest.fixture
-def quiet_compiler() -> Iterator[None]:
-    """torch.compile imports deprecated parts of torch.jit, and switches validation off for the process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-    torch.distributions.Distribution.set_default_validate_args(True)
 
 
 @pytest.mark.usefixtures("quiet_compiler")

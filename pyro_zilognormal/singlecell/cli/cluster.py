@@ -20,7 +20,7 @@ _KEEP_MEMORY = {
 
 @contextmanager
 def cluster(workers: int | None, address: str | None) -> Iterator[None]:
-    """Let Dask compute in so many processes of this machine, or on the cluster whose scheduler has this address.
+    """Let Dask compute in `workers` processes of this machine, or on the cluster whose scheduler has this address.
 
     Raises:
         SingleCellError: the address is none.
@@ -50,7 +50,7 @@ def cluster(workers: int | None, address: str | None) -> Iterator[None]:
 
 
 def local_cluster(workers: int) -> Any:
-    """Start so many processes of one thread each, which listen to this machine alone."""
+    """Start processes of one thread each, which listen to this machine alone."""
     distributed = require("distributed")
     with require("dask").config.set(_KEEP_MEMORY):
         # Dask's usual port of the dashboard may be in use.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import functools
 import html
 import importlib
@@ -25,13 +24,13 @@ from pyro_zilognormal.singlecell.cli.console import (
     say,
     whole_files,
 )
-from pyro_zilognormal.singlecell.cli.options import SCALE, whole
+from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, whole
 from pyro_zilognormal.singlecell.cli.pictures import painted
+from pyro_zilognormal.singlecell.cli.report import inline
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import printable, require
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
-from pyro_zilognormal.singlecell.files.scale import SCALES
 from pyro_zilognormal.singlecell.plots import literal
 from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
 
@@ -60,19 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
     add("--batch", metavar="COLUMN", help="column of obs that names the batches to correct for, such as samples")
     add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
-    add("--follow-links", action="store_true", help="read a file whose links reach other files")
-    add("--layer", help="use this layer instead of X")
-    add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, help=SCALE)
+    add_matrix(add)
     add("--depth", metavar="COLUMN", default="auto", help="column of obs with total counts or detection rates (auto)")
     add("--latent", type=whole(1), default=10, help="number of latent dimensions (10)")
     add("--linear", action="store_true", help="use a linear decoder")
     add("--steps", type=whole(1), default=20_000, help="number of steps at most (20000)")
-    add("--seed", type=whole(0), default=0, help="random seed (0)")
-    add("--device", default="cpu", help="torch device, such as cpu or cuda (cpu)")
-    add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
-    add("--strict", action="store_true", help="exit with code 3 if the fit ran out of steps")
-    add("--quiet", action="store_true", help="print only warnings and errors")
+    add_fit(add)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -134,7 +126,7 @@ def gene_table(found: Embedding, seed: int = 0) -> Any:
     return table
 
 
-def plane(values: Any, seed: int = 0) -> tuple[Any, str]:
+def plane(values: Any) -> tuple[Any, str]:
     """Return an embedding in two dimensions, and their name: scanpy's UMAP, or principal components without scanpy."""
     try:
         scanpy = importlib.import_module("scanpy")
@@ -142,8 +134,8 @@ def plane(values: Any, seed: int = 0) -> tuple[Any, str]:
         centred = values - values.mean(0)
         return centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T, "principal component"
     cells = require("anndata").AnnData(obsm={_KEY: values})
-    scanpy.pp.neighbors(cells, use_rep=_KEY, random_state=seed)
-    scanpy.tl.umap(cells, random_state=seed)
+    scanpy.pp.neighbors(cells, use_rep=_KEY)
+    scanpy.tl.umap(cells)
     return cells.obsm["X_umap"], "UMAP"
 
 
@@ -190,8 +182,7 @@ def _write(
         for name, (_, png) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
         images = (
-            f'<h2>{_escaped(title)}</h2><img alt="{_escaped(title)}" '
-            f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+            f'<h2>{_escaped(title)}</h2><img alt="{_escaped(title)}" src="{inline(png)}">'
             for title, png in pictures.values()
         )
         page = _PAGE.format(

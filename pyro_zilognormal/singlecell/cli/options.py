@@ -15,7 +15,7 @@ from pyro_zilognormal.singlecell.files.scale import SCALES
 
 DE = "Test each gene for a difference in mean expression between conditions; write a table, plots and a report."
 DEPTH = "column of obs with total counts or detection rates, or auto (total_counts, n_counts or nCount_RNA)"
-SCALE = "stored scale: x, log(1 + x) to base e, 2 or 10, or counts; needed unless the file or its values tell"
+SCALE = "stored scale: x, log(1 + x) to base e, 2 or 10, or counts; needed unless the file or its values show it"
 DEMO = "Compare monocytes with T cells in 700 blood cells that come with the package; nothing is downloaded."
 
 
@@ -71,7 +71,9 @@ def contrast(text: str) -> Any:
 def add_de(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="INPUT", help="an AnnData file, h5ad or zarr, or a cube, as reduce writes it")
     _add_comparison(parser.add_argument)
-    _add_values(parser.add_argument)
+    add_matrix(parser.add_argument)
+    add_normalisation(parser.add_argument)
+    parser.add_argument("--depth", metavar="COLUMN", help=DEPTH)
     _add_processes(parser)
     add_common(parser)
 
@@ -99,13 +101,17 @@ def _add_comparison(add: Callable[..., Any]) -> None:
     )
 
 
-def _add_values(add: Callable[..., Any]) -> None:
+def add_matrix(add: Callable[..., Any]) -> None:
+    """Add what says which matrix of a file is read, and on which scale it is."""
     add("--follow-links", action="store_true", help="read a file whose links reach other files")
     add("--layer", help="use this layer instead of X")
     add("--use-raw", action="store_true", help="use raw instead of X")
     add("--scale", choices=SCALES, help=SCALE)
+
+
+def add_normalisation(add: Callable[..., Any]) -> None:
+    """Add what makes values comparable between cells."""
     add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
-    add("--depth", metavar="COLUMN", help=DEPTH)
     add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
 
 
@@ -129,8 +135,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--delta", type=float, default=0.25, help="smallest change of interest, in log2 units (0.25)")
     add("--fdr", type=float, default=0.05, help="expected false discovery rate of the calls (0.05)")
     add("--max-error", type=float, default=0.2, help="largest probability that a called gene does not change (0.2)")
-    add("--seed", type=whole(0), default=0, help="random seed (0)")
     add("--steps", type=whole(10), default=None, help="number of steps of the fit; increase if it has not converged")
+    add_fit(add)
+
+
+def add_fit(add: Callable[..., Any]) -> None:
+    """Add how a model is fitted, and what is said of it."""
+    add("--seed", type=whole(0), default=0, help="random seed (0)")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (cpu)")
     add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
     add("--strict", action="store_true", help="exit with code 3 if the fit has not converged")

@@ -9,11 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from pyro_zilognormal.singlecell.cli.console import record_warnings, say
-from pyro_zilognormal.singlecell.cli.options import SCALE
+from pyro_zilognormal.singlecell.cli.options import add_matrix, add_normalisation
 from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
-from pyro_zilognormal.singlecell.files.scale import SCALES
 
 DESCRIPTION = (
     "Reduce cells to a cube, the statistics of groups by columns of obs, which de takes in place of the cells, or "
@@ -30,16 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--by", type=_columns, metavar="COLUMNS", help="columns of obs that name the groups: donor,cell_type,condition")
     add("--append", action="store_true", help="append the cells to the cube that is there, reduced as it was")
     add("--merge", action="store_true", help="with --append, add cells to groups that the cube has already")
-    add("--follow-links", action="store_true", help="read files whose links reach other files")
-    add("--layer", help="use this layer instead of X")
-    add("--use-raw", action="store_true", help="use raw instead of X")
-    add("--scale", choices=SCALES, help=SCALE)
-    add("--offset", metavar="COLUMN", help="column of obs with log size factors, for values that are not normalised")
+    add_matrix(add)
+    add_normalisation(add)
     add(
         "--depth", metavar="COLUMN", default="auto", help="column of obs to make bins of depth of; none for none (auto)"
     )
     add("--depth-within", metavar="COLUMN", help="make bins of depth within levels of this key, such as cell_type")
-    add("--detection-threshold", type=float, default=0.0, metavar="X", help="take values of at most X as zeros (0)")
     add("--quiet", action="store_true", help="print only warnings and errors")
 
 

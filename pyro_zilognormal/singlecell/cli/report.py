@@ -265,8 +265,8 @@ def html(
         contrasts=[c | _shown(results, one) for c, one in zip(numbers["contrasts"], results.contrasts, strict=True)],
         named=_NAMED,
         unusual=_STATUS,
-        pictures={name: _inline(png) for name, png in pictures.items()},
-        genes={name: _inline(png) for name, png in genes.items()},
+        pictures={name: inline(png) for name, png in pictures.items()},
+        genes={name: inline(png) for name, png in genes.items()},
         columns=COLUMNS,
         interval=f"{100 * CREDIBLE:g} %",
         folds=folds,
@@ -297,7 +297,8 @@ def _shown(results: Results, contrast: Contrast) -> dict[str, Any]:
     return {"test": test, "reference": reference, "higher": higher, "lower": lower}
 
 
-def _inline(png: bytes) -> str:
+def inline(png: bytes) -> str:
+    """Return a picture as the address of itself, for pages that load nothing else."""
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.arguments import flag, items, real, text_or_none
-from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube, merged, reserved, writing
+from pyro_zilognormal.singlecell.arguments import flag, items, nonnegative, text_or_none
+from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube, merged, opened, reserved, writing
 from pyro_zilognormal.singlecell.design.depth import AUTO, TOTALS, Depth, edges
 from pyro_zilognormal.singlecell.design.design import Design, strata
 from pyro_zilognormal.singlecell.design.formula import Formula, column
@@ -21,13 +21,14 @@ from pyro_zilognormal.singlecell.errors import SingleCellError, require, shown, 
 from pyro_zilognormal.singlecell.files.io import (
     Cells,
     data_of,
-    find_expression,
+    find_values,
     log_size_factors,
+    read,
     stratify,
     warn_of_confounded_depth,
 )
 from pyro_zilognormal.singlecell.files.reading import read_statistics
-from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
+from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression
 
 # A formula is evaluated with groups repeated up to so many times.
 _REPEATS = 9
@@ -82,7 +83,7 @@ def reduce(
         raise SingleCellError("adata is a cube already; needed cells: Cube.append puts cubes of other cells together")
     given: dict[str, Any] = {"layer": layer, "use_raw": flag("use_raw", use_raw), "scale": scale}
     given["offset"] = text_or_none("offset", offset, "the name of a column of obs")
-    threshold = real("detection_threshold", detection_threshold, lambda v: 0 <= v < np.inf, "a number >= 0")
+    threshold = nonnegative("detection_threshold", detection_threshold, "in linear units")
     given |= {"detection_threshold": threshold, "depth_within": text_or_none("depth_within", depth_within, "a key")}
     if like is None:
         given["depth"] = text_or_none("depth", depth, "'auto' or the name of a column of obs")
@@ -156,19 +157,10 @@ class _Source:
 
     @classmethod
     def of(cls, adata: Any, keys: list[str], given: Mapping[str, Any], number: str) -> _Source:
-        expression = find_expression(adata, given["layer"], given["use_raw"])
-        expression = replace(expression, where=expression.where.replace("adata", f"adata{number}", 1))
-        declared = declared_scale(adata.uns) if expression.log1p else None
-        with_offset = given["offset"] is not None
-        scale, scale_from = choose_scale(given["scale"], expression, declared, with_offset)
-        if scale == "counts" and with_offset:
-            raise SingleCellError(
-                "offset is given with scale='counts', which takes size factors from depth; needed one"
-            )
-        clean = Cleaner(expression, scale, given["detection_threshold"], with_offset)
+        clean, scale_from = find_values(adata, given, number)
         values = {name: _as_categories(column(adata.obs, name, "by")) for name in keys}
         frame = require("pandas").DataFrame(values).reset_index(drop=True)
-        offset = log_size_factors(adata.obs, given["offset"]) if with_offset else None
+        offset = None if given["offset"] is None else log_size_factors(adata.obs, given["offset"])
         return cls(clean, frame, offset, Depth.find(adata.obs, given["depth"], clean), scale_from)
 
     def levels(self, within: str | None) -> Any:
@@ -289,3 +281,21 @@ def _check_formula(design: Design, cube: Cube) -> None:
             f"formula: {design.formula!r} takes means or quantiles over cells, as center, scale, poly and bs do, and a "
             "cube has groups; needed functions of single values, such as np.log(age), or an AnnData of the cells"
         )
+
+
+def read_any(
+    adata: Any, formula: str, donor: str | None, depth: str | None, given: Mapping[str, Any]
+) -> tuple[Cells, Mapping[str, Any]]:
+    """Return what is fitted, of cells or a cube of them, and the arguments that it was read with."""
+    adata = opened(adata)
+    if isinstance(adata, Cube):
+        adata.check_given(**given)
+        return read_cube(adata, formula, donor, depth), adata.settings
+    clean, scale_from = find_values(adata, given)
+    offset = given["offset"]
+    said = {
+        "scale": clean.scale,
+        "scale_from": scale_from,
+        "offset": offset if isinstance(offset, str | None) else "array",
+    }
+    return read(adata.obs, formula, donor, offset, depth, clean), {**given, **said}

@@ -142,13 +142,12 @@ class Design:
         self.variables = {n: Variable.of(parsed.frame[n], n in parsed.coded, cells) for n in parsed.variables}
         self._check_matrix(len(self.matrix) if cells is None else int(cells.sum()))
         self.zero_matrix, self.zero_columns = self.matrix, self.columns
-        self._lengths = _column_lengths(self.matrix)
-        self._basis = _row_space(self.matrix / self._lengths)
+        self._space = RowSpace(self.matrix)
 
     @property
     def rank(self) -> int:
         """The number of independent columns."""
-        return len(self._basis)
+        return len(self._space.basis)
 
     def add_depth(self, log_depth: NDArray[np.float64]) -> None:
         """Let the centred log depth of the cells explain zeros, unless it is 0 in all of them."""
@@ -163,9 +162,7 @@ class Design:
 
     def estimable(self, row: NDArray[np.float64]) -> bool:
         """Return whether the cells determine a combination of the coefficients: it lies in the matrix's row space."""
-        scaled = row / self._lengths
-        outside = scaled - scaled @ self._basis.T @ self._basis
-        return bool(np.linalg.norm(outside) <= _OUTSIDE * np.linalg.norm(scaled))
+        return self._space.coordinates(row) is not None
 
     def condition(self, levels: Mapping[str, Any]) -> Condition:
         """Return the row of the design for some levels; other variables have their defaults."""
@@ -356,17 +353,27 @@ def _words(levels: Mapping[str, Any]) -> str:
     return ",".join(f"{name}={level}" for name, level in levels.items()) or "the reference"
 
 
-def _column_lengths(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the lengths of the columns, which make columns of all units comparable; 1 for those of zeros."""
-    lengths = np.linalg.norm(matrix, axis=0)
-    return np.where(lengths > 0, lengths, 1.0)
+class RowSpace:
+    """The space that the rows of a matrix span: the combinations of coefficients that it determines.
 
+    Attributes:
+        lengths: those of the columns, which make columns of all units comparable; 1 for those of zeros.
+        basis: orthonormal, as rows, of the space of the rows divided by the lengths.
+    """
 
-def _row_space(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an orthonormal basis of the space that the rows span, as rows."""
-    _, sizes, basis = np.linalg.svd(np.linalg.qr(matrix, mode="r"))
-    tolerance = sizes.max() * max(matrix.shape) * np.finfo(np.float64).eps
-    return basis[: int((sizes > tolerance).sum())]
+    def __init__(self, matrix: NDArray[np.float64]) -> None:
+        lengths = np.linalg.norm(matrix, axis=0)
+        self.lengths = np.where(lengths > 0, lengths, 1.0)
+        _, sizes, basis = np.linalg.svd(np.linalg.qr(matrix / self.lengths, mode="r"))
+        tolerance = sizes.max() * max(matrix.shape) * np.finfo(np.float64).eps
+        self.basis = basis[: int((sizes > tolerance).sum())]
+
+    def coordinates(self, row: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Return a row in the basis, or None if it does not lie in the space."""
+        scaled = row / self.lengths
+        inside = self.basis @ scaled
+        outside = scaled - inside @ self.basis
+        return inside if np.linalg.norm(outside) <= _OUTSIDE * np.linalg.norm(scaled) else None
 
 
 def strata(columns: Sequence[Any], cells: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, unknown
 from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
 from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
-from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression
+from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, checked
 from pyro_zilognormal.sufficient import SufficientStatistics
 
@@ -51,6 +51,23 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
     return Expression(
         checked(matrix, where), genes, adata.obs_names, where, where == "adata.X" and "log1p" in adata.uns
     )
+
+
+def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> tuple[Cleaner, str]:
+    """Return how to bring the values that some arguments mean to the linear scale, and how their scale is known.
+
+    Args:
+        adata: the AnnData.
+        given: layer, use_raw, scale, offset and detection_threshold.
+        number: of the AnnData among several, for errors.
+    """
+    found, with_offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"] is not None
+    expression = replace(found, where=found.where.replace("adata", f"adata{number}", 1))
+    declared = declared_scale(adata.uns) if expression.log1p else None
+    scale, scale_from = choose_scale(given["scale"], expression, declared, with_offset)
+    if scale == "counts" and with_offset:
+        raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
+    return Cleaner(expression, scale, given["detection_threshold"], with_offset), scale_from
 
 
 def _check_shape(adata: Any, matrix: Any, names: Any, where: str) -> None:
@@ -183,8 +200,6 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     than half as many as the cells, as with a covariate that has a value of its own in each cell; then the cells are
     kept, in memory or in their file.
     """
-    if clean.scale == "counts" and offset is not None:
-        raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
     fixed, bars = split_formula(formula)
     design = Design(fixed, obs)
     terms, left_out = random_terms(obs, design, donor, bars)

@@ -1,4 +1,4 @@
-"""For all tests of the autoencoder."""
+"""For all tests of models."""
 
 import pyro
 import pytest
@@ -6,7 +6,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def clean_pyro():
-    """Models of all tests have the same names of parameters: none may find those of another in the store."""
+    """Guides of all tests have the same names of parameters: none may find those of another in the store."""
     pyro.set_rng_seed(0)
     pyro.clear_param_store()
     yield
