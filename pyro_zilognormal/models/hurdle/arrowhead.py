@@ -176,8 +176,8 @@ class Arrowhead:
         blocks, border, core = self.parts()
         own, rest = self.layout.split(vector)
         beside = border.flatten(-3, -2)
-        first = _apply(blocks, own) + _apply(beside, rest).unflatten(-1, own.shape[-2:])
-        return self.layout.join(first, _apply(beside.mT, own.flatten(-2)) + _apply(core, rest))
+        first = apply(blocks, own) + apply(beside, rest).unflatten(-1, own.shape[-2:])
+        return self.layout.join(first, apply(beside.mT, own.flatten(-2)) + apply(core, rest))
 
     def sheared(self, slope: Tensor, shears: Tensor) -> Arrowhead:
         """Return S' A S, where S theta is theta less ``slope`` times some of its elements at others.
@@ -263,22 +263,29 @@ class Factor:
     def whiten(self, vector: Tensor) -> Tensor:
         """Return L^-1 x of vectors of shape (..., width)."""
         own, rest = self.layout.split(vector)
-        own = _apply(self.inverse, own)
-        rest = _solve(self.core, rest - _apply(self.border.mT, own.flatten(-2)), upper=False)
+        own = apply(self.inverse, own)
+        rest = _solve(self.core, rest - apply(self.border.mT, own.flatten(-2)), upper=False)
         return self.layout.join(own, rest)
 
     def colour(self, white: Tensor) -> Tensor:
         """Return L'^-1 w: if w is white noise, vectors of precision A."""
         own, rest = self.layout.split(white)
-        rest = _solve(self.core.mT, rest, upper=True)
-        own = _apply(self.inverse.mT, own - _apply(self.border, rest).unflatten(-1, own.shape[-2:]))
-        return self.layout.join(own, rest)
+        rest = self.colour_core(rest)
+        return self.layout.join(self.colour_blocks(own, rest), rest)
+
+    def colour_core(self, white: Tensor) -> Tensor:
+        """Return the core of :meth:`colour`, which depends on the noise of the core alone."""
+        return _solve(self.core.mT, white, upper=True)
+
+    def colour_blocks(self, white: Tensor, core: Tensor) -> Tensor:
+        """Return the blocks of :meth:`colour`, of noise of shape (..., blocks, size), given its core."""
+        return apply(self.inverse.mT, white - apply(self.border, core).unflatten(-1, white.shape[-2:]))
 
     def uncolour(self, vector: Tensor) -> Tensor:
         """Return L' x, of which :meth:`colour` is the inverse."""
         own, rest = self.layout.split(vector)
-        own = _apply(self.blocks.mT, own) + _apply(self.border, rest).unflatten(-1, own.shape[-2:])
-        return self.layout.join(own, _apply(self.core.mT, rest))
+        own = apply(self.blocks.mT, own) + apply(self.border, rest).unflatten(-1, own.shape[-2:])
+        return self.layout.join(own, apply(self.core.mT, rest))
 
     def solve(self, vector: Tensor) -> Tensor:
         """Return A^-1 x."""
@@ -293,7 +300,7 @@ class Factor:
         return Arrowhead.of_parts(self.layout, blocks, beside @ core.unsqueeze(-3), core.mT @ core)
 
 
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+def apply(matrix: Tensor, vector: Tensor) -> Tensor:
     """Return products of matrices, (..., m, n), and vectors, (..., n), which may have more dimensions before."""
     return _columns(lambda columns: matrix @ columns, matrix, vector)
 
