@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_zilognormal.models import (
@@ -244,15 +245,16 @@ class HurdleDE:
         self, checks: Sequence[Check], others: Sequence[Callable[[dict[str, Tensor]], dict[str, Any]]]
     ) -> list[dict[str, Any]]:
         """Return the columns of checks and of other summaries, made of the draws of some genes at a time."""
-        result, number, parts = self.result, self.settings["draws"], []
-        seed, random = self.settings["seed"], min(number, RANDOM_DRAWS * bool(checks))
-        for genes, draws in draw_blocks(result, self.data, number, seed, random) if checks or others else ():
-            checked = [check.columns(draws, genes, seed) for check in checks]
-            parts.append(checked + [summary(draws) for summary in others])
-        return [
-            {name: np.concatenate([part[name] for part in each]) for name in each[0]}
-            for each in zip(*parts, strict=True)
-        ]
+        result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
+        found: list[dict[str, NDArray[np.float64]]] = [{} for _ in [*checks, *others]]
+        random = min(number, RANDOM_DRAWS * bool(checks))
+        for genes, draws in draw_blocks(result, self.data, number, seed, random) if found else ():
+            parts = [check.columns(draws, genes, seed) for check in checks] + [summary(draws) for summary in others]
+            for columns, part in zip(found, parts, strict=True):
+                for name, values in part.items():
+                    # Small arrays, kept between the large ones of blocks, would let memory grow.
+                    columns.setdefault(name, np.empty(self.data.genes))[genes] = values
+        return found
 
     def cond(self, **levels: Any) -> Condition:
         """Return a condition: a row of the design.
