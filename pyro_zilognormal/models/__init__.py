@@ -10,7 +10,7 @@ from pyro_zilognormal.models.hurdle.effects import (
     local_false_sign_rate,
     log_fold_change,
 )
-from pyro_zilognormal.models.hurdle.fit import draw_blocks, draw_coefficients, fit_hurdle
+from pyro_zilognormal.models.hurdle.fit import draw_coefficients, fit_hurdle
 from pyro_zilognormal.models.hurdle.guide import HurdleGuide
 from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
@@ -34,7 +34,6 @@ __all__ = [
     "Latent",
     "ZILNVAEGuide",
     "cell_parameters",
-    "draw_blocks",
     "draw_coefficients",
     "expected_fdr",
     "fit_hurdle",

@@ -19,10 +19,10 @@ from pyro_zilognormal.models import (
     HurdleGuide,
     HurdleModel,
     HurdlePriors,
-    draw_blocks,
     draw_coefficients,
     fit_hurdle,
 )
+from pyro_zilognormal.models.hurdle.fit import draw_blocks
 from pyro_zilognormal.singlecell.arguments import (
     callbacks_of,
     check_device,

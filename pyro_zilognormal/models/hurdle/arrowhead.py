@@ -228,7 +228,7 @@ class Arrowhead:
         """Return the lower factor, and for which matrices there is none."""
         blocks, border, core = self.parts()
         lower, failed = torch.linalg.cholesky_ex(blocks, check_errors=check_errors)
-        inverse = torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False)
+        inverse = _inverse(lower)
         border = (inverse @ border).flatten(-3, -2)
         core, core_failed = torch.linalg.cholesky_ex(core - border.mT @ border, check_errors=check_errors)
         return Factor(self.layout, lower, inverse, border, core), (failed != 0).any(-1) | (core_failed != 0)
@@ -294,10 +294,21 @@ class Factor:
     def covariance(self) -> Arrowhead:
         """Return the elements of A^-1 that are in the layout; its others are not 0."""
         core = torch.linalg.solve_triangular(self.core, torch.eye(self.core.shape[-1]).to(self.core), upper=False)
+        shape = self.inverse.shape[-3:-1]
         # The rows of L^-1 beside the core, transposed.
-        beside = self.inverse.mT @ (self.border @ -core.mT).unflatten(-2, self.inverse.shape[-3:-1])
-        blocks = self.inverse.mT @ self.inverse + beside @ beside.mT
-        return Arrowhead.of_parts(self.layout, blocks, beside @ core.unsqueeze(-3), core.mT @ core)
+        beside = self.inverse.mT @ (self.border @ -core.mT).unflatten(-2, shape)
+        rows = torch.cat([self.inverse.mT, beside], -1)
+        border = (beside.flatten(-3, -2) @ core).unflatten(-2, shape)
+        return Arrowhead.of_parts(self.layout, rows @ rows.mT, border, core.mT @ core)
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    """Return the inverse of lower triangles, row by row of all at once: a call of LAPACK for each small one is slow."""
+    inverse = lower[..., :0, :]
+    for i, unit in enumerate(torch.eye(lower.shape[-1]).to(lower)):
+        before = (lower[..., i, :i, None] * inverse).sum(-2)
+        inverse = torch.cat([inverse, ((unit - before) / lower[..., i, i, None]).unsqueeze(-2)], -2)
+    return inverse
 
 
 def apply(matrix: Tensor, vector: Tensor) -> Tensor:

@@ -135,6 +135,9 @@ def draw_coefficients(
         ``zero_intercept``, ``zero_effects``, and of shape (random, genes, width) of ``random`` and ``zero_random``, as
         far as the model has them; ``zero_slope``, the same for all genes, has shape (draws, 1, 1).
 
+    Raises:
+        ValueError: genes that the data do not have, or none, or more draws with random effects than draws.
+
     Example:
         >>> data = HurdleData.from_cells(torch.rand(50, 3).round(decimals=1), torch.ones(50, 1))
         >>> model = HurdleModel(data)
@@ -143,10 +146,14 @@ def draw_coefficients(
         torch.Size([20, 3, 1])
     """
     wanted = torch.arange(data.genes) if genes is None else torch.tensor(genes, dtype=torch.int64)
+    if not len(wanted) or not _inside(wanted, slice(0, data.genes)).all():
+        raise ValueError(f"genes is {genes}; needed numbers from 0 to {data.genes - 1}, at least one")
+    if not 0 <= random <= draws:
+        raise ValueError(f"random is {random}; needed a number of draws from 0 to {draws}, all of them")
     found: dict[str, Tensor] = {}
     for some, block in draw_blocks(result, data, draws, seed, random, wanted):
         inside = _inside(wanted, some)
-        slope = block.pop("zero_slope")
+        slope = block.pop("zero_slope")  # the same in all blocks
         for name, value in block.items():
             # Filled as they come: to join them at the end would hold them in memory twice.
             every = found.setdefault(name, value.new_empty(len(value), len(wanted), value.shape[-1]))
@@ -161,7 +168,7 @@ def draw_blocks(
 
     Args:
         result, data, draws, seed, random: see :func:`draw_coefficients`.
-        genes: blocks that have none of these are left out; none if None.
+        genes: blocks that have none of these are left out; None leaves out no block.
     """
     owners = cast(Mapping[str, Any], result.module.owners)
     model, guide, sds = owners["model"], owners["guide"], -(-draws // _DRAWS_A_FACTOR)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hurdle_cases import KINDS, hurdle
 
-from pyro_zilognormal.models import draw_blocks, draw_coefficients, fit_hurdle
+from pyro_zilognormal.models import draw_coefficients, fit_hurdle
 from pyro_zilognormal.models.hurdle import fit
 from pyro_zilognormal.models.hurdle.fit import _converged
 from pyro_zilognormal.svi import posterior_draws
@@ -74,6 +74,21 @@ def test_draws_of_coefficients(result):
     assert draw_coefficients(found, data, draws=2).keys() == widths.keys() | {"zero_slope"}
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"genes": []}, r"genes is \[\]; needed numbers from 0 to 4, at least one"),
+        ({"genes": [0, 5]}, r"genes is \[0, 5\]; needed numbers from 0 to 4"),
+        ({"genes": [-1]}, r"genes is \[-1\]; needed numbers from 0 to 4"),
+        ({"random": 3}, "random is 3; needed a number of draws from 0 to 2"),
+        ({"random": -1}, "random is -1; needed a number of draws from 0 to 2"),
+    ],
+)
+def test_draws_that_cannot_be_made(result, given, message):
+    with pytest.raises(ValueError, match=message):
+        draw_coefficients(*result, draws=2, **given)
+
+
 def test_draws_have_a_seed_of_their_own(result):
     before = torch.random.get_rng_state()
     first, again, other = (draw_coefficients(*result, draws=4, seed=s) for s in (1, 1, 2))
@@ -86,7 +101,7 @@ def test_draws_have_a_seed_of_their_own(result):
 def test_a_gene_has_the_same_draws_whichever_others_are_drawn(result, monkeypatch):
     monkeypatch.setattr(fit, "_NUMBERS_A_BLOCK", 2 * 25 * 16)  # two genes
     whole = draw_coefficients(*result, draws=25, seed=3, random=7)
-    assert [(some.start, some.stop) for some, _ in draw_blocks(*result, draws=25)] == [(0, 2), (2, 4), (4, 5)]
+    assert [(some.start, some.stop) for some, _ in fit.draw_blocks(*result, draws=25)] == [(0, 2), (2, 4), (4, 5)]
     some = draw_coefficients(*result, draws=25, seed=3, genes=[4, 1])
     assert {name: len(value) for name, value in whole.items() if len(value) != 25} == {"random": 7, "zero_random": 7}
     for name, value in some.items():
