@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_zilognormal.models import (
@@ -19,6 +22,7 @@ from pyro_zilognormal.models import (
     draw_coefficients,
     fit_hurdle,
 )
+from pyro_zilognormal.models.hurdle.fit import draw_blocks
 from pyro_zilognormal.singlecell.arguments import (
     callbacks_of,
     check_device,
@@ -38,21 +42,21 @@ from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellErro
 from pyro_zilognormal.singlecell.files.io import Cells
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
-from pyro_zilognormal.singlecell.predictive_check import check_condition, outside_of
+from pyro_zilognormal.singlecell.predictive_check import RANDOM_DRAWS, Check, outside_of
 from pyro_zilognormal.singlecell.results import (
     CREDIBLE,
     LEFT_TAIL,
     Calls,
     by_condition,
+    check_predictions,
     contrast_table,
     describe_columns,
-    prediction_table,
+    posterior_columns,
+    prediction_columns,
 )
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
 
 _log = logging.getLogger(__name__)
-# Draws that keep the random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
-_RANDOM_DRAWS = 200
 # The guide starts near the posterior. Minibatches of less than a tenth of the cells add more noise than they correct.
 _STEPS, _FEWEST_STEPS, _MANY_BATCHES = 30, 10, 10
 # Fewer samples in a condition say nothing about how much samples vary.
@@ -150,7 +154,7 @@ class HurdleDE:
         self.settings: dict[str, Any] = {"formula": formula, "donor": donor, "draws": draws, "device": device}
         self.settings |= _described(self.cells, donor) | {name: read[name] for name in (*given, "scale_from")}
         self._result: FitResult | None = None
-        self._draws: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+        self._draws: dict[str, Tensor] | None = None
         self._checks: dict[Any, dict[str, Any]] = {}
 
     @property
@@ -212,22 +216,31 @@ class HurdleDE:
     def draws(self) -> dict[str, Tensor]:
         """Posterior draws of the coefficients of all genes, each of shape (draws, genes, width), no random effects.
 
-        ``zero_slope``, which all genes share, has shape (draws, 1, 1).
+        ``zero_slope``, which all genes share, has shape (draws, 1, 1). Tables are made of the same draws, but of some
+        genes at a time, so that they need not be in memory.
         """
-        return self._drawn()[0]
-
-    def _drawn(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return all draws without random effects, and the first ones with them, which take much memory."""
         if self._draws is None:
-            result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
-            some = min(number, _RANDOM_DRAWS)
-            first = draw_coefficients(result, self.data, some, seed=seed, random=True)
-            draws = {name: value for name, value in first.items() if name not in ("random", "zero_random")}
-            if number > some:
-                rest = draw_coefficients(result, self.data, number - some, seed=seed + 1)
-                draws = {name: torch.cat([value, rest[name]]) for name, value in draws.items()}
-            self._draws = draws, first
+            self._draws = self._draw_genes(None, 0)
         return self._draws
+
+    def _draw_genes(self, genes: Sequence[int] | None, random: int) -> dict[str, Tensor]:
+        result, number = self.result, self.settings["draws"]
+        return draw_coefficients(result, self.data, number, self.settings["seed"], min(number, random), genes)
+
+    def _summarise(
+        self, checks: Sequence[Check], others: Sequence[Callable[[dict[str, Tensor]], dict[str, Any]]]
+    ) -> list[dict[str, Any]]:
+        """Return the columns of checks and of other summaries, made of the draws of some genes at a time."""
+        result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
+        found: list[dict[str, NDArray[np.float64]]] = [{} for _ in [*checks, *others]]
+        random = min(number, RANDOM_DRAWS * bool(checks))
+        for genes, draws in draw_blocks(result, self.data, number, seed, random) if found else ():
+            parts = [check.columns(draws, genes, seed) for check in checks] + [summary(draws) for summary in others]
+            for columns, part in zip(found, parts, strict=True):
+                for name, values in part.items():
+                    # Small arrays, kept between the large ones of blocks, would let memory grow.
+                    columns.setdefault(name, np.empty(self.data.genes))[genes] = values
+        return found
 
     def cond(self, **levels: Any) -> Condition:
         """Return a condition: a row of the design.
@@ -296,17 +309,23 @@ class HurdleDE:
         check_fractions(delta, fdr, credible, max_error)
         calls = Calls(delta, fdr, max_error, credible, negligible(self.priors))
         tables, (skewness, error) = [], self.cells.log_skewness
-        for one in self.cells.design.contrasts(contrast):
-            levels = [end.levels for end in one.ends]
-            arms, everything = [self.cells.arm(chosen) for chosen in levels], self.cells.arm({})
-            # A condition without cells, such as a value of a number, cannot be checked.
-            known = all(arm.cells > 0 for arm in arms)
-            outside = outside_of(*(self._check(chosen, CREDIBLE) for chosen in levels)) if known else None
+        contrasts = self.cells.design.contrasts(contrast)
+        levels = [[end.levels for end in one.ends] for one in contrasts]
+        # A condition without cells, such as a value of a number, cannot be checked.
+        known = [all(len(self.cells.rows(chosen)) for chosen in ends) for ends in levels]
+        checked = itertools.chain.from_iterable(itertools.compress(levels, known))
+        posteriors = self._check(
+            checked, CREDIBLE, [functools.partial(posterior_columns, contrast=one, calls=calls) for one in contrasts]
+        )
+        for one, ends, has_cells, posterior in zip(contrasts, levels, known, posteriors, strict=True):
+            arms, everything = [self.cells.arm(chosen) for chosen in ends], self.cells.arm({})
+            outside = outside_of(*(self._checks[_key(chosen, CREDIBLE)] for chosen in ends)) if has_cells else None
             if outside:
                 outside |= {"left_tail": skewness + 2 * error < LEFT_TAIL}
-            samples, few = compare_samples(self.cells, one), known and min(map(self._samples, levels)) < _FEWEST_SAMPLES
+            samples = compare_samples(self.cells, one)
+            few = has_cells and min(map(self._samples, ends)) < _FEWEST_SAMPLES
             observed = arms, everything, samples, outside
-            tables.append(contrast_table(self.genes, self.draws, one, *observed, calls, skewness, few))
+            tables.append(contrast_table(self.genes, posterior, one, *observed, calls, skewness, few))
         return require("pandas").concat(tables, ignore_index=True)
 
     def _samples(self, levels: Mapping[str, Any]) -> float:
@@ -332,7 +351,11 @@ class HurdleDE:
             SingleCellError: a quantile or probability out of range.
         """
         check_fractions(0.0, 0.05, credible)
-        return prediction_table(self.genes, self.draws, conditions, quantiles, credible)
+        summary = functools.partial(
+            prediction_columns, quantiles=check_predictions(conditions, quantiles), credible=credible
+        )
+        found = self._summarise([], [functools.partial(summary, condition=c) for c in conditions])
+        return by_condition(self.genes, dict(zip((c.name for c in conditions), found, strict=True)))
 
     def predictive_check(self, *conditions: Condition, credible: float = CREDIBLE) -> Any:
         """Return the posterior predictive check: statistics of observed cells and of replicated ones.
@@ -362,7 +385,9 @@ class HurdleDE:
         for name, chosen in levels.items():
             if not len(self.cells.rows(chosen)):
                 raise SingleCellError(f"condition: no cell has {name}; needed a condition with cells")
-        return by_condition(self.genes, {name: self._check(chosen, credible) for name, chosen in levels.items()})
+        self._check(levels.values(), credible)
+        found = {name: self._checks[_key(chosen, credible)] for name, chosen in levels.items()}
+        return by_condition(self.genes, found)
 
     def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = CREDIBLE) -> list[GeneFit]:
         """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.
@@ -389,7 +414,7 @@ class HurdleDE:
         if len(found) != 1:
             raise SingleCellError(f"contrast: got {len(found)} contrasts; needed one")
         (one,) = found
-        return gene_fits(self.cells, self._drawn()[1], genes, one, credible)
+        return gene_fits(self.cells, self._draw_genes, genes, one, credible)
 
     def curves(
         self, genes: Sequence[str], column: str, at: Condition | None = None, *, credible: float = CREDIBLE
@@ -430,14 +455,25 @@ class HurdleDE:
             raise ArgumentTypeError(f"column is {shown(column)}; needed the name of a variable of the formula")
         if not isinstance(at, Condition | None):
             raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
-        return curves(self.cells, self.draws, genes, column, at or self.cond(), credible)
+        return curves(self.cells, self._draw_genes, genes, column, at or self.cond(), credible)
 
-    def _check(self, levels: Mapping[str, Any], credible: float) -> dict[str, Any]:
-        """Return the check of a condition, which tables and reports share."""
-        key = (tuple(levels.items()), credible)
-        if key not in self._checks:
-            self._checks[key] = check_condition(self.cells, levels, self._drawn()[1], credible, self.settings["seed"])
-        return self._checks[key]
+    def _check(
+        self,
+        conditions: Iterable[Mapping[str, Any]],
+        credible: float,
+        others: Sequence[Callable[[dict[str, Tensor]], dict[str, Any]]] = (),
+    ) -> list[dict[str, Any]]:
+        """Make the checks of conditions, which tables and reports share, and other summaries, which are returned."""
+        new = {_key(levels, credible): levels for levels in conditions}
+        new = {key: levels for key, levels in new.items() if key not in self._checks}
+        checks = [Check.of(self.cells, levels, credible) for levels in new.values()]
+        found = self._summarise(checks, others)
+        self._checks |= zip(new, found, strict=False)
+        return found[len(new) :]
+
+
+def _key(levels: Mapping[str, Any], credible: float) -> tuple[Any, float]:
+    return tuple(levels.items()), credible
 
 
 def _described(cells: Cells, donor: str | None) -> dict[str, Any]:

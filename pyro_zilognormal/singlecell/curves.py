@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pyro_zilognormal.models import Condition, cell_parameters
 from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
 from pyro_zilognormal.singlecell.files.io import Cells
-from pyro_zilognormal.singlecell.genes import find_genes
-from pyro_zilognormal.singlecell.results import select, summarise
+from pyro_zilognormal.singlecell.genes import Draw, find_genes
+from pyro_zilognormal.singlecell.results import summarise
 
 _POINTS, _BINS = 100, 10
 
@@ -47,10 +46,8 @@ class Curve:
     observed: Floats
 
 
-def curves(
-    cells: Cells, draws: Mapping[str, Tensor], genes: Sequence[str], column: str, at: Condition, credible: float
-) -> list[Curve]:
-    """Return the curves of some genes; see :meth:`HurdleDE.curves`."""
+def curves(cells: Cells, draw: Draw, genes: Sequence[str], column: str, at: Condition, credible: float) -> list[Curve]:
+    """Return the curves of some genes, whose draws ``draw`` returns; see :meth:`HurdleDE.curves`."""
     design = cells.design
     variable = design.variables.get(column)
     if variable is None:
@@ -65,7 +62,7 @@ def curves(
     values = variable.values.to_numpy(dtype=np.float64)
     grid = np.linspace(values.min(), values.max(), _POINTS)
     grid[-1] = values.max()  # a spline has no value beyond it
-    some = select(draws, columns)
+    some = draw(columns, 0)
     conditions = design.along(column, grid, at.levels)
     log_means = torch.stack([cell_parameters(some, condition).log_mean for condition in conditions])
     bins, observed = _binned(values, cells.genes(columns), cells.chosen(at.levels))

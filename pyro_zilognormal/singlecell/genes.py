@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,16 @@ from pyro_zilognormal.singlecell.arguments import items
 from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import SingleCellError, unknown
 from pyro_zilognormal.singlecell.files.io import Cells
-from pyro_zilognormal.singlecell.predictive_check import row_parameters
-from pyro_zilognormal.singlecell.results import select, summarise
+from pyro_zilognormal.singlecell.predictive_check import RANDOM_DRAWS, row_parameters
+from pyro_zilognormal.singlecell.results import summarise
 
 _POINTS = 150
 # Rows of the data that a distribution or a mean is averaged over.
 _MOST_ROWS = 60
 
 Interval = tuple[Any, Any, Any]
+# Returns the draws of some genes, from their columns, and from how many draws are to have random effects.
+Draw = Callable[[Sequence[int], int], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +88,13 @@ class GeneFit:
     samples: tuple[Sample, ...]
 
 
-def gene_fits(
-    cells: Cells, draws: Mapping[str, Tensor], genes: Sequence[str], contrast: Contrast, credible: float
-) -> list[GeneFit]:
-    """Return observations and fits of some genes; see :meth:`HurdleDE.gene_fits`."""
+def gene_fits(cells: Cells, draw: Draw, genes: Sequence[str], contrast: Contrast, credible: float) -> list[GeneFit]:
+    """Return observations and fits of some genes, whose draws ``draw`` returns; see :meth:`HurdleDE.gene_fits`."""
     columns = find_genes(cells, genes)
     if not columns:
         return []
-    values, some = cells.genes(columns), select(draws, columns)
+    values = cells.genes(columns)
+    some = {name: drawn[:RANDOM_DRAWS] for name, drawn in draw(columns, RANDOM_DRAWS).items()}
     ends = [_condition(cells, end, some, values, credible) for end in contrast.ends]
     samples = _samples(cells, contrast, some, values, credible)
     return [

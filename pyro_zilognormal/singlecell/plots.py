@@ -292,6 +292,9 @@ def literal(text: str) -> str:
 def label_points(ax: Axes, points: Iterable[tuple[float, float, str]], others: Any = ()) -> list[str]:
     """Write names beside points, none on top of another; a name without room is left out."""
     figure: Any = ax.figure
+    points = list(points)
+    if not points:  # to lay out the whole figure takes longer than to draw these axes
+        return []
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph", UserWarning)  # names in scripts that the font lacks
         figure.draw_without_rendering()  # lays the axes out, so that places in pixels are known

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from pyro_zilognormal.singlecell.results import summary_columns
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 STATISTICS = ("zero_fraction", "mean", "sd_log")
+# Draws that have random effects, for replicated cells and pictures of genes: enough for 99 % intervals.
+RANDOM_DRAWS = 200
 # Cells that are compared where rows are single cells.
 _MOST_CELLS = 250
 # exp(sigma^2) overflows at sigma^2 = 709; from here on it is taken in log space.
@@ -29,31 +32,54 @@ def row_parameters(draws: Mapping[str, Tensor], data: HurdleData, row: int) -> C
     return cell_parameters(draws, condition, data.random_elements[row].tolist())
 
 
-def check_condition(
-    cells: Cells, levels: Mapping[str, Any], draws: Mapping[str, Tensor], credible: float, seed: int
-) -> dict[str, Any]:
-    """Return observed and replicated statistics of the cells with some levels, as columns over genes."""
-    rows = cells.rows(levels)
-    if cells.totals is None:
-        rows = rows[:: max(1, -(-len(rows) // _MOST_CELLS))]
-    number, (value, totals) = int(cells.count[rows].sum()), _observe(cells, rows)
-    zeros, total, mu = _replicate(draws, cells, rows, torch.Generator().manual_seed(seed))
-    positive = value[..., 1]
-    if cells.totals is None:  # the deviation of a single cell is that from its posterior mean
-        freedom, squares = positive, (positive * (value[..., 2] - mu).square()).sum(0)
-    else:
-        freedom, squares = (positive - 1).clamp(min=0), value[..., 3].sum(0)
-    replicated = _replicate_squares(draws, cells.data, rows, freedom, seed)
-    freedom = freedom.sum(0)
-    compared = {
-        "zero_fraction": (value[..., 0].sum(0) / number, zeros / number),
-        "mean": (totals / number, total / number),
-        "sd_log": ((squares / freedom).sqrt(), (replicated / freedom).sqrt()),
-    }
-    columns: dict[str, Any] = {}
-    for name, (observed, drawn) in compared.items():
-        columns |= {name: observed.numpy()} | summary_columns(name, drawn, credible, "_predicted")
-    return columns | {"sd_log_freedom": freedom.numpy()}
+@dataclass(frozen=True, eq=False)
+class Check:
+    """The check of the cells of some rows, whose replicates are made for some genes at a time.
+
+    Attributes:
+        cells: all cells.
+        rows: those that are checked.
+        value: the statistics of these, of shape (rows, genes, 5).
+        totals: their sums of normalised values, of shape (genes,).
+        credible: probability of the intervals.
+    """
+
+    cells: Cells
+    rows: NDArray[np.int64]
+    value: Tensor
+    totals: Tensor
+    credible: float
+
+    @classmethod
+    def of(cls, cells: Cells, levels: Mapping[str, Any], credible: float) -> Check:
+        """Return the check of the cells with some levels."""
+        rows = cells.rows(levels)
+        if cells.totals is None:
+            rows = rows[:: max(1, -(-len(rows) // _MOST_CELLS))]
+        return cls(cells, rows, *_observe(cells, rows), credible)
+
+    def columns(self, draws: Mapping[str, Tensor], genes: slice, seed: int) -> dict[str, NDArray[np.float64]]:
+        """Return observed and replicated statistics of some genes, by the first of their draws."""
+        draws = {name: values[:RANDOM_DRAWS] for name, values in draws.items()}
+        cells, rows, seed = self.cells, self.rows, seed + genes.start
+        number, value, totals = int(cells.count[rows].sum()), self.value[:, genes], self.totals[genes]
+        zeros, total, mu = _replicate(draws, cells, rows, torch.Generator().manual_seed(seed))
+        positive = value[..., 1]
+        if cells.totals is None:  # the deviation of a single cell is that from its posterior mean
+            freedom, squares = positive, (positive * (value[..., 2] - mu).square()).sum(0)
+        else:
+            freedom, squares = (positive - 1).clamp(min=0), value[..., 3].sum(0)
+        replicated = _replicate_squares(draws, cells.data, rows, freedom, seed)
+        freedom = freedom.sum(0)
+        compared = {
+            "zero_fraction": (value[..., 0].sum(0) / number, zeros / number),
+            "mean": (totals / number, total / number),
+            "sd_log": ((squares / freedom).sqrt(), (replicated / freedom).sqrt()),
+        }
+        columns: dict[str, Any] = {}
+        for name, (observed, drawn) in compared.items():
+            columns |= {name: observed.numpy()} | summary_columns(name, drawn, self.credible, "_predicted")
+        return columns | {"sd_log_freedom": freedom.numpy()}
 
 
 def inside(check: Any, statistic: str) -> NDArray[np.bool_]:

@@ -22,7 +22,7 @@ def test_every_coefficient(name, seed):
     data, reference = NUTS_DATA[name](), json.loads(PATH.read_text())[name]
     assert float(data.value.sum()) == pytest.approx(reference["statistics"], rel=1e-12), "made for other data"
     result = fit(data, HurdlePriors.for_data(data, **DENSE), seed)
-    drawn = draw_coefficients(result, data, DRAWS, seed, random=True)
+    drawn = draw_coefficients(result, data, DRAWS, seed, random=DRAWS)
     compared = [site for site in COEFFICIENTS if site in reference["sites"]]
     for site in compared:
         exact = {k: np.array(v) for k, v in reference["sites"][site].items()}

@@ -16,7 +16,7 @@ from pyro_zilognormal.singlecell import COLUMNS, Contrast
 from pyro_zilognormal.singlecell.cli.report import Diagnostic, _around_zero, _calls, _printed, folds, verdict
 from pyro_zilognormal.singlecell.files.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
-from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table
+from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table, posterior_columns
 
 DRAWS = 1000
 CALLS = Calls(delta=0.25, fdr=0.05, max_error=0.2, credible=0.95, negligible=0.1)
@@ -50,10 +50,11 @@ def table(drawn: dict[str, torch.Tensor], pval: Any = NAN, calls: Calls = CALLS,
     samples = SampleTest(changed.pop("log_fc", np.full(genes, NAN)), changed.pop("se", np.full(genes, NAN)), pval)
     outside = {name: np.zeros(genes, dtype=bool) for name in ("zero_fraction", "mean", "sd_log")}
     arms = changed.pop("arms", (arm(genes), arm(genes), arm(genes, 200, 100)))
+    contrast = changed.pop("contrast", CONTRAST)
     found = contrast_table(
         names,
-        drawn,
-        changed.pop("contrast", CONTRAST),
+        posterior_columns(drawn, contrast, calls),
+        contrast,
         arms[:-1],
         arms[-1],
         samples,

@@ -258,7 +258,7 @@ def test_a_fit_of_counts_has_effects_of_depth_and_of_all_levels() -> None:
     adata.obs["patient"] = np.tile(list("pqrs"), 40)
     de = HurdleDE(adata, "~ condition", donor="patient", scale="counts", depth="auto").fit(steps=10)
     # 2,000 draws have 100 values of the sds; 100 draws would have 5.
-    draws = draw_coefficients(de.result, de.data, 2000, random=True)
+    draws = draw_coefficients(de.result, de.data, 2000, random=2000)
     widths = {"effects": 1, "zero_effects": 2, "log_sigma": 2, "random": 4 + 8, "zero_random": 4 + 8}
     assert {name: draws[name].shape for name in widths} == {name: (2000, 6, width) for name, width in widths.items()}
     contrast = de.contrast("condition", baseline="ctrl", group_to_compare="stim")

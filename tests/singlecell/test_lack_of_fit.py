@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, api
+from pyro_zilognormal.singlecell import HurdleDE, SingleCellError
+from pyro_zilognormal.singlecell.predictive_check import Check
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from tests.singlecell.cell_cases import GENES, STEPS, STIM, experiment, frame, values
 
@@ -109,8 +110,8 @@ def test_a_model_that_holds_is_seldom_doubted() -> None:
 
 def test_a_table_and_a_check_of_its_conditions_share_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    whole = api.check_condition
-    monkeypatch.setattr(api, "check_condition", lambda *given: runs.append(1) or whole(*given))
+    whole = Check.of
+    monkeypatch.setattr(Check, "of", lambda *given: runs.append(1) or whole(*given))
     de = fitted()
     de.test(STIM)
     first = de.predictive_check(de.cond(condition="stim"), de.cond(condition="ctrl"), credible=CREDIBLE)

@@ -96,7 +96,7 @@ def test_the_check_is_that_of_cells_drawn_one_by_one() -> None:
     adata.obs["size"] = np.linspace(-1, 1, 160)
     de = HurdleDE(adata, "~ condition", donor="donor", offset="size").fit(steps=STEPS)
     rng = np.random.default_rng(0)
-    drawn = {k: v.numpy() for k, v in draw_coefficients(de.result, de.data, 1000, 5, random=True).items()}
+    drawn = {k: v.numpy() for k, v in draw_coefficients(de.result, de.data, 1000, 5, random=1000).items()}
     x = (frame()["condition"] == "stim").to_numpy()
     donor = de.cells.terms[0].code
     eta = {

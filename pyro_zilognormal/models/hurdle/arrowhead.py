@@ -176,8 +176,8 @@ class Arrowhead:
         blocks, border, core = self.parts()
         own, rest = self.layout.split(vector)
         beside = border.flatten(-3, -2)
-        first = _apply(blocks, own) + _apply(beside, rest).unflatten(-1, own.shape[-2:])
-        return self.layout.join(first, _apply(beside.mT, own.flatten(-2)) + _apply(core, rest))
+        first = apply(blocks, own) + apply(beside, rest).unflatten(-1, own.shape[-2:])
+        return self.layout.join(first, apply(beside.mT, own.flatten(-2)) + apply(core, rest))
 
     def sheared(self, slope: Tensor, shears: Tensor) -> Arrowhead:
         """Return S' A S, where S theta is theta less ``slope`` times some of its elements at others.
@@ -228,7 +228,7 @@ class Arrowhead:
         """Return the lower factor, and for which matrices there is none."""
         blocks, border, core = self.parts()
         lower, failed = torch.linalg.cholesky_ex(blocks, check_errors=check_errors)
-        inverse = torch.linalg.solve_triangular(lower, torch.eye(lower.shape[-1]).to(lower), upper=False)
+        inverse = _inverse(lower)
         border = (inverse @ border).flatten(-3, -2)
         core, core_failed = torch.linalg.cholesky_ex(core - border.mT @ border, check_errors=check_errors)
         return Factor(self.layout, lower, inverse, border, core), (failed != 0).any(-1) | (core_failed != 0)
@@ -263,22 +263,29 @@ class Factor:
     def whiten(self, vector: Tensor) -> Tensor:
         """Return L^-1 x of vectors of shape (..., width)."""
         own, rest = self.layout.split(vector)
-        own = _apply(self.inverse, own)
-        rest = _solve(self.core, rest - _apply(self.border.mT, own.flatten(-2)), upper=False)
+        own = apply(self.inverse, own)
+        rest = _solve(self.core, rest - apply(self.border.mT, own.flatten(-2)), upper=False)
         return self.layout.join(own, rest)
 
     def colour(self, white: Tensor) -> Tensor:
         """Return L'^-1 w: if w is white noise, vectors of precision A."""
         own, rest = self.layout.split(white)
-        rest = _solve(self.core.mT, rest, upper=True)
-        own = _apply(self.inverse.mT, own - _apply(self.border, rest).unflatten(-1, own.shape[-2:]))
-        return self.layout.join(own, rest)
+        rest = self.colour_core(rest)
+        return self.layout.join(self.colour_blocks(own, rest), rest)
+
+    def colour_core(self, white: Tensor) -> Tensor:
+        """Return the core of :meth:`colour`, which depends on the noise of the core alone."""
+        return _solve(self.core.mT, white, upper=True)
+
+    def colour_blocks(self, white: Tensor, core: Tensor) -> Tensor:
+        """Return the blocks of :meth:`colour`, of noise of shape (..., blocks, size), given its core."""
+        return apply(self.inverse.mT, white - apply(self.border, core).unflatten(-1, white.shape[-2:]))
 
     def uncolour(self, vector: Tensor) -> Tensor:
         """Return L' x, of which :meth:`colour` is the inverse."""
         own, rest = self.layout.split(vector)
-        own = _apply(self.blocks.mT, own) + _apply(self.border, rest).unflatten(-1, own.shape[-2:])
-        return self.layout.join(own, _apply(self.core.mT, rest))
+        own = apply(self.blocks.mT, own) + apply(self.border, rest).unflatten(-1, own.shape[-2:])
+        return self.layout.join(own, apply(self.core.mT, rest))
 
     def solve(self, vector: Tensor) -> Tensor:
         """Return A^-1 x."""
@@ -287,13 +294,24 @@ class Factor:
     def covariance(self) -> Arrowhead:
         """Return the elements of A^-1 that are in the layout; its others are not 0."""
         core = torch.linalg.solve_triangular(self.core, torch.eye(self.core.shape[-1]).to(self.core), upper=False)
+        shape = self.inverse.shape[-3:-1]
         # The rows of L^-1 beside the core, transposed.
-        beside = self.inverse.mT @ (self.border @ -core.mT).unflatten(-2, self.inverse.shape[-3:-1])
-        blocks = self.inverse.mT @ self.inverse + beside @ beside.mT
-        return Arrowhead.of_parts(self.layout, blocks, beside @ core.unsqueeze(-3), core.mT @ core)
+        beside = self.inverse.mT @ (self.border @ -core.mT).unflatten(-2, shape)
+        rows = torch.cat([self.inverse.mT, beside], -1)
+        border = (beside.flatten(-3, -2) @ core).unflatten(-2, shape)
+        return Arrowhead.of_parts(self.layout, rows @ rows.mT, border, core.mT @ core)
 
 
-def _apply(matrix: Tensor, vector: Tensor) -> Tensor:
+def _inverse(lower: Tensor) -> Tensor:
+    """Return the inverse of lower triangles, row by row of all at once: a call of LAPACK for each small one is slow."""
+    inverse = lower[..., :0, :]
+    for i, unit in enumerate(torch.eye(lower.shape[-1]).to(lower)):
+        before = (lower[..., i, :i, None] * inverse).sum(-2)
+        inverse = torch.cat([inverse, ((unit - before) / lower[..., i, i, None]).unsqueeze(-2)], -2)
+    return inverse
+
+
+def apply(matrix: Tensor, vector: Tensor) -> Tensor:
     """Return products of matrices, (..., m, n), and vectors, (..., n), which may have more dimensions before."""
     return _columns(lambda columns: matrix @ columns, matrix, vector)
 

@@ -215,9 +215,14 @@ class Block(nn.ModuleList):
         return {c.name: slice(*ends[k : k + 2]) for k, c in enumerate(self)}
 
     @property
+    def fixed(self) -> Block:
+        """All components but the random effects, which stand first."""
+        return Block([c for c in self if c.name not in ("random", "zero_random")])
+
+    @property
     def core(self) -> int:
-        """Number of elements but random effects, which stand first."""
-        return sum(c.width for c in self if c.name not in ("random", "zero_random"))
+        """Number of elements but random effects."""
+        return self.fixed.width
 
     @property
     def sparse(self) -> SparseEffects | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -25,8 +26,8 @@ _LEARNING_RATE = 0.01
 # Nats a gene: less than a shift of one coefficient by 0.2 of its posterior standard deviation costs.
 _NEGLIGIBLE = 0.02
 
-# Numbers in the factors of the precisions that are drawn from at a time: some hundred MB of working memory.
-_NUMBERS_A_BLOCK = 1 << 23
+# Numbers drawn at a time: some hundred MB of working memory.
+_NUMBERS_A_BLOCK = 1 << 21
 _DRAWS_A_FACTOR = 20
 
 
@@ -107,11 +108,15 @@ def _converged(losses: Sequence[float], negligible: float) -> bool:
     return gain <= max(3 * noise, negligible)
 
 
-@torch.no_grad()
 def draw_coefficients(
-    result: FitResult, data: HurdleData, draws: int, seed: int = 0, random: bool = False
+    result: FitResult,
+    data: HurdleData,
+    draws: int,
+    seed: int = 0,
+    random: int = 0,
+    genes: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
-    """Return posterior draws of the coefficients of all genes, of the designs as they were given.
+    """Return posterior draws of the coefficients, of the designs as they were given.
 
     The model's own intercepts are those of the average of the distinct rows; here they are those of a row of 0. Twenty
     draws share the sds of the random effects and the hyperparameters, which are costly to draw, so that of 1,000 draws
@@ -122,12 +127,16 @@ def draw_coefficients(
         data: the data that it was fitted to.
         draws: number of draws.
         seed: of the draws; torch's generator is left as it was.
-        random: whether to return the random effects too.
+        random: of how many draws, the first ones, to return the random effects too.
+        genes: which genes, all if None. A gene has the same draws whichever others are drawn.
 
     Returns:
         Draws of shape (draws, genes, width), on the CPU, of the sites ``intercept``, ``effects``, ``log_sigma``,
-        ``zero_intercept``, ``zero_effects``, and ``random`` and ``zero_random``, as far as the model has them;
-        ``zero_slope``, the same for all genes, has shape (draws, 1, 1).
+        ``zero_intercept``, ``zero_effects``, and of shape (random, genes, width) of ``random`` and ``zero_random``, as
+        far as the model has them; ``zero_slope``, the same for all genes, has shape (draws, 1, 1).
+
+    Raises:
+        ValueError: genes that the data do not have, or none, or more draws with random effects than draws.
 
     Example:
         >>> data = HurdleData.from_cells(torch.rand(50, 3).round(decimals=1), torch.ones(50, 1))
@@ -136,21 +145,56 @@ def draw_coefficients(
         >>> draw_coefficients(result, data, draws=20)["log_sigma"].shape
         torch.Size([20, 3, 1])
     """
-    names = ["intercept", "effects", "log_sigma", "zero_intercept", "zero_effects", "zero_slope"]
-    names += ["random", "zero_random"] if random else []
-    owners = cast(Mapping[str, Any], result.module.owners)
-    model, guide = owners["model"], owners["guide"]
-    width = guide.hierarchy.coefficients.width
-    size = max(1, _NUMBERS_A_BLOCK // (data.genes * width * (width + _DRAWS_A_FACTOR)))
+    wanted = torch.arange(data.genes) if genes is None else torch.tensor(genes, dtype=torch.int64)
+    if not len(wanted) or not _inside(wanted, slice(0, data.genes)).all():
+        raise ValueError(f"genes is {genes}; needed numbers from 0 to {data.genes - 1}, at least one")
+    if not 0 <= random <= draws:
+        raise ValueError(f"random is {random}; needed a number of draws from 0 to {draws}, all of them")
     found: dict[str, Tensor] = {}
-    with torch.random.fork_rng([data.design.device] if data.design.is_cuda else []), result.scope():
+    for some, block in draw_blocks(result, data, draws, seed, random, wanted):
+        inside = _inside(wanted, some)
+        slope = block.pop("zero_slope")  # the same in all blocks
+        for name, value in block.items():
+            # Filled as they come: to join them at the end would hold them in memory twice.
+            every = found.setdefault(name, value.new_empty(len(value), len(wanted), value.shape[-1]))
+            every[:, inside] = value[:, wanted[inside] - some.start]
+    return found | {"zero_slope": slope}
+
+
+def draw_blocks(
+    result: FitResult, data: HurdleData, draws: int, seed: int = 0, random: int = 0, genes: Tensor | None = None
+) -> Iterator[tuple[slice, dict[str, Tensor]]]:
+    """Yield some genes and their draws, block after block, so that memory does not grow with genes times draws.
+
+    Args:
+        result, data, draws, seed, random: see :func:`draw_coefficients`.
+        genes: blocks that have none of these are left out; None leaves out no block.
+    """
+    owners = cast(Mapping[str, Any], result.module.owners)
+    model, guide, sds = owners["model"], owners["guide"], -(-draws // _DRAWS_A_FACTOR)
+    block = guide.hierarchy.coefficients
+    size = max(1, _NUMBERS_A_BLOCK // (draws * block.width))
+    with _drawing(result, data, seed):
+        hyper = guide.sample_hyperparameters(sds)
+        seeds = torch.randint(2**62, (-(-data.genes // size),)).tolist()
+    for own_seed, start in zip(seeds, range(0, data.genes, size), strict=True):
+        some = slice(start, min(start + size, data.genes))
+        if genes is None or _inside(genes, some).any():
+            with _drawing(result, data, own_seed):
+                sites = guide.sample_coefficients(hyper, -(-draws // sds), -(-random // sds), some)
+                sites = model.at_origin(sites)
+            number = {name: random if name in ("random", "zero_random") else draws for name in sites}
+            yield some, {k: sites[k][: number[k]].cpu() for k in [*block.slices, "zero_slope"] if k in sites}
+
+
+@contextlib.contextmanager
+def _drawing(result: FitResult, data: HurdleData, seed: int) -> Iterator[None]:
+    """Let the guide have the parameters of the fit, and torch's generator that seed, within."""
+    devices = [data.design.device] if data.design.is_cuda else []
+    with torch.no_grad(), torch.random.fork_rng(devices), result.scope():
         torch.manual_seed(seed)
-        for start in range(0, draws, size * _DRAWS_A_FACTOR):
-            stop = min(start + size * _DRAWS_A_FACTOR, draws)
-            sites = guide.sample_coefficients(-(-(stop - start) // _DRAWS_A_FACTOR), _DRAWS_A_FACTOR)
-            sites = model.at_origin(sites)
-            for name in (n for n in names if n in sites):
-                block = sites[name][: stop - start].cpu()
-                # Filled as they come: to join them at the end would hold them in memory twice.
-                found.setdefault(name, block.new_empty(draws, *block.shape[1:]))[start:stop] = block
-    return found
+        yield
+
+
+def _inside(genes: Tensor, some: slice) -> Tensor:
+    return (genes >= some.start) & (genes < some.stop)

@@ -89,26 +89,40 @@ class HurdleGuide(PyroModule):
         """Return the blocks of a gene, in the order in which they are drawn."""
         return [(name, getattr(self.hierarchy, name)) for name in ("log_sds", "coefficients")]
 
-    def distribution(self, name: str, values: dict[str, Tensor]) -> PathDerivative:
-        """Return the distribution of a block given what has been drawn."""
+    def distribution(self, name: str, values: dict[str, Tensor], genes: slice = slice(None)) -> PathDerivative:
+        """Return the distribution of a block given what has been drawn, of some genes."""
         block: Block = getattr(self.hierarchy, name)
         sparse = None if block.sparse is None else block.sparse.mixture(values)
         site: GaussianSite = getattr(self, name)
-        distribution: PathDerivative = site.distribution(*block.moments(values), values["zero_slope"], sparse)
+        distribution: PathDerivative = site.distribution(*block.moments(values), values["zero_slope"], sparse, genes)
         return distribution
 
-    def sample_coefficients(self, sds: int, draws: int) -> dict[str, Tensor]:
-        """Return draws of all sites, of shape (sds * draws, genes, width): ``draws`` for each draw of all sds.
+    def sample_hyperparameters(self, number: int) -> dict[str, Tensor]:
+        """Return draws of the hyperparameters, each of shape (number, 1, width)."""
+        vector = self.hyper.distribution().sample((number,))
+        return {name: value.unsqueeze(-2) for name, value in self.hyper.split(vector).items()}
 
-        A factor of the precision is costly, and serves all draws of the same sds.
+    def sample_coefficients(
+        self, hyper: dict[str, Tensor], draws: int, random: int, genes: slice = slice(None)
+    ) -> dict[str, Tensor]:
+        """Return draws of all sites of some genes, ``draws`` for each one of the hyperparameters and a gene's sds.
+
+        A factor of the precision is costly, and serves all draws of the same sds. The first ``random`` of each have
+        random effects, which the other coefficients do not need.
+
+        Returns:
+            Tensors of shape (draws * hyperparameters, genes, width), with one row for each draw.
         """
-        values = {k: v.unsqueeze(-2) for k, v in self.hyper.split(self.hyper.distribution().sample((sds,))).items()}
-        found = dict(values)
-        for name, block in self.blocks():
-            shape = (draws,) if name == "coefficients" else ()
-            sites = block.split(self.distribution(name, values).live.rsample(shape))
-            values, found = values | sites, found | sites
-        return {name: v.expand(draws, *v.shape[-3:]).flatten(0, 1) for name, v in found.items()}
+        values = hyper | self.hierarchy.log_sds.split(self.distribution("log_sds", hyper, genes).live.rsample())
+        block, posterior = self.hierarchy.coefficients, self.distribution("coefficients", values, genes).live
+        core = posterior.rsample_core((draws,))
+        found = {name: value.expand(draws, *value.shape) for name, value in values.items()}
+        found |= block.fixed.split(core[..., -block.core :])
+        if random:
+            found |= {
+                k: v for k, v in block.split(posterior.rsample_given_core(core[:random])).items() if k not in found
+            }
+        return {name: value.flatten(0, 1) for name, value in found.items()}
 
 
 def _sample_delta(sites: dict[str, Tensor]) -> None:
@@ -172,17 +186,17 @@ class GaussianSite(PyroModule):
         self.log_tails = PyroParam(torch.zeros_like(start.skewness))
 
     def distribution(
-        self, mean: Tensor, precision: Tensor, slope: Tensor, sparse: ScaleMixture | None
+        self, mean: Tensor, precision: Tensor, slope: Tensor, sparse: ScaleMixture | None, genes: slice
     ) -> PathDerivative:
         """Return the distribution of theta under that prior and slope, the last elements under a scale mixture."""
-        linear = shear(self.linear, slope, self.pairs)
-        information = Arrowhead(self.layout, self.information).sheared(slope, self.shears)
+        linear = shear(self.linear[genes], slope, self.pairs)
+        information = Arrowhead(self.layout, self.information[genes]).sheared(slope, self.shears[:, genes])
         factor = information.plus_diagonal(precision).factor()
         white_mean = factor.whiten(linear + precision * mean)
 
         def given(shift: Tensor, skewness: Tensor, log_tails: Tensor, coupling: Tensor) -> SinhArcsinhNormal:
             return SinhArcsinhNormal(factor, white_mean + shift, skewness, log_tails, coupling, sparse)
 
-        sparse = None if sparse is None else sparse.tempered(self.power)
-        learned = self.shift, self.skewness, self.log_tails, self.coupling
+        sparse = None if sparse is None else sparse.tempered(self.power[genes])
+        learned = [p[genes] for p in (self.shift, self.skewness, self.log_tails, self.coupling)]
         return PathDerivative(given(*learned), given(*(p.detach() for p in learned)))

@@ -66,12 +66,27 @@ def result():
 
 def test_draws_of_coefficients(result):
     found, data = result
-    draws = draw_coefficients(found, data, draws=13, random=True)
+    draws = draw_coefficients(found, data, draws=13, random=13)
     widths = {"intercept": 1, "effects": 1, "zero_intercept": 1, "zero_effects": 1, "log_sigma": 2}
     expected = {k: (13, 5, n) for k, n in (widths | {"random": 5, "zero_random": 5}).items()}
     assert {k: tuple(v.shape) for k, v in draws.items()} == expected | {"zero_slope": (13, 1, 1)}
     assert all(v.isfinite().all() and not v.requires_grad for v in draws.values())
     assert draw_coefficients(found, data, draws=2).keys() == widths.keys() | {"zero_slope"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"genes": []}, r"genes is \[\]; needed numbers from 0 to 4, at least one"),
+        ({"genes": [0, 5]}, r"genes is \[0, 5\]; needed numbers from 0 to 4"),
+        ({"genes": [-1]}, r"genes is \[-1\]; needed numbers from 0 to 4"),
+        ({"random": 3}, "random is 3; needed a number of draws from 0 to 2"),
+        ({"random": -1}, "random is -1; needed a number of draws from 0 to 2"),
+    ],
+)
+def test_draws_that_cannot_be_made(result, given, message):
+    with pytest.raises(ValueError, match=message):
+        draw_coefficients(*result, draws=2, **given)
 
 
 def test_draws_have_a_seed_of_their_own(result):
@@ -83,11 +98,16 @@ def test_draws_have_a_seed_of_their_own(result):
         assert not torch.equal(value, other[name])
 
 
-def test_draws_of_many_genes_come_in_blocks(result, monkeypatch):
-    monkeypatch.setattr(fit, "_NUMBERS_A_BLOCK", 1)
-    monkeypatch.setattr(fit, "_DRAWS_A_FACTOR", 10)
-    slope = draw_coefficients(*result, draws=25)["zero_slope"].flatten()
-    assert [len(v.unique()) for v in (slope[:10], slope[10:20], slope[20:], slope)] == [1, 1, 1, 3]
+def test_a_gene_has_the_same_draws_whichever_others_are_drawn(result, monkeypatch):
+    monkeypatch.setattr(fit, "_NUMBERS_A_BLOCK", 2 * 25 * 16)  # two genes
+    whole = draw_coefficients(*result, draws=25, seed=3, random=7)
+    assert [(some.start, some.stop) for some, _ in fit.draw_blocks(*result, draws=25)] == [(0, 2), (2, 4), (4, 5)]
+    some = draw_coefficients(*result, draws=25, seed=3, genes=[4, 1])
+    assert {name: len(value) for name, value in whole.items() if len(value) != 25} == {"random": 7, "zero_random": 7}
+    for name, value in some.items():
+        assert torch.equal(value, whole[name] if name == "zero_slope" else whole[name][:, [4, 1]]), name
+    assert not torch.equal(whole["intercept"][:, 0], whole["intercept"][:, 2])
+    assert len(whole["zero_slope"].unique()) == 2  # of 20 draws at most
 
 
 def test_callbacks_see_every_step():

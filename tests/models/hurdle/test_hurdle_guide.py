@@ -166,7 +166,7 @@ def test_draws_of_coefficients_are_those_of_the_trace(kind):
     with torch.no_grad(), pyro.plate("draws", draws, dim=-3):
         traced = sites(poutine.trace(guide).get_trace(*data.arguments))
     with torch.no_grad():
-        found = guide.sample_coefficients(draws, 1)
+        found = guide.sample_coefficients(guide.sample_hyperparameters(draws), 1, 1)
     assert found.keys() == traced.keys()
     for name, value in traced.items():
         value = value.reshape(found[name].shape)
@@ -184,7 +184,7 @@ def test_draws_of_coefficients_are_those_of_the_trace(kind):
 def test_draws_that_share_their_sds():
     guide, data = moved(levels=(2, 3))
     with torch.no_grad():
-        found = guide.sample_coefficients(6, 5)
+        found = guide.sample_coefficients(guide.sample_hyperparameters(6), 5, 5)
     for name, value in found.items():
         assert len(value) == 30
         distinct = [len(value[:, 0, k].unique()) for k in range(value.shape[-1])]

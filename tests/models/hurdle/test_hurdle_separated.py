@@ -83,7 +83,7 @@ def test_posteriors_and_fold_changes_are_finite(table, factors):
     model, guide, data = case(table, factors)
     result = fit_hurdle(model, copy.deepcopy(guide), data, steps=10)
     assert torch.tensor(result.losses).isfinite().all()
-    draws = draw_coefficients(result, data, draws=20, random=True)
+    draws = draw_coefficients(result, data, draws=20, random=20)
     assert all(v.isfinite().all() for v in draws.values())
     change = log_fold_change(draws, Condition([1, 1]), Condition([1, 0]))
     for part in (change.total, change.detection, change.dispersion, change.abundance):
@@ -149,7 +149,7 @@ def test_all_of_a_donor():
     _, guide, _ = case("ordinary", "all in one")
     pyro.set_rng_seed(0)
     with torch.no_grad():
-        draws = guide.sample_coefficients(50, 1)
+        draws = guide.sample_coefficients(guide.sample_hyperparameters(50), 1, 1)
     usual = NAMES.index("usual")
     assert draws["random"][:, usual, 2].mean() > draws["random"][:, usual, 0].mean() + 1
     assert draws["random_log_sd"][:, usual].mean() > -1
