@@ -1,11 +1,12 @@
-"""The embedding beside PCA and Harmony by the scores of scib-metrics, as a table in markdown.
+"""The embedding beside PCA, Harmony and scVI by the scores of scib-metrics, as a table in markdown.
 
     pip install -c constraints.txt scib-metrics harmonypy scanpy
     pyro-zilognormal embed FILE.h5ad --batch donor --scale counts --out out
-    python benchmarks/vae_scib.py FILE.h5ad out/embedding.h5ad
+    python benchmarks/vae_scib.py FILE.h5ad out/embedding.h5ad scvi.h5ad
 
 The file holds raw counts, with `donor` and `cell_type` in obs. scib-metrics judges how well batches mix and how well
-types of cells keep apart; PCA and Harmony get scanpy's log1p of normalised, scaled counts, 30 components.
+types of cells keep apart; PCA and Harmony get scanpy's log1p of normalised, scaled counts, 30 components. `scvi.h5ad`
+is written by vae_scvi.py.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from scib_metrics.benchmark import Benchmarker
 COMPONENTS = 30
 
 
-def main(path: str, embedded: str) -> None:
+def main(path: str, embedded: str, scvi: str) -> None:
     adata = sc.read_h5ad(path)
+    adata.obsm["scVI"] = sc.read_h5ad(scvi).obsm["X_scVI"]
     adata.obsm["ZILN VAE"] = sc.read_h5ad(embedded).obsm["X_ziln"]
     log = adata.copy()
     sc.pp.normalize_total(log)
@@ -32,7 +34,7 @@ def main(path: str, embedded: str) -> None:
     adata.obsm["PCA"] = log.obsm["X_pca"]
     harmony = np.asarray(harmonypy.run_harmony(log.obsm["X_pca"], log.obs[["donor"]], ["donor"]).Z_corr)
     adata.obsm["Harmony"] = harmony.T if len(harmony) == COMPONENTS else harmony  # versions differ
-    names = ["PCA", "Harmony", "ZILN VAE"]
+    names = ["PCA", "Harmony", "scVI", "ZILN VAE"]
     benchmark = Benchmarker(adata, "donor", "cell_type", names, pre_integrated_embedding_obsm_key="PCA")
     benchmark.benchmark()
     table = benchmark.get_results(min_max_scale=False).T
@@ -43,4 +45,4 @@ def main(path: str, embedded: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    main(*sys.argv[1:4])

@@ -15,6 +15,8 @@ from pyro_zilognormal.models.vae.results import FittedVAE
 from pyro_zilognormal.svi import Callback, EarlyStopping, Run, fit
 
 _LEARNING_RATE = 1e-3
+# Of the effects of batch and covariates on genes, one weight each: at the rate of the networks, z explains them first.
+_RATE_OF_EFFECTS = 1e-2
 # In units of 1 / fan-in, the precision of the Normal prior of weights that weight decay stands for.
 _PRECISION = 2.0
 _EVERY, _PATIENCE = 100, 5
@@ -58,9 +60,10 @@ def fit_vae(
 ) -> FittedVAE:
     """Fit model and guide until held-out cells are no better explained, and go back to the best parameters.
 
-    This is ``svi.fit`` with a weight of the KL divergence that rises to 1, Adam at a learning rate of 0.001, and
-    early stopping. Weight decay gives the decoder's weights a Normal prior of variance 1 / (2 fan-in) (Neal 1996): the
-    loss is that of all cells, so that few cells are fitted by a smoother decoder.
+    This is ``svi.fit`` with a weight of the KL divergence that rises to 1, Adam, and early stopping. The learning rate
+    is 0.01 for the effects of batch and covariates on genes, and 0.001 for all else. Weight decay gives the decoder's
+    weights a Normal prior of variance 1 / (2 fan-in) (Neal 1996): the loss is that of all cells, so that few cells are
+    fitted by a smoother decoder.
 
     Args:
         model: the model.
@@ -89,16 +92,18 @@ def fit_vae(
     called = [*callbacks, KLWarmUp(warm_up)]
     if held_out is not None:
         called.append(EarlyStopping(held_out, every=_EVERY, patience=_PATIENCE, warm_up=warm_up))
-    optimizer = functools.partial(_adam, weights=_weights(model))
+    optimizer = functools.partial(_adam, options=_options(model))
     return FittedVAE(fit(model, guide, *data, steps=steps, optimizer=optimizer, seed=seed, callbacks=called))
 
 
-def _weights(model: ZILNVAE) -> dict[int, float]:
-    """Return the weight decay of each weight matrix of the decoder, by its id: the precision of its prior."""
+def _options(model: ZILNVAE) -> dict[int, dict[str, float]]:
+    """Return what Adam does otherwise for a parameter, by its id: its learning rate, or the precision of its prior."""
     layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
-    return {id(layer.weight): _PRECISION * layer.in_features for layer in layers}
+    options = {id(layer.weight): {"weight_decay": _PRECISION * layer.in_features} for layer in layers}
+    if model.decoder.shift is not None:
+        options[id(model.decoder.shift.weight)]["lr"] = _RATE_OF_EFFECTS
+    return options
 
 
-def _adam(parameters: Iterable[nn.Parameter], weights: dict[int, float]) -> torch.optim.Optimizer:
-    groups = [{"params": [p], "weight_decay": weights.get(id(p), 0.0)} for p in parameters]
-    return torch.optim.Adam(groups, lr=_LEARNING_RATE)
+def _adam(parameters: Iterable[nn.Parameter], options: dict[int, dict[str, float]]) -> torch.optim.Optimizer:
+    return torch.optim.Adam([{"params": [p]} | options.get(id(p), {}) for p in parameters], lr=_LEARNING_RATE)

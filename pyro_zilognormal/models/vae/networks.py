@@ -134,7 +134,9 @@ class Decoder(nn.Module):
         self.heads = nn.Linear(hidden[-1] if hidden else latent, 2 * number)
         self.shift = nn.Linear(conditions.width, 2 * number, bias=False) if conditions.width else None
         self.log_scale = nn.Parameter(torch.zeros(number))
-        with torch.no_grad():  # start near the distribution of each gene over all cells
+        with torch.no_grad():  # start near the distribution of each gene over all cells, of any batch
+            if self.shift is not None:
+                self.shift.weight.zero_()
             self.heads.bias.copy_(torch.cat([torch.zeros(number), genes.zi_logits]))
 
     def forward(self, z: Tensor, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

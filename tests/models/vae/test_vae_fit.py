@@ -33,7 +33,7 @@ def test_the_embedding_does_not_tell_batches_and_decoding_swaps_them():
     gap = embedding[CELLS.batch == 0].mean(0) - embedding[CELLS.batch == 1].mean(0)
     assert gap.abs().max() < 4 * (2 / 600) ** 0.5
     first, second, both = (fitted().normalized_expression(*DATA, batches=b) for b in ([0], [1], None))
-    assert np.corrcoef((second / first).log().mean(0), CELLS.shift)[0, 1] > 0.98
+    assert np.corrcoef((second / first).log().mean(0), CELLS.shift)[0, 1] > 0.985
     assert np.corrcoef(first.log().flatten(), CELLS.mean[NEW].log().flatten())[0, 1] > 0.97
     assert torch.allclose(both, (first + second) / 2, rtol=0.2)
 

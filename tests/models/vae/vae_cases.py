@@ -26,7 +26,8 @@ class Planted:
 def planted(cells=1200, seed=0):
     """Return cells of two batches of a 3-dimensional subspace; batch 1 has other means."""
     noise = torch.Generator().manual_seed(seed)
-    z, batch = torch.randn(cells, LATENT, generator=noise), torch.arange(cells) % 2
+    z, batch = torch.randn(cells // 2, 2, LATENT, generator=noise), torch.arange(cells) % 2
+    z = (z - z.mean(0)).flatten(0, 1)  # batches of one mean of z: a difference would be taken for a shift
     loadings, zero_loadings = 0.8 * torch.randn(2, LATENT, GENES, generator=noise)
     shift, center = 0.7 * torch.randn(GENES, generator=noise), 1 + torch.randn(GENES, generator=noise)
     mu, logits = center + z @ loadings, z @ zero_loadings - 0.5
@@ -44,7 +45,7 @@ def small(x, **options):
 
 
 def faster(run: Run) -> None:
-    """Let the learning rate fall from ten times that of ``fit_vae``, so that 600 steps are enough."""
+    """Let all learning rates fall from 0.01, so that 600 steps are enough."""
     for group in run.optimizer.param_groups:
         group["lr"] = 0.01 * (1 - run.step / run.steps)
 
