@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
 import anndata
@@ -107,6 +108,54 @@ def test_a_file_whose_matrix_is_damaged(tmp_path: pathlib.Path) -> None:
         pytest.raises(SingleCellError, match=r"adata\.X cannot be read; the file is damaged"),
     ):
         HurdleDE(cells, "~ condition")
+
+
+def _with_unknown_filter(path: pathlib.Path, name: str) -> None:
+    """Write a dataset again, its one chunk as if a filter had made it that HDF5 keeps for tests and nothing has."""
+    with h5py.File(path, "a") as file:
+        old = file[name]
+        content, attributes, kind, space = old[()], dict(old.attrs), old.id.get_type(), old.id.get_space()
+        created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        created.set_chunk(old.shape)
+        created.set_filter(300, h5py.h5z.FLAG_OPTIONAL)
+        del file[name]
+        new = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, created))
+        new.id.write_direct_chunk((0,) * content.ndim, content.tobytes())
+        new.attrs.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("X", "adata.X cannot be read"),
+        ("raw/X/data", "adata.raw.X cannot be read"),
+        ("layers/dense", r"adata.layers\['dense'\] cannot be read"),
+        ("obs/condition/codes", r"formula: obs\['condition'\] cannot be read"),
+        ("obs/_index", "dataset"),
+        ("obs/age", None),
+        ("var/length", None),
+        ("obsm/pca", None),
+        ("uns/note", None),
+    ],
+)
+def test_a_filter_that_is_not_installed(name: str, argument: str | None, tmp_path: pathlib.Path) -> None:
+    """The dataset, the filter and the way out are named; what is not needed does no harm."""
+    path, made = tmp_path / "cells.h5ad", experiment()
+    made.layers["dense"], made.obsm["pca"], made.uns["note"] = values(), values()[:, :2], np.arange(5.0)
+    made.var["length"], made.raw = 1.0, experiment(x=sp.csr_matrix(values()))
+    made.write_h5ad(path)
+    _with_unknown_filter(path, name)
+    chosen = {"raw/X/data": {"use_raw": True}, "layers/dense": {"layer": "dense"}}.get(name, {})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*left out what anndata cannot read: .*HDF5 number 300", UserWarning)
+        if argument is None:
+            with open_cells(path) as cells:
+                found = HurdleDE(cells, "~ condition").data.value
+            assert found.equal(HurdleDE(made, "~ condition").data.value)
+            return
+        said = f"^{argument}.* '.*{name}' is compressed by a filter .* unnamed .HDF5 number 300.; pip install hdf5plugin"
+        with pytest.raises(SingleCellError, match=said), open_cells(path) as cells:
+            HurdleDE(cells, "~ condition", **chosen)
 
 
 IMPORTS = """

@@ -15,7 +15,7 @@ from pyro_zilognormal.singlecell.design.depth import Depth, warn_of_depths
 from pyro_zilognormal.singlecell.design.design import Design, strata
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, unknown
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, check_readable, unknown
 from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
 from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression
@@ -73,11 +73,13 @@ def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str
         raise SingleCellError(f"layer is {layer!r} and use_raw is True; needed one of them, as raw has no layers")
     if use_raw:
         if adata.raw is None:
+            check_readable("use_raw", "raw", adata.obs)
             raise SingleCellError("use_raw is True, but adata.raw is None; pass use_raw=False, or name a layer")
         return adata.raw.X, adata.raw.var_names, "adata.raw.X"
     if layer is None:
         return adata.X, adata.var_names, "adata.X"
     if layer not in adata.layers:
+        check_readable("layer", f"layers[{layer!r}]", adata.obs)
         raise unknown("layer", layer, "layers of adata", adata.layers)
     return adata.layers[layer], adata.var_names, f"adata.layers[{layer!r}]"
 

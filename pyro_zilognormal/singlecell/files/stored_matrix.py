@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -60,11 +61,12 @@ class MatrixOnDisk:
             raise
         except Exception as error:
             said, needed = reason(error), self._bytes(values)
-            if isinstance(error, MemoryError) or needed >= _MUCH:
+            if missing := next(filter(None, map(missing_filter, self._arrays)), None):
+                said = missing
+            elif isinstance(error, MemoryError) or needed >= _MUCH:
                 said = f"a block of it needs {needed / 2**30:.2g} GiB of memory ({said}); store it in smaller chunks"
             else:
-                fix = "pip install hdf5plugin" if "filter" in said else "get a whole copy of the file"
-                said = f"the file is damaged, or lacks a filter: {said}; {fix}"
+                said = f"the file is damaged: {said}; get a whole copy of it"
             raise SingleCellError(f"{self._where} cannot be read; {said}, or name another layer") from error
 
     def _bytes(self, values: int) -> int:
@@ -146,7 +148,7 @@ class _Address(NamedTuple):
 
 
 def _opened(array: Any) -> Any:
-    return require("h5py").File(array.path, "r")[array.name] if isinstance(array, _Address) else array
+    return hdf5().File(array.path, "r")[array.name] if isinstance(array, _Address) else array
 
 
 def spans(pointer: NDArray[np.int64], values: int) -> list[tuple[int, int]]:
@@ -186,10 +188,9 @@ def checked(matrix: Any, where: str) -> Any:
         except ValueError as error:
             raise SingleCellError(f"{where}: {error}") from error
         return matrix
-    if hasattr(matrix, "group"):
-        return SparseOnDisk(matrix, where)
-    if type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
-        return MatrixOnDisk(matrix, where)
+    if hasattr(matrix, "group") or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
+        hdf5()
+        return (SparseOnDisk if hasattr(matrix, "group") else MatrixOnDisk)(matrix, where)
     if hasattr(matrix, "check_format"):
         try:
             matrix.check_format(full_check=True)
@@ -198,6 +199,33 @@ def checked(matrix: Any, where: str) -> Any:
         if matrix.dtype == np.float16:  # scipy computes with no 16 bits
             return matrix.astype(np.float32)
     return matrix
+
+
+def hdf5() -> Any:
+    """Return h5py, with the filters of hdf5plugin where it is installed."""
+    with suppress(ImportError):
+        importlib.import_module("hdf5plugin")
+    return require("h5py")
+
+
+def missing_filter(element: Any) -> str | None:
+    """Return which dataset of an element of an HDF5 file is compressed by a filter that is not installed, in words."""
+    h5py = require("h5py")
+    if isinstance(element, h5py.Group):
+        found: str | None = element.visititems(lambda _, inner: missing_filter(inner))
+        return found
+    if not isinstance(element, h5py.Dataset):  # of zarr
+        return None
+    created = element.id.get_create_plist()
+    for number, *_, name in map(created.get_filter, range(created.get_nfilters())):
+        if not h5py.h5z.filter_avail(number):
+            said = name.decode(errors="replace").partition(";")[0] or "unnamed"
+            return (
+                f"dataset '{element.file.filename}{element.name}' is compressed by a filter that is not installed: {said} "
+                f"(HDF5 number {number}); pip install hdf5plugin, which has most filters, or write the file again "
+                "with another compression"
+            )
+    return None
 
 
 def reason(error: BaseException) -> str:
