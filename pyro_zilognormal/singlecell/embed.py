@@ -22,7 +22,7 @@ from pyro_zilognormal.singlecell.arguments import (
     whole,
 )
 from pyro_zilognormal.singlecell.design.depth import Depth
-from pyro_zilognormal.singlecell.design.formula import column
+from pyro_zilognormal.singlecell.design.formula import grouping
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.files.io import find_expression
 from pyro_zilognormal.singlecell.files.reading import read_statistics
@@ -338,7 +338,7 @@ def _conditions(obs: Any, batch: str | None, depth: str | None, clean: Cleaner) 
     """Return names of the batches; batch, covariates and offset of the cells, None for none; and the depth's name."""
     names, code = [""], None
     if batch is not None:
-        code, levels = require("pandas").factorize(column(obs, batch, "batch"), sort=True)
+        code, levels = require("pandas").factorize(grouping(obs, batch, "batch"), sort=True)
         names, code = [str(level) for level in levels], code.astype(np.int64) if len(levels) > 1 else None
     known = None if depth is None and clean.scale != "counts" else Depth.find(obs, depth, clean)
     if known is None:

@@ -143,6 +143,18 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no intercept": (lambda: call(experiment(), "~ 0 + condition"), "'~ 0 \\+ condition' has no intercept; needed one"),
     "two sides": (lambda: call(experiment(), "age ~ condition"), "has several sides or parts; needed one"),
     "unreadable formula": (lambda: call(experiment(), "~ condition +* sex"), "cannot be read: "),
+    "single cells as donors": (
+        lambda: call(experiment(), donor="age"),
+        r"donor: obs\['age'\] has 160 levels in 160 cells; needed a column that names groups of cells, such as donors",
+    ),
+    "names of pairs and single cells as a random effect": (
+        lambda: call(with_obs(name=[f"cell{max(i, 79)}" for i in range(160)]), "~ condition + (1 | sex:name)"),
+        r"formula: obs\['name'\] has 81 levels in 160 cells",
+    ),
+    "single cells as groups": (
+        lambda: differential_expression(with_obs(name=frame().index), groupby="name"),
+        r"groupby: obs\['name'\] has 160 levels in 160 cells",
+    ),
     "a variable of single cells": (
         lambda: call(with_obs(name=frame().index), "~ condition + name"),
         "has 161 coefficients for 160 cells; needed fewer: leave out variables that name single cells",

@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from pyro_zilognormal.singlecell.cli.console import (
     say,
     whole_files,
 )
-from pyro_zilognormal.singlecell.cli.options import SCALE, whole
+from pyro_zilognormal.singlecell.cli.options import SCALE, folder, whole
 from pyro_zilognormal.singlecell.cli.pictures import painted
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
     add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
-    add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
+    add("--out", type=folder, required=True, metavar="DIR", help="output folder; created if missing")
     add("--batch", metavar="COLUMN", help="column of obs that names the batches to correct for, such as samples")
     add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
     add("--follow-links", action="store_true", help="read a file whose links reach other files")
@@ -84,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
 def _embed(options: argparse.Namespace, out: ExitStack) -> int:
     with record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
-        labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name}
+        labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name is not None}
         say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
         prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
         checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)

@@ -6,10 +6,9 @@ import argparse
 import csv
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from pyro_zilognormal.singlecell.cli.console import record_warnings, say
-from pyro_zilognormal.singlecell.cli.options import SCALE
+from pyro_zilognormal.singlecell.cli.options import SCALE, folder
 from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
     add("sources", metavar="INPUT", nargs="+", help="AnnData files of the same genes, h5ad or zarr")
-    add("--out", type=Path, required=True, metavar="CUBE", help="the cube, a zarr folder")
+    add("--out", type=folder, required=True, metavar="CUBE", help="the cube, a zarr folder")
     add("--by", type=_columns, metavar="COLUMNS", help="columns of obs that name the groups: donor,cell_type,condition")
     add("--append", action="store_true", help="append the cells to the cube that is there, reduced as it was")
     add("--merge", action="store_true", help="with --append, add cells to groups that the cube has already")

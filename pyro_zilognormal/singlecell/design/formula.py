@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, check_readable, listed, require, unknown
+from pyro_zilognormal.singlecell.errors import (
+    ArgumentTypeError,
+    SingleCellError,
+    check_readable,
+    listed,
+    require,
+    unknown,
+)
 
 _STRING = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
 # A quoted name, or a string, which may hold backticks.
@@ -190,6 +197,17 @@ def column(obs: Any, name: str, argument: str) -> Any:
         raise SingleCellError(f"{argument}: obs[{name!r}] holds infinite values; needed finite ones")
     if values.dtype.kind not in "biuf":
         raise SingleCellError(f"{argument}: obs[{name!r}] is {values.dtype}; needed numbers or categories: convert it")
+    return values
+
+
+def grouping(obs: Any, name: str, argument: str) -> Any:
+    """Return a column of adata.obs that names groups of cells, such as donors, not single cells."""
+    values = column(obs, name, argument)
+    if 2 * (levels := values.nunique()) > len(values) > 0:
+        raise SingleCellError(
+            f"{argument}: obs[{name!r}] has {levels} levels in {len(values)} cells; needed a column that names groups "
+            "of cells, such as donors, two cells or more in each on average"
+        )
     return values
 
 

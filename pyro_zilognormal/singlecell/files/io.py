@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.singlecell.design.depth import Depth, warn_of_depths
 from pyro_zilognormal.singlecell.design.design import Design, strata
-from pyro_zilognormal.singlecell.design.formula import column
+from pyro_zilognormal.singlecell.design.formula import column, grouping
 from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, check_readable, unknown
 from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
@@ -190,6 +190,8 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     fixed, bars = split_formula(formula)
     design = Design(fixed, obs)
     terms, left_out = random_terms(obs, design, donor, bars)
+    for name in dict.fromkeys(name for term in terms for name in term.columns):
+        grouping(obs, name, "donor" if name == donor else "formula")
     shift = None if offset is None else log_size_factors(obs, offset)
     known = Depth.find(obs, depth, clean)
     used = known if depth is not None else None

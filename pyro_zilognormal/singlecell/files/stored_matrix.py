@@ -219,11 +219,10 @@ def missing_filter(element: Any) -> str | None:
     created = element.id.get_create_plist()
     for number, *_, name in map(created.get_filter, range(created.get_nfilters())):
         if not h5py.h5z.filter_avail(number):
-            said = name.decode(errors="replace").partition(";")[0] or "unnamed"
+            said = name.decode(errors="replace").partition(";")[0] or "a filter"
             return (
-                f"dataset '{element.file.filename}{element.name}' is compressed by a filter that is not installed: {said} "
-                f"(HDF5 number {number}); pip install hdf5plugin, which has most filters, or write the file again "
-                "with another compression"
+                f"dataset '{element.file.filename}{element.name}' is compressed by {said} (HDF5 filter {number}), which is not "
+                "installed: pip install hdf5plugin, which has most filters, or write the file again with another compression"
             )
     return None
 
