@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import zarr
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
 from tests.singlecell.cell_cases import experiment, values
@@ -153,9 +155,75 @@ def test_a_filter_that_is_not_installed(name: str, argument: str | None, tmp_pat
                 found = HurdleDE(cells, "~ condition").data.value
             assert found.equal(HurdleDE(made, "~ condition").data.value)
             return
-        said = f"^{argument}.* '.*{name}' is compressed by a filter .HDF5 filter 300., which is not installed: pip install hdf5plugin"
+        said = f"^{argument}.* '.*{name}' is compressed by a filter .HDF5 filter 300.,.*: pip install hdf5plugin"
         with pytest.raises(SingleCellError, match=said), open_cells(path) as cells:
             HurdleDE(cells, "~ condition", **chosen)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_a_file_that_has_been_closed(form: Callable[[np.ndarray], object], tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    experiment(x=form(values())).write_h5ad(path)
+    with open_cells(path) as cells:
+        view, de = cells[10:], HurdleDE(cells, "~ condition").fit(steps=10)
+    for read in (
+        lambda: HurdleDE(cells, "~ condition"),
+        lambda: HurdleDE(view, "~ condition"),
+        lambda: de.gene_fits(["up"], ("condition", "stim", "ctrl")),
+    ):
+        with pytest.raises(SingleCellError, match=r"adata\.X: its file has been closed; open it anew"):
+            read()
+
+
+def _zarr(path: pathlib.Path, name: str, x: object) -> pathlib.Path:
+    """Write a zarr folder, one of its arrays in chunks of 16 and without metadata elsewhere; return its chunks."""
+    made = experiment(x=x)
+    made.layers["linear"] = values()
+    made.write_zarr(path)
+    (path / ".zmetadata").unlink()
+    group = zarr.open_group(path, mode="a", use_consolidated=False)
+    old, attributes = group[name][:], dict(group[name].attrs)
+    del group[name]
+    group.create_array(name, data=old, chunks=(16,) * old.ndim).attrs.update(attributes)
+    return path / name
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+@pytest.mark.parametrize("name", ["X/data", "X/indices"])
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
+def test_a_zarr_folder_that_lost_a_chunk(
+    name: str, form: Callable[[np.ndarray], object], tmp_path: pathlib.Path
+) -> None:
+    """Zarr reads it as zeros: in a sparse matrix, as other genes."""
+    path = tmp_path / "cells.zarr"
+    chunks = _zarr(path, name, form(values()))
+    assert HurdleDE(open_cells(path), "~ condition").data.value.equal(HurdleDE(experiment(), "~ condition").data.value)
+    (chunks / "3").unlink()
+    with pytest.raises(SingleCellError, match=r"adata\.X is damaged: chunks of its arrays are not in the folder"):
+        HurdleDE(open_cells(path), "~ condition")
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+def test_a_dense_zarr_folder_that_lost_a_chunk(tmp_path: pathlib.Path) -> None:
+    """It may have been one of zeros."""
+    path = tmp_path / "cells.zarr"
+    (_zarr(path, "X", values()) / "3.0").unlink()
+    with pytest.warns(UserWarning, match=r"adata\.X: 1 of 10 chunks are not in the folder and read as zeros"):
+        HurdleDE(open_cells(path), "~ condition")
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+@pytest.mark.parametrize(("name", "form"), [("X", np.asarray), ("X/data", sp.csr_matrix)])
+def test_a_codec_that_is_not_installed(name: str, form: Callable[[np.ndarray], object], tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.zarr"
+    described = _zarr(path, name, form(values())) / ".zarray"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"compressor": {"id": "of tomorrow"}}))
+    with pytest.warns(UserWarning, match="left out what anndata cannot read: X .*of tomorrow"):
+        cells = open_cells(path)
+    with pytest.raises(SingleCellError, match=r"adata: X cannot be read: .*of tomorrow"):
+        HurdleDE(cells, "~ condition")
+    found = HurdleDE(cells, "~ condition", layer="linear").data.value
+    assert found.equal(HurdleDE(experiment(), "~ condition").data.value)
 
 
 IMPORTS = """

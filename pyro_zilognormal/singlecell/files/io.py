@@ -19,7 +19,7 @@ from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellErro
 from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
 from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression
-from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, checked
+from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, check_open, checked
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 # The share of positive values says something of depth if it is that of many genes.
@@ -30,7 +30,7 @@ _FEWEST_LOGS, _SAME = 3, 1e-12
 
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
     """Return X, a layer or raw.X of an AnnData."""
-    if not hasattr(getattr(adata, "obs", None), "columns"):
+    if not (hasattr(getattr(adata, "obs", None), "columns") and "X" in dir(adata)):  # which reads nothing
         raise ArgumentTypeError(
             f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
         )
@@ -42,6 +42,9 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
     matrix, names, where = _choose(adata, layer, use_raw)
     _check_shape(adata, matrix, names, where)
     genes = [str(name) for name in names]
+    odd = next((gene for gene in genes if "\0" in gene), None)
+    if odd is not None:
+        raise SingleCellError(f"{where}: gene name {odd!r} holds NUL, where it ends for pandas; rename it")
     duplicated = names[names.duplicated()]
     if len(duplicated):
         raise SingleCellError(
@@ -55,7 +58,9 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
 
 def _check_shape(adata: Any, matrix: Any, names: Any, where: str) -> None:
     """Raise unless the matrix has the cells of obs and the genes of its var."""
+    check_open(matrix, where)
     if matrix is None:
+        check_readable("adata", "X", adata.obs)
         raise SingleCellError(f"adata has no X; name a layer: {', '.join(adata.layers) or 'it has none'}")
     if len(matrix.shape) != 2 or 0 in matrix.shape:
         raise SingleCellError(

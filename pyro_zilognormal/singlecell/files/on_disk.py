@@ -101,7 +101,9 @@ def _opened(root: Any, path: Path, dask: bool) -> tuple[Any, dict[str, str]]:
 def _parts(root: Any, dask: bool, left_out: dict[str, str]) -> dict[str, Any]:
     """Return what an AnnData is made of, except what is aligned to its axes."""
     parts: dict[str, Any] = {name: _table(root, name, left_out) for name in ("obs", "var")}
-    parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
+    parts["X"] = None
+    with _leaving_out("X", left_out):
+        parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
     parts["uns"] = _readable(root["uns"], "uns", left_out) if "uns" in root else {}
     if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
         with _leaving_out("raw", left_out):
@@ -184,6 +186,7 @@ def _element(element: Any, on_dask: str | None) -> Any:
     if element.attrs.get("encoding-type", "array") not in _ON_DISK:
         return _in_memory(element)
     matrix = require("anndata.io").sparse_dataset(element) if hasattr(element, "keys") else element
+    matrix.dtype  # noqa: B018  AnnData reads it, which can fail
     return matrix if on_dask is None else lazy(checked(matrix, on_dask))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -29,6 +30,9 @@ class MatrixOnDisk:
 
     def __init__(self, matrix: Any, where: str) -> None:
         self.shape, self.dtype, self._where, self._arrays = tuple(matrix.shape), matrix.dtype, where, [matrix]
+        if absent := _absent(matrix):  # which a chunk of zeros may be
+            text = f"{where}: {absent} of {matrix.nchunks} chunks are not in the folder and read as zeros; is it whole?"
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     def __getitem__(self, rows: Any) -> Any:
         with self._telling((rows.stop - rows.start) * math.prod(self.shape[1:])):
@@ -60,6 +64,8 @@ class MatrixOnDisk:
         except SingleCellError:
             raise
         except Exception as error:
+            for array in self._arrays:
+                check_open(array, self._where)
             said, needed = reason(error), self._bytes(values)
             if missing := next(filter(None, map(missing_filter, self._arrays)), None):
                 said = missing
@@ -91,6 +97,8 @@ class SparseOnDisk(MatrixOnDisk):
                 self._refuse("its arrays are not vectors, or their indices not whole numbers")
             if len(stored) > 1 or pointer.shape[0] != self._major + 1:
                 self._refuse("its arrays differ in length")
+            if self._minor > 1 and any(map(_absent, self._arrays)):
+                self._refuse("chunks of its arrays are not in the folder")
             self.indptr: NDArray[np.int64] = np.asarray(pointer[:]).astype(np.int64)
         if self.indptr[0] != 0 or self.indptr[-1] != stored.pop() or (np.diff(self.indptr) < 0).any():
             self._refuse("its indptr does not rise from 0 to the number of stored values")
@@ -188,6 +196,7 @@ def checked(matrix: Any, where: str) -> Any:
         except ValueError as error:
             raise SingleCellError(f"{where}: {error}") from error
         return matrix
+    check_open(matrix, where)
     if hasattr(matrix, "group") or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
         hdf5()
         return (SparseOnDisk if hasattr(matrix, "group") else MatrixOnDisk)(matrix, where)
@@ -208,6 +217,20 @@ def hdf5() -> Any:
     return require("h5py")
 
 
+def _absent(array: Any) -> int:
+    """Return how many chunks of an array of zarr are not in its folder; HDF5 files are whole or do not open."""
+    if not hasattr(array, "nchunks_initialized"):
+        return 0
+    return max(0, int(array.nchunks - array.nchunks_initialized))  # the last shard may have more than the array
+
+
+def check_open(matrix: Any, where: str) -> None:
+    """Raise for a matrix of an HDF5 file that has been closed."""
+    stored = getattr(matrix, "group", matrix)
+    if type(stored).__module__.startswith("h5py.") and not stored:
+        raise SingleCellError(f"{where}: its file has been closed; open it anew, or stay within the with block")
+
+
 def missing_filter(element: Any) -> str | None:
     """Return which dataset of an element of an HDF5 file is compressed by a filter that is not installed, in words."""
     h5py = require("h5py")
@@ -221,13 +244,15 @@ def missing_filter(element: Any) -> str | None:
         if not h5py.h5z.filter_avail(number):
             said = name.decode(errors="replace").partition(";")[0] or "a filter"
             return (
-                f"dataset '{element.file.filename}{element.name}' is compressed by {said} (HDF5 filter {number}), which is not "
-                "installed: pip install hdf5plugin, which has most filters, or write the file again with another compression"
+                f"dataset '{element.file.filename}{element.name}' is compressed by {said} (HDF5 filter {number}), "
+                "which is not installed: pip install hdf5plugin, which has most filters, or write the file again with "
+                "another compression"
             )
     return None
 
 
 def reason(error: BaseException) -> str:
     """Return the first line of what an error of another package says."""
-    lines = str(error).strip().strip("'\"").splitlines()
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # whose text is in quotes
+    lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
