@@ -21,6 +21,7 @@ from pyro_zilognormal.singlecell.arguments import (
     text_or_none,
     whole,
 )
+from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube
 from pyro_zilognormal.singlecell.design.depth import Depth
 from pyro_zilognormal.singlecell.design.formula import grouping
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
@@ -189,6 +190,8 @@ def prepare(
     """Read and check the cells, and make the autoencoder, with the arguments of :func:`embed`."""
     for module in ("anndata", "pandas", "scipy"):
         require(module)
+    if isinstance(adata, Cube) or is_cube(adata):
+        raise SingleCellError("adata is a cube, which has no single cells; needed an AnnData of them")
     seed, device, linear = whole("seed", seed, 0, 2**32 - 1), check_device(device), flag("linear", linear)
     latent = whole("latent", latent, 1, _WIDEST)
     hidden = [whole("hidden", size, 1, _WIDEST) for size in items("hidden", hidden, "sizes of layers")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -49,6 +50,10 @@ def _obs_is_no_table(path: pathlib.Path) -> None:
         file["var"] = [1, 2]
 
 
+def _pipe(path: pathlib.Path) -> None:
+    os.mkfifo(path)
+
+
 def _folder(path: pathlib.Path) -> None:
     path.mkdir()
 
@@ -57,6 +62,7 @@ def _folder(path: pathlib.Path) -> None:
     ("spoil", "says"),
     [
         (_missing, "does not exist; needed an h5ad or zarr file"),
+        (_pipe, "is no file; needed an h5ad or zarr file"),
         (_text, "cannot be read as an AnnData .*; needed a whole file that anndata wrote"),
         (_empty, "cannot be read as an AnnData"),
         (_truncated, "cannot be read as an AnnData"),

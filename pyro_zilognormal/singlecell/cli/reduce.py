@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from contextlib import ExitStack
 
 from pyro_zilognormal.singlecell.cli.console import record_warnings, say
 from pyro_zilognormal.singlecell.cli.options import SCALE, folder
 from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
-from pyro_zilognormal.singlecell.errors import SingleCellError, printable
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, printable
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
 from pyro_zilognormal.singlecell.files.scale import SCALES
 
@@ -53,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.merge and not options.append:
         raise SingleCellError("merge is given without --append; needed both, or none")
+    if len({os.path.realpath(path) for path in options.sources}) < len(options.sources):
+        raise SingleCellError(f"INPUT: got {listed(options.sources)}; needed each file once")
     with record_warnings() as recorded, ExitStack() as files:
         adatas = [files.enter_context(open_cells(path, follow_links=options.follow_links)) for path in options.sources]
         if options.append:
@@ -76,7 +79,10 @@ def _columns(text: str) -> list[str]:
     """Return columns that are separated by commas; quotes hold names with commas.
 
     Example:
-        >>> _columns('donor,"type, fine"')
+        >>> _columns('donor, "type, fine"')
         ['donor', 'type, fine']
     """
-    return next(csv.reader([text]), [])
+    try:
+        return next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of columns ({error})") from error

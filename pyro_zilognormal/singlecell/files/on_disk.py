@@ -49,8 +49,9 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
         (True, array([[0., 1., 0.]]))
     """
     path = Path(path)
-    if not os.path.exists(path):  # also of a name that is too long
-        raise SingleCellError(f"{str(path)!r} does not exist; needed an h5ad or zarr file of an AnnData")
+    if not (os.path.isfile(path) or os.path.isdir(path)):  # false of a name that is too long; a pipe would wait
+        said = "is no file" if os.path.exists(path) else "does not exist"
+        raise SingleCellError(f"{str(path)!r} {said}; needed an h5ad or zarr file of an AnnData")
     try:
         full = str(path.absolute())  # workers may have another working directory
         root = require("zarr").open_group(full, mode="r") if path.is_dir() else hdf5().File(full, "r")
