@@ -84,8 +84,8 @@ def _embed(options: argparse.Namespace, out: ExitStack) -> int:
     with record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
         labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name is not None}
-        say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
         prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
+        say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
         checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)
         found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
         found.write(adata, _KEY)
