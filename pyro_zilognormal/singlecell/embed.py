@@ -21,8 +21,9 @@ from pyro_zilognormal.singlecell.arguments import (
     text_or_none,
     whole,
 )
+from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube
 from pyro_zilognormal.singlecell.design.depth import Depth
-from pyro_zilognormal.singlecell.design.formula import column
+from pyro_zilognormal.singlecell.design.formula import grouping
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.files.io import find_expression
 from pyro_zilognormal.singlecell.files.reading import read_statistics
@@ -189,6 +190,8 @@ def prepare(
     """Read and check the cells, and make the autoencoder, with the arguments of :func:`embed`."""
     for module in ("anndata", "pandas", "scipy"):
         require(module)
+    if isinstance(adata, Cube) or is_cube(adata):
+        raise SingleCellError("adata is a cube, which has no single cells; needed an AnnData of them")
     seed, device, linear = whole("seed", seed, 0, 2**32 - 1), check_device(device), flag("linear", linear)
     latent = whole("latent", latent, 1, _WIDEST)
     hidden = [whole("hidden", size, 1, _WIDEST) for size in items("hidden", hidden, "sizes of layers")]
@@ -338,7 +341,7 @@ def _conditions(obs: Any, batch: str | None, depth: str | None, clean: Cleaner) 
     """Return names of the batches; batch, covariates and offset of the cells, None for none; and the depth's name."""
     names, code = [""], None
     if batch is not None:
-        code, levels = require("pandas").factorize(column(obs, batch, "batch"), sort=True)
+        code, levels = require("pandas").factorize(grouping(obs, batch, "batch"), sort=True)
         names, code = [str(level) for level in levels], code.astype(np.int64) if len(levels) > 1 else None
     known = None if depth is None and clean.scale != "counts" else Depth.find(obs, depth, clean)
     if known is None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 _MOST_LISTED = 12
+# The key of obs.attrs that holds why elements of a file cannot be read.
+UNREADABLE = "unreadable"
 
 
 class SingleCellError(ValueError):
@@ -55,6 +57,12 @@ def unknown(argument: str, came: object, what: str, known: Iterable[Any]) -> Unk
     near = difflib.get_close_matches(str(came), names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UnknownNameError(f"{argument}: {shown(came)} is not one of the {what}: {listed(names)}{hint}")
+
+
+def check_readable(argument: str, what: str, obs: Any) -> None:
+    """Raise if an element of the file was left out, as it could not be read."""
+    if what in (why := obs.attrs.get(UNREADABLE, {})):
+        raise UnknownNameError(f"{argument}: {what} cannot be read: {why[what]}")
 
 
 def listed(names: Iterable[Any], most: int = _MOST_LISTED) -> str:

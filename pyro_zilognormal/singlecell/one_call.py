@@ -13,7 +13,7 @@ from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions, checkpoint_path, flag, items
 from pyro_zilognormal.singlecell.cube.cube import Cube, opened
 from pyro_zilognormal.singlecell.design.design import Contrast, Variable
-from pyro_zilognormal.singlecell.design.formula import column
+from pyro_zilognormal.singlecell.design.formula import column, grouping
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.singlecell.write import check_key, write_results
@@ -152,7 +152,7 @@ def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[t
     """Return cells, formula and contrasts of each fit that compares groups with a reference group, or with the rest."""
     if not hasattr(adata, "obs"):
         raise ArgumentTypeError(f"adata is {shown(adata)}; needed an AnnData, such as anndata.read_h5ad(path) returns")
-    values = column(adata.obs, groupby, "groupby")
+    values = (column if isinstance(adata, Cube) else grouping)(adata.obs, groupby, "groupby")
     factor = Variable.of(values, coded=True)
     rest = isinstance(reference, str) and reference == _REST and _REST not in map(str, factor.levels)
     against = _REST if rest else factor.level(reference)

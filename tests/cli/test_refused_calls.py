@@ -78,6 +78,18 @@ def _no_matrix(folder: Path) -> Path:
     return path
 
 
+def _unreadable(name: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        adata = cells()
+        adata.raw = adata
+        path = file_of(folder, adata)
+        with h5py.File(path, "a") as file:
+            file[name].attrs["encoding-type"] = "of tomorrow"
+        return path
+
+    return make
+
+
 MISSING = ["a", None] * (N // 2)
 
 # What is wrong with the file.
@@ -102,6 +114,13 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
         (*ASKED, "--formula", "~ condition + age"),
         "obs['age'] is missing in 1 of 60 cells, the first 'cell3'",
     ),
+    "an unreadable column": (_unreadable("obs/condition"), ASKED, "formula: obs['condition'] cannot be read: "),
+    "an unreadable layer": (
+        _unreadable("layers/counts"),
+        (*ASKED, "--layer", "counts"),
+        "layer: layers['counts'] cannot be read: ",
+    ),
+    "an unreadable raw": (_unreadable("raw/var/_index"), (*ASKED, "--use-raw"), "use_raw: raw cannot be read: "),
     "missing donor": (_of(donor=MISSING), (*ASKED, "--donor", "donor"), "obs['donor'] is missing in 30 of 60"),
     "one donor": (_of(donor="d"), (*ASKED, "--donor", "donor"), "names one donor only, 'd'; pass no --donor"),
     "confounded donor": (
@@ -170,13 +189,15 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "a call in the formula": (("--formula", "~ .system('x') + condition", *CONTRAST), "cannot be read"),
     "control characters": (("--formula", "~ \x1b[31m", *CONTRAST), "\\x1b"),
     "shortened options": ((*ASKED, "--detection", "0.1"), "unrecognized arguments"),
+    "no folder": ((*ASKED, "--out", ""), "argument --out: '' is empty; needed the name of a folder"),
+    "cells as donors": ((*ASKED, "--donor", "age"), "donor: obs['age'] has 60 levels in 60 cells"),
     "unknown option": ((*ASKED, "--colour"), "unrecognized arguments: --colour"),
 }
 
 
 def _refused(out: Path, fragment: str, *arguments: Any) -> None:
     before = sorted(out.parent.rglob("*"))
-    ran = run(*arguments, "--out", out)
+    ran = run(*arguments[:1], "--out", out, *arguments[1:])
     assert ran.code == 2, ran
     assert ran.problems.startswith("pyro-zilognormal")
     assert ran.problems.count("\n") == 1, ran.problems

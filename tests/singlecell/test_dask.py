@@ -165,13 +165,15 @@ def test_damaged_indices_are_refused_by_whoever_reads_them(name: str, form: str,
         HurdleDE(lazy, "~ condition", scale="linear")
 
 
-def test_a_damaged_indptr_is_refused_when_the_file_is_opened(tmp_path: pathlib.Path) -> None:
+def test_a_damaged_indptr_is_told_when_the_file_is_opened_and_refused_when_it_is_used(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "cells.h5ad"
     hostile_files.cells().write_h5ad(path)
     with h5py.File(path, "a") as file:
         hostile_files.SPARSE["an indptr that falls"](file["X"])
-    with pytest.raises(SingleCellError, match=r"adata\.X is damaged: its indptr"):
-        open_cells(path, dask=True)
+    with pytest.warns(UserWarning, match=r"left out .*: X \(adata\.X is damaged: its indptr"):
+        adata = open_cells(path, dask=True)
+    with pytest.raises(SingleCellError, match=r"adata: X cannot be read: adata\.X is damaged: its indptr"):
+        HurdleDE(adata, "~ condition", scale="linear")
 
 
 def test_a_file_that_a_worker_lacks_is_told(tmp_path: pathlib.Path) -> None:

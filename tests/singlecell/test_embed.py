@@ -42,6 +42,12 @@ def holding(value):
     return adata
 
 
+def named():
+    adata = cells()
+    adata.obs["name"] = adata.obs_names
+    return adata
+
+
 def embedded(adata, **options):
     found = embed(
         adata, **{"batch": "sample", "scale": "counts", "latent": 2, "hidden": (16,), "steps": STEPS, **options}
@@ -209,6 +215,7 @@ def test_the_random_state_is_left_as_it_was():
 
 
 BAD = [
+    ({"adata": named(), "batch": "name"}, r"batch: obs\['name'\] has 300 levels in 300 cells"),
     ({"batch": "sampel"}, "batch: 'sampel' is not one of .*; did you mean 'sample'"),
     ({"layer": "counts"}, "layer: 'counts'"),
     ({"scale": "log"}, "scale is 'log'"),

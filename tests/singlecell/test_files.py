@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 
 import anndata
@@ -13,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import zarr
 
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
 from tests.singlecell.cell_cases import experiment, values
@@ -46,6 +50,10 @@ def _obs_is_no_table(path: pathlib.Path) -> None:
         file["var"] = [1, 2]
 
 
+def _pipe(path: pathlib.Path) -> None:
+    os.mkfifo(path)
+
+
 def _folder(path: pathlib.Path) -> None:
     path.mkdir()
 
@@ -54,6 +62,7 @@ def _folder(path: pathlib.Path) -> None:
     ("spoil", "says"),
     [
         (_missing, "does not exist; needed an h5ad or zarr file"),
+        (_pipe, "is no file; needed an h5ad or zarr file"),
         (_text, "cannot be read as an AnnData .*; needed a whole file that anndata wrote"),
         (_empty, "cannot be read as an AnnData"),
         (_truncated, "cannot be read as an AnnData"),
@@ -107,6 +116,120 @@ def test_a_file_whose_matrix_is_damaged(tmp_path: pathlib.Path) -> None:
         pytest.raises(SingleCellError, match=r"adata\.X cannot be read; the file is damaged"),
     ):
         HurdleDE(cells, "~ condition")
+
+
+def _with_unknown_filter(path: pathlib.Path, name: str) -> None:
+    """Write a dataset again, its one chunk as if a filter had made it that HDF5 keeps for tests and nothing has."""
+    with h5py.File(path, "a") as file:
+        old = file[name]
+        content, attributes, kind, space = old[()], dict(old.attrs), old.id.get_type(), old.id.get_space()
+        created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        created.set_chunk(old.shape)
+        created.set_filter(300, h5py.h5z.FLAG_OPTIONAL)
+        del file[name]
+        new = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, created))
+        new.id.write_direct_chunk((0,) * content.ndim, content.tobytes())
+        new.attrs.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        ("X", "adata.X cannot be read"),
+        ("raw/X/data", "adata.raw.X cannot be read"),
+        ("layers/dense", r"adata.layers\['dense'\] cannot be read"),
+        ("obs/condition/codes", r"formula: obs\['condition'\] cannot be read"),
+        ("obs/_index", "dataset"),
+        ("obs/age", None),
+        ("var/length", None),
+        ("obsm/pca", None),
+        ("uns/note", None),
+    ],
+)
+def test_a_filter_that_is_not_installed(name: str, argument: str | None, tmp_path: pathlib.Path) -> None:
+    """The dataset, the filter and the way out are named; what is not needed does no harm."""
+    path, made = tmp_path / "cells.h5ad", experiment()
+    made.layers["dense"], made.obsm["pca"], made.uns["note"] = values(), values()[:, :2], np.arange(5.0)
+    made.var["length"], made.raw = 1.0, experiment(x=sp.csr_matrix(values()))
+    made.write_h5ad(path)
+    _with_unknown_filter(path, name)
+    chosen = {"raw/X/data": {"use_raw": True}, "layers/dense": {"layer": "dense"}}.get(name, {})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*left out what anndata cannot read: .*HDF5 filter 300", UserWarning)
+        if argument is None:
+            with open_cells(path) as cells:
+                found = HurdleDE(cells, "~ condition").data.value
+            assert found.equal(HurdleDE(made, "~ condition").data.value)
+            return
+        said = f"^{argument}.* '.*{name}' is compressed by a filter .HDF5 filter 300.,.*: pip install hdf5plugin"
+        with pytest.raises(SingleCellError, match=said), open_cells(path) as cells:
+            HurdleDE(cells, "~ condition", **chosen)
+
+
+@pytest.mark.parametrize("form", [np.asarray, sp.csr_matrix, sp.csc_matrix])
+def test_a_file_that_has_been_closed(form: Callable[[np.ndarray], object], tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.h5ad"
+    experiment(x=form(values())).write_h5ad(path)
+    with open_cells(path) as cells:
+        view, de = cells[10:], HurdleDE(cells, "~ condition").fit(steps=10)
+    for read in (
+        lambda: HurdleDE(cells, "~ condition"),
+        lambda: HurdleDE(view, "~ condition"),
+        lambda: de.gene_fits(["up"], ("condition", "stim", "ctrl")),
+    ):
+        with pytest.raises(SingleCellError, match=r"adata\.X: its file has been closed; open it anew"):
+            read()
+
+
+def _zarr(path: pathlib.Path, name: str, x: object) -> pathlib.Path:
+    """Write a zarr folder, one of its arrays in chunks of 16 and without metadata elsewhere; return its chunks."""
+    made = experiment(x=x)
+    made.layers["linear"] = values()
+    made.write_zarr(path)
+    (path / ".zmetadata").unlink()
+    group = zarr.open_group(path, mode="a", use_consolidated=False)
+    old, attributes = group[name][:], dict(group[name].attrs)
+    del group[name]
+    group.create_array(name, data=old, chunks=(16,) * old.ndim).attrs.update(attributes)
+    return path / name
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+@pytest.mark.parametrize("name", ["X/data", "X/indices"])
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix])
+def test_a_zarr_folder_that_lost_a_chunk(
+    name: str, form: Callable[[np.ndarray], object], tmp_path: pathlib.Path
+) -> None:
+    """Zarr reads it as zeros: in a sparse matrix, as other genes."""
+    path = tmp_path / "cells.zarr"
+    chunks = _zarr(path, name, form(values()))
+    assert HurdleDE(open_cells(path), "~ condition").data.value.equal(HurdleDE(experiment(), "~ condition").data.value)
+    (chunks / "3").unlink()
+    with pytest.raises(SingleCellError, match=r"adata\.X is damaged: chunks of its arrays are not in the folder"):
+        HurdleDE(open_cells(path), "~ condition")
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+def test_a_dense_zarr_folder_that_lost_a_chunk(tmp_path: pathlib.Path) -> None:
+    """It may have been one of zeros."""
+    path = tmp_path / "cells.zarr"
+    (_zarr(path, "X", values()) / "3.0").unlink()
+    with pytest.warns(UserWarning, match=r"adata\.X: 1 of 10 chunks are not in the folder and read as zeros"):
+        HurdleDE(open_cells(path), "~ condition")
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data will no longer be the default:UserWarning")
+@pytest.mark.parametrize(("name", "form"), [("X", np.asarray), ("X/data", sp.csr_matrix)])
+def test_a_codec_that_is_not_installed(name: str, form: Callable[[np.ndarray], object], tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "cells.zarr"
+    described = _zarr(path, name, form(values())) / ".zarray"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"compressor": {"id": "of tomorrow"}}))
+    with pytest.warns(UserWarning, match="left out what anndata cannot read: X .*of tomorrow"):
+        cells = open_cells(path)
+    with pytest.raises(SingleCellError, match=r"adata: X cannot be read: .*of tomorrow"):
+        HurdleDE(cells, "~ condition")
+    found = HurdleDE(cells, "~ condition", layer="linear").data.value
+    assert found.equal(HurdleDE(experiment(), "~ condition").data.value)
 
 
 IMPORTS = """

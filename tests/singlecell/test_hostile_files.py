@@ -147,6 +147,9 @@ def test_what_cannot_be_read_is_left_out_with_a_warning(tmp_path: pathlib.Path) 
     assert all(name in str(told[0].message) for name in ("obs['donor']", "uns['log1p']", "layers['odd']"))
     assert "\n" not in str(told[0].message)
     assert list(adata.obs) == ["condition", "sex", "age"]
+    for asked in ({"donor": "donor"}, {"layer": "odd"}):
+        with pytest.raises(SingleCellError, match=r"cannot be read: .*of tomorrow"):
+            HurdleDE(adata, "~ condition", **asked)
     np.testing.assert_array_equal(HurdleDE(adata, "~ condition", scale="linear").data.value, hostile_files.expected())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -93,6 +94,15 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no genes": (lambda: call(experiment()[:, :0]), r"adata.X is empty, of shape \(160, 0\)"),
     "one cell": (lambda: call(experiment()[:1], scale="linear"), "has one value only"),
     "no X": (lambda: call(anndata.AnnData(obs=frame())), "adata has no X; name a layer: it has none"),
+    "NUL in a gene": (
+        lambda: call(renamed(["a\0x", "a\0y", "b", "c", "d", "e"])),
+        r"adata.X: gene name 'a\\x00x' holds NUL, where it ends for pandas; rename it",
+    ),
+    "NUL in a level": (
+        lambda: call(with_obs(name=np.array(["a\0x", "a\0y"], object).repeat(80)), "~ name"),
+        r"formula: obs\['name'\] holds text with NUL, where it ends for pandas; rename levels",
+    ),
+    "an AnnData without matrix": (lambda: call(SimpleNamespace(obs=frame())), "adata is a SimpleNamespace; needed an"),
     "duplicate genes": (
         lambda: call(renamed(["a", "b", "a", "c", "a", "d"])),
         r"gene name 'a' stands 3 times in var_names; needed unique names: call adata.var_names_make_unique\(\)",
@@ -143,6 +153,18 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no intercept": (lambda: call(experiment(), "~ 0 + condition"), "'~ 0 \\+ condition' has no intercept; needed one"),
     "two sides": (lambda: call(experiment(), "age ~ condition"), "has several sides or parts; needed one"),
     "unreadable formula": (lambda: call(experiment(), "~ condition +* sex"), "cannot be read: "),
+    "single cells as donors": (
+        lambda: call(experiment(), donor="age"),
+        r"donor: obs\['age'\] has 160 levels in 160 cells; needed a column that names groups of cells, such as donors",
+    ),
+    "names of pairs and single cells as a random effect": (
+        lambda: call(with_obs(name=[f"cell{max(i, 79)}" for i in range(160)]), "~ condition + (1 | sex:name)"),
+        r"formula: obs\['name'\] has 81 levels in 160 cells",
+    ),
+    "single cells as groups": (
+        lambda: differential_expression(with_obs(name=frame().index), groupby="name"),
+        r"groupby: obs\['name'\] has 160 levels in 160 cells",
+    ),
     "a variable of single cells": (
         lambda: call(with_obs(name=frame().index), "~ condition + name"),
         "has 161 coefficients for 160 cells; needed fewer: leave out variables that name single cells",

@@ -11,10 +11,14 @@ from pyro_zilognormal.singlecell.errors import SingleCellError
 from pyro_zilognormal.sufficient.dask import require
 
 # Dask has workers return the memory of each array to the system, which clears it anew for the next: nearly twice the
-# time of the processors. With these limits they keep up to 256 MB.
-_KEEP_MEMORY = {
-    f"distributed.nanny.pre-spawn-environ.MALLOC_{name}_THRESHOLD_": bytes_
-    for name, bytes_ in (("TRIM", 1 << 28), ("MMAP", 1 << 26))
+# time of the processors. With these limits they keep up to 256 MB. Errors come to this process: theirs are no news.
+_ENVIRONMENT = {
+    f"distributed.nanny.pre-spawn-environ.{name}": value
+    for name, value in (
+        ("MALLOC_TRIM_THRESHOLD_", 1 << 28),
+        ("MALLOC_MMAP_THRESHOLD_", 1 << 26),
+        ("DASK_LOGGING__DISTRIBUTED", "critical"),
+    )
 }
 
 
@@ -52,6 +56,6 @@ def cluster(workers: int | None, address: str | None) -> Iterator[None]:
 def local_cluster(workers: int) -> Any:
     """Start processes of one thread each, which listen to this machine alone."""
     distributed = require("distributed")
-    with require("dask").config.set(_KEEP_MEMORY):
+    with require("dask").config.set(_ENVIRONMENT):
         # Dask's usual port of the dashboard may be in use.
         return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")

@@ -84,8 +84,9 @@ def whole_files(out: Path) -> Iterator[Path]:
         said = (
             f"{error.strerror or error} after {sum(file.stat().st_size for file in partial.iterdir())} bytes of results"
         )
-        said += f"; {CHECKPOINT} is whole: make room, and run it again with --resume"
-        raise OSError(error.errno or errno.EIO, said, str(out)) from error
+        fix = "make room" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "clear the way"
+        said += f"; {CHECKPOINT} is whole: {fix}, and run it again with --resume"
+        raise OSError(error.errno or errno.EIO, said, str(error.filename2 or out)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from pyro_zilognormal.singlecell.cli.console import (
     say,
     whole_files,
 )
-from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, whole
+from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, folder, whole
 from pyro_zilognormal.singlecell.cli.pictures import painted
 from pyro_zilognormal.singlecell.cli.report import inline
 from pyro_zilognormal.singlecell.design.formula import column
@@ -56,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
     add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
-    add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
+    add("--out", type=folder, required=True, metavar="DIR", help="output folder; created if missing")
     add("--batch", metavar="COLUMN", help="column of obs that names the batches to correct for, such as samples")
     add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
     add_matrix(add)
@@ -76,9 +75,9 @@ def run(options: argparse.Namespace) -> int:
 def _embed(options: argparse.Namespace, out: ExitStack) -> int:
     with record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
-        labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name}
-        say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
+        labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name is not None}
         prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
+        say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
         checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)
         found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
         found.write(adata, _KEY)

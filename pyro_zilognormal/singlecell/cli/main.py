@@ -119,10 +119,10 @@ def open_source(options: argparse.Namespace) -> Iterator[Any]:
     with record_warnings() as left_out:
         dask = options.workers is not None or options.cluster is not None
         cells = open_cells(found_at(options.source), follow_links=options.follow_links, dask=dask)
-    for text in left_out:
-        print(f"warning: {text}", file=sys.stderr)
     with cells:
         yield Cube.from_anndata(cells, options.source) if is_cube(cells) else cells
+    for text in left_out:
+        print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def compare(options: argparse.Namespace, adata: Any, out: ExitStack) -> tuple[Results, dict[str, Any], list[str]]:

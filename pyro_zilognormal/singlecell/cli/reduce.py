@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from contextlib import ExitStack
-from pathlib import Path
 
 from pyro_zilognormal.singlecell.cli.console import record_warnings, say
-from pyro_zilognormal.singlecell.cli.options import add_matrix, add_normalisation
+from pyro_zilognormal.singlecell.cli.options import add_matrix, add_normalisation, folder
 from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
-from pyro_zilognormal.singlecell.errors import SingleCellError, printable
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, printable
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
 
 DESCRIPTION = (
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
     add("sources", metavar="INPUT", nargs="+", help="AnnData files of the same genes, h5ad or zarr")
-    add("--out", type=Path, required=True, metavar="CUBE", help="the cube, a zarr folder")
+    add("--out", type=folder, required=True, metavar="CUBE", help="the cube, a zarr folder")
     add("--by", type=_columns, metavar="COLUMNS", help="columns of obs that name the groups: donor,cell_type,condition")
     add("--append", action="store_true", help="append the cells to the cube that is there, reduced as it was")
     add("--merge", action="store_true", help="with --append, add cells to groups that the cube has already")
@@ -49,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.merge and not options.append:
         raise SingleCellError("merge is given without --append; needed both, or none")
+    if len({os.path.realpath(path) for path in options.sources}) < len(options.sources):
+        raise SingleCellError(f"INPUT: got {listed(options.sources)}; needed each file once")
     with record_warnings() as recorded, ExitStack() as files:
         adatas = [files.enter_context(open_cells(path, follow_links=options.follow_links)) for path in options.sources]
         if options.append:
@@ -72,7 +74,10 @@ def _columns(text: str) -> list[str]:
     """Return columns that are separated by commas; quotes hold names with commas.
 
     Example:
-        >>> _columns('donor,"type, fine"')
+        >>> _columns('donor, "type, fine"')
         ['donor', 'type, fine']
     """
-    return next(csv.reader([text]), [])
+    try:
+        return next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of columns ({error})") from error

@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, listed, require, unknown
+from pyro_zilognormal.singlecell.errors import (
+    ArgumentTypeError,
+    SingleCellError,
+    check_readable,
+    listed,
+    require,
+    unknown,
+)
 
 _STRING = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
 # A quoted name, or a string, which may hold backticks.
@@ -57,7 +64,7 @@ class Formula:
         if not isinstance(text, str):
             raise ArgumentTypeError(f"formula is a {type(text).__name__}; needed text, such as '~ condition'")
         self.text = text
-        aliased, self._alias = _with_aliases(text, obs.columns)
+        aliased, self._alias = _with_aliases(text, obs)
         try:
             parsed = formulaic.Formula(aliased)
             simple = isinstance(parsed, formulaic.SimpleFormula)
@@ -113,7 +120,7 @@ class Formula:
         odd = [str(known) for known in obs.columns if not str(known).isidentifier()]
         whole = [known for known in odd if known.startswith(name) and known in self.text]
         if not whole:
-            return unknown("formula", self._own(name), "columns of adata.obs", obs.columns)
+            return _no_column("formula", self._own(name), obs)
         return SingleCellError(f"formula: {whole[0]!r} needs quotes in {self.text!r}: write `{whole[0]}`")
 
     def _own(self, text: str) -> str:
@@ -127,16 +134,17 @@ class Formula:
         return lines[0] if lines else type(error).__name__
 
 
-def _with_aliases(text: str, columns: Any) -> tuple[str, dict[str, str]]:
+def _with_aliases(text: str, obs: Any) -> tuple[str, dict[str, str]]:
     """Return a formula with an alias for each quoted name, and the aliases by name."""
     start = "quoted_"
     alias: dict[str, str] = {}
+    columns = obs.columns
     while any(str(name).startswith(start) for name in columns) or start in text:
         start = f"_{start}"
 
     def replace(name: str) -> str:
         if name not in columns:
-            raise unknown("formula", name, "columns of adata.obs", columns)
+            raise _no_column("formula", name, obs)
         return alias.setdefault(name, f"{start}{len(alias)}_")
 
     def quoted(found: re.Match[str]) -> str:
@@ -156,12 +164,18 @@ def _root(name: Any) -> str:
     return str(name).split(".")[0]
 
 
+def _no_column(argument: str, name: str, obs: Any) -> SingleCellError:
+    """Return the error for a column that obs does not have, or that its file holds but could not be read."""
+    check_readable(argument, f"obs[{name!r}]", obs)
+    return unknown(argument, name, "columns of adata.obs", obs.columns)
+
+
 def column(obs: Any, name: str, argument: str) -> Any:
     """Return a column of adata.obs without unused categories."""
     if not isinstance(name, str):
         raise ArgumentTypeError(f"{argument} is {name!r}; needed the name of a column of adata.obs")
     if name not in obs.columns:
-        raise unknown(argument, name, "columns of adata.obs", obs.columns)
+        raise _no_column(argument, name, obs)
     values = obs[name]
     if values.ndim > 1:
         raise SingleCellError(f"{argument}: obs has {values.shape[1]} columns named {name!r}; needed one")
@@ -171,6 +185,9 @@ def column(obs: Any, name: str, argument: str) -> Any:
             f"{argument}: obs[{name!r}] is missing in {len(missing)} of {len(values)} cells, the first "
             f"{obs.index[missing[0]]!r}; fill it, or keep adata[adata.obs[{name!r}].notna()]"
         )
+    text = values.cat.categories if hasattr(values, "cat") else values
+    if text.dtype.kind == "O" and any("\0" in value for value in text if isinstance(value, str)):
+        raise SingleCellError(f"{argument}: obs[{name!r}] holds text with NUL, where it ends for pandas; rename levels")
     if hasattr(values, "cat"):
         return values.cat.remove_unused_categories()
     if str(values.dtype) in ("string", "str"):  # formulaic does not code them as categories with every pandas
@@ -183,6 +200,17 @@ def column(obs: Any, name: str, argument: str) -> Any:
         raise SingleCellError(f"{argument}: obs[{name!r}] holds infinite values; needed finite ones")
     if values.dtype.kind not in "biuf":
         raise SingleCellError(f"{argument}: obs[{name!r}] is {values.dtype}; needed numbers or categories: convert it")
+    return values
+
+
+def grouping(obs: Any, name: str, argument: str) -> Any:
+    """Return a column of adata.obs that names groups of cells, such as donors, not single cells."""
+    values = column(obs, name, argument)
+    if 2 * (levels := values.nunique()) > len(values) > 0:
+        raise SingleCellError(
+            f"{argument}: obs[{name!r}] has {levels} levels in {len(values)} cells; needed a column that names groups "
+            "of cells, such as donors, two cells or more in each on average"
+        )
     return values
 
 

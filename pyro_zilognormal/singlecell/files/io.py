@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from pyro_zilognormal.models import HurdleData
 from pyro_zilognormal.singlecell.design.depth import Depth, warn_of_depths
 from pyro_zilognormal.singlecell.design.design import Design, strata
-from pyro_zilognormal.singlecell.design.formula import column
+from pyro_zilognormal.singlecell.design.formula import column, grouping
 from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, unknown
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, check_readable, unknown
 from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
 from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
-from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, checked
+from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, check_open, checked
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 # The share of positive values says something of depth if it is that of many genes.
@@ -30,7 +30,7 @@ _FEWEST_LOGS, _SAME = 3, 1e-12
 
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
     """Return X, a layer or raw.X of an AnnData."""
-    if not hasattr(getattr(adata, "obs", None), "columns"):
+    if not (hasattr(getattr(adata, "obs", None), "columns") and "X" in dir(adata)):  # which reads nothing
         raise ArgumentTypeError(
             f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
         )
@@ -42,6 +42,9 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
     matrix, names, where = _choose(adata, layer, use_raw)
     _check_shape(adata, matrix, names, where)
     genes = [str(name) for name in names]
+    odd = next((gene for gene in genes if "\0" in gene), None)
+    if odd is not None:
+        raise SingleCellError(f"{where}: gene name {odd!r} holds NUL, where it ends for pandas; rename it")
     duplicated = names[names.duplicated()]
     if len(duplicated):
         raise SingleCellError(
@@ -72,7 +75,9 @@ def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> tuple
 
 def _check_shape(adata: Any, matrix: Any, names: Any, where: str) -> None:
     """Raise unless the matrix has the cells of obs and the genes of its var."""
+    check_open(matrix, where)
     if matrix is None:
+        check_readable("adata", "X", adata.obs)
         raise SingleCellError(f"adata has no X; name a layer: {', '.join(adata.layers) or 'it has none'}")
     if len(matrix.shape) != 2 or 0 in matrix.shape:
         raise SingleCellError(
@@ -90,11 +95,13 @@ def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str
         raise SingleCellError(f"layer is {layer!r} and use_raw is True; needed one of them, as raw has no layers")
     if use_raw:
         if adata.raw is None:
+            check_readable("use_raw", "raw", adata.obs)
             raise SingleCellError("use_raw is True, but adata.raw is None; pass use_raw=False, or name a layer")
         return adata.raw.X, adata.raw.var_names, "adata.raw.X"
     if layer is None:
         return adata.X, adata.var_names, "adata.X"
     if layer not in adata.layers:
+        check_readable("layer", f"layers[{layer!r}]", adata.obs)
         raise unknown("layer", layer, "layers of adata", adata.layers)
     return adata.layers[layer], adata.var_names, f"adata.layers[{layer!r}]"
 
@@ -203,6 +210,8 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
     fixed, bars = split_formula(formula)
     design = Design(fixed, obs)
     terms, left_out = random_terms(obs, design, donor, bars)
+    for name in dict.fromkeys(name for term in terms for name in term.columns):
+        grouping(obs, name, "donor" if name == donor else "formula")
     shift = None if offset is None else log_size_factors(obs, offset)
     known = Depth.find(obs, depth, clean)
     used = known if depth is not None else None

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require
-from pyro_zilognormal.singlecell.files.stored_matrix import checked, lazy, reason
+from pyro_zilognormal.singlecell.errors import UNREADABLE, SingleCellError, listed, require
+from pyro_zilognormal.singlecell.files.stored_matrix import checked, hdf5, lazy, missing_filter, reason
 
 _ON_DISK = ("array", "csr_matrix", "csc_matrix")
 _ALIGNED = ("layers", "obsm", "varm", "obsp", "varp")
@@ -50,13 +49,12 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
         (True, array([[0., 1., 0.]]))
     """
     path = Path(path)
-    if not os.path.exists(path):  # also of a name that is too long
-        raise SingleCellError(f"{str(path)!r} does not exist; needed an h5ad or zarr file of an AnnData")
-    with suppress(ImportError):
-        importlib.import_module("hdf5plugin")  # registers the filters of compressed files
+    if not (os.path.isfile(path) or os.path.isdir(path)):  # false of a name that is too long; a pipe would wait
+        said = "is no file" if os.path.exists(path) else "does not exist"
+        raise SingleCellError(f"{str(path)!r} {said}; needed an h5ad or zarr file of an AnnData")
     try:
         full = str(path.absolute())  # workers may have another working directory
-        root = require("zarr").open_group(full, mode="r") if path.is_dir() else require("h5py").File(full, "r")
+        root = require("zarr").open_group(full, mode="r") if path.is_dir() else hdf5().File(full, "r")
         link = None if follow_links else (_symbolic_link(path) if path.is_dir() else _hdf5_link(root))
         if link:
             raise SingleCellError(
@@ -75,14 +73,16 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
             "h5ad or zarr"
         ) from error
     if left_out:
-        text = f"{str(path)!r}: left out what anndata cannot read: {listed(left_out)}"
+        cells.obs.attrs[UNREADABLE] = left_out
+        said = listed(f"{what} ({why})" for what, why in left_out.items())
+        text = f"{str(path)!r}: left out what anndata cannot read: {said}"
         warnings.warn(text, UserWarning, stacklevel=2)
     return cells
 
 
-def _opened(root: Any, path: Path, dask: bool) -> tuple[Any, list[str]]:
-    """Return the AnnData of an open file, and the elements that cannot be read, each with the reason."""
-    left_out: list[str] = []
+def _opened(root: Any, path: Path, dask: bool) -> tuple[Any, dict[str, str]]:
+    """Return the AnnData of an open file, and why elements cannot be read."""
+    left_out: dict[str, str] = {}
     if _is_old(root):
         old = require("anndata").read_h5ad(path)
         parts = {name: getattr(old, name) for name in ("X", "obs", "var", "uns", *_ALIGNED)}
@@ -99,10 +99,12 @@ def _opened(root: Any, path: Path, dask: bool) -> tuple[Any, list[str]]:
     return cells, left_out
 
 
-def _parts(root: Any, dask: bool, left_out: list[str]) -> dict[str, Any]:
+def _parts(root: Any, dask: bool, left_out: dict[str, str]) -> dict[str, Any]:
     """Return what an AnnData is made of, except what is aligned to its axes."""
     parts: dict[str, Any] = {name: _table(root, name, left_out) for name in ("obs", "var")}
-    parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
+    parts["X"] = None
+    with _leaving_out("X", left_out):
+        parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
     parts["uns"] = _readable(root["uns"], "uns", left_out) if "uns" in root else {}
     if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
         with _leaving_out("raw", left_out):
@@ -137,34 +139,44 @@ def _is_old(root: Any) -> bool:
 
 
 @contextmanager
-def _leaving_out(what: str, left_out: list[str]) -> Iterator[None]:
+def _leaving_out(what: str, left_out: dict[str, str]) -> Iterator[None]:
     """Note that an element cannot be read, instead of the error."""
     try:
         yield
     except Exception as error:
-        left_out.append(f"{what} ({reason(error)})")
+        left_out[what] = reason(error)
 
 
-def _readable(group: Any, where: str, left_out: list[str], names: Any = None) -> dict[str, Any]:
+def _readable(group: Any, where: str, left_out: dict[str, str], names: Any = None) -> dict[str, Any]:
     """Return the elements of a group that anndata can read, in memory."""
     found = {}
     for name in group if names is None else names:
         with _leaving_out(f"{where}[{name!r}]", left_out):
-            found[name] = require("anndata.io").read_elem(group[name])
+            found[name] = _in_memory(group[name])
     return found
 
 
-def _table(root: Any, where: str, left_out: list[str]) -> Any:
+def _in_memory(element: Any) -> Any:
+    """Return an element in memory."""
+    try:
+        return require("anndata.io").read_elem(element)
+    except Exception as error:
+        if missing := missing_filter(element):
+            raise SingleCellError(missing) from error
+        raise
+
+
+def _table(root: Any, where: str, left_out: dict[str, str]) -> Any:
     """Return a table; columns that cannot be read are left out."""
     if where not in root:
         raise KeyError(f"it has no {where}")
-    table, read = root[where], require("anndata.io").read_elem
+    table = root[where]
     if not hasattr(table, "keys"):
         raise TypeError(f"its {where} is not a table")
     try:
-        return read(table)
+        return _in_memory(table)
     except Exception:
-        index = read(table[table.attrs["_index"]])
+        index = _in_memory(table[table.attrs["_index"]])
         names = [str(name) for name in table.attrs["column-order"]]
         columns = _readable(table, where, left_out, names)
         return require("pandas").DataFrame(columns, index=index)
@@ -173,8 +185,9 @@ def _table(root: Any, where: str, left_out: list[str]) -> Any:
 def _element(element: Any, on_dask: str | None) -> Any:
     """Return a matrix on disk, or on Dask under the name that errors use, and anything else (a table) in memory."""
     if element.attrs.get("encoding-type", "array") not in _ON_DISK:
-        return require("anndata.io").read_elem(element)
+        return _in_memory(element)
     matrix = require("anndata.io").sparse_dataset(element) if hasattr(element, "keys") else element
+    matrix.dtype  # noqa: B018  AnnData reads it, which can fail
     return matrix if on_dask is None else lazy(checked(matrix, on_dask))
 
 

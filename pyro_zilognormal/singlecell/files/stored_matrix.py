@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -28,6 +30,9 @@ class MatrixOnDisk:
 
     def __init__(self, matrix: Any, where: str) -> None:
         self.shape, self.dtype, self._where, self._arrays = tuple(matrix.shape), matrix.dtype, where, [matrix]
+        if absent := _absent(matrix):  # which a chunk of zeros may be
+            text = f"{where}: {absent} of {matrix.nchunks} chunks are not in the folder and read as zeros; is it whole?"
+            warnings.warn(text, UserWarning, stacklevel=2)
 
     def __getitem__(self, rows: Any) -> Any:
         with self._telling((rows.stop - rows.start) * math.prod(self.shape[1:])):
@@ -59,12 +64,15 @@ class MatrixOnDisk:
         except SingleCellError:
             raise
         except Exception as error:
+            for array in self._arrays:
+                check_open(array, self._where)
             said, needed = reason(error), self._bytes(values)
-            if isinstance(error, MemoryError) or needed >= _MUCH:
+            if missing := next(filter(None, map(missing_filter, self._arrays)), None):
+                said = missing
+            elif isinstance(error, MemoryError) or needed >= _MUCH:
                 said = f"a block of it needs {needed / 2**30:.2g} GiB of memory ({said}); store it in smaller chunks"
             else:
-                fix = "pip install hdf5plugin" if "filter" in said else "get a whole copy of the file"
-                said = f"the file is damaged, or lacks a filter: {said}; {fix}"
+                said = f"the file is damaged: {said}; get a whole copy of it"
             raise SingleCellError(f"{self._where} cannot be read; {said}, or name another layer") from error
 
     def _bytes(self, values: int) -> int:
@@ -89,6 +97,8 @@ class SparseOnDisk(MatrixOnDisk):
                 self._refuse("its arrays are not vectors, or their indices not whole numbers")
             if len(stored) > 1 or pointer.shape[0] != self._major + 1:
                 self._refuse("its arrays differ in length")
+            if self._minor > 1 and any(map(_absent, self._arrays)):
+                self._refuse("chunks of its arrays are not in the folder")
             self.indptr: NDArray[np.int64] = np.asarray(pointer[:]).astype(np.int64)
         if self.indptr[0] != 0 or self.indptr[-1] != stored.pop() or (np.diff(self.indptr) < 0).any():
             self._refuse("its indptr does not rise from 0 to the number of stored values")
@@ -146,7 +156,7 @@ class _Address(NamedTuple):
 
 
 def _opened(array: Any) -> Any:
-    return require("h5py").File(array.path, "r")[array.name] if isinstance(array, _Address) else array
+    return hdf5().File(array.path, "r")[array.name] if isinstance(array, _Address) else array
 
 
 def spans(pointer: NDArray[np.int64], values: int) -> list[tuple[int, int]]:
@@ -186,10 +196,10 @@ def checked(matrix: Any, where: str) -> Any:
         except ValueError as error:
             raise SingleCellError(f"{where}: {error}") from error
         return matrix
-    if hasattr(matrix, "group"):
-        return SparseOnDisk(matrix, where)
-    if type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
-        return MatrixOnDisk(matrix, where)
+    check_open(matrix, where)
+    if hasattr(matrix, "group") or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
+        hdf5()
+        return (SparseOnDisk if hasattr(matrix, "group") else MatrixOnDisk)(matrix, where)
     if hasattr(matrix, "check_format"):
         try:
             matrix.check_format(full_check=True)
@@ -200,7 +210,49 @@ def checked(matrix: Any, where: str) -> Any:
     return matrix
 
 
+def hdf5() -> Any:
+    """Return h5py, with the filters of hdf5plugin where it is installed."""
+    with suppress(ImportError):
+        importlib.import_module("hdf5plugin")
+    return require("h5py")
+
+
+def _absent(array: Any) -> int:
+    """Return how many chunks of an array of zarr are not in its folder; HDF5 files are whole or do not open."""
+    if not hasattr(array, "nchunks_initialized"):
+        return 0
+    return max(0, int(array.nchunks - array.nchunks_initialized))  # the last shard may have more than the array
+
+
+def check_open(matrix: Any, where: str) -> None:
+    """Raise for a matrix of an HDF5 file that has been closed."""
+    stored = getattr(matrix, "group", matrix)
+    if type(stored).__module__.startswith("h5py.") and not stored:
+        raise SingleCellError(f"{where}: its file has been closed; open it anew, or stay within the with block")
+
+
+def missing_filter(element: Any) -> str | None:
+    """Return which dataset of an element of an HDF5 file is compressed by a filter that is not installed, in words."""
+    h5py = require("h5py")
+    if isinstance(element, h5py.Group):
+        found: str | None = element.visititems(lambda _, inner: missing_filter(inner))
+        return found
+    if not isinstance(element, h5py.Dataset):  # of zarr
+        return None
+    created = element.id.get_create_plist()
+    for number, *_, name in map(created.get_filter, range(created.get_nfilters())):
+        if not h5py.h5z.filter_avail(number):
+            said = name.decode(errors="replace").partition(";")[0] or "a filter"
+            return (
+                f"dataset '{element.file.filename}{element.name}' is compressed by {said} (HDF5 filter {number}), "
+                "which is not installed: pip install hdf5plugin, which has most filters, or write the file again with "
+                "another compression"
+            )
+    return None
+
+
 def reason(error: BaseException) -> str:
     """Return the first line of what an error of another package says."""
-    lines = str(error).strip().strip("'\"").splitlines()
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # whose text is in quotes
+    lines = text.strip().splitlines()
     return lines[0] if lines else type(error).__name__
