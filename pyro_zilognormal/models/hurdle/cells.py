@@ -25,7 +25,7 @@ from pyro_zilognormal.models.hurdle.components import Block
 from pyro_zilognormal.models.hurdle.data import HurdleData
 from pyro_zilognormal.models.hurdle.predictors import PAIRS, GroupLikelihood
 from pyro_zilognormal.models.hurdle.third_order import observed_information
-from pyro_zilognormal.sufficient.rows import as_matrix, positives, row_chunks
+from pyro_zilognormal.sufficient.rows import VALUES_A_BLOCK, as_matrix, positives, row_chunks
 
 Floats = NDArray[np.float64]
 Result = TypeVar("Result")
@@ -129,8 +129,9 @@ class CellLikelihood:
 
     def _blocks(self) -> Iterator[tuple[Any, slice]]:
         """Yield cells, and which they are."""
-        start = 0
-        for block, _, _ in row_chunks(self.value):
+        # As few rows as of a dense matrix: some blocks are in memory at a time.
+        start, most = 0, max(1, VALUES_A_BLOCK // self.value.shape[1])
+        for block, _, _ in row_chunks(self.value, rows=most):
             rows = slice(start, start + block.shape[0])
             yield block, rows
             start = rows.stop

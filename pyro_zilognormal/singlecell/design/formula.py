@@ -81,7 +81,7 @@ class Formula:
         model_matrix = self._evaluate(lambda: parsed.get_model_matrix(frame, na_action="ignore"))
         self._spec, self._dtypes = model_matrix.model_spec, frame.dtypes
         self.frame = frame.rename(columns=own)
-        self.matrix = np.asarray(model_matrix, dtype=np.float64)
+        self.matrix = np.array(model_matrix, dtype=np.float64, order="C")
         self.columns = [self._own(str(name)) for name in model_matrix.columns]
         used = {_root(name) for name in self._spec.variables_by_source.get("data", ())} & set(frame.columns)
         coded = {_root(name) for f in self._spec.factor_contrasts for name in self._spec.factor_variables[f]}

@@ -257,8 +257,10 @@ def data_of(
     offset: NDArray[np.float64] | None = None,
 ) -> HurdleData:
     """Return the data of strata, or of cells, each of which is its own example."""
-    mean = torch.from_numpy(design.matrix[example])
-    zero = torch.from_numpy(design.zero_matrix[example]) if design.has_depth else mean
+    # Rows that are all cells in their order are not copied.
+    rows = slice(None) if np.array_equal(example, np.arange(len(design.matrix))) else example
+    mean = torch.from_numpy(design.matrix[rows])
+    zero = torch.from_numpy(design.zero_matrix[rows]) if design.has_depth else mean
     codes = [term.code[example] for term in terms]
     factors = torch.from_numpy(np.stack(codes, 1) if codes else np.empty((len(example), 0), np.int64))
     shift = torch.from_numpy(np.zeros(len(example)) if offset is None else offset)

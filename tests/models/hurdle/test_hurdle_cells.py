@@ -97,7 +97,7 @@ def test_the_same_sums_from_blocks_and_threads(monkeypatch):
     theta = coefficients(block, 4)
     found = []
     for threads, size in ((1, 1 << 22), (2, 1 << 10)):
-        monkeypatch.setattr("pyro_zilognormal.sufficient.rows.VALUES_A_BLOCK", size)
+        monkeypatch.setattr("pyro_zilognormal.models.hurdle.cells.VALUES_A_BLOCK", size)
         torch.set_num_threads(threads)
         try:
             found.append(CellLikelihood(model.centred(data), block).derivatives(theta, SLOPE))
