@@ -317,8 +317,10 @@ class HurdleDE:
         posteriors = self._check(
             checked, CREDIBLE, [functools.partial(posterior_columns, contrast=one, calls=calls) for one in contrasts]
         )
+        everything, *observed_arms = self.cells.arms([{}, *itertools.chain(*levels)])
+        rest = iter(observed_arms)
         for one, ends, has_cells, posterior in zip(contrasts, levels, known, posteriors, strict=True):
-            arms, everything = [self.cells.arm(chosen) for chosen in ends], self.cells.arm({})
+            arms = list(itertools.islice(rest, len(ends)))
             outside = outside_of(*(self._checks[_key(chosen, CREDIBLE)] for chosen in ends)) if has_cells else None
             if outside:
                 outside |= {"left_tail": skewness + 2 * error < LEFT_TAIL}

@@ -115,7 +115,7 @@ def test_without_depth_all_designs_are_that_of_the_formula() -> None:
 @pytest.mark.parametrize("formula", ["~ condition", "~ condition + age"])
 def test_arms_of_counts_are_normalised(formula: str) -> None:
     for form in (np.asarray, sp.csr_matrix):
-        arm = HurdleDE(experiment(x=form(COUNTS)), formula, scale="counts").cells.arm({"condition": "stim"})
+        arm = HurdleDE(experiment(x=form(COUNTS)), formula, scale="counts").cells.arms([{"condition": "stim"}])[0]
         np.testing.assert_allclose(arm.mean, (COUNTS / SIZE[:, None])[STIM == 1].mean(0), rtol=1e-12)
         np.testing.assert_allclose(arm.detection, (COUNTS > 0)[STIM == 1].mean(0), rtol=1e-12)
 

@@ -254,7 +254,7 @@ def test_arms_are_what_the_cells_show(formula: str) -> None:
     obs, x = frame(), values()
     for levels in ({"condition": "stim"}, {"condition": "ctrl"}, {}):
         mask = np.all([obs[k] == v for k, v in levels.items()], axis=0) if levels else np.ones(160, bool)
-        arm = de.cells.arm(levels)
+        arm = de.cells.arms([levels])[0]
         assert arm.cells == mask.sum()
         np.testing.assert_array_equal(arm.positive, (x[mask] > 0).sum(0))
         np.testing.assert_allclose(arm.mean, x[mask].mean(0), rtol=1e-12)

@@ -37,7 +37,7 @@ def cells(x: Any, base: Any = "nothing") -> anndata.AnnData:
 
 def linear_sum(de: HurdleDE) -> np.ndarray:
     """The sums of linear values that were read."""
-    return de.cells.arm({}).total
+    return de.cells.arms([{}])[0].total
 
 
 # The stored values, the base that uns declares, the arguments, and the scale that is used.

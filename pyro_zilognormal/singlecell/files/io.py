@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, 
 from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, check_open, checked
-from pyro_zilognormal.sufficient import SufficientStatistics
 
 # The share of positive values says something of depth if it is that of many genes.
 _FEWEST_GENES = 100
@@ -179,16 +178,20 @@ class Cells:
         """Return the rows whose cells have the given levels."""
         return np.flatnonzero(self.chosen(levels)[self.example])
 
-    def arm(self, levels: Mapping[str, Any]) -> Arm:
-        """Return what was observed in the cells with the given levels."""
-        rows = self.rows(levels)
+    def arms(self, conditions: Sequence[Mapping[str, Any]]) -> list[Arm]:
+        """Return what was observed in the cells with the levels of each condition."""
+        rows = [self.rows(levels) for levels in conditions]
         if self.totals is not None:
-            positive, total = self.data.value[rows, :, 1].sum(0).numpy(force=True), self.totals[rows].sum(0)
-        else:
-            chosen = np.isin(np.arange(len(self.row)), rows)
-            positive = SufficientStatistics.from_cells(self.data.value, chosen.astype(int), 2).n_pos[1].numpy()
-            total = times((chosen / self.factor)[None], self.data.value)[0]
-        return Arm(int(self.count[rows].sum()), positive.astype(np.int64), total)
+            positives = [self.data.value[own, :, 1].sum(0).numpy(force=True) for own in rows]
+            totals = [self.totals[own].sum(0) for own in rows]
+        else:  # few passes over the cells, however many conditions
+            chosen = np.stack([self.chosen(levels) for levels in conditions]).astype(np.float64)
+            positives = list(times(chosen, self.data.value, lambda x: x > 0))
+            totals = list(times(chosen / self.factor, self.data.value))
+        return [
+            Arm(int(self.count[own].sum()), positive.astype(np.int64), total)
+            for own, positive, total in zip(rows, positives, totals, strict=True)
+        ]
 
     def genes(self, columns: list[int]) -> NDArray[np.float64]:
         """Return the linear values of some genes in all cells, with size factors divided out."""

@@ -88,12 +88,12 @@ def count_positives(cells: Any) -> NDArray[np.int64]:
     return np.concatenate(counts).astype(np.int64)
 
 
-def times(weights: Any, cells: Any) -> NDArray[np.float64]:
-    """Return the product of weights, of shape (k, cells), dense or CSR, and the values of the cells."""
+def times(weights: Any, cells: Any, change: Callable[[Any], Any] = lambda x: x) -> NDArray[np.float64]:
+    """Return the product of weights, of shape (k, cells), dense or CSR, and the changed values of the cells."""
     total, start = np.zeros((weights.shape[0], cells.shape[1])), 0
     for block, _, _ in row_chunks(cells):
         stop = start + block.shape[0]
-        part = weights[:, start:stop] @ as_matrix(block)
+        part = weights[:, start:stop] @ change(as_matrix(block))
         total += part.toarray() if hasattr(part, "toarray") else part
         start = stop
     return total
