@@ -226,9 +226,10 @@ def test_a_folder_that_cannot_be_is_refused(where: str, tmp_path: Path) -> None:
     _refused(tmp_path / where, "is a file", "demo")
 
 
-def test_a_folder_in_the_place_of_the_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out" / "fit.ckpt").mkdir(parents=True)
-    _refused(tmp_path / "out", "fit.ckpt' is a folder; needed a file, or none", "de", file_of(tmp_path), *ASKED)
+@pytest.mark.parametrize("name", ["fit.ckpt", "de.csv", "metrics.json", "report.html", "volcano.png"])
+def test_a_folder_in_the_place_of_a_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    _refused(tmp_path / "out", f"{name}' is a folder; needed a file, or none", "de", file_of(tmp_path), *ASKED)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300])

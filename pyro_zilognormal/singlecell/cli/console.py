@@ -20,6 +20,8 @@ FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
 SECONDS_A_SAVE = 10.0
 # Temporary folders have a name that nobody else uses.
 CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
+# What names of files that commands write end in.
+_WRITTEN = (".ckpt", ".csv", ".h5ad", ".html", ".json", ".png")
 # The options that say what is fitted.
 MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
 _OPTIONS = (*MODEL, "by", "merge", "depth_within", "follow_links", "resume")
@@ -52,10 +54,9 @@ def check_out(path: Path) -> None:
         raise SingleCellError(f"out: {str(nearest)!r} is a file; needed a folder to write to")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
-    if os.path.isdir(path / CHECKPOINT):
-        raise SingleCellError(
-            f"out: {str(path / CHECKPOINT)!r} is a folder; needed a file, or none: choose another --out"
-        )
+    for inside in sorted(path.glob("*.*")) if os.path.isdir(path) else []:  # false of a name that is too long
+        if inside.suffix in _WRITTEN and inside.is_dir():
+            raise SingleCellError(f"out: {str(inside)!r} is a folder; needed a file, or none: choose another --out")
 
 
 def prepare_out(path: Path, out: ExitStack) -> Path:
