@@ -65,7 +65,8 @@ def main() -> None:
     options = parser.parse_args()
     names = "anndata", "zarr", "torch"
     versions = ", ".join(f"{name} {version(name)}" for name in ("pyro-zilognormal", *names))
-    print(f"# A contrast from a cube\n\nPrinted by `python benchmarks/cube.py {' '.join(sys.argv[1:])}`.", flush=True)
+    command = " ".join(["python benchmarks/cube.py", *sys.argv[1:]])
+    print(f"# A contrast from a cube\n\nPrinted by `{command}`.", flush=True)
     print(f"Versions: {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start.\n")
     adata = experiment(options.cells, options.genes, options.donors)
     print(f"Counts of {options.cells:,} cells x {options.genes:,} genes of {options.donors} donors in 2 conditions,")
