@@ -56,6 +56,15 @@ def timed(part: str) -> Iterator[None]:
     print(f"| {part} | {seconds:.1f} | {of_processor:.1f} | {memory:.2f} |", flush=True)
 
 
+def print_head() -> None:
+    """Print what made the page."""
+    names = "anndata", "zarr", "torch"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("pyro-zilognormal", *names))
+    command = " ".join(["python benchmarks/cube.py", *sys.argv[1:]])
+    print(f"# A contrast from a cube\n\nPrinted by `{command}`.", flush=True)
+    print(f"Versions: {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start.\n")
+
+
 def main() -> None:
     """Measure, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -63,11 +72,7 @@ def main() -> None:
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--donors", type=int, default=10, help="a divisor of 500")
     options = parser.parse_args()
-    names = "anndata", "zarr", "torch"
-    versions = ", ".join(f"{name} {version(name)}" for name in ("pyro-zilognormal", *names))
-    command = " ".join(["python benchmarks/cube.py", *sys.argv[1:]])
-    print(f"# A contrast from a cube\n\nPrinted by `{command}`.", flush=True)
-    print(f"Versions: {versions}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start.\n")
+    print_head()
     adata = experiment(options.cells, options.genes, options.donors)
     print(f"Counts of {options.cells:,} cells x {options.genes:,} genes of {options.donors} donors in 2 conditions,")
     print(f"in {GROUPS:,} groups with their cell types. Once they are reduced, no line reads a cell.\n")

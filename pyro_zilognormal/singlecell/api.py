@@ -311,22 +311,22 @@ class HurdleDE:
         tables, (skewness, error) = [], self.cells.log_skewness
         contrasts = self.cells.design.contrasts(contrast)
         levels = [[end.levels for end in one.ends] for one in contrasts]
+        everything, *each = self.cells.arms([{}, *itertools.chain(*levels)])
+        rest = iter(each)
+        arms = [list(itertools.islice(rest, len(ends))) for ends in levels]
         # A condition without cells, such as a value of a number, cannot be checked.
-        known = [all(len(self.cells.rows(chosen)) for chosen in ends) for ends in levels]
+        known = [all(arm.cells for arm in own) for own in arms]
         checked = itertools.chain.from_iterable(itertools.compress(levels, known))
         posteriors = self._check(
             checked, CREDIBLE, [functools.partial(posterior_columns, contrast=one, calls=calls) for one in contrasts]
         )
-        everything, *observed_arms = self.cells.arms([{}, *itertools.chain(*levels)])
-        rest = iter(observed_arms)
-        for one, ends, has_cells, posterior in zip(contrasts, levels, known, posteriors, strict=True):
-            arms = list(itertools.islice(rest, len(ends)))
+        for one, ends, own, has_cells, posterior in zip(contrasts, levels, arms, known, posteriors, strict=True):
             outside = outside_of(*(self._checks[_key(chosen, CREDIBLE)] for chosen in ends)) if has_cells else None
             if outside:
                 outside |= {"left_tail": skewness + 2 * error < LEFT_TAIL}
             samples = compare_samples(self.cells, one)
             few = has_cells and min(map(self._samples, ends)) < _FEWEST_SAMPLES
-            observed = arms, everything, samples, outside
+            observed = own, everything, samples, outside
             tables.append(contrast_table(self.genes, posterior, one, *observed, calls, skewness, few))
         return require("pandas").concat(tables, ignore_index=True)
 

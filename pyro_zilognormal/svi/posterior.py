@@ -214,9 +214,9 @@ class _Sampler:
         latent = [k for k in self.model if k in self.guide]
         # A deterministic site may follow from an enumerated one.
         follow = all(n["is_observed"] or k in self.guide for k, n in self.model.items())
-        seen = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and follow)]
+        observed = [k for k, n in self.model.items() if _holds_data(n) or (_is_deterministic(n) and follow)]
         default = [k for k in latent if with_rows or self.axes[k] is None]
-        names = _known(sites, default, [*latent, *seen], "the sites with draws, in the guide or observed,")
+        names = _known(sites, default, [*latent, *observed], "the sites with draws, in the guide or observed,")
         local = [k for k in names if self.axes[k] is not None]
         if local and self.first.indices is None:
             raise ValueError(f"sites {local} have a value for every row, and a stream does not number its rows")

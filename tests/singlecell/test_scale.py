@@ -78,7 +78,7 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         LOGS["log1p"],
         "nothing",
         {},
-        "scale is not given, and adata.X does not tell: its largest",
+        "scale is not given, and adata.X does not show it: its largest",
     ),
     "small values": (SMALL, "nothing", {}, "pass scale='log1p' for .*'linear' for normalised values"),
     "counts that are said to be linear": (

@@ -49,8 +49,7 @@ def find_start_of_cells(
     ascent.look_at(cells)
     del ascent.likelihood, some  # of many genes they are large
     trust = torch.ones_like(ascent.theta[:, :1])
-    everything = torch.arange(cells.genes, device=trust.device)
-    best = ascent.expand(everything)
+    best = ascent.expand(torch.arange(cells.genes, device=trust.device))
     for left in range(passes - 1, -1, -1):
         log_sds = ascent.move_to_modes(best.site)
         start = best.coefficients(ascent)
@@ -66,13 +65,7 @@ def find_start_of_cells(
         climbs = new.log_density - best.log_density[genes] + prior[genes] >= -_ROUNDING * new.log_density.abs()
         trust[genes] = torch.where(climbs.unsqueeze(-1), 2 * trust[genes], (taken / reach / 4)[genes])
         best = best.replace(genes[climbs], new, climbs)
-    # At the modes: a step that is short in sds of the likelihood may be long in those of a narrow prior.
-    ascent.integrate()
-    ascent.theta = best.coefficients(ascent)
-    site = ascent.expand(everything, observed=True).site
-    # Of more cells than these few, the likelihood of a gene is nearly Normal.
-    correction = no_correction(ascent.theta, ascent.block.core)
-    return Start(site, ascent.pairs, correction, log_sds, ascent.hyper)
+    return _start_at(best, log_sds, ascent)
 
 
 class CellAscent(Ascent):
@@ -141,6 +134,17 @@ class _Expansion:
         information = Arrowhead(old.information.layout, put(old.information.values, new.information.values))
         site = Site(information, put(old.linear, new.linear), old.power)
         return _Expansion(put(self.theta, other.theta), put(self.log_density, other.log_density), site)
+
+
+def _start_at(best: _Expansion, log_sds: Site, ascent: CellAscent) -> Start:
+    """Return where the guide starts, after the ascent: a last pass takes the observed information."""
+    # At the modes: a step that is short in sds of the likelihood may be long in those of a narrow prior.
+    ascent.integrate()
+    ascent.theta = best.coefficients(ascent)
+    site = ascent.expand(torch.arange(len(ascent.theta), device=ascent.theta.device), observed=True).site
+    # Of more cells than the few of the first ascent, the likelihood of a gene is nearly Normal.
+    correction = no_correction(ascent.theta, ascent.block.core)
+    return Start(site, ascent.pairs, correction, log_sds, ascent.hyper)
 
 
 def _add_slope(theta: Tensor, slope: Tensor, pairs: Pairs) -> Tensor:

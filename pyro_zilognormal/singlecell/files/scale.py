@@ -150,8 +150,8 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
         raise SingleCellError(f"scale is {given!r}; needed one of {', '.join(map(repr, SCALES))}")
     if given is not None and declared in (None, given):
         return given, "given"
-    where, seen = expression.where, _look(expression)
-    shows = "counts" if seen.counts else "linear" if seen.linear else None
+    where, observed = expression.where, _look(expression)
+    shows = "counts" if observed.counts else "linear" if observed.linear else None
     if given is not None:
         if shows is None:
             raise SingleCellError(
@@ -163,18 +163,18 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
         if shows is not None:
             raise SingleCellError(
                 f"scale: adata.uns['log1p'] says that {where} is {declared!r}, but its values look {shows}, the "
-                f"largest {seen.largest:.3g}; pass scale={shows!r} if they are"
+                f"largest {observed.largest:.3g}; pass scale={shows!r} if they are"
             )
         return declared, "adata.uns['log1p'] says so"
     if shows == "counts":
         return ("linear", "whole numbers with an offset") if offset else (shows, "all values are whole numbers")
     if shows == "linear":
-        return shows, f"values up to {seen.largest:.3g} are no logarithms, and not all are whole numbers"
-    if seen.count == 0:
+        return shows, f"values up to {observed.largest:.3g} are no logarithms, and not all are whole numbers"
+    if observed.count == 0:
         raise SingleCellError(_NOTHING.format(where))
     raise SingleCellError(
-        f"scale is not given, and {where} does not tell: its largest value is {seen.largest:.3g}; pass scale='log1p' "
-        "for log(1 + x), 'log2p1' or 'log10p1' for other bases, or 'linear' for normalised values without a logarithm"
+        f"scale is not given, and {where} does not show it: its largest value is {observed.largest:.3g}; pass "
+        "scale='log1p' for log(1 + x), 'log2p1' or 'log10p1' for other bases, or 'linear' for normalised values without a logarithm"
     )
 
 
@@ -234,9 +234,9 @@ def _look(expression: Expression) -> Values:
             on_workers(clean, fold, _nothing)
             break
         clean(block, rows.start, columns.start)
-        if clean.seen.linear or (clean.seen.counts and clean.seen.count > _ENOUGH_WHOLE):
+        if clean.observed.linear or (clean.observed.counts and clean.observed.count > _ENOUGH_WHOLE):
             break
-    return clean.seen
+    return clean.observed
 
 
 def _nothing(block: Any) -> int:
@@ -271,7 +271,7 @@ class Cleaner:
     ) -> None:
         self.expression, self.scale, self.threshold = expression, scale, threshold
         self.offset, self.dtype = offset, dtype
-        self.seen = Values()
+        self.observed = Values()
         self.positive = 0  # of the linear ones, above the threshold
 
     def __call__(self, block: Any, first_row: int = 0, first_column: int = 0) -> Any:
@@ -280,7 +280,7 @@ class Cleaner:
             return self.nameless(block, first_row, first_column)
 
     def blank(self) -> Cleaner:
-        """Return one that has seen nothing, without the matrix and its names, which are large, for another process."""
+        """Return a new one for another process, without the matrix and its names, which are large."""
         expression = Expression(None, [], (), self.expression.where, False)
         return Cleaner(expression, self.scale, self.threshold, self.offset, self.dtype)
 
@@ -310,23 +310,23 @@ class Cleaner:
 
     def check(self) -> None:
         """Raise or warn if all values together contradict the scale."""
-        where, seen = self.expression.where, self.seen
+        where, observed = self.expression.where, self.observed
         if not self.positive:
             raise SingleCellError(_NOTHING.format(where))
-        if seen.counts and (self.scale in _BASES or (self.scale == "linear" and not self.offset)):
+        if observed.counts and (self.scale in _BASES or (self.scale == "linear" and not self.offset)):
             raise SingleCellError(
                 f"scale is {self.scale!r}, but {where} holds whole numbers, as raw counts do; pass scale='counts', or "
                 "offset=, the log size factors (0 for values that are normalised and rounded)"
             )
-        if self.scale in _BASES and seen.linear:
+        if self.scale in _BASES and observed.linear:
             raise SingleCellError(
-                f"scale is {self.scale!r}, but {where} holds {seen.largest:.3g}, which is no logarithm; pass "
+                f"scale is {self.scale!r}, but {where} holds {observed.largest:.3g}, which is no logarithm; pass "
                 "scale='linear'"
             )
-        if self.scale == "linear" and seen.unskewed:
+        if self.scale == "linear" and observed.unskewed:
             warnings.warn(
-                f"scale is 'linear', but {where} looks logged: all values are small, the largest {seen.largest:.3g}; "
-                "pass scale='log1p' or 'log2p1' if so, or a layer that holds the linear values",
+                f"scale is 'linear', but {where} looks logged: all values are small, the largest "
+                f"{observed.largest:.3g}; pass scale='log1p' or 'log2p1' if so, or a layer that holds the linear values",
                 ScaleWarning,
                 stacklevel=2,
             )
@@ -340,7 +340,7 @@ class Cleaner:
             self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
         if self.scale == "counts" and (values != np.floor(values)).any():
             self._refuse(values, values != np.floor(values), block, first, _NO_COUNT)
-        self.seen += Values.of(values)
+        self.observed += Values.of(values)
         to_linear(values, self.scale, self.threshold)
         if self.scale in _BASES and np.isinf(values).any():
             self._refuse(values, np.isinf(values), block, first, _NO_LOGARITHM.format(self.scale))
@@ -399,11 +399,11 @@ def on_workers(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any]
     with clean.naming():
         grid = way(clean.expression.matrix, partial(_clean_and, clean.blank(), each), *vectors)
     for one in (one for row in grid for one in row):
-        clean.seen, clean.positive = clean.seen + one.values, clean.positive + one.positive
+        clean.observed, clean.positive = clean.observed + one.values, clean.positive + one.positive
     return [[one.result for one in row] for row in grid]
 
 
 def _clean_and(clean: Cleaner, each: Callable[..., Any], block: Any, first: tuple[int, int], *vectors: Any) -> _Cleaned:
     own = clean.blank()
     result = each(own.nameless(checked(block, own.expression.where), *first), *vectors)
-    return _Cleaned(result, own.seen, own.positive)
+    return _Cleaned(result, own.observed, own.positive)
