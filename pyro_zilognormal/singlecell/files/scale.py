@@ -174,7 +174,8 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
         raise SingleCellError(_NOTHING.format(where))
     raise SingleCellError(
         f"scale is not given, and {where} does not show it: its largest value is {observed.largest:.3g}; pass "
-        "scale='log1p' for log(1 + x), 'log2p1' or 'log10p1' for other bases, or 'linear' for normalised values without a logarithm"
+        "scale='log1p' for log(1 + x), 'log2p1' or 'log10p1' for other bases, or 'linear' for normalised values "
+        "without a logarithm"
     )
 
 
@@ -326,7 +327,7 @@ class Cleaner:
         if self.scale == "linear" and observed.unskewed:
             warnings.warn(
                 f"scale is 'linear', but {where} looks logged: all values are small, the largest "
-                f"{observed.largest:.3g}; pass scale='log1p' or 'log2p1' if so, or a layer that holds the linear values",
+                f"{observed.largest:.3g}; pass scale='log1p' or 'log2p1' if so, or a layer that holds linear values",
                 ScaleWarning,
                 stacklevel=2,
             )
