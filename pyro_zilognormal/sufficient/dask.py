@@ -7,7 +7,9 @@ import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from functools import reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,21 +93,35 @@ def fold(array: Any, each: Callable[..., Any], *vectors: NDArray[Any] | None) ->
 
 def _entries(array: Any, each: Callable[..., Any], vectors: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
     """Return the ``dask.delayed`` objects of all blocks; each is loaded and reduced in one task."""
-    da, sizes = require("dask.array"), array.chunks
-    upright = [da.from_array(v[:, None], chunks=(sizes[0], 1), name=False) for v in vectors if v is not None]
-    ones = tuple((1,) * len(along) for along in sizes)
-    once = require("dask").delayed(each, traverse=False)  # one entry of the graph: it may hold large arrays
-    blank = np.empty((0, 0), object)
-    entries = da.map_blocks(_entry, array, *upright, each=once, dtype=object, meta=blank, chunks=ones)
+    rows, columns = (np.cumsum((0, *sizes)).tolist() for sizes in array.chunks)
+    # Part of each block's task: pieces of vectors that are dask arrays would be as many tasks again.
+    arguments = {
+        (i, j): [(first, column), *(v[first:last] for v in vectors if v is not None)]
+        for i, (first, last) in enumerate(pairwise(rows))
+        for j, column in enumerate(columns[:-1])
+    }
+    entries = require("dask.array").blockwise(
+        _entry,
+        "ij",
+        array,
+        "ij",
+        require("dask.layers").ArrayValuesDep(array.chunks, arguments),
+        "ij",
+        each=require("dask").delayed(each, traverse=False),  # one entry of the graph: it may hold large arrays
+        align_arrays=False,
+        name=f"entry-{uuid4()}",
+        adjust_chunks={"i": lambda _: 1, "j": lambda _: 1},
+        dtype=object,
+        meta=np.empty((0, 0), object),
+    )
     delayed: NDArray[Any] = entries.to_delayed()
     return delayed
 
 
-def _entry(block: Any, *vectors: NDArray[Any], each: Callable[..., Any], block_info: Any) -> NDArray[Any]:
+def _entry(block: Any, arguments: Sequence[Any], each: Callable[..., Any]) -> NDArray[Any]:
     """Return what `each` returns, in a matrix of one object."""
-    (row, _), (column, _) = block_info[0]["array-location"]
     entry = np.empty((1, 1), object)
-    entry[0, 0] = each(block, (int(row), int(column)), *(vector[:, 0] for vector in vectors))
+    entry[0, 0] = each(block, *arguments)
     return entry
 
 

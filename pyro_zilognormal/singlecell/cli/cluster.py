@@ -12,7 +12,7 @@ from pyro_zilognormal.sufficient.dask import require
 
 # Dask has workers return the memory of each array to the system, which clears it anew for the next: nearly twice the
 # time of the processors. With these limits they keep up to 256 MB. Errors come to this process: theirs are no news.
-_ENVIRONMENT = {
+_CONFIG: dict[str, Any] = {
     f"distributed.nanny.pre-spawn-environ.{name}": value
     for name, value in (
         ("MALLOC_TRIM_THRESHOLD_", 1 << 28),
@@ -20,6 +20,9 @@ _ENVIRONMENT = {
         ("DASK_LOGGING__DISTRIBUTED", "critical"),
     )
 }
+# Neighbouring blocks go to the same worker, which adds up their statistics without a transfer. Dask's default keeps
+# blocks back, lest their results fill the memory; ours are a few MB, and are added up before the next blocks are read.
+_CONFIG["distributed.scheduler.worker-saturation"] = "inf"
 
 
 @contextmanager
@@ -56,6 +59,6 @@ def cluster(workers: int | None, address: str | None) -> Iterator[None]:
 def local_cluster(workers: int) -> Any:
     """Start processes of one thread each, which listen to this machine alone."""
     distributed = require("distributed")
-    with require("dask").config.set(_ENVIRONMENT):
+    with require("dask").config.set(_CONFIG):
         # Dask's usual port of the dashboard may be in use.
         return distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address="127.0.0.1:0")
