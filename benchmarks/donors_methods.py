@@ -24,18 +24,19 @@ from pyro_zilognormal.singlecell.moderated_t import moderated_t as fit_moderated
 FDR = 0.05
 
 
-def ours(cells: Cells, depth: bool = False) -> pd.DataFrame:
-    """One fit of the hurdle regression, asked at both deltas; of normalised values, or of counts and depth."""
+def ours(cells: Cells, normalised: bool = False) -> pd.DataFrame:
+    """One fit of the hurdle regression, asked at both deltas; of counts and depth, or of normalised values alone."""
     import torch
 
     from pyro_zilognormal.singlecell import HurdleDE
 
     torch.set_num_threads(1)  # importing scanpy sets OpenMP's threads to all cores, whatever OMP_NUM_THREADS says
     contrast = ("condition", "stim", "ctrl")
-    data = _adata(cells, cells.counts if depth else cells.normalised)
+    data = _adata(cells, cells.normalised if normalised else cells.counts)
     data.obs["depth"] = cells.depth
-    # Normalised values may be whole numbers; an offset of 0 says that they are no raw counts.
-    given = {"scale": "counts", "depth": "depth"} if depth else {"scale": "linear", "offset": np.zeros(len(cells.stim))}
+    given = {"scale": "counts", "depth": "depth"}
+    if normalised:  # values may be whole numbers; an offset of 0 says that they are no raw counts
+        given = {"scale": "linear", "offset": np.zeros(len(cells.stim))}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of depths that differ: the parts of log_fc are not judged here
         de = HurdleDE(data, "~ condition", donor=None if cells.donor is None else "donor", **given).fit()

@@ -6,8 +6,8 @@
 The order of genes by posterior probability of the called sign is the best there is, in the mean over data sets, where
 the distributions across genes of donor sds, dispersions and effects are known, and no gene's own. Each further rung of
 the ladder knows less. Results are kept in donors_power.json, those that donors.json has come from there, and the page
-POWER.md is written at the end, and by ``--sets 0`` alone. Of seeds from 100 on, ours is run alone, with and without
-depth.
+POWER.md is written at the end, and by ``--sets 0`` alone. Of seeds from 100 on, ours is run alone, of counts and of
+normalised values.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from donors_bound import EFFECTS, SDS, Samples, evidence, read_samples, sample_o
 from donors_data import CHANGED, DONOR_SDS, INTERFERON, SIMULATED, TYPES, Cells, interferon, parameters
 from donors_measures import mean_and_error, measure
 from donors_methods import METHODS
-from donors_power_page import BOUND, DESIGNS, FURTHER, PAGE, page
+from donors_power_page import BOUND, DESIGNS, FURTHER, NORMALISED, PAGE, page
 from scipy.special import logsumexp
 
 OUT = Path(__file__).parent / "donors_power.json"
-OURS = {"ours": METHODS["ours"], "ours with depth": partial(METHODS["ours"], depth=True)}
+OURS = {"ours": METHODS["ours"], NORMALISED: partial(METHODS["ours"], normalised=True)}
 NONE = len(EFFECTS) // 2
 _EDGES = (EFFECTS[1:] + EFFECTS[:-1]) / 2
 _WIDTHS = np.gradient(EFFECTS)

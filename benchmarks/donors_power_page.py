@@ -14,6 +14,7 @@ DESIGNS = ("nested", "paired", "unequal", "depth")
 FURTHER = 100
 PSEUDOBULK = ("pydeseq2", "moderated t")
 BOUND = "known distributions"
+NORMALISED = "ours, normalised"
 # What each row of the ladder is called on the page.
 LADDER = {
     "true donor sds": "each gene's donor sd known",
@@ -21,8 +22,8 @@ LADDER = {
     "learned distributions": "distributions learned",
     "sums of samples": "the same, from sums of samples",
     "zeros and log-normals": "the same, from zeros and log-normals",
-    "ours": "ours, of normalised values",
-    "ours with depth": "ours, of counts and depth",
+    NORMALISED: "ours, of normalised values",
+    "ours": "ours, of counts and depth",
     "pydeseq2": "pydeseq2",
     "moderated t": "moderated t",
 }
@@ -35,10 +36,8 @@ def page(record: Record) -> str:
     power = power_table(record, seeds)
     gain, error = over_pseudobulk(record, seeds, BOUND)
     own, own_error = over_pseudobulk(record, seeds, "ours")
-    deep, deep_error = over_pseudobulk(record, seeds, "ours with depth")
-    further, more, more_error = depth_gain(record)
-    said = {"sets": len(seeds), "gain": gain, "error": error, "own": own, "own_error": own_error, "deep": deep}
-    said |= {"deep_error": deep_error, "further": further, "more": more, "more_error": more_error}
+    gains = {"all": depth_gain(record, 0), "further": depth_gain(record, FURTHER)}
+    said = {"sets": len(seeds), "gain": gain, "error": error, "own": own, "own_error": own_error, "gains": gains}
     return TEXT.format(power=power, **said, coverage=coverage_table(record, seeds), interferon=interferon(record))
 
 
@@ -59,11 +58,12 @@ def over_pseudobulk(record: Record, seeds: list[int], rung: str) -> tuple[float,
     return 100 * float(np.mean(means)), 100 * float(np.sqrt(np.sum(variances))) / len(DESIGNS)
 
 
-def depth_gain(record: Record) -> tuple[int, float, float]:
-    """Return the number of further sets, and what depth brings to our power in their mean, with its standard error."""
-    keys = [key for key in record if key.endswith("/ours with depth") and int(key.split("/")[1]) >= FURTHER]
-    gains = 100 * np.array([record[key]["power"] - record[key.removesuffix(" with depth")]["power"] for key in keys])
-    return len(keys), float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(keys)))
+def depth_gain(record: Record, first: int) -> tuple[int, str]:
+    """Return the number of sets of seeds from `first` on, and what counts and depth bring to our power there."""
+    keys = [key for key in record if key.endswith(f"/{NORMALISED}") and int(key.split("/")[1]) >= first]
+    ours = (key.removesuffix(NORMALISED) + "ours" for key in keys)
+    gains = 100 * np.array([record[own]["power"] - record[key]["power"] for own, key in zip(ours, keys, strict=True)])
+    return len(keys), f"{gains.mean():+.1f} ± {gains.std(ddof=1) / np.sqrt(len(keys)):.1f}"
 
 
 def power_table(record: Record, seeds: list[int]) -> str:
@@ -80,7 +80,7 @@ def coverage_table(record: Record, seeds: list[int]) -> str:
     """Return how many truths 95 % intervals hold, of all, unchanged, changed and called genes."""
     measures = ("coverage", "coverage_unchanged", "coverage_changed", "coverage_called")
     rows = []
-    for rung in (BOUND, "learned distributions", "ours with depth"):
+    for rung in (BOUND, "learned distributions", "ours"):
         found = [[np.nanmean(values(record, d, seeds, rung, m)) for d in DESIGNS] for m in measures]
         rows.append([LADDER[rung], *(f"{100 * np.mean(each):.1f}" for each in found)])
     return table(["posterior or method", "all genes", "unchanged", "changed", "called"], rows)
@@ -132,8 +132,8 @@ hardly show.
 | distributions learned | a log-normal of donor sds and a scale mixture of effects, by EM on the genes of the set |
 | sums of samples | a sample's counts by its depth, the logarithm taken as Normal, in place of its cells |
 | zeros and log-normals | the mean of a zero-inflated log-normal of normalised values, likewise |
-| ours, of normalised values | `HurdleDE(adata, "~ condition", donor="donor")`, as in DONORS.md |
-| ours, of counts and depth | what pseudobulk methods are given, too: `HurdleDE(..., scale="counts", depth="depth")` |
+| ours, of counts and depth | what pseudobulk methods are given, as in DONORS.md |
+| ours, of normalised values | the same without the depth: `HurdleDE(adata, "~ condition", donor="donor")` |
 
 Found of the changed genes where 5 % are really false, in %; the last column is a mean over designs of differences on
 the same sets, with its standard error:
@@ -141,9 +141,9 @@ the same sets, with its standard error:
 {power}
 
 To learn the distributions costs little, and so does the step from zeros and log-normals to our approximate posterior.
-The likelihood costs a point or two at most. Counts and depth, which pseudobulk methods are given, bring ours to
-{deep:+.1f} ± {deep_error:.1f} on these sets, more than the bound, so that part of it is chance; on
-{further} further sets (seeds from 100) they bring {more:+.1f} ± {more_error:.1f}: no gain is shown.
+The likelihood costs a point or two at most. Counts and depth, which pseudobulk methods are given, bring
+{gains[all][1]} points in the mean of {gains[all][0]} sets, {gains[further][1]} of the {gains[further][0]} among them
+that are not in the table (seeds from 100).
 
 ## Intervals
 
