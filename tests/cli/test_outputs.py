@@ -21,7 +21,7 @@ from pyro_zilognormal.models.hurdle import fit as fit_module
 from pyro_zilognormal.singlecell import COLUMNS, HurdleDE
 from pyro_zilognormal.singlecell.cli import main as cli
 from pyro_zilognormal.singlecell.cli.report import fingerprint
-from pyro_zilognormal.svi.lock import locked
+from pyro_zilognormal.svi.checkpoint import locked
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run, undrawn
 
 FILES = {"de.csv", "metrics.json", "loss.png", "volcano.png", "predictive.png", "report.html", "fit.ckpt"}

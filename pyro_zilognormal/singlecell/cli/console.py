@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pyro_zilognormal.singlecell.errors import SingleCellError
-from pyro_zilognormal.svi.lock import locked
+from pyro_zilognormal.svi.checkpoint import locked
 
 FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
 SECONDS_A_SAVE = 10.0

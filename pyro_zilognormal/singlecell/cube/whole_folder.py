@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_zilognormal.singlecell.errors import SingleCellError
-from pyro_zilognormal.svi.lock import locked
+from pyro_zilognormal.svi.checkpoint import locked
 
 
 def found_at(path: str | os.PathLike[str]) -> Path:
