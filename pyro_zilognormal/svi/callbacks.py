@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_zilognormal.svi.data import as_source, whole
-from pyro_zilognormal.svi.isolation import isolated
+from pyro_zilognormal.svi.elbo import isolated
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from pyro_zilognormal.svi.callbacks import Callback
 from pyro_zilognormal.svi.data import batches, digest, whole
-from pyro_zilognormal.svi.isolation import isolated, rng_state, set_rng_state
+from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run

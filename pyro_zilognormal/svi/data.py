@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_zilognormal.svi.isolation import isolated
+from pyro_zilognormal.svi.elbo import isolated
 
 
 @dataclass(frozen=True)

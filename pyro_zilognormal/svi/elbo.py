@@ -1,8 +1,10 @@
-"""The loss of a model and a guide as one module, with parameters of its own."""
+"""The loss of a model and a guide as one module, with parameters of its own, and the isolation of global state."""
 
 import copy
 import functools
 import math
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,10 +21,58 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.isolation import isolated
-
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.data import Batch
+
+_turn = threading.RLock()
+
+
+@contextmanager
+def isolated(seed: int | None = None) -> Iterator[None]:
+    """Run a block with a copy of Pyro's parameter store, and put the process's global state back afterwards.
+
+    That is Pyro's store and settings, torch's default dtype, and the random number generators of torch, numpy and
+    Python, which a seed seeds inside the block. Threads run such blocks one after another.
+    """
+    with _turn:
+        state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
+        with (
+            torch.random.fork_rng(range(torch.cuda.device_count())),
+            pyro.settings.context(**pyro.settings.get()),
+            pyro.get_param_store().scope(pyro.get_param_store().get_state()),
+            warnings.catch_warnings(),
+        ):
+            # A loss that is not finite is reported with its cause, so Pyro's own warning says less.
+            warnings.filterwarnings("ignore", message="Encountered (NaN|.?inf)")
+            try:
+                if seed is not None:
+                    pyro.set_rng_seed(seed)
+                yield
+            finally:
+                pyro.util.set_rng_state(state)
+                torch.set_default_dtype(dtype)
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of all generators, in types that ``torch.load(weights_only=True)`` reads."""
+    state = pyro.util.get_rng_state()
+    name, words, *rest = state["numpy"]
+    return {**state, **torch_rng_state(), "numpy": (str(name), words.tolist(), *rest)}
+
+
+def torch_rng_state() -> dict[str, Any]:
+    """Return the states of torch's generators alone: a microsecond, where numpy's takes a hundred."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set the generators to a state from :func:`rng_state` or :func:`torch_rng_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state:
+        pyro.util.set_rng_state(state)
 
 
 class SVIModule(nn.Module):

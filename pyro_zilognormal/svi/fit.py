@@ -20,8 +20,7 @@ from pyro_zilognormal.svi.callbacks import Callback, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
 from pyro_zilognormal.svi.data import Source, as_source, batches, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule
-from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
+from pyro_zilognormal.svi.elbo import SVIModule, isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, Source, as_source, whole
 from pyro_zilognormal.svi.diagnose import row_plate, sample_sites
-from pyro_zilognormal.svi.elbo import SVIModule
+from pyro_zilognormal.svi.elbo import SVIModule, isolated
 from pyro_zilognormal.svi.fit import FitResult
-from pyro_zilognormal.svi.isolation import isolated
 
 Values = dict[str, Tensor]
 
