@@ -130,11 +130,11 @@ class SVIModule(nn.Module):
         self.model, self.guide = _BatchHandler(self)(model), _BatchHandler(self)(guide)
 
     @torch.no_grad()
-    def setup(self, batch: "Batch", smallest: "Batch | None" = None) -> None:
+    def setup(self, batch: "Batch") -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
 
         Raises:
-            ValueError: if there is nothing to train, the model lacks the plate, or the smallest batch cannot be taken.
+            ValueError: if there is nothing to train, or the model lacks the plate.
         """
         buffers = self.snapshot()  # there are no parameters yet
         with _Start(self.owners), self.running(batch):
@@ -147,8 +147,6 @@ class SVIModule(nn.Module):
                 # In the first step, which may be one after a resume, it would draw random numbers.
                 self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
         self._collect()
-        if smallest is not None:
-            self._check(smallest)
         now = self.state()
         self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
         self.restore({k: buffers[k] for k in self.running_buffers})
@@ -268,16 +266,6 @@ class SVIModule(nn.Module):
         loss = getattr(self.loss, method) if isinstance(self.loss, ELBO) else self.loss
         with self.running(batch):
             return loss(self.model, self.guide, *batch.args, **batch.kwargs)
-
-    @torch.no_grad()
-    def _check(self, smallest: "Batch") -> None:
-        """Raise a ValueError if model and guide cannot take the smallest batch, as batch norm cannot take one row."""
-        try:
-            with isolated():
-                self.traces(smallest)
-        except (RuntimeError, ValueError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise ValueError(f"the smallest batch, of {smallest.rows} rows, fails: {said}; set batch_size") from error
 
     def _find_plate(self, trace: poutine.Trace) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""

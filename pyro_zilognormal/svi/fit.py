@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -89,8 +89,7 @@ def fit(
     with isolated(seed), torch.enable_grad():
         source = as_source(args, kwargs)
         module = SVIModule(model, guide, loss, source.plate, source.rows)
-        smallest = None if source.smallest is None else replace(source.smallest, kwargs=kwargs)
-        module.setup(next(source.epoch(0, seed)), smallest)
+        module.setup(next(source.epoch(0, seed)))
         run = Run(module, source, build_optimizer(optimizer, module.trainable()), seed, steps, called)
         run.train()
         return run.result()
