@@ -49,7 +49,7 @@ NAMES = [
         "(1 | d)",
     ),
 ]
-LEVELS = ["-TNF", "a,condition=b", "=", "$\\frac{$", "", "1:10", "1e3", "\x1b[31m", "None", "True"]
+LEVELS = ["-TNF", "a,b=c", "=", "$\\frac{$", "", "1:10", "1e3", "\x1b[31m", "None", "True"]
 
 
 def with_column(name: str, values: Any) -> pd.DataFrame:
@@ -121,18 +121,6 @@ def test_a_level_of_any_name(level: str) -> None:
     with pytest.raises(SingleCellError, match="is not one of the levels") as caught:
         design.contrast("orig.ident", level + "x", level)
     assert str(caught.value).isprintable()
-
-
-def test_text_that_can_be_read_in_two_ways_is_refused() -> None:
-    obs = with_column("g", np.resize(["a", "a,condition=ctrl", "b"], 160))
-    design = Design("~ g * condition", obs)
-    with pytest.raises(SingleCellError, match=r"can be read as .* and as .*rename a level, or give .* as a dict"):
-        design.contrasts(("g=a,condition=ctrl", "g=b,condition=ctrl"))
-    (texts,) = design.contrasts(("condition=ctrl,g=a,condition=ctrl", "g=b,condition=ctrl"))  # read in one way only
-    ends = {"condition": "ctrl", "g": "a,condition=ctrl"}, {"condition": "ctrl", "g": "b"}
-    assert [end.levels for end in texts.ends] == list(ends)
-    (dicts,) = design.contrasts(({"g": "a", "condition": "ctrl"}, ends[1]))
-    assert dicts.test.levels["g"] == "a"
 
 
 def test_a_level_that_the_formula_would_leave_out_is_refused() -> None:
@@ -221,7 +209,7 @@ def test_a_difference_of_two_contrasts_is_the_interaction() -> None:
 BAD: dict[str, tuple[Any, str]] = {
     "no such variable": (("dose=1", "dose=2"), "contrast: 'dose' is not one of the variables"),
     "no such level": (("condition=stim,sex=x", "condition=ctrl,sex=f"), "'x' is not one of the levels"),
-    "a variable twice": (("sex=f,sex=m", "sex=m"), "'f,sex=m' is not one of the levels"),
+    "a variable twice": (("sex=f,sex=m", "sex=m"), "'sex=f,sex=m' names a variable twice"),
     "half of a pair": (("condition=stim,sex=f",) * 2, "compares a condition with itself"),
     "the same twice": ((("condition=stim,sex=f", "condition=ctrl,sex=f"),) * 2, "compares a condition with itself"),
     "differences": (
