@@ -74,7 +74,7 @@ def simulate_ziln(
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
     noise = torch.Generator().manual_seed(seed)
-    shape = (n_cells, n_genes)
+    shape = torch.Size((n_cells, n_genes))
     uniform = torch.rand(shape, generator=noise, dtype=torch.float64)
     normal = torch.randn(shape, generator=noise, dtype=torch.float64)
     drawn = torch.randn((3, 1, n_genes), generator=noise, dtype=torch.float64)

@@ -17,6 +17,7 @@ from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
 from pyro_zilognormal.singlecell.predictive_check import inside
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.svi import FitResult
+from pyro_zilognormal.svi.plots import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,7 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     names = list(dict.fromkeys(table["contrast"]))
     if len(names) != 1:
         raise SingleCellError(f"table holds the contrasts {listed(names)}; needed one: table[table.contrast == name]")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     x, y = table["log_fc"].to_numpy(), (table["log_fc"].abs() / table["log_fc_sd"]).to_numpy()
     called = table["is_de"].to_numpy(dtype=bool)
     for chosen, colour, what in (
@@ -108,7 +109,7 @@ def predictive(
     """
     if statistic not in _STATISTICS:
         raise SingleCellError(f"statistic is {statistic!r}; needed one of {', '.join(map(repr, _STATISTICS))}")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     if statistic != "zero_fraction":
         check = check[check[statistic] > 0]
     if statistic == "mean":
@@ -159,7 +160,7 @@ def convergence(fit: FitResult, genes: int, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     distance, noise = distance_from_end(fit, genes)
     width = fit.steps // len(distance)
     ax.plot(
@@ -198,7 +199,7 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     Returns:
         The frame; its ``child_axes`` are those of the zeros and of the positive values.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set_axis_off()
     zeros, amount = ax.inset_axes((0.0, 0.0, 0.2, 1.0)), ax.inset_axes((0.34, 0.0, 0.66, 1.0))
     bins = _bins(np.concatenate([c.positive for c in fit.conditions]))
@@ -229,7 +230,7 @@ def curve(found: Curve, ax: Axes | None = None) -> Axes:
     Returns:
         The axes.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     middle, low, high = found.mean
     ax.fill_between(found.grid, low, high, color=_CONDITIONS[1], alpha=0.25, linewidth=0)
     band = f"fitted, {100 * found.credible:g} % band" + (f", at {found.at}" if found.at else "")
@@ -259,7 +260,7 @@ def samples(fit: GeneFit, ax: Axes | None = None) -> Axes:
     """
     if not fit.samples:
         raise SingleCellError(f"fit: {fit.gene} has no samples; needed a model with random effects, such as donor=")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     paired = fit.samples[0].condition == fit.contrast
     colours = dict(zip([c.name for c in fit.conditions], _CONDITIONS, strict=False))
     for at, sample in enumerate(fit.samples):
@@ -343,11 +344,3 @@ def _described(condition: GeneCondition) -> str:
 def _bins(positive: np.ndarray) -> np.ndarray:
     number = int(np.clip(np.sqrt(len(positive)), 6, 30))
     return np.asarray(10 ** np.histogram_bin_edges(np.log10(positive), number))
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1]

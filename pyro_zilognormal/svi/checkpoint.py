@@ -68,7 +68,7 @@ class Checkpoint(Callback):
         seconds: float | None = 60.0,
         resume: bool = True,
     ) -> None:
-        if not isinstance(path, str | os.PathLike) or os.path.isdir(path) or not Path(path).absolute().parent.is_dir():
+        if not isinstance(path, str | os.PathLike) or Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
             raise ValueError(f"path is {path!r}; needed the name of a file in a folder that exists")
         if seconds is not None and not (isinstance(seconds, Real) and seconds >= 0):
             raise ValueError(f"seconds is {seconds!r}; needed a number of at least 0, or None")

@@ -35,7 +35,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
         >>> plot_loss(result).get_xlabel()
         'step'
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     loss = result.losses / result.rows
     width = max(1, min(whole("window", window, 1), len(loss) // 4))
     smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
@@ -82,7 +82,7 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     """
     if statistic not in check.observed:
         raise ValueError(f"statistic is {statistic!r}; the check holds {sorted(check.observed)}")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     tail, observed, replicated = (
         part[statistic].cpu().numpy() for part in (check.tail, check.observed, check.replicated)
     )
@@ -106,7 +106,8 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     return ax
 
 
-def _axes(ax: "Axes | None") -> "Axes":
+def axes_or_new(ax: "Axes | None") -> "Axes":
+    """Return the axes that are given, or those of a new figure."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt

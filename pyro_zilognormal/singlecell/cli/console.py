@@ -7,13 +7,14 @@ import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pyro_zilognormal.singlecell.errors import SingleCellError
+from pyro_zilognormal.singlecell.errors import SingleCellError, printable
 from pyro_zilognormal.svi.checkpoint import locked
 
 FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
@@ -90,6 +91,12 @@ def whole_files(out: Path) -> Iterator[Path]:
         raise OSError(error.errno or errno.EIO, said, str(error.filename2 or out)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def warn(texts: Iterable[str]) -> None:
+    """Print warnings."""
+    for text in texts:
+        print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def say(options: argparse.Namespace, *lines: str) -> None:

@@ -6,7 +6,6 @@ import argparse
 import multiprocessing
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,6 +23,7 @@ from pyro_zilognormal.singlecell.cli.console import (
     prepare_out,
     record_warnings,
     say,
+    warn,
     with_options,
 )
 from pyro_zilognormal.singlecell.cli.main import compare, open_source
@@ -46,8 +46,7 @@ def run(options: argparse.Namespace) -> int:
         with cluster(options.workers, options.cluster), open_source(options) as adata, record_warnings() as recorded:
             levels = [str(level) for level in _levels(adata, options.each)]
             cube = adata if isinstance(adata, Cube) else _reduced(adata, options)
-        for text in recorded:
-            print(f"warning: {printable(text)}", file=sys.stderr)
+        warn(recorded)
         prepare_out(options.out, out)
         if cube is not adata:
             cube.save(options.out / _CUBE)
@@ -62,8 +61,7 @@ def run(options: argparse.Namespace) -> int:
         table.to_csv(new, index=False)
         os.replace(new, options.out / _SUMMARY)
     failed = [row for row in rows if row["problem"]]
-    for row in failed:
-        print(printable(f"warning: {row['level']}: {row['problem']}"), file=sys.stderr)
+    warn(f"{row['level']}: {row['problem']}" for row in failed)
     say(options, f"\nwrote {_SUMMARY} and a folder for each level to {options.out}")
     if len(failed) == len(rows):
         return BAD_INPUT

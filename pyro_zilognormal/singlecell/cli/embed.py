@@ -7,7 +7,6 @@ import functools
 import html
 import importlib
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -21,6 +20,7 @@ from pyro_zilognormal.singlecell.cli.console import (
     prepare_out,
     record_warnings,
     say,
+    warn,
     whole_files,
 )
 from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, folder, whole
@@ -95,8 +95,7 @@ def _embed(options: argparse.Namespace, out: ExitStack) -> int:
         "warnings": recorded,
     }
     _write(options, embedded, table, numbers, pictures, str(fit))
-    for text in recorded:
-        print(f"warning: {printable(text)}", file=sys.stderr)
+    warn(recorded)
     where = printable(f"wrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first")
     say(options, f"{fit}\n{where}")
     return NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0

@@ -33,6 +33,7 @@ from pyro_zilognormal.singlecell.cli.console import (
     prepare_out,
     record_warnings,
     say,
+    warn,
     whole_files,
     with_options,
 )
@@ -99,14 +100,13 @@ def _run(options: argparse.Namespace) -> int:
         open_source(options) as adata,
     ):
         results, numbers, written = compare(options, adata, out)
-    for text in results.warnings:
-        print(f"warning: {printable(text)}", file=sys.stderr)
+    warn(results.warnings)
     say(options, summary(results, numbers))
     say(options, f"\nwrote {', '.join(written)} to {options.out}; open {options.out / 'report.html'} first")
     fit = results.de.result
     if fit.converged:
         return 0
-    print(f"warning: the fit has not converged in {fit.steps} steps; use more --steps", file=sys.stderr)
+    warn([f"the fit has not converged in {fit.steps} steps; use more --steps"])
     return NOT_CONVERGED if options.strict else 0
 
 
@@ -121,8 +121,7 @@ def open_source(options: argparse.Namespace) -> Iterator[Any]:
         cells = open_cells(found_at(options.source), follow_links=options.follow_links, dask=dask)
     with cells:
         yield Cube.from_anndata(cells, options.source) if is_cube(cells) else cells
-    for text in left_out:
-        print(f"warning: {printable(text)}", file=sys.stderr)
+    warn(left_out)
 
 
 def compare(options: argparse.Namespace, adata: Any, out: ExitStack) -> tuple[Results, dict[str, Any], list[str]]:
