@@ -94,14 +94,6 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no genes": (lambda: call(experiment()[:, :0]), r"adata.X is empty, of shape \(160, 0\)"),
     "one cell": (lambda: call(experiment()[:1], scale="linear"), "has one value only"),
     "no X": (lambda: call(anndata.AnnData(obs=frame())), "adata has no X; name a layer: it has none"),
-    "NUL in a gene": (
-        lambda: call(renamed(["a\0x", "a\0y", "b", "c", "d", "e"])),
-        r"adata.X: gene name 'a\\x00x' holds NUL, where it ends for pandas; rename it",
-    ),
-    "NUL in a level": (
-        lambda: call(with_obs(name=np.array(["a\0x", "a\0y"], object).repeat(80)), "~ name"),
-        r"formula: obs\['name'\] holds text with NUL, where it ends for pandas; rename levels",
-    ),
     "an AnnData without matrix": (lambda: call(SimpleNamespace(obs=frame())), "adata is a SimpleNamespace; needed an"),
     "duplicate genes": (
         lambda: call(renamed(["a", "b", "a", "c", "a", "d"])),

@@ -185,9 +185,6 @@ def column(obs: Any, name: str, argument: str) -> Any:
             f"{argument}: obs[{name!r}] is missing in {len(missing)} of {len(values)} cells, the first "
             f"{obs.index[missing[0]]!r}; fill it, or keep adata[adata.obs[{name!r}].notna()]"
         )
-    text = values.cat.categories if hasattr(values, "cat") else values
-    if text.dtype.kind == "O" and any("\0" in value for value in text if isinstance(value, str)):
-        raise SingleCellError(f"{argument}: obs[{name!r}] holds text with NUL, where it ends for pandas; rename levels")
     if hasattr(values, "cat"):
         return values.cat.remove_unused_categories()
     if str(values.dtype) in ("string", "str"):  # formulaic does not code them as categories with every pandas

@@ -41,9 +41,6 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
     matrix, names, where = _choose(adata, layer, use_raw)
     _check_shape(adata, matrix, names, where)
     genes = [str(name) for name in names]
-    odd = next((gene for gene in genes if "\0" in gene), None)
-    if odd is not None:
-        raise SingleCellError(f"{where}: gene name {odd!r} holds NUL, where it ends for pandas; rename it")
     duplicated = names[names.duplicated()]
     if len(duplicated):
         raise SingleCellError(
