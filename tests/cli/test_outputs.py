@@ -257,19 +257,6 @@ def test_a_full_disk_is_told_with_the_folder_and_what_is_left(tmp_path: Path, mo
     assert run("de", path, *ASKED, "--quiet", "--out", out, "--resume").code == 0
 
 
-def test_a_folder_that_comes_in_the_place_of_a_result_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, out = file_of(tmp_path), tmp_path / "out"
-
-    def draw(results: object) -> object:
-        (out / "de.csv").mkdir(parents=True)
-        return undrawn(results)
-
-    monkeypatch.setattr(cli, "draw", draw)
-    ran = run("de", path, *ASKED, "--quiet", "--out", out)
-    assert (ran.code, ran.problems.count("\n")) == (1, 1)
-    assert f"fit.ckpt is whole: clear the way, and run it again with --resume: '{out / 'de.csv'}'" in ran.problems
-
-
 def test_folders_and_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "draw", undrawn)
     path, out = file_of(tmp_path), tmp_path / "out"

@@ -21,8 +21,6 @@ FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
 SECONDS_A_SAVE = 10.0
 # Temporary folders have a name that nobody else uses.
 CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
-# What names of files that commands write end in.
-_WRITTEN = (".ckpt", ".csv", ".h5ad", ".html", ".json", ".png")
 # The options that say what is fitted.
 MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
 _OPTIONS = (*MODEL, "by", "merge", "depth_within", "follow_links", "resume")
@@ -55,9 +53,6 @@ def check_out(path: Path) -> None:
         raise SingleCellError(f"out: {str(nearest)!r} is a file; needed a folder to write to")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
-    for inside in sorted(path.glob("*.*")) if os.path.isdir(path) else []:  # false of a name that is too long
-        if inside.suffix in _WRITTEN and inside.is_dir():
-            raise SingleCellError(f"out: {str(inside)!r} is a folder; needed a file, or none: choose another --out")
 
 
 def prepare_out(path: Path, out: ExitStack) -> Path:
@@ -83,11 +78,9 @@ def whole_files(out: Path) -> Iterator[Path]:
         for file in sorted(partial.iterdir()):
             os.replace(file, out / file.name)
     except OSError as error:
-        said = (
-            f"{error.strerror or error} after {sum(file.stat().st_size for file in partial.iterdir())} bytes of results"
-        )
-        fix = "make room" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "clear the way"
-        said += f"; {CHECKPOINT} is whole: {fix}, and run it again with --resume"
+        written = sum(file.stat().st_size for file in partial.iterdir())
+        said = f"{error.strerror or error} after {written} bytes of results"
+        said += f"; {CHECKPOINT} is whole: make room, and run it again with --resume"
         raise OSError(error.errno or errno.EIO, said, str(error.filename2 or out)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
