@@ -53,11 +53,7 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
 
     Args:
         table: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.test` for one contrast.
-        ax: the axes; a new figure if None.
         labels: how many called genes to name, the most certain first, where there is room.
-
-    Returns:
-        The axes.
 
     Raises:
         SingleCellError: a table of several contrasts or without rows.
@@ -98,11 +94,7 @@ def predictive(
         check: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check`.
         statistic: "zero_fraction"; "mean", on logarithmic axes; or "sd_log". The latter two leave out genes for which
             they are 0 or undefined.
-        ax: the axes; a new figure if None.
         credible: the probability of the check's intervals, for the legend.
-
-    Returns:
-        The axes.
 
     Raises:
         SingleCellError: another statistic.
@@ -155,10 +147,6 @@ def convergence(fit: FitResult, genes: int, ax: Axes | None = None) -> Axes:
     Args:
         fit: the result of a fit.
         genes: the number of genes.
-        ax: the axes; a new figure if None.
-
-    Returns:
-        The axes.
     """
     ax = axes_or_new(ax)
     distance, noise = distance_from_end(fit, genes)
@@ -194,10 +182,7 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
 
     Args:
         fit: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.gene_fits`.
-        ax: the axes, which become the frame of two others; a new figure if None.
-
-    Returns:
-        The frame; its ``child_axes`` are those of the zeros and of the positive values.
+        ax: the axes, which become the frame of two others, its ``child_axes``: of zeros and of positive values.
     """
     ax = axes_or_new(ax)
     ax.set_axis_off()
@@ -225,10 +210,6 @@ def curve(found: Curve, ax: Axes | None = None) -> Axes:
 
     Args:
         found: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.curves`.
-        ax: the axes; a new figure if None.
-
-    Returns:
-        The axes.
     """
     ax = axes_or_new(ax)
     middle, low, high = found.mean
@@ -250,10 +231,6 @@ def samples(fit: GeneFit, ax: Axes | None = None) -> Axes:
 
     Args:
         fit: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.gene_fits`, of a model with random effects.
-        ax: the axes; a new figure if None.
-
-    Returns:
-        The axes.
 
     Raises:
         SingleCellError: a fit without random effects.

@@ -1,4 +1,7 @@
-"""Figures of fits and predictive checks. Matplotlib is imported when the first is drawn."""
+"""Figures of fits and predictive checks. Matplotlib is imported when the first is drawn.
+
+Each function draws on the axes it is given, or on those of a new figure, and returns them.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -20,11 +23,7 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
 
     Args:
         result: a fit.
-        ax: where to draw; a new figure if None.
         window: how many steps to smooth over; at most a quarter of all.
-
-    Returns:
-        The axes drawn on.
 
     Example:
         >>> from pyro_zilognormal.svi import fit
@@ -65,10 +64,6 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     Args:
         check: from :func:`posterior_predictive`.
         statistic: one of ``check.observed``.
-        ax: where to draw; a new figure if None.
-
-    Returns:
-        The axes drawn on.
 
     Raises:
         ValueError: for a statistic that the check does not hold.
