@@ -68,16 +68,10 @@ class Cube:
         return f"Cube({size}, by {', '.join(map(str, self.obs.columns))})"
 
     def select(self, **levels: Any) -> Cube:
-        """Return the groups of some levels of the keys.
-
-        Args:
-            levels: a level of each key.
+        """Return the groups with the given levels of some keys, as in ``cube.select(cell_type="B")``.
 
         Raises:
             UnknownNameError: no such key or level.
-
-        Example:
-            ``cube.select(cell_type="B")``
         """
         chosen = np.ones(len(self.obs), dtype=bool)
         for name, given in levels.items():
@@ -120,9 +114,6 @@ class Cube:
         The folder is written beside the old one and takes its place once it is whole, so that a failed or killed save
         leaves the old cube. Another cube there is replaced, anything else is not.
 
-        Args:
-            path: the folder.
-
         Raises:
             SingleCellError: something else is there.
             InUseError: another process writes to it.
@@ -133,9 +124,6 @@ class Cube:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Cube:
         """Read a cube that :meth:`save` wrote; a hash finds damage, and nothing in the file is run.
-
-        Args:
-            path: the folder.
 
         Raises:
             SingleCellError: no cube, a damaged one, or one of a newer version.
@@ -168,11 +156,7 @@ class Cube:
 
     @classmethod
     def from_anndata(cls, adata: Any, where: str = "adata") -> Cube:
-        """Return the cube that an AnnData of :meth:`to_anndata` holds; ``where`` is what errors call it.
-
-        Raises:
-            SingleCellError: no cube, a damaged one, or one of a newer version.
-        """
+        """Return the cube that an AnnData of :meth:`to_anndata` holds; ``where`` is what errors call it."""
         if not is_cube(adata):
             raise SingleCellError(
                 f"{where!r} holds no cube; needed one that pyro-zilognormal reduce or Cube.save wrote"

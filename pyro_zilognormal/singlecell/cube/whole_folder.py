@@ -17,24 +17,14 @@ from pyro_zilognormal.svi.checkpoint import locked
 
 
 def found_at(path: str | os.PathLike[str]) -> Path:
-    """Return where a folder is: a write that is killed between its two renames leaves the old one under another name.
-
-    Example:
-        >>> found_at("none.zarr").name
-        'none.zarr'
-    """
+    """Return where a folder is: a write that is killed between two renames leaves the old one under another name."""
     path = Path(path)
     return path if os.path.exists(path) or not os.path.exists(_old(path)) else _old(path)
 
 
 @contextmanager
 def one_writer(path: Path) -> Iterator[None]:
-    """Keep other processes off a path for the length of a block.
-
-    Raises:
-        SingleCellError: its own folder does not exist.
-        InUseError: another process writes to it.
-    """
+    """Keep other processes off a path, in a folder that exists, for the length of a block."""
     if not path.absolute().parent.is_dir():
         raise SingleCellError(f"path is {str(path)!r}; needed one in a folder that exists")
     with locked(path.with_name(f"{path.name}.lock"), str(path)):

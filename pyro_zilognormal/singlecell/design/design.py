@@ -79,13 +79,7 @@ class Variable:
 
     @classmethod
     def of(cls, values: Any, coded: bool, cells: NDArray[np.int64] | None = None) -> Variable:
-        """Return the variable of a column.
-
-        Args:
-            values: the column.
-            coded: whether the formula takes its numbers as categories.
-            cells: the number of cells in each row, where rows are groups of cells.
-        """
+        """Return the variable of a column, whose numbers the formula may take as categories (``coded``)."""
         category = hasattr(values, "cat")
         levels = tuple(values.cat.categories if category else np.sort(values.unique()).tolist())
         if not len(values):

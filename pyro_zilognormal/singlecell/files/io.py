@@ -53,12 +53,9 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
 
 
 def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> tuple[Cleaner, str]:
-    """Return how to bring the values that some arguments mean to the linear scale, and how their scale is known.
+    """Return how to bring the values that layer, use_raw, scale, ... mean to the linear scale, and how it is known.
 
-    Args:
-        adata: the AnnData.
-        given: layer, use_raw, scale, offset and detection_threshold.
-        number: of the AnnData among several, for errors.
+    ``number`` is that of the AnnData among several, for errors.
     """
     found, with_offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"] is not None
     expression = replace(found, where=found.where.replace("adata", f"adata{number}", 1))

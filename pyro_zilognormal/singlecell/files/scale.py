@@ -108,11 +108,7 @@ def to_linear(values: NDArray[np.float64], scale: str, threshold: float) -> NDAr
 
 
 def declared_scale(uns: Any) -> str | None:
-    """Return the scale that ``uns["log1p"]`` declares, as scanpy.pp.log1p writes it; None without it.
-
-    Raises:
-        SingleCellError: logarithms to another base than e, 2 or 10.
-    """
+    """Return the scale that ``uns["log1p"]`` declares, as scanpy.pp.log1p writes it; None without it."""
     if "log1p" not in uns:
         return None
     base = uns["log1p"].get("base") if isinstance(uns["log1p"], Mapping) else None
@@ -135,16 +131,8 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
     """Return the scale of a matrix and how it is known.
 
     It is the one that is given, else the one that the AnnData declares, else the one that the values show: whole
-    numbers are counts, or linear where an offset normalises them; fractions beside values above 30 are linear.
-
-    Args:
-        given: the argument, or None.
-        expression: the matrix.
-        declared: the scale that uns declares for it.
-        offset: whether there are size factors.
-
-    Raises:
-        SingleCellError: an unknown scale, one that the AnnData or the values contradict, or none that is known.
+    numbers are counts, or linear where there are size factors (``offset``); fractions beside values above 30 are
+    linear. A scale that is unknown, or contradicted, is refused.
     """
     if given is not None and (not isinstance(given, str) or given not in SCALES):
         raise SingleCellError(f"scale is {given!r}; needed one of {', '.join(map(repr, SCALES))}")
@@ -391,11 +379,7 @@ class _Cleaned(NamedTuple):
 def on_workers(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any], *vectors: Any) -> list[list[Any]]:
     """Compute something of each clean block on the workers of Dask, and record what all values look like.
 
-    Args:
-        clean: the matrix, a dask array, and how its values are brought to the linear scale.
-        way: `fold` or `each_block`.
-        each: a function of (block, a piece of each vector).
-        vectors: arrays of shape (cells,).
+    ``way`` is `fold` or `each_block`; ``each`` takes a block and its piece of each vector, of shape (cells,).
     """
     with clean.naming():
         grid = way(clean.expression.matrix, partial(_clean_and, clean.blank(), each), *vectors)
