@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import html
 import importlib
 import json
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pyro_zilognormal.singlecell.cli.console import (
 )
 from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, folder, whole
 from pyro_zilognormal.singlecell.cli.pictures import painted
-from pyro_zilognormal.singlecell.cli.report import inline
+from pyro_zilognormal.singlecell.cli.report import inline, page
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import printable, require
@@ -40,15 +39,6 @@ _KEY = "X_ziln"
 _SETTINGS = ("batch", "layer", "use_raw", "scale", "depth", "latent", "linear", "seed", "device")
 _REPLICATED = 50
 _DRAWN_CELLS, _DRAWN_LEVELS = 20_000, 20
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>Embedding of {source}</title>
-<style>body {{ font: 15px sans-serif; max-width: 60em; margin: 2em auto }} img {{ max-width: 100% }}</style>
-<h1>Embedding of {source}</h1>
-<p>{said}</p>
-<p>pyro_zilognormal {version}: <code>{command}</code></p>
-{warnings}{pictures}
-<h2>Settings and results</h2><pre>{numbers}</pre></html>
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,7 +159,7 @@ def _write(
     table: Any,
     numbers: Any,
     pictures: dict[str, tuple[str, bytes]],
-    said: str,
+    fit: str,
 ) -> None:
     """Write all files."""
     with whole_files(options.out) as folder:
@@ -179,21 +169,14 @@ def _write(
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         for name, (_, png) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-        images = (
-            f'<h2>{_escaped(title)}</h2><img alt="{_escaped(title)}" src="{inline(png)}">'
-            for title, png in pictures.values()
-        )
-        page = _PAGE.format(
-            source=_escaped(str(options.source)),
-            said=html.escape(said),
+        report = page(
+            "embed.html.jinja",
+            source=options.source,
+            fit=fit,
             version=__version__,
-            command=_escaped(options.command),
-            warnings="".join(f"<p>Warning: {_escaped(warning)}</p>" for warning in numbers["warnings"]),
-            pictures="\n".join(images),
-            numbers=html.escape(text),
+            command=options.command,
+            warnings=numbers["warnings"],
+            pictures=[(title, inline(png)) for title, png in pictures.values()],
+            numbers=text,
         )
-        (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))
+        (folder / "report.html").write_text(report, encoding="utf-8")

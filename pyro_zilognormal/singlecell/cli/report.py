@@ -250,13 +250,10 @@ def verdict(found: Sequence[Diagnostic], numbers: Mapping[str, Any]) -> str:
 def html(
     results: Results, numbers: Mapping[str, Any], pictures: Mapping[str, bytes], genes: Mapping[str, bytes]
 ) -> str:
-    """Return the report as HTML that loads nothing else."""
-    template = resources.files("pyro_zilognormal.singlecell.cli") / "report.html.jinja"
-    environment = require("jinja2").Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
+    """Return the report."""
     found = diagnostics(results, numbers)
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return page(
+        "report.html.jinja",
         run=results.specification,
         settings=results.de.settings,
         numbers=numbers,
@@ -271,6 +268,15 @@ def html(
         interval=f"{100 * CREDIBLE:g} %",
         folds=folds,
     )
+
+
+def page(name: str, **values: Any) -> str:
+    """Return the HTML of a template, which loads nothing else."""
+    template = resources.files("pyro_zilognormal.singlecell.cli") / name
+    environment = require("jinja2").Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
+    return str(environment.from_string(template.read_text(encoding="utf-8")).render(values))
 
 
 def _visible(value: Any) -> Any:
