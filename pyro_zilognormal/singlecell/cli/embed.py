@@ -13,15 +13,7 @@ from typing import Any
 import numpy as np
 
 from pyro_zilognormal import __version__
-from pyro_zilognormal.singlecell.cli.console import (
-    NOT_CONVERGED,
-    SECONDS_A_SAVE,
-    prepare_out,
-    record_warnings,
-    say,
-    warn,
-    whole_files,
-)
+from pyro_zilognormal.singlecell.cli import console
 from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, folder, whole
 from pyro_zilognormal.singlecell.cli.pictures import painted
 from pyro_zilognormal.singlecell.cli.report import inline, page
@@ -63,12 +55,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace, out: ExitStack) -> int:
-    with record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
+    with console.record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
         labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name is not None}
         prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
-        say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
-        checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)
+        console.say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
+        checkpoint = Checkpoint(
+            console.prepare_out(options.out, out), seconds=console.SECONDS_A_SAVE, resume=options.resume
+        )
         found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
         found.write(adata, _KEY)
         table = gene_table(found, options.seed)
@@ -85,10 +79,10 @@ def _embed(options: argparse.Namespace, out: ExitStack) -> int:
         "warnings": recorded,
     }
     _write(options, embedded, table, numbers, pictures, str(fit))
-    warn(recorded)
+    console.warn(recorded)
     where = printable(f"wrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first")
-    say(options, f"{fit}\n{where}")
-    return NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
+    console.say(options, f"{fit}\n{where}")
+    return console.NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
 
 
 def _held_out(found: Embedding) -> float | None:
@@ -162,7 +156,7 @@ def _write(
     fit: str,
 ) -> None:
     """Write all files."""
-    with whole_files(options.out) as folder:
+    with console.whole_files(options.out) as folder:
         embedded.write_h5ad(folder / "embedding.h5ad")
         table.to_csv(folder / "genes.csv", index=False)
         text = json.dumps(numbers, indent=2, allow_nan=False)
