@@ -284,12 +284,7 @@ class Cleaner:
     def nameless(self, block: Any, first_row: int, first_column: int) -> Any:
         """Return a block in linear float64; raise BadValueError for a value that is refused."""
         if not hasattr(block, "tocsr"):
-            if not isinstance(block, np.ndarray):
-                raise SingleCellError(
-                    f"{self.expression.where} gives a {type(block).__name__}; needed a numpy array or a scipy CSR or "
-                    "CSC matrix, in memory or on disk"
-                )
-            return self._clean(block, None, (first_row, first_column))
+            return self._clean(np.asanyarray(block), None, (first_row, first_column))
         block = block.tocsr()
         if not block.has_canonical_format:
             block = block.copy()
