@@ -1,5 +1,6 @@
 """Fits that survive being killed."""
 
+import errno
 import hashlib
 import io
 import os
@@ -162,6 +163,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
+        if not path.exists():
+            raise OSError(errno.EACCES, "no lock file can be made", str(path)) from error
         holder = ""
         with suppress(OSError):  # Windows shows nobody a file that is locked
             holder = path.read_text()
