@@ -16,8 +16,13 @@ from pyro_zilognormal.singlecell.design.design import Design, strata
 from pyro_zilognormal.singlecell.design.formula import column, grouping
 from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, check_readable, unknown
-from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
-from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
+from pyro_zilognormal.singlecell.files.reading import (
+    count_positives,
+    keep_cells,
+    read_genes,
+    read_statistics,
+    times,
+)
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, check_open, checked
 
