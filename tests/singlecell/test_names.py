@@ -52,6 +52,10 @@ NAMES = [
 LEVELS = ["-TNF", "a,b=c", "=", "$\\frac{$", "", "1:10", "1e3", "\x1b[31m", "None", "True"]
 
 
+# Names that Python reads as something else, or not at all, where they are arguments of a function.
+NO_ARGUMENTS = ["class", "µm", "it's"]
+
+
 def with_column(name: str, values: Any) -> pd.DataFrame:
     return frame().assign(**{name: values})
 
@@ -61,7 +65,15 @@ def quotes(name: str) -> list[str]:
     return [f"`{name}`", f"Q({name!r})"] + ([name] if name.isidentifier() else [])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NO_ARGUMENTS)
+def test_a_name_that_cannot_be_an_argument_is_a_column_or_refused(name: str) -> None:
+    obs = with_column(name, np.where(np.arange(160) % 3 == 0, "q", "p"))
+    assert list(Design(f"~ `{name}` + condition", obs).variables) == sorted(["condition", name])
+    with pytest.raises(SingleCellError, match=r"cannot be read: |does not fit adata.obs: "):
+        Design(f"~ C(`{name}`, contr.treatment('p'))", obs)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in NO_ARGUMENTS])
 def test_a_column_of_any_name_is_that_column(name: str) -> None:
     rng = np.random.default_rng(0)
     number, category = rng.normal(size=160), np.where(rng.random(160) < 0.5, "q", "p")
