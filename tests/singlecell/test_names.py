@@ -69,7 +69,7 @@ def quotes(name: str) -> list[str]:
 def test_a_name_that_cannot_be_an_argument_is_a_column_or_refused(name: str) -> None:
     obs = with_column(name, np.where(np.arange(160) % 3 == 0, "q", "p"))
     assert list(Design(f"~ `{name}` + condition", obs).variables) == sorted(["condition", name])
-    with pytest.raises(SingleCellError, match=r"cannot be read: |does not fit adata.obs: "):
+    with pytest.raises(SingleCellError, match=r"cannot be read: |is not one of the columns .*µm"):
         Design(f"~ C(`{name}`, contr.treatment('p'))", obs)
 
 

@@ -339,8 +339,5 @@ def _stack(columns: Sequence[Any]) -> Any:
         if any(hasattr(c, "cat") for c in columns):
             raise SingleCellError(f"by: {columns[0].name!r} holds numbers in one input, categories in another")
         return pandas.concat(columns, ignore_index=True)
-    each = [list(c.cat.categories) for c in columns]
-    levels = list(dict.fromkeys(level for own in each for level in own))
-    if len({type(level) for level in levels}) == 1 and all(own == sorted(own) for own in each):
-        levels = sorted(levels)
-    return pandas.Series(pandas.Categorical([v for c in columns for v in c], categories=levels))
+    by_name = all(c.cat.categories.is_monotonic_increasing for c in columns)
+    return pandas.Series(pandas.api.types.union_categoricals(columns, sort_categories=by_name, ignore_order=True))
