@@ -190,13 +190,10 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-    except BaseException as error:
+    except OSError as error:
         new.unlink(missing_ok=True)  # of a full disk it would take what is left
-        if isinstance(error, OSError):
-            left = "the last checkpoint is whole" if path.exists() else "there is no checkpoint yet"
-            said = f"{error.strerror} while saving {len(content)} bytes; {left}"
-            raise OSError(error.errno, said, str(path)) from error
-        raise
+        left = "the last checkpoint is whole" if path.exists() else "there is no checkpoint yet"
+        raise OSError(error.errno, f"{error.strerror} while saving {len(content)} bytes; {left}", str(path)) from error
     if os.name == "posix":  # so that the rename outlives a power cut
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
