@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -176,6 +176,7 @@ class Values:
     squares: float = 0.0
     count: int = 0
     whole: bool = True
+    kept: int = 0  # of which linear values are above the threshold
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Values:
@@ -193,6 +194,7 @@ class Values:
             self.squares + other.squares,
             self.count + other.count,
             self.whole and other.whole,
+            self.kept + other.kept,
         )
 
     @property
@@ -234,10 +236,7 @@ def nothing(block: Any) -> int:
 
 
 class BadValueError(Exception):
-    """A value that is refused, its row and its column; ``says`` is what is wrong with it."""
-
-    def __init__(self, value: float, row: int, column: int, says: str) -> None:
-        super().__init__(value, row, column, says)
+    """A value that is refused, its row, its column and what is wrong with it."""
 
 
 class Cleaner:
@@ -262,7 +261,6 @@ class Cleaner:
         self.expression, self.scale, self.threshold = expression, scale, threshold
         self.offset, self.dtype = offset, dtype
         self.observed = Values()
-        self.positive = 0  # of the linear ones, above the threshold
 
     def __call__(self, block: Any, first_row: int = 0, first_column: int = 0) -> Any:
         """Return a block, dense or CSR, in linear float64."""
@@ -296,7 +294,7 @@ class Cleaner:
     def check(self) -> None:
         """Raise or warn if all values together contradict the scale."""
         where, observed = self.expression.where, self.observed
-        if not self.positive:
+        if not self.observed.kept:
             raise SingleCellError(_NOTHING.format(where))
         if observed.counts and (self.scale in _BASES or (self.scale == "linear" and not self.offset)):
             raise SingleCellError(
@@ -325,7 +323,7 @@ class Cleaner:
             self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
         if self.scale == "counts" and (values != np.floor(values)).any():
             self._refuse(values, values != np.floor(values), block, first, _NO_COUNT)
-        self.observed += Values.of(values)
+        seen = Values.of(values)
         to_linear(values, self.scale, self.threshold)
         if self.scale in _BASES and np.isinf(values).any():
             self._refuse(values, np.isinf(values), block, first, _NO_LOGARITHM.format(self.scale))
@@ -334,7 +332,7 @@ class Cleaner:
             lost = (values > limits.max) | ((values > 0) & (values < limits.tiny))
             if lost.any():
                 self._refuse(values, lost, block, first, _NOT_HELD.format(limits.dtype))
-        self.positive += int(np.count_nonzero(values))
+        self.observed += replace(seen, kept=int(np.count_nonzero(values)))
         return values
 
     def _refuse(
@@ -366,10 +364,9 @@ class _Cleaned(NamedTuple):
 
     result: Any
     values: Values
-    positive: int
 
     def __add__(self, other: Any) -> _Cleaned:
-        return _Cleaned(self.result + other.result, self.values + other.values, self.positive + other.positive)
+        return _Cleaned(self.result + other.result, self.values + other.values)
 
 
 def on_workers(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any], *vectors: Any) -> list[list[Any]]:
@@ -380,11 +377,11 @@ def on_workers(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any]
     with clean.naming():
         grid = way(clean.expression.matrix, partial(_clean_and, clean.blank(), each), *vectors)
     for one in (one for row in grid for one in row):
-        clean.observed, clean.positive = clean.observed + one.values, clean.positive + one.positive
+        clean.observed += one.values
     return [[one.result for one in row] for row in grid]
 
 
 def _clean_and(clean: Cleaner, each: Callable[..., Any], block: Any, first: tuple[int, int], *vectors: Any) -> _Cleaned:
     own = clean.blank()
     result = each(own.nameless(checked(block, own.expression.where), *first), *vectors)
-    return _Cleaned(result, own.observed, own.positive)
+    return _Cleaned(result, own.observed)
