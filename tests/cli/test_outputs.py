@@ -265,7 +265,7 @@ def test_folders_and_files_of_others_are_left_alone(tmp_path: Path, monkeypatch:
     (tmp_path / "victim").write_text("precious")
     for name in ("fit.ckpt.new", "fit.ckpt.new.partial"):
         (out / name).symlink_to(tmp_path / "victim")
-    left = out / ".pyro-zilognormal-writing-abc"
+    left = out / ".pyro-zilognormal-writing"
     left.mkdir()  # as a run leaves behind that is killed while it writes
     assert run("de", path, *ASKED, "--quiet", "--out", out).code == 0
     assert (out / ".writing" / "mine").read_text() == "mine"

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,8 +18,8 @@ from pyro_zilognormal.svi.checkpoint import locked
 
 FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
 SECONDS_A_SAVE = 10.0
-# Temporary folders have a name that nobody else uses.
-CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
+# The last has a name that nobody else uses.
+CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing"
 # The options that say what is fitted.
 MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
 _OPTIONS = (*MODEL, "by", "merge", "depth_within", "follow_links", "resume")
@@ -60,8 +59,6 @@ def prepare_out(path: Path, out: ExitStack) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         out.enter_context(locked(path / LOCK, f"out: {str(path)!r}"))
-        for left in path.glob(f"{PARTIAL}*"):  # by a run that was killed while it wrote
-            shutil.rmtree(left)
     except OSError as error:
         raise SingleCellError(
             f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
@@ -72,7 +69,9 @@ def prepare_out(path: Path, out: ExitStack) -> Path:
 @contextmanager
 def whole_files(out: Path) -> Iterator[Path]:
     """Yield a new folder to write files to, which are moved to ``out`` at the end, so that each of them is whole."""
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
+    partial = out / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it wrote
+    partial.mkdir()
     try:
         yield partial
         for file in sorted(partial.iterdir()):
