@@ -1,7 +1,6 @@
 """What happens between the steps of a fit: stopping, schedules, progress."""
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +191,7 @@ def _significance(values: Sequence[float]) -> float:
     at, series = np.arange(len(values)) - (len(values) - 1) / 2, np.asarray(values) - np.mean(values)
     slope = at @ series / (at @ at)
     error = math.sqrt(((series - slope * at) ** 2).sum() / (len(values) - 2) / (at @ at))
-    return float(slope) / max(error, sys.float_info.min)
+    return float(slope) / max(error, np.finfo(np.float64).tiny)
 
 
 class Schedule(Callback):
@@ -245,7 +244,7 @@ class Progress(Callback):
 
     def on_step_end(self, run: "Run") -> None:
         if self._bar is None:
-            hidden = not (sys.stderr.isatty() if self.show is None else self.show)
+            hidden = None if self.show is None else not self.show
             self._bar = tqdm(total=run.steps, initial=run.step - 1, disable=hidden, unit="step", dynamic_ncols=True)
         # tqdm redraws only every tenth of a second; the mean is taken only when it has just done so.
         if self._bar.update(1):
