@@ -92,10 +92,6 @@ class EarlyStopping(Callback):
 
     Raises:
         ValueError: for an ``every``, ``patience``, ``warm_up`` or ``particles`` that is not whole or out of range.
-
-    Example:
-        >>> EarlyStopping(torch.ones(10), every=50, patience=3).patience
-        3
     """
 
     def __init__(
@@ -232,10 +228,6 @@ class Progress(Callback):
 
     Args:
         show: True or False; None shows only where standard error is a terminal.
-
-    Example:
-        >>> Progress(show=False).show
-        False
     """
 
     def __init__(self, show: bool | None = None) -> None:

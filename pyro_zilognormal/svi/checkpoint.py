@@ -54,11 +54,6 @@ class Checkpoint(Callback):
 
     Raises:
         ValueError: for an interval below 1 step or 0 seconds, or a path that is no name of a file in a folder.
-
-    Example:
-        >>> import tempfile
-        >>> Checkpoint(os.path.join(tempfile.mkdtemp(), "fit.ckpt"), steps=500).path.name
-        'fit.ckpt'
     """
 
     def __init__(

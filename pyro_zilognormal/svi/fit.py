@@ -278,15 +278,6 @@ class FitResult:
 
         Put everything in it that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What the
         block sets by name stays inside it.
-
-        Example:
-            >>> import pyro
-            >>> def model():
-            ...     pyro.sample("m", pyro.distributions.Normal(pyro.param("loc", torch.tensor(2.0)), 1.0))
-            >>> result = fit(lambda: model(), model, steps=2)
-            >>> with result.scope():
-            ...     pyro.param("loc").item() == result.params["loc"].item()
-            True
         """
         with self.module.holding(self.values):
             yield
