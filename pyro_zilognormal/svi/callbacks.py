@@ -15,8 +15,8 @@ from pyro_zilognormal.svi.elbo import isolated
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run
 
-# By how many standard errors a trend must differ from 0 to be believed.
-_CLEAR = 4.0
+# How many standard errors an improvement, and the slope of a trend, must exceed to count.
+_NOISE, _CLEAR = 2.0, 4.0
 
 
 class Callback:
@@ -74,7 +74,7 @@ class EarlyStopping(Callback):
 
     The loss L, always with the same random numbers, has improved on an earlier one, B, if ::
 
-        B - L > max(min_delta max(|B|, N), noise SE),
+        B - L > max(min_delta max(|B|, N), 2 SE),
 
     where N is the number of rows that the loss is of, and SE the standard error of B - L over the particles. After
     ``patience`` evaluations without improvement the fit stops: "rising", if L is worse than B by as much, and the
@@ -86,7 +86,6 @@ class EarlyStopping(Callback):
         every: steps between evaluations.
         patience: evaluations without improvement before it stops.
         min_delta: the smallest improvement that counts, relative to the loss, or to 1 a row if that is more.
-        noise: how many standard errors an improvement must exceed.
         warm_up: steps before evaluations begin; at least as many as a KL weight is annealed over.
         particles: how many times to evaluate the loss.
 
@@ -101,12 +100,11 @@ class EarlyStopping(Callback):
         every: int = 100,
         patience: int = 5,
         min_delta: float = 1e-4,
-        noise: float = 2.0,
         warm_up: int = 0,
         particles: int = 8,
     ) -> None:
         self.every, self.patience = whole("every", every, 1), whole("patience", patience, 1)
-        self.min_delta, self.noise = min_delta, noise
+        self.min_delta = min_delta
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
         self.held_out = as_source(tuple(held_out) if isinstance(held_out, Sequence) else (held_out,), {})
         self._state: dict[str, Any] = {}
@@ -152,7 +150,7 @@ class EarlyStopping(Callback):
         self._state = dict(state)
 
     def settings(self) -> dict[str, Any]:
-        names = ("every", "patience", "min_delta", "noise", "warm_up", "particles")
+        names = ("every", "patience", "min_delta", "warm_up", "particles")
         return {name: getattr(self, name) for name in names} | {"held_out": self.held_out.digest(0)}
 
     def _evaluate(self, run: "Run") -> Tensor:
@@ -170,7 +168,7 @@ class EarlyStopping(Callback):
             return (math.inf if torch.isfinite(losses).all() else math.nan), 0.0
         gain, size = reference - losses, max(abs(float(reference.mean())), rows)
         error = float(gain.std()) / math.sqrt(self.particles)
-        return float(gain.mean()), max(self.min_delta * size, self.noise * error)
+        return float(gain.mean()), max(self.min_delta * size, _NOISE * error)
 
     def _rising(self, run: "Run") -> bool:
         """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""
