@@ -78,9 +78,10 @@ def _run(options: argparse.Namespace) -> int:
         from pyro_zilognormal.singlecell.cli import each as each_cli  # it uses this module
 
         return each_cli.run(options)
+    if options.verb == "demo":
+        torch.set_num_threads(1)  # its tensors are too small to gain by more, and lose where cores are busy
     with (
         ExitStack() as out,
-        _threads(options),
         cluster(options.workers, options.cluster),
         open_source(options) as adata,
     ):
@@ -182,17 +183,6 @@ def _write(
         (folder / "report.html").write_text(html(results, numbers, pictures, genes), encoding="utf-8")
         names = sorted(file.name for file in folder.iterdir())
     return [*names, console.CHECKPOINT]
-
-
-@contextmanager
-def _threads(options: argparse.Namespace) -> Iterator[None]:
-    """Use one thread for the demo: its tensors are too small to gain by more, and lose where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if options.verb == "demo" else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager
