@@ -24,15 +24,6 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
     Args:
         result: a fit.
         window: how many steps to smooth over; at most a quarter of all.
-
-    Example:
-        >>> from pyro_zilognormal.svi import fit
-        >>> import pyro, pyro.distributions as dist
-        >>> def model():
-        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
-        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
-        >>> plot_loss(result).get_xlabel()
-        'step'
     """
     ax = axes_or_new(ax)
     loss = result.losses / result.rows
@@ -67,13 +58,6 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
 
     Raises:
         ValueError: for a statistic that the check does not hold.
-
-    Example:
-        >>> import torch
-        >>> one = torch.tensor([1.0])
-        >>> check = PredictiveCheck("x", {"mean": one}, {"mean": torch.tensor([[0.5], [2.0]])}, {"mean": one / 2})
-        >>> plot_predictive(check, "mean").get_title()
-        'x, 1 column'
     """
     if statistic not in check.observed:
         raise ValueError(f"statistic is {statistic!r}; the check holds {sorted(check.observed)}")
