@@ -37,6 +37,13 @@ class PBMC68k:
     phase: np.ndarray
     n_counts: Tensor
 
+    def gene(self, name: str) -> Tensor:
+        """The values of one gene in every cell: a view of `values`, of shape (700,)."""
+        found = np.flatnonzero(self.genes == name)
+        if len(found) != 1:
+            raise ValueError(f"name: got {name!r}, needed one of the {len(self.genes)} symbols in `genes`")
+        return self.values[:, int(found[0])]
+
 
 def pbmc68k_reduced() -> PBMC68k:
     """Load 700 peripheral blood cells x 200 genes from the file inside the package, with no network.
@@ -59,7 +66,7 @@ def pbmc68k_reduced() -> PBMC68k:
         >>> data.values.shape
         torch.Size([700, 200])
         >>> in_b_cells = data.cell_type == "CD19+ B"
-        >>> round(data.values[in_b_cells][:, data.genes == "CD79A"].mean().item(), 1)  # counts per ten thousand
+        >>> round(data.gene("CD79A")[in_b_cells].mean().item(), 1)  # counts per ten thousand
         26.7
     """
     source = resources.files("pyro_zilognormal.datasets") / "pbmc68k_reduced.npz"

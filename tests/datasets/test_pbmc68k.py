@@ -84,8 +84,19 @@ MARKERS = [
 
 @pytest.mark.parametrize(("gene", "high", "low"), MARKERS)
 def test_markers_mark_their_cells(data: PBMC68k, gene: str, high: tuple[str, ...], low: str) -> None:
-    means = {kind: data.values[data.cell_type == kind][:, data.genes == gene].mean().item() for kind in (*high, low)}
+    means = {kind: data.gene(gene)[data.cell_type == kind].mean().item() for kind in (*high, low)}
     assert min(means[kind] for kind in high) > 3 * means[low]
+
+
+def test_gene_is_the_column_of_that_name(data: PBMC68k) -> None:
+    for column, name in enumerate(data.genes):
+        assert torch.equal(data.gene(name), data.values[:, column])
+
+
+@pytest.mark.parametrize("name", ["lyz", "CD14", "", "LYZ "])
+def test_unknown_gene(data: PBMC68k, name: str) -> None:
+    with pytest.raises(ValueError, match=f"name: got '{name}', needed one of the 200 symbols in `genes`"):
+        data.gene(name)
 
 
 def test_each_call_gives_a_copy_of_its_own() -> None:
