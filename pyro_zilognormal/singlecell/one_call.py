@@ -90,7 +90,7 @@ def differential_expression(
         >>> table.variable[0], round(table.log_fc[0])
         ('up', 3)
     """
-    _check_one_way(formula, contrast, groupby)
+    _check_one_way(formula, contrast, groupby, groups, reference)
     check_fractions(delta, fdr, credible, max_error)
     check_key(key_added)
     copy = flag("copy", copy)
@@ -185,7 +185,7 @@ def _with_members(adata: Any, members: Any) -> Any:
     return SimpleNamespace(obs=obs, **parts)
 
 
-def _check_one_way(formula: Any, contrast: Any, groupby: Any) -> None:
+def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[Any] | str, reference: Any) -> None:
     """Raise unless the comparison is given in one way."""
     if groupby is not None and (formula is not None or contrast is not None):
         raise SingleCellError(
@@ -196,3 +196,5 @@ def _check_one_way(formula: Any, contrast: Any, groupby: Any) -> None:
             f"formula is {shown(formula)}, contrast {shown(contrast)}; needed both, such as '~ condition' and "
             "('condition', 'stim', 'ctrl'), or groupby, a column of adata.obs whose groups are compared"
         )
+    if groupby is None and not (isinstance(groups, str) and groups == "all" and reference is _REST):
+        raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")

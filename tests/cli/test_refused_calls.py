@@ -189,6 +189,7 @@ BAD_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
     "a call in the formula": (("--formula", "~ .system('x') + condition", *CONTRAST), "cannot be read"),
     "control characters": (("--formula", "~ \x1b[31m", *CONTRAST), "\\x1b"),
     "shortened options": ((*ASKED, "--detection", "0.1"), "unrecognized arguments"),
+    "no folder": ((*ASKED, "--out", ""), "argument --out: '' is empty; needed the name of a folder"),
     "cells as donors": ((*ASKED, "--donor", "age"), "donor: obs['age'] has 60 levels in 60 cells"),
     "unknown option": ((*ASKED, "--colour"), "unrecognized arguments: --colour"),
 }

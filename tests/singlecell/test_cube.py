@@ -151,11 +151,13 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "by: 'donr' is not .* did you mean 'donor'",
     ),
     "a key twice": (lambda: reduce(cells(), ["donor", "donor"]), "each once"),
+    "a key of a cube's name": (lambda: reduce(_odd(n_cells=1), ["n_cells"]), "'n_cells' is the name of a column that"),
     "missing levels": (lambda: reduce(_odd(donor=np.nan), ["donor"]), r"by: obs\['donor'\] is missing in 480 of 480"),
     "a level a cell": (
         lambda: reduce(cells(), ["umis"]),
         "480 groups of 480 cells; needed groups of two",
     ),
+    "no cells": (lambda: reduce([], BY), "adata is an empty list"),
     "a cube of a cube": (lambda: reduce(CUBE, BY), "adata is a cube already"),
     "no AnnData": (lambda: reduce(cells().obs, BY), "needed an AnnData"),
     "a cell without counts": (lambda: reduce(_empty(), BY), "needed a number > 0, which 1 of 480 cells have not"),
@@ -192,6 +194,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         "takes means or quantiles over cells",
     ),
     "an unknown level": (lambda: CUBE.select(cell_type="b"), "cell_type: 'b' is not one of the levels"),
+    "no group": (lambda: CUBE.select(donor="d0", condition="stim"), "no group has"),
     "other keys": (
         lambda: CUBE.append(reduce(cells(), "donor")),
         "by: the cube has the keys donor, cell_type, ",

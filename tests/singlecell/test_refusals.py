@@ -239,6 +239,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "nothing asked": (lambda: call(experiment(), None, None), "formula is None, contrast None; needed both"),
     "half a question": (lambda: call(experiment(), "~ condition", None), "contrast None; needed both"),
     "two questions": (lambda: call(experiment(), groupby="condition"), "groupby is given with a formula or a contrast"),
+    "groups alone": (lambda: call(experiment(), groups=["stim"]), "groups or reference is given without groupby"),
     "no group": (lambda: call(experiment(), None, None, groupby="condition", groups=["x"]), "'x' is not one of"),
     "no reference": (lambda: call(experiment(), None, None, groupby="condition", reference="x"), "'x' is not one of"),
     "reference among groups": (

@@ -8,14 +8,13 @@ import importlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pyro_zilognormal import __version__
 from pyro_zilognormal.singlecell.cli import console
-from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, whole
+from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, folder, whole
 from pyro_zilognormal.singlecell.cli.pictures import painted
 from pyro_zilognormal.singlecell.cli.report import inline, page
 from pyro_zilognormal.singlecell.design.formula import column
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
     add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
-    add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
+    add("--out", type=folder, required=True, metavar="DIR", help="output folder; created if missing")
     add("--batch", metavar="COLUMN", help="column of obs that names the batches to correct for, such as samples")
     add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
     add_matrix(add)

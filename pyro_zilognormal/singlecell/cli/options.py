@@ -131,7 +131,7 @@ def _add_processes(parser: argparse.ArgumentParser) -> None:
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--out", type=Path, required=True, metavar="DIR", help="output folder; created if missing")
+    add("--out", type=folder, required=True, metavar="DIR", help="output folder; created if missing")
     add("--delta", type=float, default=0.25, help="smallest change of interest, in log2 units (0.25)")
     add("--fdr", type=float, default=0.05, help="expected false discovery rate of the calls (0.05)")
     add("--max-error", type=float, default=0.2, help="largest probability that a called gene does not change (0.2)")
@@ -146,6 +146,13 @@ def add_fit(add: Callable[..., Any]) -> None:
     add("--resume", action="store_true", help="resume from the checkpoint in DIR, if there is one")
     add("--strict", action="store_true", help="exit with code 3 if the fit has not converged")
     add("--quiet", action="store_true", help="print only warnings and errors")
+
+
+def folder(text: str) -> Path:
+    """Return the path of a folder, or cube, to write to."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is empty; needed the name of a folder")
+    return Path(text)
 
 
 def whole(least: int) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 from contextlib import ExitStack
-from pathlib import Path
 
 from pyro_zilognormal.singlecell.cli.console import record_warnings, say, warn
-from pyro_zilognormal.singlecell.cli.options import add_matrix, add_normalisation
+from pyro_zilognormal.singlecell.cli.options import add_matrix, add_normalisation, folder
 from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, printable
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     add = parser.add_argument
     add("sources", metavar="INPUT", nargs="+", help="AnnData files of the same genes, h5ad or zarr")
-    add("--out", type=Path, required=True, metavar="CUBE", help="the cube, a zarr folder")
+    add("--out", type=folder, required=True, metavar="CUBE", help="the cube, a zarr folder")
     add("--by", type=_columns, metavar="COLUMNS", help="columns of obs that name the groups: donor,cell_type,condition")
     add("--append", action="store_true", help="append the cells to the cube that is there, reduced as it was")
     add("--merge", action="store_true", help="with --append, add cells to groups that the cube has already")
@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         raise SingleCellError(
             f"out: {str(options.out)!r} exists; needed a new name, or --append to add cells to a cube"
         )
+    if options.merge and not options.append:
+        raise SingleCellError("merge is given without --append; needed both, or none")
     if len({os.path.realpath(path) for path in options.sources}) < len(options.sources):
         raise SingleCellError(f"INPUT: got {listed(options.sources)}; needed each file once")
     with record_warnings() as recorded, ExitStack() as files:
@@ -67,4 +69,13 @@ def _depth(settings: dict[str, object]) -> str:
 
 
 def _columns(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    """Return columns that are separated by commas; quotes hold names with commas.
+
+    Example:
+        >>> _columns('donor, "type, fine"')
+        ['donor', 'type, fine']
+    """
+    try:
+        return next(csv.reader([text], skipinitialspace=True, strict=True), [])
+    except csv.Error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of columns ({error})") from error

@@ -80,6 +80,8 @@ class Cube:
             if not own.any():
                 raise unknown(name, given, f"levels of {name!r} in the cube", values.unique())
             chosen &= own
+        if not chosen.any():
+            raise SingleCellError(f"select: no group has {levels}; needed levels that cells of the cube have")
         return self._rows(np.flatnonzero(chosen))
 
     def append(self, other: Cube, *, merge: bool = False) -> Cube:
@@ -238,6 +240,11 @@ class Cube:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of formats, from zarr and anndata
             replace_folder(path, self.to_anndata().write_zarr)
+
+
+def reserved() -> tuple[str, ...]:
+    """Return the columns of obs that a stored cube has beside its keys."""
+    return _CELLS, *_DEPTH
 
 
 def is_cube(adata: Any) -> bool:

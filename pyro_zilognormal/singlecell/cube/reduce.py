@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.arguments import flag, items, nonnegative, text_or_none
-from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube, merged, opened, writing
+from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube, merged, opened, reserved, writing
 from pyro_zilognormal.singlecell.design.depth import AUTO, TOTALS, Depth, edges
 from pyro_zilognormal.singlecell.design.design import Design, strata
 from pyro_zilognormal.singlecell.design.formula import Formula, column
@@ -77,6 +77,8 @@ def reduce(
         Cube(200 cells in 2 groups x 4 genes, by condition)
     """
     adatas = adata if isinstance(adata, list | tuple) else [adata]
+    if not adatas:
+        raise SingleCellError("adata is an empty list; needed an AnnData, or several")
     if any(isinstance(one, Cube) or is_cube(one) for one in adatas):
         raise SingleCellError("adata is a cube already; needed cells: Cube.append puts cubes of other cells together")
     given: dict[str, Any] = {"layer": layer, "use_raw": flag("use_raw", use_raw), "scale": scale}
@@ -126,6 +128,9 @@ def _keys(by: Any, within: str | None) -> list[str]:
     keys = [by] if isinstance(by, str) else items("by", by, "names of columns of obs")
     if not keys or len(set(keys)) < len(keys):
         raise SingleCellError(f"by is {shown(by)}; needed one or more columns of obs, each once")
+    for name in keys:
+        if name in reserved():
+            raise SingleCellError(f"by: {name!r} is the name of a column that cubes add; rename yours")
     if within is not None and within not in keys:
         raise unknown("depth_within", within, "columns in by", keys)
     return keys
