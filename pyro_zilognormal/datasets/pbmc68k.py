@@ -38,21 +38,7 @@ class PBMC68k:
     n_counts: Tensor
 
     def gene(self, name: str) -> Tensor:
-        """The values of one gene in every cell.
-
-        Args:
-            name: a gene symbol, as in `genes`.
-
-        Returns:
-            A view of `values`, of shape (700,).
-
-        Raises:
-            ValueError: the data set has no such gene.
-
-        Example:
-            >>> round(pbmc68k_reduced().gene("MS4A1").eq(0).float().mean().item(), 2)
-            0.9
-        """
+        """The values of one gene in every cell: a view of `values`, of shape (700,)."""
         found = np.flatnonzero(self.genes == name)
         if len(found) != 1:
             raise ValueError(f"name: got {name!r}, needed one of the {len(self.genes)} symbols in `genes`")

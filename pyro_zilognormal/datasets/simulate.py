@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_NEEDED = {"mu": "a finite number", "scale": "a finite number > 0", "zi_logits": "a number, infinite or not"}
+from pyro_zilognormal.distribution import ZeroInflatedLogNormal
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,8 @@ def simulate_ziln(
     range of `dtype`, so that they stay positive and finite.
 
     Args:
-        n_cells: number of rows, at least 1.
-        n_genes: number of columns, at least 1.
+        n_cells: number of rows.
+        n_genes: number of columns.
         seed: seed of the generator.
         mu: mean of log x where x > 0; of a shape that broadcasts to (n_cells, n_genes).
         scale: standard deviation of log x where x > 0, > 0; of such a shape.
@@ -63,7 +63,7 @@ def simulate_ziln(
         A :class:`SimulatedZILN`.
 
     Raises:
-        ValueError: a size is below 1, or a parameter does not broadcast, is NaN or is outside its range.
+        ValueError: a parameter does not broadcast, is NaN or is outside its range.
 
     Example:
         >>> data = simulate_ziln(1000, 3, seed=1, zi_logits=0.0)
@@ -72,38 +72,20 @@ def simulate_ziln(
         >>> round(data.values.eq(0).double().mean().item(), 1)
         0.5
     """
-    _check_sizes(n_cells=n_cells, n_genes=n_genes)
     dtype = torch.get_default_dtype() if dtype is None else dtype
     noise = torch.Generator().manual_seed(seed)
-    shape = (n_cells, n_genes)
+    shape = torch.Size((n_cells, n_genes))
     uniform = torch.rand(shape, generator=noise, dtype=torch.float64)
     normal = torch.randn(shape, generator=noise, dtype=torch.float64)
     drawn = torch.randn((3, 1, n_genes), generator=noise, dtype=torch.float64)
-    truth = {
-        "mu": 1.5 + 0.7 * drawn[0] if mu is None else _parameter("mu", mu, shape),
-        "scale": 0.6 * (0.3 * drawn[1]).exp() if scale is None else _parameter("scale", scale, shape),
-        "zi_logits": 0.5 + 2 * drawn[2] if zi_logits is None else _parameter("zi_logits", zi_logits, shape),
+    given = {
+        "mu": 1.5 + 0.7 * drawn[0] if mu is None else mu,
+        "scale": 0.6 * (0.3 * drawn[1]).exp() if scale is None else scale,
+        "zi_logits": 0.5 + 2 * drawn[2] if zi_logits is None else zi_logits,
     }
+    truth = {k: torch.as_tensor(v, dtype=torch.float64, device="cpu").detach() for k, v in given.items()}
+    ZeroInflatedLogNormal(**truth, validate_args=True).expand(shape)  # raises for what are no parameters
     bounds = torch.finfo(dtype)
     positive = (truth["mu"] + truth["scale"] * normal).exp().clamp(bounds.tiny, bounds.max)
     values = positive.masked_fill(uniform < truth["zi_logits"].sigmoid(), 0.0)
     return SimulatedZILN(values.to(dtype), **{name: value.to(dtype) for name, value in truth.items()})
-
-
-def _check_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}: got {size}, needed a whole number of at least 1")
-
-
-def _parameter(name: str, value: Tensor | float, shape: tuple[int, int]) -> Tensor:
-    """`value` as float64 on the CPU, if it broadcasts to `shape` and is a valid parameter."""
-    value = torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
-    try:
-        value.expand(shape)
-    except RuntimeError:
-        raise ValueError(f"{name}: shape {tuple(value.shape)} does not broadcast to {shape}") from None
-    allowed = ~value.isnan() if name == "zi_logits" else value.isfinite() & ((value > 0) | (name == "mu"))
-    if not allowed.all():
-        raise ValueError(f"{name}: got {value[~allowed][0].item()}, needed {_NEEDED[name]}")
-    return value

@@ -1,7 +1,7 @@
 """The zero-inflated log-normal with a detection limit: of smaller values only that is known."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -127,17 +127,6 @@ class LeftCensoredZeroInflatedLogNormal(ForwardsScore, WithLimit):
             return d.log_cdf(self._limit).expand(self.batch_shape)
         positive = ZeroInflatedLogNormal(d._loc, d._scale, -math.inf, validate_args=False)
         return (positive.log_cdf(self._limit) + d._zero_part.log_positive).expand(self.batch_shape)
-
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "LeftCensoredZeroInflatedLogNormal":
-        """The same distribution with a larger batch_shape; parameters are shared, not copied.
-
-        Args:
-            batch_shape: shape to which the present batch_shape broadcasts.
-
-        Raises:
-            ValueError: it does not.
-        """
-        return self._expanded(LeftCensoredZeroInflatedLogNormal, batch_shape, _instance)
 
     def log_prob(self, value: Tensor | float) -> Tensor:
         """The log density of X above the limit, the log probability of a censored value from 0 to the limit.

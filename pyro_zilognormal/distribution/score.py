@@ -148,11 +148,7 @@ class ForwardsScore:
     event_dim: int
 
     def to_event(self, reinterpreted_batch_ndims: int | None = None) -> TorchDistribution:
-        """Reinterpret rightmost batch dimensions as event dimensions, as in Pyro.
-
-        Args:
-            reinterpreted_batch_ndims: how many; all of them by default; negative to take some back.
-        """
+        """Reinterpret rightmost batch dimensions as event dimensions, as in Pyro; all by default."""
         ndims = len(self.batch_shape) if reinterpreted_batch_ndims is None else reinterpreted_batch_ndims
         if not -self.event_dim <= ndims <= len(self.batch_shape):
             raise ValueError(
@@ -166,11 +162,7 @@ class ForwardsScore:
         return ScoredIndependent(base, ndims) if ndims else base
 
     def mask(self, mask: bool | Tensor) -> TorchDistribution:
-        """Score only the elements where the mask is true, as in Pyro; masked values may be NaN.
-
-        Args:
-            mask: bool, or boolean tensor broadcastable with batch_shape.
-        """
+        """Score only the elements where the mask is true, as in Pyro; masked values may be NaN."""
         return ScoredMasked(self, mask)
 
 

@@ -22,11 +22,11 @@ class SharesParameters(TorchDistribution):
         if validate_args is not None:
             self._validate_args = validate_args
 
-    def _expanded(self, kind: type, batch_shape: torch.Size, instance: Any) -> Self:
-        """Return a copy of a larger batch_shape; a subclass of `kind` with another constructor must define expand."""
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
+        """The same distribution with a larger batch_shape; parameters are shared, not copied."""
         batch_shape = torch.Size(batch_shape)
         validation.check_expands("batch_shape", self.batch_shape, batch_shape)
-        new = self._get_checked_instance(kind, instance)
+        new = self.__new__(type(self)) if _instance is None else _instance
         new.__dict__.update(self.__dict__)
         new._batch_shape = batch_shape
         return new

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from pyro.distributions.score_parts import ScoreParts
@@ -145,11 +145,7 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
         return self._full(self._parameters()[2].positive)
 
     def get_normalized(self, key: str) -> float | Tensor | None:
-        """scvi-tools' accessor: "mu" gives loc, "scale" gives normal_mu.
-
-        Raises:
-            ValueError: any other key.
-        """
+        """scvi-tools' accessor: "mu" gives loc, "scale" gives normal_mu."""
         if key == "mu":
             return self.loc
         if key == "scale":
@@ -159,16 +155,9 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
     def clear_cache(self) -> None:
         """Do nothing: no value is ever cached. Here because code written for scvi-tools or Pyro may call it."""
 
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "ZeroInflatedLogNormal":
-        """The same distribution with a larger batch_shape; parameters are shared, not copied.
-
-        Args:
-            batch_shape: shape to which the present batch_shape broadcasts.
-
-        Raises:
-            ValueError: it does not.
-        """
-        new = self._expanded(ZeroInflatedLogNormal, batch_shape, _instance)
+    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> Self:
+        """The same distribution with a larger batch_shape; parameters are shared, not copied."""
+        new = super().expand(batch_shape, _instance)
         new._score_count = ScoreCount(self._zero_part.parameter)
         return new
 
@@ -262,12 +251,7 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
         return self.sample(torch.Size((n,)))
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Not possible: the support is not finite.
-
-        Raises:
-            NotImplementedError: always. An observed site needs no enumeration; for a latent one see
-                :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`, whose Bernoulli site can be enumerated.
-        """
+        """Not possible: the support is not finite. See :class:`~pyro_zilognormal.ZeroInflatedLogNormalReparam`."""
         raise NotImplementedError(
             "ZeroInflatedLogNormal has uncountable support, so it cannot be enumerated. Observed sites need no "
             "enumeration; ZeroInflatedLogNormalReparam splits a latent site, so that it can be enumerated."

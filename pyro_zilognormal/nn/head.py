@@ -73,25 +73,11 @@ class ZILNHead(nn.Linear):
         return self
 
     def params(self, x: Tensor) -> Tensor:
-        """The three outputs for each row, as `ziln_loss` takes them.
-
-        Args:
-            x: features, of shape (..., in_features).
-
-        Returns:
-            A tensor of shape (..., 3).
-        """
+        """The three outputs for each row of features, of shape (..., 3), as `ziln_loss` takes them."""
         return super().forward(x)
 
     def forward(self, x: Tensor) -> ZeroInflatedLogNormal:
-        """The distribution of each row.
-
-        Args:
-            x: features, of shape (..., in_features).
-
-        Returns:
-            A distribution of batch_shape (...).
-        """
+        """The distribution of each row of features, of batch_shape (...)."""
         return ziln_distribution(self.params(x))
 
 

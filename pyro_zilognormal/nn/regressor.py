@@ -4,8 +4,8 @@ import itertools
 import math
 import warnings
 from collections.abc import Sequence
-from numbers import Integral
-from typing import Any, NamedTuple
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ try:
     from sklearn.base import BaseEstimator, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.utils import Tags, check_random_state
+    from sklearn.utils._param_validation import Interval, StrOptions
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError("ZILNRegressor needs scikit-learn: pip install 'pyro-zilognormal[sklearn]'") from error
@@ -64,6 +65,17 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
         (array([19.9, 35.9]), array([0.46, 0.48]))
     """
 
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden_layer_sizes": ["array-like"],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "early_stopping": ["boolean", StrOptions({"auto"})],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "random_state": ["random_state"],
+    }
+
     def __init__(
         self,
         hidden_layer_sizes: Sequence[int] = (),
@@ -100,7 +112,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
             ValueError: a negative outcome, NaN or infinite values, or an argument out of its range.
             TypeError: an argument of another type.
         """
-        self._check_arguments()
+        self._validate_params()
         rows = self._check_rows(X, y, sample_weight)
         random = check_random_state(self.random_state)
         held_out = self._choose_held_out(len(rows.y), random)
@@ -145,23 +157,6 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
         self.validation_loss_ = None if stop is None else stop.best_loss
         _set_parameters(self.network_, found.x if stop is None else stop.best)
 
-    def _check_arguments(self) -> None:
-        """Raise ValueError for an argument out of its range."""
-        widths = self.hidden_layer_sizes
-        are_widths = isinstance(widths, Sequence) and all(isinstance(w, Integral) and w >= 1 for w in widths)
-        needed = {
-            "hidden_layer_sizes": ("a tuple of integers >= 1", are_widths),
-            "alpha": ("finite and >= 0", 0 <= self.alpha < math.inf),
-            "early_stopping": ('True, False or "auto"', self.early_stopping in (True, False, "auto")),
-            "validation_fraction": ("in (0, 1)", 0 < self.validation_fraction < 1),
-            "n_iter_no_change": (">= 1", self.n_iter_no_change >= 1),
-            "max_iter": (">= 1", self.max_iter >= 1),
-            "tol": (">= 0", self.tol >= 0),
-        }
-        for name, (what, holds) in needed.items():
-            if not holds:
-                raise ValueError(f"ZILNRegressor: {name} must be {what}, got {getattr(self, name)!r}.")
-
     def predict(self, X: ArrayLike) -> np.ndarray:
         """The expected outcome E[y] of each row, of shape (n,)."""
         return self.predict_dist(X).mean.numpy()
@@ -171,10 +166,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
 
         Args:
             X: features, of shape (n, features).
-            q: a level or several, in [0, 1].
-
-        Returns:
-            An array of shape (n,), or (n, len(q)) for several levels.
+            q: a level, or several, in [0, 1], for an array of shape (n, len(q)).
         """
         levels = torch.tensor(np.asarray(q), dtype=torch.float64)
         return self.predict_dist(X).icdf(levels[..., None]).movedim(-1, 0).numpy()

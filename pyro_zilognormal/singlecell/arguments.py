@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -17,20 +16,23 @@ from torch import Tensor
 from pyro_zilognormal.models import HurdleData, HurdlePriors
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, shown, unknown
 from pyro_zilognormal.svi import Callback, Checkpoint
+from pyro_zilognormal.svi.callbacks import as_callbacks
+from pyro_zilognormal.svi.data import whole as whole_number
+
+
+@contextmanager
+def _refusing(what: str = "") -> Iterator[None]:
+    """Raise the errors of ``svi`` as those of this package, with the name of what is refused."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise SingleCellError(f"{what}{error}") from error
 
 
 def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
     """Return a whole number, numpy's or torch's too, as an int."""
-    try:
-        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
-    except TypeError:
-        number = None
-    needed = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
-    if number is None:
-        raise ArgumentTypeError(f"{name} is {shown(value)}; needed a whole number {needed}")
-    if not least <= number <= most:
-        raise SingleCellError(f"{name} is {number}; needed a whole number {needed}")
-    return number
+    with _refusing():
+        return whole_number(name, value, least, most)
 
 
 def real(name: str, value: Any, fits: Any, needed: str) -> float:
@@ -117,24 +119,12 @@ def negligible(priors: HurdlePriors) -> float:
     return 5 * math.sqrt(2) * priors.spike_sd / math.log(2)
 
 
-def callbacks_of(given: Any, checkpoint: Any) -> list[Any]:
-    """Return the callbacks of a fit, the checkpoint among them."""
+def callbacks_of(given: Any, checkpoint: Any) -> list[Callback]:
+    """Return the callbacks of a fit, the checkpoint, or that of a path, among them."""
     found = items("callbacks", given, "a list of callbacks")
-    for one in found:
-        if not (callable(one) or isinstance(one, Callback)):
-            raise ArgumentTypeError(f"callbacks holds {shown(one)}; needed functions of the run, or svi.Callback")
-    if checkpoint is None or isinstance(checkpoint, Checkpoint):
-        return found if checkpoint is None else [*found, checkpoint]
-    return [*found, Checkpoint(checkpoint_path(checkpoint))]
-
-
-def checkpoint_path(given: Any) -> str:
-    """Return the path of a checkpoint, in a folder that exists."""
-    if not isinstance(given, str | os.PathLike):
-        raise ArgumentTypeError(f"checkpoint is {shown(given)}; needed the name of a file")
-    path = os.fspath(given)
-    if not isinstance(path, str) or not path or "\0" in path:
-        raise SingleCellError(f"checkpoint is {path!r}; needed the name of a file")
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or os.curdir):
-        raise SingleCellError(f"checkpoint is {path!r}; needed the name of a file in a folder that exists")
-    return path
+    with _refusing():
+        found = as_callbacks(found)
+    if checkpoint is None:
+        return found
+    with _refusing("checkpoint: "):
+        return [*found, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)]

@@ -33,7 +33,7 @@ from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.sufficient.dask import is_dask
 from pyro_zilognormal.svi import Batch, Callback, Checkpoint, Minibatches, Run
 from pyro_zilognormal.svi.data import digest
-from pyro_zilognormal.svi.isolation import isolated
+from pyro_zilognormal.svi.elbo import isolated
 
 DENOISED = "ziln_denoised"
 _BATCH_SIZE = 128

@@ -65,6 +65,13 @@ def check_readable(argument: str, what: str, obs: Any) -> None:
         raise UnknownNameError(f"{argument}: {what} cannot be read: {why[what]}")
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error of another package says."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # whose text is in quotes
+    lines = text.strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def listed(names: Iterable[Any], most: int = _MOST_LISTED) -> str:
     """Return names in one line: the first ``most`` of them, and the number of the others."""
     names = [printable(str(name)) for name in names]

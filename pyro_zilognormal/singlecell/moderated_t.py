@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyro_zilognormal.singlecell.design.design import Contrast, RowSpace, strata
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.files.io import Cells
-from pyro_zilognormal.singlecell.files.kept import times
+from pyro_zilognormal.singlecell.files.reading import times
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 Floats = NDArray[np.float64]

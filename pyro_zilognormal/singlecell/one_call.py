@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro_zilognormal.models import HurdlePriors
 from pyro_zilognormal.singlecell.api import HurdleDE
-from pyro_zilognormal.singlecell.arguments import check_fractions, checkpoint_path, flag, items
+from pyro_zilognormal.singlecell.arguments import callbacks_of, check_fractions, flag, items
 from pyro_zilognormal.singlecell.cube.cube import Cube, opened
 from pyro_zilognormal.singlecell.design.design import Contrast, Variable
 from pyro_zilognormal.singlecell.design.formula import column, grouping
@@ -95,7 +95,7 @@ def differential_expression(
     check_key(key_added)
     copy = flag("copy", copy)
     adata = opened(adata)
-    path = None if checkpoint is None else checkpoint_path(checkpoint)
+    callbacks_of(callbacks, checkpoint)  # raises, before the cells are read
     model: dict[str, Any] = {"donor": donor, "layer": layer, "use_raw": use_raw, "scale": scale, "offset": offset}
     model |= {"depth": depth, "detection_threshold": detection_threshold}
     model |= {"priors": priors, "draws": draws, "device": device}
@@ -106,7 +106,7 @@ def differential_expression(
     for number, (cells, own_formula, own_contrast) in enumerate(given, start=1):
         de = HurdleDE(cells, own_formula, **model)
         contrasts = de.cells.design.contrasts(own_contrast)
-        own_path = path if path is None or number == 1 else f"{path}.{number}"
+        own_path = checkpoint if checkpoint is None or number == 1 else f"{os.fspath(checkpoint)}.{number}"
         de.fit(seed=seed, steps=steps, callbacks=callbacks, checkpoint=own_path)
         tables.append(de.test(contrasts, **settings))
         parameters.append(result_parameters(de, contrasts))

@@ -17,6 +17,7 @@ from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
 from pyro_zilognormal.singlecell.predictive_check import inside
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.svi import FitResult
+from pyro_zilognormal.svi.plots import axes_or_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,11 +53,7 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
 
     Args:
         table: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.test` for one contrast.
-        ax: the axes; a new figure if None.
         labels: how many called genes to name, the most certain first, where there is room.
-
-    Returns:
-        The axes.
 
     Raises:
         SingleCellError: a table of several contrasts or without rows.
@@ -64,7 +61,7 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     names = list(dict.fromkeys(table["contrast"]))
     if len(names) != 1:
         raise SingleCellError(f"table holds the contrasts {listed(names)}; needed one: table[table.contrast == name]")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     x, y = table["log_fc"].to_numpy(), (table["log_fc"].abs() / table["log_fc_sd"]).to_numpy()
     called = table["is_de"].to_numpy(dtype=bool)
     for chosen, colour, what in (
@@ -97,18 +94,14 @@ def predictive(
         check: the result of :meth:`~pyro_zilognormal.singlecell.HurdleDE.predictive_check`.
         statistic: "zero_fraction"; "mean", on logarithmic axes; or "sd_log". The latter two leave out genes for which
             they are 0 or undefined.
-        ax: the axes; a new figure if None.
         credible: the probability of the check's intervals, for the legend.
-
-    Returns:
-        The axes.
 
     Raises:
         SingleCellError: another statistic.
     """
     if statistic not in _STATISTICS:
         raise SingleCellError(f"statistic is {statistic!r}; needed one of {', '.join(map(repr, _STATISTICS))}")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     if statistic != "zero_fraction":
         check = check[check[statistic] > 0]
     if statistic == "mean":
@@ -154,12 +147,8 @@ def convergence(fit: FitResult, genes: int, ax: Axes | None = None) -> Axes:
     Args:
         fit: the result of a fit.
         genes: the number of genes.
-        ax: the axes; a new figure if None.
-
-    Returns:
-        The axes.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     distance, noise = distance_from_end(fit, genes)
     width = fit.steps // len(distance)
     ax.plot(
@@ -193,12 +182,9 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
 
     Args:
         fit: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.gene_fits`.
-        ax: the axes, which become the frame of two others; a new figure if None.
-
-    Returns:
-        The frame; its ``child_axes`` are those of the zeros and of the positive values.
+        ax: the axes, which become the frame of two others, its ``child_axes``: of zeros and of positive values.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     ax.set_axis_off()
     zeros, amount = ax.inset_axes((0.0, 0.0, 0.2, 1.0)), ax.inset_axes((0.34, 0.0, 0.66, 1.0))
     bins = _bins(np.concatenate([c.positive for c in fit.conditions]))
@@ -224,12 +210,8 @@ def curve(found: Curve, ax: Axes | None = None) -> Axes:
 
     Args:
         found: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.curves`.
-        ax: the axes; a new figure if None.
-
-    Returns:
-        The axes.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     middle, low, high = found.mean
     ax.fill_between(found.grid, low, high, color=_CONDITIONS[1], alpha=0.25, linewidth=0)
     band = f"fitted, {100 * found.credible:g} % band" + (f", at {found.at}" if found.at else "")
@@ -249,17 +231,13 @@ def samples(fit: GeneFit, ax: Axes | None = None) -> Axes:
 
     Args:
         fit: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.gene_fits`, of a model with random effects.
-        ax: the axes; a new figure if None.
-
-    Returns:
-        The axes.
 
     Raises:
         SingleCellError: a fit without random effects.
     """
     if not fit.samples:
         raise SingleCellError(f"fit: {fit.gene} has no samples; needed a model with random effects, such as donor=")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     paired = fit.samples[0].condition == fit.contrast
     colours = dict(zip([c.name for c in fit.conditions], _CONDITIONS, strict=False))
     for at, sample in enumerate(fit.samples):
@@ -343,11 +321,3 @@ def _described(condition: GeneCondition) -> str:
 def _bins(positive: np.ndarray) -> np.ndarray:
     number = int(np.clip(np.sqrt(len(positive)), 6, 30))
     return np.asarray(10 ** np.histogram_bin_edges(np.log10(positive), number))
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(layout="constrained")[1]

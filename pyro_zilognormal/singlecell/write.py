@@ -46,8 +46,6 @@ def check_key(key_added: Any) -> None:
         raise SingleCellError(f"key_added is {key_added!r}; needed text without '/', which files take as a path")
 
 
-# Files take no column of such a name, nor one with "/" in it.
-_NO_COLUMNS = (".", "..", "_index")
 _SCANPY_FIELDS: dict[str, tuple[str, str]] = {
     "names": ("variable", "O"),
     "scores": ("score", "float32"),
@@ -60,8 +58,8 @@ _SCANPY_FIELDS: dict[str, tuple[str, str]] = {
 def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_groups") -> None:
     """Write results as scanpy's ``rank_genes_groups`` does, for scanpy's tables and plots.
 
-    A group is the test level of a contrast, or the contrast where levels would be ambiguous. Files take no colon in its
-    name: it is left out, or another sign stands for it where two would be one. ``logfoldchanges`` are posterior means,
+    A group is the test level of a contrast, or the contrast where levels would be ambiguous, without colons, which
+    files do not take. ``logfoldchanges`` are posterior means,
     ``scores`` are posterior means over posterior standard deviations. ``pvals`` and ``pvals_adj`` are those of the test
     of samples. Where there is none, without random effects, they are not p-values: they hold the local false sign rate
     and the expected false discovery rate.
@@ -95,7 +93,7 @@ def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_gro
         found[name] = np.empty(len(table) // len(parts), dtype=[(group, dtype) for group in parts])
         for group, part in parts.items():
             found[name][group] = part[column].to_numpy()
-    if not any("/" in group or group in _NO_COLUMNS for group in parts):
+    if not any("/" in group for group in parts):  # files take no such column
         for name, column in (("pts", "detection_test"), ("pts_rest", "detection_ref")):
             shares = {group: part.set_index("variable")[column] for group, part in parts.items()}
             found[name] = require("pandas").DataFrame(shares)
@@ -106,10 +104,9 @@ def _group_names(params: Mapping[str, Any], contrasts: list[str]) -> list[str]:
     tests = [str(t) for t in params["test_levels"]]
     same = len({*params["columns"]}) == 1 and len({*params["reference_levels"]}) == 1
     names = tests if same and all(tests) and len({*tests}) == len(contrasts) else contrasts
-    for instead in ("", "_", "-", "|"):  # zarr takes no colon in the name of a field
-        found = [name.replace(":", instead) for name in names]
-        if len({*found}) == len(names) and all(found):
-            return found
+    found = [name.replace(":", "") for name in names]  # zarr takes none in the name of a field
+    if len({*found}) == len(names) and all(found):
+        return found
     raise SingleCellError(f"contrast: {listed(names)} are one without colons, which files do not take; rename a level")
 
 

@@ -1,7 +1,5 @@
 """The distribution of a group's sufficient statistics: its likelihood does not cost more for more cells."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.distributions import Chi2, constraints
@@ -89,17 +87,6 @@ class GroupedZeroInflatedLogNormal(WithLimit):
     def infer_shapes(cls, **arg_shapes: torch.Size) -> tuple[torch.Size, torch.Size]:
         """The batch_shape and event_shape that arguments of the given shapes lead to, as in Pyro."""
         return validation.broadcast_shapes(**arg_shapes), torch.Size((5,))
-
-    def expand(self, batch_shape: torch.Size, _instance: Any = None) -> "GroupedZeroInflatedLogNormal":
-        """The same distribution with a larger batch_shape; parameters are shared, not copied.
-
-        Args:
-            batch_shape: shape to which the present batch_shape broadcasts.
-
-        Raises:
-            ValueError: it does not broadcast.
-        """
-        return self._expanded(GroupedZeroInflatedLogNormal, batch_shape, _instance)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of all cells of a group, of shape batch_shape.

@@ -1,7 +1,6 @@
 """What happens between the steps of a fit: stopping, schedules, progress."""
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +10,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_zilognormal.svi.data import as_source, whole
-from pyro_zilognormal.svi.isolation import isolated
+from pyro_zilognormal.svi.elbo import isolated
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run
 
-# By how many standard errors a trend must differ from 0 to be believed.
-_CLEAR = 4.0
+# How many standard errors an improvement, and the slope of a trend, must exceed to count.
+_NOISE, _CLEAR = 2.0, 4.0
 
 
 class Callback:
@@ -75,7 +74,7 @@ class EarlyStopping(Callback):
 
     The loss L, always with the same random numbers, has improved on an earlier one, B, if ::
 
-        B - L > max(min_delta max(|B|, N), noise SE),
+        B - L > max(min_delta max(|B|, N), 2 SE),
 
     where N is the number of rows that the loss is of, and SE the standard error of B - L over the particles. After
     ``patience`` evaluations without improvement the fit stops: "rising", if L is worse than B by as much, and the
@@ -87,16 +86,11 @@ class EarlyStopping(Callback):
         every: steps between evaluations.
         patience: evaluations without improvement before it stops.
         min_delta: the smallest improvement that counts, relative to the loss, or to 1 a row if that is more.
-        noise: how many standard errors an improvement must exceed.
         warm_up: steps before evaluations begin; at least as many as a KL weight is annealed over.
         particles: how many times to evaluate the loss.
 
     Raises:
         ValueError: for an ``every``, ``patience``, ``warm_up`` or ``particles`` that is not whole or out of range.
-
-    Example:
-        >>> EarlyStopping(torch.ones(10), every=50, patience=3).patience
-        3
     """
 
     def __init__(
@@ -106,12 +100,11 @@ class EarlyStopping(Callback):
         every: int = 100,
         patience: int = 5,
         min_delta: float = 1e-4,
-        noise: float = 2.0,
         warm_up: int = 0,
         particles: int = 8,
     ) -> None:
         self.every, self.patience = whole("every", every, 1), whole("patience", patience, 1)
-        self.min_delta, self.noise = min_delta, noise
+        self.min_delta = min_delta
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
         self.held_out = as_source(tuple(held_out) if isinstance(held_out, Sequence) else (held_out,), {})
         self._state: dict[str, Any] = {}
@@ -157,7 +150,7 @@ class EarlyStopping(Callback):
         self._state = dict(state)
 
     def settings(self) -> dict[str, Any]:
-        names = ("every", "patience", "min_delta", "noise", "warm_up", "particles")
+        names = ("every", "patience", "min_delta", "warm_up", "particles")
         return {name: getattr(self, name) for name in names} | {"held_out": self.held_out.digest(0)}
 
     def _evaluate(self, run: "Run") -> Tensor:
@@ -175,7 +168,7 @@ class EarlyStopping(Callback):
             return (math.inf if torch.isfinite(losses).all() else math.nan), 0.0
         gain, size = reference - losses, max(abs(float(reference.mean())), rows)
         error = float(gain.std()) / math.sqrt(self.particles)
-        return float(gain.mean()), max(self.min_delta * size, self.noise * error)
+        return float(gain.mean()), max(self.min_delta * size, _NOISE * error)
 
     def _rising(self, run: "Run") -> bool:
         """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""
@@ -192,7 +185,7 @@ def _significance(values: Sequence[float]) -> float:
     at, series = np.arange(len(values)) - (len(values) - 1) / 2, np.asarray(values) - np.mean(values)
     slope = at @ series / (at @ at)
     error = math.sqrt(((series - slope * at) ** 2).sum() / (len(values) - 2) / (at @ at))
-    return float(slope) / max(error, sys.float_info.min)
+    return float(slope) / max(error, np.finfo(np.float64).tiny)
 
 
 class Schedule(Callback):
@@ -233,10 +226,6 @@ class Progress(Callback):
 
     Args:
         show: True or False; None shows only where standard error is a terminal.
-
-    Example:
-        >>> Progress(show=False).show
-        False
     """
 
     def __init__(self, show: bool | None = None) -> None:
@@ -245,7 +234,7 @@ class Progress(Callback):
 
     def on_step_end(self, run: "Run") -> None:
         if self._bar is None:
-            hidden = not (sys.stderr.isatty() if self.show is None else self.show)
+            hidden = None if self.show is None else not self.show
             self._bar = tqdm(total=run.steps, initial=run.step - 1, disable=hidden, unit="step", dynamic_ncols=True)
         # tqdm redraws only every tenth of a second; the mean is taken only when it has just done so.
         if self._bar.update(1):

@@ -1,25 +1,26 @@
 """Fits that survive being killed."""
 
-import glob
+import errno
 import hashlib
 import io
 import os
-import secrets
 import signal
+import socket
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from numbers import Real
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from pyro_zilognormal.svi.callbacks import Callback
 from pyro_zilognormal.svi.data import batches, digest, whole
-from pyro_zilognormal.svi.isolation import isolated, rng_state, set_rng_state
-from pyro_zilognormal.svi.lock import locked
+from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.fit import Run
@@ -32,6 +33,10 @@ _START, _HEADER = len(_MAGIC) + 2, len(_MAGIC) + 2 + 32
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: damaged, of another fit, or of a newer format."""
+
+
+class InUseError(RuntimeError):
+    """Files that another run is writing."""
 
 
 class Checkpoint(Callback):
@@ -49,11 +54,6 @@ class Checkpoint(Callback):
 
     Raises:
         ValueError: for an interval below 1 step or 0 seconds, or a path that is no name of a file in a folder.
-
-    Example:
-        >>> import tempfile
-        >>> Checkpoint(os.path.join(tempfile.mkdtemp(), "fit.ckpt"), steps=500).path.name
-        'fit.ckpt'
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Checkpoint(Callback):
         seconds: float | None = 60.0,
         resume: bool = True,
     ) -> None:
-        if not isinstance(path, str | os.PathLike) or os.path.isdir(path) or not Path(path).absolute().parent.is_dir():
+        if not isinstance(path, str | os.PathLike) or Path(path).is_dir() or not Path(path).absolute().parent.is_dir():
             raise ValueError(f"path is {path!r}; needed the name of a file in a folder that exists")
         if seconds is not None and not (isinstance(seconds, Real) and seconds >= 0):
             raise ValueError(f"seconds is {seconds!r}; needed a number of at least 0, or None")
@@ -102,8 +102,6 @@ class Checkpoint(Callback):
         self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
         with ExitStack() as stack:
             stack.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
-            for left in self.path.parent.glob(f"{glob.escape(self.path.name)}.{'[0-9a-f]' * 8}.new"):
-                left.unlink()  # by a run that was killed while it wrote
             if self.path.exists():
                 self._resume(run)
             if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
@@ -153,22 +151,44 @@ class Checkpoint(Callback):
         self._signal = which
 
 
+@contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file for a block; raise an InUseError, which names ``what`` is locked, if another process does."""
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        if not path.exists():
+            raise OSError(errno.EACCES, "no lock file can be made", str(path)) from error
+        holder = ""
+        with suppress(OSError):  # Windows shows nobody a file that is locked
+            holder = path.read_text()
+        who = holder or "another process"
+        raise InUseError(f"{what} is in use by {who}; wait for it to end, or use another path") from error
+    try:
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        with suppress(OSError):  # Windows deletes no open file
+            path.unlink()
+        lock.release()
+
+
 def _replace(path: Path, content: bytes) -> None:
     """Put a new file in the place of another only once it is whole and on the disk."""
-    new = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)  # of a run that was killed while it wrote
     try:
-        with open(new, "xb") as file:  # x follows no link, and opens no file that exists
+        with open(new, "xb") as file:  # x follows no link
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, path)
-    except BaseException as error:
+    except OSError as error:
         new.unlink(missing_ok=True)  # of a full disk it would take what is left
-        if isinstance(error, OSError):
-            left = "the last checkpoint is whole" if path.exists() else "there is no checkpoint yet"
-            said = f"{error.strerror} while saving {len(content)} bytes; {left}"
-            raise OSError(error.errno, said, str(path)) from error
-        raise
+        left = "the last checkpoint is whole" if path.exists() else "there is no checkpoint yet"
+        raise OSError(error.errno, f"{error.strerror} while saving {len(content)} bytes; {left}", str(path)) from error
     if os.name == "posix":  # so that the rename outlives a power cut
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)

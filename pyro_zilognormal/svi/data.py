@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_zilognormal.svi.isolation import isolated
+from pyro_zilognormal.svi.elbo import isolated
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class FullData:
     """All data in one call of model and guide."""
 
     plate: str | None = None
-    smallest: Batch | None = None
     batches = 1
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -98,12 +97,6 @@ class Minibatches:
         self.batch_size = min(whole("batch_size", batch_size, 1), self.rows)
         self.batches = -(-self.rows // self.batch_size)
 
-    @property
-    def smallest(self) -> Batch | None:
-        """The smallest batch of an epoch, where batches differ."""
-        short = self.rows % self.batch_size
-        return self.batch(torch.arange(short)) if short else None
-
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
         """Yield the batches of epoch ``number``, without the first ``skip``, in the order that ``seed`` gives."""
         order = torch.arange(self.rows)
@@ -153,12 +146,9 @@ class BatchStream:
             raise TypeError("iterable can be read only once; needed batches for every epoch: a list or a DataLoader")
         self.iterable, self.plate = iterable, plate
         self.kwargs: dict[str, Any] = {}
-        self.rows = self.batches = 0
-        self.smallest: Batch | None = None
-        for batch in self._read(seed=0):
-            self.rows, self.batches = self.rows + batch.rows, self.batches + 1
-            self.smallest = min(self.smallest or batch, batch, key=lambda b: b.rows)
-        if self.smallest is None:
+        rows = [batch.rows for batch in self._read(seed=0)]
+        self.rows, self.batches = sum(rows), len(rows)
+        if not rows:
             raise ValueError("iterable holds no rows; needed at least one batch")
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:

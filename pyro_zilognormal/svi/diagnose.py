@@ -10,7 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_zilognormal.svi.isolation import isolated, set_rng_state
+from pyro_zilognormal.svi.elbo import isolated, set_rng_state
 
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.data import Batch

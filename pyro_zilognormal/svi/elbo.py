@@ -1,8 +1,10 @@
-"""The loss of a model and a guide as one module, with parameters of its own."""
+"""The loss of a model and a guide as one module, with parameters of its own, and the isolation of global state."""
 
 import copy
 import functools
 import math
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,10 +21,58 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from pyro_zilognormal.svi.isolation import isolated
-
 if TYPE_CHECKING:
     from pyro_zilognormal.svi.data import Batch
+
+_turn = threading.RLock()
+
+
+@contextmanager
+def isolated(seed: int | None = None) -> Iterator[None]:
+    """Run a block with a copy of Pyro's parameter store, and put the process's global state back afterwards.
+
+    That is Pyro's store and settings, torch's default dtype, and the random number generators of torch, numpy and
+    Python, which a seed seeds inside the block. Threads run such blocks one after another.
+    """
+    with _turn:
+        state, dtype = pyro.util.get_rng_state(), torch.get_default_dtype()
+        with (
+            torch.random.fork_rng(range(torch.cuda.device_count())),
+            pyro.settings.context(**pyro.settings.get()),
+            pyro.get_param_store().scope(pyro.get_param_store().get_state()),
+            warnings.catch_warnings(),
+        ):
+            # A loss that is not finite is reported with its cause, so Pyro's own warning says less.
+            warnings.filterwarnings("ignore", message="Encountered (NaN|.?inf)")
+            try:
+                if seed is not None:
+                    pyro.set_rng_seed(seed)
+                yield
+            finally:
+                pyro.util.set_rng_state(state)
+                torch.set_default_dtype(dtype)
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the states of all generators, in types that ``torch.load(weights_only=True)`` reads."""
+    state = pyro.util.get_rng_state()
+    name, words, *rest = state["numpy"]
+    return {**state, **torch_rng_state(), "numpy": (str(name), words.tolist(), *rest)}
+
+
+def torch_rng_state() -> dict[str, Any]:
+    """Return the states of torch's generators alone: a microsecond, where numpy's takes a hundred."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set the generators to a state from :func:`rng_state` or :func:`torch_rng_state`."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    if "numpy" in state:
+        pyro.util.set_rng_state(state)
 
 
 class SVIModule(nn.Module):
@@ -80,11 +130,11 @@ class SVIModule(nn.Module):
         self.model, self.guide = _BatchHandler(self)(model), _BatchHandler(self)(guide)
 
     @torch.no_grad()
-    def setup(self, batch: "Batch", smallest: "Batch | None" = None) -> None:
+    def setup(self, batch: "Batch") -> None:
         """Run model and guide once, so that every parameter exists; buffers stay as they are.
 
         Raises:
-            ValueError: if there is nothing to train, the model lacks the plate, or the smallest batch cannot be taken.
+            ValueError: if there is nothing to train, or the model lacks the plate.
         """
         buffers = self.snapshot()  # there are no parameters yet
         with _Start(self.owners), self.running(batch):
@@ -97,8 +147,6 @@ class SVIModule(nn.Module):
                 # In the first step, which may be one after a resume, it would draw random numbers.
                 self.loss._guess_max_plate_nesting(self.model, self.guide, batch.args, batch.kwargs)
         self._collect()
-        if smallest is not None:
-            self._check(smallest)
         now = self.state()
         self.running_buffers = [k for k, b in buffers.items() if not torch.equal(b, now[k])]
         self.restore({k: buffers[k] for k in self.running_buffers})
@@ -218,16 +266,6 @@ class SVIModule(nn.Module):
         loss = getattr(self.loss, method) if isinstance(self.loss, ELBO) else self.loss
         with self.running(batch):
             return loss(self.model, self.guide, *batch.args, **batch.kwargs)
-
-    @torch.no_grad()
-    def _check(self, smallest: "Batch") -> None:
-        """Raise a ValueError if model and guide cannot take the smallest batch, as batch norm cannot take one row."""
-        try:
-            with isolated():
-                self.traces(smallest)
-        except (RuntimeError, ValueError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise ValueError(f"the smallest batch, of {smallest.rows} rows, fails: {said}; set batch_size") from error
 
     def _find_plate(self, trace: poutine.Trace) -> None:
         """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,8 +20,7 @@ from pyro_zilognormal.svi.callbacks import Callback, as_callbacks
 from pyro_zilognormal.svi.checkpoint import Checkpoint
 from pyro_zilognormal.svi.data import Source, as_source, batches, whole
 from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule
-from pyro_zilognormal.svi.isolation import isolated, torch_rng_state
+from pyro_zilognormal.svi.elbo import SVIModule, isolated, torch_rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
@@ -90,8 +89,7 @@ def fit(
     with isolated(seed), torch.enable_grad():
         source = as_source(args, kwargs)
         module = SVIModule(model, guide, loss, source.plate, source.rows)
-        smallest = None if source.smallest is None else replace(source.smallest, kwargs=kwargs)
-        module.setup(next(source.epoch(0, seed)), smallest)
+        module.setup(next(source.epoch(0, seed)))
         run = Run(module, source, build_optimizer(optimizer, module.trainable()), seed, steps, called)
         run.train()
         return run.result()
@@ -280,15 +278,6 @@ class FitResult:
 
         Put everything in it that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What the
         block sets by name stays inside it.
-
-        Example:
-            >>> import pyro
-            >>> def model():
-            ...     pyro.sample("m", pyro.distributions.Normal(pyro.param("loc", torch.tensor(2.0)), 1.0))
-            >>> result = fit(lambda: model(), model, steps=2)
-            >>> with result.scope():
-            ...     pyro.param("loc").item() == result.params["loc"].item()
-            True
         """
         with self.module.holding(self.values):
             yield

@@ -9,9 +9,8 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_zilognormal.svi.data import as_batch
-from pyro_zilognormal.svi.elbo import SVIModule
+from pyro_zilognormal.svi.elbo import SVIModule, isolated
 from pyro_zilognormal.svi.fit import Optimizer, build_optimizer
-from pyro_zilognormal.svi.isolation import isolated
 
 try:
     from lightning import LightningModule

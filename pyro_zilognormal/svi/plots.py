@@ -1,4 +1,7 @@
-"""Figures of fits and predictive checks. Matplotlib is imported when the first is drawn."""
+"""Figures of fits and predictive checks. Matplotlib is imported when the first is drawn.
+
+Each function draws on the axes it is given, or on those of a new figure, and returns them.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -20,22 +23,9 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
 
     Args:
         result: a fit.
-        ax: where to draw; a new figure if None.
         window: how many steps to smooth over; at most a quarter of all.
-
-    Returns:
-        The axes drawn on.
-
-    Example:
-        >>> from pyro_zilognormal.svi import fit
-        >>> import pyro, pyro.distributions as dist
-        >>> def model():
-        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
-        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
-        >>> plot_loss(result).get_xlabel()
-        'step'
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     loss = result.losses / result.rows
     width = max(1, min(whole("window", window, 1), len(loss) // 4))
     smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
@@ -65,24 +55,13 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     Args:
         check: from :func:`posterior_predictive`.
         statistic: one of ``check.observed``.
-        ax: where to draw; a new figure if None.
-
-    Returns:
-        The axes drawn on.
 
     Raises:
         ValueError: for a statistic that the check does not hold.
-
-    Example:
-        >>> import torch
-        >>> one = torch.tensor([1.0])
-        >>> check = PredictiveCheck("x", {"mean": one}, {"mean": torch.tensor([[0.5], [2.0]])}, {"mean": one / 2})
-        >>> plot_predictive(check, "mean").get_title()
-        'x, 1 column'
     """
     if statistic not in check.observed:
         raise ValueError(f"statistic is {statistic!r}; the check holds {sorted(check.observed)}")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     tail, observed, replicated = (
         part[statistic].cpu().numpy() for part in (check.tail, check.observed, check.replicated)
     )
@@ -106,7 +85,8 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     return ax
 
 
-def _axes(ax: "Axes | None") -> "Axes":
+def axes_or_new(ax: "Axes | None") -> "Axes":
+    """Return the axes that are given, or those of a new figure."""
     if ax is not None:
         return ax
     import matplotlib.pyplot as plt

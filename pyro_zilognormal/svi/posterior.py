@@ -14,9 +14,8 @@ from torch import Tensor
 
 from pyro_zilognormal.svi.data import Batch, Minibatches, Source, as_source, whole
 from pyro_zilognormal.svi.diagnose import row_plate, sample_sites
-from pyro_zilognormal.svi.elbo import SVIModule
+from pyro_zilognormal.svi.elbo import SVIModule, isolated
 from pyro_zilognormal.svi.fit import FitResult
-from pyro_zilognormal.svi.isolation import isolated
 
 Values = dict[str, Tensor]
 
@@ -56,7 +55,7 @@ class PredictiveCheck:
 def posterior_draws(
     result: FitResult, *data: Any, draws: int = 1000, sites: Sequence[str] | None = None, seed: int = 0, **kwargs: Any
 ) -> Values:
-    """Draw from the fitted guide, and hold the draws.
+    """Draw from the fitted guide, and hold the draws, of shape (draws,) + that of the site over all rows.
 
     Args:
         result: a fit.
@@ -66,9 +65,6 @@ def posterior_draws(
             The minibatches of a draw share its global values.
         seed: the random seed.
         kwargs: keyword arguments of model and guide.
-
-    Returns:
-        A dict of tensors of shape (draws,) + that of the site over all rows.
 
     Raises:
         ValueError: for an unknown site, one that the guide lacks (an enumerated one), or one of every row of a stream,
@@ -103,19 +99,8 @@ def posterior_summary(
         quantiles: probabilities from 0 to 1.
         sites: latent, deterministic or observed sites; None for all latent ones.
 
-    Returns:
-        A dict of summaries by site, over all rows.
-
-    Raises:
-        ValueError: for quantiles out of range, and for sites as :func:`posterior_draws`.
-
     Example:
-        >>> from pyro_zilognormal.svi import fit
-        >>> def model():
-        ...     pyro.sample("m", dist.Normal(0.0, 1.0))
-        >>> result = fit(model, pyro.infer.autoguide.AutoNormal(model), steps=5)
-        >>> posterior_summary(result, draws=10)["m"].quantiles.shape
-        torch.Size([3])
+        ``posterior_summary(result)["m"].mean``, with ``result`` as there.
     """
     draws = whole("draws", draws, 2)
 
@@ -139,17 +124,14 @@ def posterior_predictive(
 ) -> dict[str, PredictiveCheck]:
     """Check the fit against the data: zero fraction, mean, sd and quantiles of each column.
 
-    Each replicated data set, of which one is held at a time, comes from one draw of the latent sites for all rows.
+    Each replicated data set, of which one is held at a time, comes from one draw of the latent sites for all rows. Rows
+    are those of the plate over rows, or else the first axis; columns are all other axes, flattened.
 
     Args:
         result, data, seed, kwargs: as for :func:`posterior_draws`; the data are those to compare with.
         draws: how many data sets to replicate.
         quantiles: probabilities from 0 to 1.
         sites: observed sites to check; None for all.
-
-    Returns:
-        A check for each observed site. Rows are those of the plate over rows, or else the first axis; columns are all
-        other axes, flattened.
 
     Raises:
         ValueError: for a site that is not observed, or is masked, or a model that observes none.

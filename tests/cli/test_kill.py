@@ -22,7 +22,7 @@ import signal, sys
 from pyro_zilognormal.singlecell.cli import main as cli
 from tests.cli.cli_cases import undrawn
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli.SECONDS_A_SAVE = 0.01
+cli.console.SECONDS_A_SAVE = 0.01
 cli.draw = undrawn
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -21,7 +21,7 @@ from pyro_zilognormal.models.hurdle import fit as fit_module
 from pyro_zilognormal.singlecell import COLUMNS, HurdleDE
 from pyro_zilognormal.singlecell.cli import main as cli
 from pyro_zilognormal.singlecell.cli.report import fingerprint
-from pyro_zilognormal.svi.lock import locked
+from pyro_zilognormal.svi.checkpoint import locked
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run, undrawn
 
 FILES = {"de.csv", "metrics.json", "loss.png", "volcano.png", "predictive.png", "report.html", "fit.ckpt"}
@@ -257,19 +257,6 @@ def test_a_full_disk_is_told_with_the_folder_and_what_is_left(tmp_path: Path, mo
     assert run("de", path, *ASKED, "--quiet", "--out", out, "--resume").code == 0
 
 
-def test_a_folder_that_comes_in_the_place_of_a_result_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, out = file_of(tmp_path), tmp_path / "out"
-
-    def draw(results: object) -> object:
-        (out / "de.csv").mkdir(parents=True)
-        return undrawn(results)
-
-    monkeypatch.setattr(cli, "draw", draw)
-    ran = run("de", path, *ASKED, "--quiet", "--out", out)
-    assert (ran.code, ran.problems.count("\n")) == (1, 1)
-    assert f"fit.ckpt is whole: clear the way, and run it again with --resume: '{out / 'de.csv'}'" in ran.problems
-
-
 def test_folders_and_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "draw", undrawn)
     path, out = file_of(tmp_path), tmp_path / "out"
@@ -278,7 +265,7 @@ def test_folders_and_files_of_others_are_left_alone(tmp_path: Path, monkeypatch:
     (tmp_path / "victim").write_text("precious")
     for name in ("fit.ckpt.new", "fit.ckpt.new.partial"):
         (out / name).symlink_to(tmp_path / "victim")
-    left = out / ".pyro-zilognormal-writing-abc"
+    left = out / ".pyro-zilognormal-writing"
     left.mkdir()  # as a run leaves behind that is killed while it writes
     assert run("de", path, *ASKED, "--quiet", "--out", out).code == 0
     assert (out / ".writing" / "mine").read_text() == "mine"

@@ -226,12 +226,6 @@ def test_a_folder_that_cannot_be_is_refused(where: str, tmp_path: Path) -> None:
     _refused(tmp_path / where, "is a file", "demo")
 
 
-@pytest.mark.parametrize("name", ["fit.ckpt", "de.csv", "metrics.json", "report.html", "volcano.png"])
-def test_a_folder_in_the_place_of_a_file_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / "out" / name).mkdir(parents=True)
-    _refused(tmp_path / "out", f"{name}' is a folder; needed a file, or none", "de", file_of(tmp_path), *ASKED)
-
-
 @pytest.mark.parametrize("name", ["x" * 300, "a/" + "x" * 300])
 def test_a_name_that_is_too_long_is_refused(name: str, tmp_path: Path) -> None:
     ran = run("de", file_of(tmp_path), *ASKED, "--quiet", "--out", tmp_path / name)

@@ -109,16 +109,11 @@ def test_given_parameters_keep_no_graph() -> None:
 
 
 BAD = [
-    ({"n_cells": 0}, "n_cells: got 0, needed a whole number of at least 1"),
-    ({"n_genes": -2}, "n_genes: got -2, needed a whole number of at least 1"),
-    ({"mu": math.nan}, "mu: got nan, needed a finite number"),
-    ({"mu": math.inf}, "mu: got inf, needed a finite number"),
-    ({"scale": 0.0}, "scale: got 0.0, needed a finite number > 0"),
-    ({"scale": torch.tensor([1.0, -1.0, 2.0])}, "scale: got -1.0, needed a finite number > 0"),
-    ({"scale": math.inf}, "scale: got inf, needed a finite number > 0"),
-    ({"zi_logits": math.nan}, "zi_logits: got nan, needed a number, infinite or not"),
-    ({"mu": torch.zeros(4)}, r"mu: shape \(4,\) does not broadcast to \(5, 3\)"),
-    ({"zi_logits": torch.zeros(2, 5, 3)}, r"zi_logits: shape \(2, 5, 3\) does not broadcast to \(5, 3\)"),
+    ({"mu": math.nan}, "parameter loc .* to satisfy the constraint"),
+    ({"scale": torch.tensor([1.0, -1.0, 2.0])}, "parameter scale .* -1.0 at index"),
+    ({"zi_logits": math.nan}, "parameter zi_logits"),
+    ({"mu": torch.zeros(4)}, r"shapes do not broadcast: mu \(4,\)"),
+    ({"zi_logits": torch.zeros(2, 5, 3)}, r"cannot expand batch_shape from \(2, 5, 3\) to \(5, 3\)"),
 ]
 
 

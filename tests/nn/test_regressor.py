@@ -248,14 +248,18 @@ BAD: dict[str, tuple[dict[str, Any], tuple[Any, ...], str]] = {
     "NaN": ({}, (X, np.where(Y > 0, Y, np.nan)), "Input y contains NaN"),
     "no weight": ({}, (X, Y, 0 * Y), "at least one"),
     "negative weight": ({}, (X, Y, Y - 1), "[Nn]egative values"),
-    "one width": ({"hidden_layer_sizes": 8}, (X, Y), "hidden_layer_sizes must be a tuple of integers >= 1, got 8"),
-    "no width": ({"hidden_layer_sizes": (0,)}, (X, Y), r"hidden_layer_sizes .* got \(0,\)"),
-    "alpha": ({"alpha": -1}, (X, Y), "alpha must be finite and >= 0, got -1"),
-    "early_stopping": ({"early_stopping": "yes"}, (X, Y), "early_stopping must be True, False or"),
-    "validation_fraction": ({"validation_fraction": 1.0}, (X, Y), r"validation_fraction must be in \(0, 1\)"),
-    "patience": ({"n_iter_no_change": 0}, (X, Y), "n_iter_no_change must be >= 1"),
-    "max_iter": ({"max_iter": 0}, (X, Y), "max_iter must be >= 1"),
-    "tol": ({"tol": np.nan}, (X, Y), "tol must be >= 0"),
+    **{
+        name: ({name: value}, (X, Y), f"The '{name}' parameter of ZILNRegressor must be .* Got ")
+        for name, value in {
+            "hidden_layer_sizes": 8,
+            "alpha": -1,
+            "early_stopping": "yes",
+            "validation_fraction": 1.0,
+            "n_iter_no_change": 0,
+            "max_iter": 0,
+            "tol": np.nan,
+        }.items()
+    },
 }
 
 

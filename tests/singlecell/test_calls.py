@@ -13,7 +13,7 @@ import torch
 
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import COLUMNS, Contrast
-from pyro_zilognormal.singlecell.cli.report import Diagnostic, _around_zero, _calls, _printed, folds, verdict
+from pyro_zilognormal.singlecell.cli.report import Diagnostic, _around_zero, _calls, folds, verdict
 from pyro_zilognormal.singlecell.files.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
 from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table, posterior_columns
@@ -217,14 +217,3 @@ def test_genes_called_with_an_interval_around_zero_are_less_sure() -> None:
     assert "less sure are 1 gene (g20)" in diagnostic.text
     assert diagnostic.passed
     assert not _around_zero(calls | {"up": 1}).passed
-
-
-def test_wide_letters_and_accents_are_aligned() -> None:
-    """A terminal gives two columns to a wide letter and none to an accent of its own."""
-    names = {"abcd": "abcd", "基因": "abcd", "😀x": "abc", "e\u0301a": "ea"}
-    numbers = {"log_fc": 1.0, "log_fc_low": 0.5, "log_fc_high": 1.5, "detection_test": 0.5, "detection_ref": NAN}
-    rows = pd.DataFrame([{"variable": name, "prob_de": 1.0, **numbers} for name in names])
-    _, *lines = _printed(rows).splitlines()
-    plain = [line.replace(name, narrow, 1) for line, (name, narrow) in zip(lines, names.items(), strict=True)]
-    assert len({line.replace(narrow, "", 1).strip() for line, narrow in zip(plain, names.values(), strict=True)}) == 1
-    assert len({len(line) for line in plain}) == 1

@@ -28,7 +28,7 @@ from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
 from pyro_zilognormal.singlecell.cli.cluster import cluster
 from pyro_zilognormal.singlecell.embed import embed
 from pyro_zilognormal.singlecell.files import stored_matrix
-from pyro_zilognormal.singlecell.files.kept import CellsOnDask
+from pyro_zilognormal.singlecell.files.reading import CellsOnDask
 from tests.cli.cli_cases import ASKED, file_of, run
 from tests.singlecell import hostile_files
 from tests.singlecell.cell_cases import experiment, values

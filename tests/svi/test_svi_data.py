@@ -313,30 +313,6 @@ def test_a_stream_has_no_parameters_of_rows(batch_size):
     assert fit(LOCAL, AutoNormal(LOCAL), Minibatches(data(ROWS), batch_size=ROWS, plate="rows"), steps=3).steps == 3
 
 
-@pytest.mark.parametrize("rows", [9, 10])
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_last_batch_that_the_model_cannot_take_is_refused_before_the_first_step(stream, rows):
-    x, steps = torch.randn(rows, 2), []
-    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-
-    def model(x):
-        pyro.module("net", net)
-        with pyro.plate("rows", len(x)):
-            pyro.sample("x", pyro.distributions.Normal(net(x), 1.0).to_event(1), obs=x)
-
-    source = BatchStream(x.split(4), plate="rows") if stream else Minibatches(x, batch_size=4, plate="rows")
-
-    def run():
-        return fit(model, lambda x: None, source, steps=6, callbacks=[lambda run: steps.append(run.step)])
-
-    if rows == 10:
-        run()
-        return
-    with pytest.raises(ValueError, match=r"the smallest batch, of 1 rows, fails: Expected more than 1 value"):
-        run()
-    assert steps == []
-
-
 class ReadOnce:
     """Batches that are gone after so many readings, though no iterator says so."""
 

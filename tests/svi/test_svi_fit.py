@@ -5,6 +5,7 @@ import functools
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -89,6 +90,13 @@ def test_fits_one_after_and_inside_another_change_nothing(make):
 
     assert same(outer, fitted(data(loc=-5.0), make(), callbacks=[nest]))
     assert same(inner, seen[0])
+
+
+def test_fits_in_threads_take_turns():
+    alone = fitted(guide=auto(), steps=100)
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(lambda _: fitted(guide=auto(), steps=100), range(3)):
+            assert same(found, alone)
 
 
 def test_a_result_keeps_its_parameters_when_its_guide_is_fitted_again():

@@ -17,7 +17,7 @@ from pyro_zilognormal.models.vae.guide import ZILNVAEGuide
 from pyro_zilognormal.models.vae.model import ZILNVAE
 from pyro_zilognormal.svi import FitResult, Minibatches, PredictiveCheck, posterior_predictive
 from pyro_zilognormal.svi.data import FullData, as_source
-from pyro_zilognormal.svi.isolation import isolated
+from pyro_zilognormal.svi.elbo import isolated
 
 # Cells that are in memory at a time.
 _CELLS = 512

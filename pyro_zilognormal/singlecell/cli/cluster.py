@@ -27,13 +27,7 @@ _CONFIG["distributed.scheduler.worker-saturation"] = "inf"
 
 @contextmanager
 def cluster(workers: int | None, address: str | None) -> Iterator[None]:
-    """Let Dask compute in `workers` processes of this machine, or on the cluster whose scheduler has this address.
-
-    Raises:
-        SingleCellError: the address is none.
-        OSError: nothing answers at the address, the connection was lost, or workers died again and again.
-        ModuleNotFoundError: distributed is missing.
-    """
+    """Let Dask compute in `workers` processes of this machine, or on the cluster whose scheduler has this address."""
     if workers is None and address is None:
         yield
         return

@@ -7,21 +7,19 @@ import errno
 import os
 import re
 import shutil
-import tempfile
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pyro_zilognormal.singlecell.errors import SingleCellError
-from pyro_zilognormal.svi.lock import locked
+from pyro_zilognormal.singlecell.errors import SingleCellError, printable
+from pyro_zilognormal.svi.checkpoint import locked
 
 FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
 SECONDS_A_SAVE = 10.0
-# Temporary folders have a name that nobody else uses.
-CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing-"
-# What names of files that commands write end in.
-_WRITTEN = (".ckpt", ".csv", ".h5ad", ".html", ".json", ".png")
+# The last has a name that nobody else uses.
+CHECKPOINT, LOCK, PARTIAL = "fit.ckpt", "run.lock", ".pyro-zilognormal-writing"
 # The options that say what is fitted.
 MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_threshold", "device")
 _OPTIONS = (*MODEL, "by", "merge", "depth_within", "follow_links", "resume")
@@ -54,9 +52,6 @@ def check_out(path: Path) -> None:
         raise SingleCellError(f"out: {str(nearest)!r} is a file; needed a folder to write to")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
-    for inside in sorted(path.glob("*.*")) if os.path.isdir(path) else []:  # false of a name that is too long
-        if inside.suffix in _WRITTEN and inside.is_dir():
-            raise SingleCellError(f"out: {str(inside)!r} is a folder; needed a file, or none: choose another --out")
 
 
 def prepare_out(path: Path, out: ExitStack) -> Path:
@@ -64,8 +59,6 @@ def prepare_out(path: Path, out: ExitStack) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
         out.enter_context(locked(path / LOCK, f"out: {str(path)!r}"))
-        for left in path.glob(f"{PARTIAL}*"):  # by a run that was killed while it wrote
-            shutil.rmtree(left)
     except OSError as error:
         raise SingleCellError(
             f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
@@ -76,20 +69,26 @@ def prepare_out(path: Path, out: ExitStack) -> Path:
 @contextmanager
 def whole_files(out: Path) -> Iterator[Path]:
     """Yield a new folder to write files to, which are moved to ``out`` at the end, so that each of them is whole."""
-    partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out))
+    partial = out / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while it wrote
+    partial.mkdir()
     try:
         yield partial
         for file in sorted(partial.iterdir()):
             os.replace(file, out / file.name)
     except OSError as error:
-        said = (
-            f"{error.strerror or error} after {sum(file.stat().st_size for file in partial.iterdir())} bytes of results"
-        )
-        fix = "make room" if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) else "clear the way"
-        said += f"; {CHECKPOINT} is whole: {fix}, and run it again with --resume"
+        written = sum(file.stat().st_size for file in partial.iterdir())
+        said = f"{error.strerror or error} after {written} bytes of results"
+        said += f"; {CHECKPOINT} is whole: make room, and run it again with --resume"
         raise OSError(error.errno or errno.EIO, said, str(error.filename2 or out)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def warn(texts: Iterable[str]) -> None:
+    """Print warnings."""
+    for text in texts:
+        print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def say(options: argparse.Namespace, *lines: str) -> None:

@@ -6,7 +6,6 @@ import argparse
 import multiprocessing
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -15,17 +14,8 @@ from typing import Any
 
 import torch
 
+from pyro_zilognormal.singlecell.cli import console
 from pyro_zilognormal.singlecell.cli.cluster import cluster
-from pyro_zilognormal.singlecell.cli.console import (
-    BAD_INPUT,
-    LOCK,
-    MODEL,
-    NOT_CONVERGED,
-    prepare_out,
-    record_warnings,
-    say,
-    with_options,
-)
 from pyro_zilognormal.singlecell.cli.main import compare, open_source
 from pyro_zilognormal.singlecell.cube.cube import Cube
 from pyro_zilognormal.singlecell.cube.reduce import reduce
@@ -43,31 +33,33 @@ _LONGEST = 80
 def run(options: argparse.Namespace) -> int:
     """Compare conditions in each level; return the exit code."""
     with ExitStack() as out:
-        with cluster(options.workers, options.cluster), open_source(options) as adata, record_warnings() as recorded:
+        with (
+            cluster(options.workers, options.cluster),
+            open_source(options) as adata,
+            console.record_warnings() as recorded,
+        ):
             levels = [str(level) for level in _levels(adata, options.each)]
             cube = adata if isinstance(adata, Cube) else _reduced(adata, options)
-        for text in recorded:
-            print(f"warning: {printable(text)}", file=sys.stderr)
-        prepare_out(options.out, out)
+        console.warn(recorded)
+        console.prepare_out(options.out, out)
         if cube is not adata:
             cube.save(options.out / _CUBE)
-        say(options, printable(f"{options.source}: {cube}; {len(levels)} levels of {options.each}"))
+        console.say(options, printable(f"{options.source}: {cube}; {len(levels)} levels of {options.each}"))
         rows = []
         for found in _all(options, cube, levels):
             rows += found
-            say(options, *(_line(row) for row in found))
+            console.say(options, *(_line(row) for row in found))
         order = {level: number for number, level in enumerate(levels)}
         table = require("pandas").DataFrame(sorted(rows, key=lambda row: order[row["level"]]))
         new = options.out / f"{_SUMMARY}.new"
         table.to_csv(new, index=False)
         os.replace(new, options.out / _SUMMARY)
     failed = [row for row in rows if row["problem"]]
-    for row in failed:
-        print(printable(f"warning: {row['level']}: {row['problem']}"), file=sys.stderr)
-    say(options, f"\nwrote {_SUMMARY} and a folder for each level to {options.out}")
+    console.warn(f"{row['level']}: {row['problem']}" for row in failed)
+    console.say(options, f"\nwrote {_SUMMARY} and a folder for each level to {options.out}")
     if len(failed) == len(rows):
-        return BAD_INPUT
-    return NOT_CONVERGED if options.strict and not all(row.get("converged", True) for row in rows) else 0
+        return console.BAD_INPUT
+    return console.NOT_CONVERGED if options.strict and not all(row.get("converged", True) for row in rows) else 0
 
 
 def _levels(adata: Any, each: str) -> list[Any]:
@@ -80,7 +72,7 @@ def _reduced(adata: Any, options: argparse.Namespace) -> Cube:
     fixed, bars = split_formula(options.formula)
     terms, _ = random_terms(adata.obs, design := Design(fixed, adata.obs), options.donor, bars)
     names = [options.each, *design.variables, *(name for term in terms for name in term.columns)]
-    given = {name: getattr(options, name) for name in MODEL if name not in ("donor", "device")}
+    given = {name: getattr(options, name) for name in console.MODEL if name not in ("donor", "device")}
     return reduce(adata, list(dict.fromkeys(names)), depth_within=options.each if options.depth else None, **given)
 
 
@@ -120,7 +112,7 @@ def _one(options: argparse.Namespace, cube: Cube, level: str) -> list[dict[str, 
         with ExitStack() as out:
             numbers = compare(options, cube, out)[1]
     except (SingleCellError, CheckpointError, InUseError, DivergenceError, OSError, MemoryError) as error:
-        return [row | {"problem": with_options(" ".join(str(error).split())) or type(error).__name__}]
+        return [row | {"problem": console.with_options(" ".join(str(error).split())) or type(error).__name__}]
     done = {"converged": numbers["convergence"]["converged"], "report": f"{options.out.name}/report.html"}
     return [row | {name: calls[name] for name in _SHOWN} | done | {"problem": ""} for calls in numbers["contrasts"]]
 
@@ -140,7 +132,7 @@ def folders(levels: Iterable[str]) -> list[str]:
         ['CD4_T', 'CD4_T-2', 'cube.zarr-2']
     """
     found: list[str] = []
-    taken = {_CUBE, _SUMMARY, LOCK}
+    taken = {_CUBE, _SUMMARY, console.LOCK}
     for level in levels:
         name = re.sub(r"[^\w.+-]+", "_", level).strip("._")[:_LONGEST] or "level"
         number, own = 1, name

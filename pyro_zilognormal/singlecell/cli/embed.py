@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import html
 import importlib
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -15,17 +13,10 @@ from typing import Any
 import numpy as np
 
 from pyro_zilognormal import __version__
-from pyro_zilognormal.singlecell.cli.console import (
-    NOT_CONVERGED,
-    SECONDS_A_SAVE,
-    prepare_out,
-    record_warnings,
-    say,
-    whole_files,
-)
+from pyro_zilognormal.singlecell.cli import console
 from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, folder, whole
 from pyro_zilognormal.singlecell.cli.pictures import painted
-from pyro_zilognormal.singlecell.cli.report import inline
+from pyro_zilognormal.singlecell.cli.report import inline, page
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import printable, require
@@ -40,15 +31,6 @@ _KEY = "X_ziln"
 _SETTINGS = ("batch", "layer", "use_raw", "scale", "depth", "latent", "linear", "seed", "device")
 _REPLICATED = 50
 _DRAWN_CELLS, _DRAWN_LEVELS = 20_000, 20
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>Embedding of {source}</title>
-<style>body {{ font: 15px sans-serif; max-width: 60em; margin: 2em auto }} img {{ max-width: 100% }}</style>
-<h1>Embedding of {source}</h1>
-<p>{said}</p>
-<p>pyro_zilognormal {version}: <code>{command}</code></p>
-{warnings}{pictures}
-<h2>Settings and results</h2><pre>{numbers}</pre></html>
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,12 +55,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _embed(options: argparse.Namespace, out: ExitStack) -> int:
-    with record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
+    with console.record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
         named = {"batch": options.batch, "label": options.label}
         labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name is not None}
         prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
-        say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
-        checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)
+        console.say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
+        checkpoint = Checkpoint(
+            console.prepare_out(options.out, out), seconds=console.SECONDS_A_SAVE, resume=options.resume
+        )
         found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
         found.write(adata, _KEY)
         table = gene_table(found, options.seed)
@@ -95,11 +79,10 @@ def _embed(options: argparse.Namespace, out: ExitStack) -> int:
         "warnings": recorded,
     }
     _write(options, embedded, table, numbers, pictures, str(fit))
-    for text in recorded:
-        print(f"warning: {printable(text)}", file=sys.stderr)
+    console.warn(recorded)
     where = printable(f"wrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first")
-    say(options, f"{fit}\n{where}")
-    return NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
+    console.say(options, f"{fit}\n{where}")
+    return console.NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
 
 
 def _held_out(found: Embedding) -> float | None:
@@ -170,31 +153,24 @@ def _write(
     table: Any,
     numbers: Any,
     pictures: dict[str, tuple[str, bytes]],
-    said: str,
+    fit: str,
 ) -> None:
     """Write all files."""
-    with whole_files(options.out) as folder:
+    with console.whole_files(options.out) as folder:
         embedded.write_h5ad(folder / "embedding.h5ad")
         table.to_csv(folder / "genes.csv", index=False)
         text = json.dumps(numbers, indent=2, allow_nan=False)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         for name, (_, png) in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
-        images = (
-            f'<h2>{_escaped(title)}</h2><img alt="{_escaped(title)}" src="{inline(png)}">'
-            for title, png in pictures.values()
-        )
-        page = _PAGE.format(
-            source=_escaped(str(options.source)),
-            said=html.escape(said),
+        report = page(
+            "embed.html.jinja",
+            source=options.source,
+            fit=fit,
             version=__version__,
-            command=_escaped(options.command),
-            warnings="".join(f"<p>Warning: {_escaped(warning)}</p>" for warning in numbers["warnings"]),
-            pictures="\n".join(images),
-            numbers=html.escape(text),
+            command=options.command,
+            warnings=numbers["warnings"],
+            pictures=[(title, inline(png)) for title, png in pictures.values()],
+            numbers=text,
         )
-        (folder / "report.html").write_text(page, encoding="utf-8")
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text))
+        (folder / "report.html").write_text(report, encoding="utf-8")

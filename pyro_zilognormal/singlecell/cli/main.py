@@ -18,24 +18,10 @@ from pyro_zilognormal import __version__
 from pyro_zilognormal.datasets import pbmc68k_reduced
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.arguments import check_fractions
+from pyro_zilognormal.singlecell.cli import console
 from pyro_zilognormal.singlecell.cli import embed as embed_cli
 from pyro_zilognormal.singlecell.cli import reduce as reduce_cli
 from pyro_zilognormal.singlecell.cli.cluster import cluster
-from pyro_zilognormal.singlecell.cli.console import (
-    BAD_INPUT,
-    CHECKPOINT,
-    FAILED,
-    INTERRUPTED,
-    MODEL,
-    NOT_CONVERGED,
-    SECONDS_A_SAVE,
-    check_out,
-    prepare_out,
-    record_warnings,
-    say,
-    whole_files,
-    with_options,
-)
 from pyro_zilognormal.singlecell.cli.options import DE, DEMO, Parser, add_common, add_de
 from pyro_zilognormal.singlecell.cli.pictures import draw
 from pyro_zilognormal.singlecell.cli.report import Results, html, metrics, summary
@@ -68,22 +54,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(options)
     except (SingleCellError, CheckpointError, InUseError, ModuleNotFoundError) as error:
-        return _fail(BAD_INPUT, error)
+        return _fail(console.BAD_INPUT, error)
     except (DivergenceError, OSError) as error:
-        return _fail(FAILED, error)
+        return _fail(console.FAILED, error)
     except MemoryError as error:
-        return _fail(FAILED, f"not enough memory: {error}; use fewer genes or a machine with more")
+        return _fail(console.FAILED, f"not enough memory: {error}; use fewer genes or a machine with more")
     except KeyboardInterrupt:
-        return _fail(INTERRUPTED, "interrupted; run it again with --resume to go on")
+        return _fail(console.INTERRUPTED, "interrupted; run it again with --resume to go on")
 
 
 def _fail(code: int, problem: object) -> int:
-    print(f"pyro-zilognormal: {printable(with_options(' '.join(str(problem).split())))}", file=sys.stderr)
+    print(f"pyro-zilognormal: {printable(console.with_options(' '.join(str(problem).split())))}", file=sys.stderr)
     return code
 
 
 def _run(options: argparse.Namespace) -> int:
-    check_out(options.out)
+    console.check_out(options.out)
     if options.verb == "embed":
         return embed_cli.run(options)
     if options.verb == "reduce":
@@ -92,22 +78,22 @@ def _run(options: argparse.Namespace) -> int:
         from pyro_zilognormal.singlecell.cli import each as each_cli  # it uses this module
 
         return each_cli.run(options)
+    if options.verb == "demo":
+        torch.set_num_threads(1)  # its tensors are too small to gain by more, and lose where cores are busy
     with (
         ExitStack() as out,
-        _threads(options),
         cluster(options.workers, options.cluster),
         open_source(options) as adata,
     ):
         results, numbers, written = compare(options, adata, out)
-    for text in results.warnings:
-        print(f"warning: {printable(text)}", file=sys.stderr)
-    say(options, summary(results, numbers))
-    say(options, f"\nwrote {', '.join(written)} to {options.out}; open {options.out / 'report.html'} first")
+    console.warn(results.warnings)
+    console.say(options, summary(results, numbers))
+    console.say(options, f"\nwrote {', '.join(written)} to {options.out}; open {options.out / 'report.html'} first")
     fit = results.de.result
     if fit.converged:
         return 0
-    print(f"warning: the fit has not converged in {fit.steps} steps; use more --steps", file=sys.stderr)
-    return NOT_CONVERGED if options.strict else 0
+    console.warn([f"the fit has not converged in {fit.steps} steps; use more --steps"])
+    return console.NOT_CONVERGED if options.strict else 0
 
 
 @contextmanager
@@ -116,13 +102,12 @@ def open_source(options: argparse.Namespace) -> Iterator[Any]:
     if options.verb == "demo":
         yield demo_cells()
         return
-    with record_warnings() as left_out:
+    with console.record_warnings() as left_out:
         dask = options.workers is not None or options.cluster is not None
         cells = open_cells(found_at(options.source), follow_links=options.follow_links, dask=dask)
     with cells:
         yield Cube.from_anndata(cells, options.source) if is_cube(cells) else cells
-    for text in left_out:
-        print(f"warning: {printable(text)}", file=sys.stderr)
+    console.warn(left_out)
 
 
 def compare(options: argparse.Namespace, adata: Any, out: ExitStack) -> tuple[Results, dict[str, Any], list[str]]:
@@ -137,20 +122,22 @@ def compare(options: argparse.Namespace, adata: Any, out: ExitStack) -> tuple[Re
 def _compute(options: argparse.Namespace, adata: Any, out: ExitStack) -> Results:
     """Read, fit and summarise; nothing is written before the specification is known to fit the cells."""
     seconds: dict[str, float] = {}
-    with record_warnings() as recorded:
+    with console.record_warnings() as recorded:
         with _timed(seconds, "read"):
             check_fractions(options.delta, options.fdr, CREDIBLE, options.max_error)
-            settings = {name: getattr(options, name) for name in MODEL if hasattr(options, name)}
+            settings = {name: getattr(options, name) for name in console.MODEL if hasattr(options, name)}
             de = HurdleDE(adata, options.formula, **settings)
             contrasts = de.cells.design.contrasts(options.contrast)
         size = de.settings
         known = "" if size["scale_from"] == "given" else f", as {size['scale_from']}"
-        say(
+        console.say(
             options,
             printable(f"{options.source}: {size['n_cells']} cells x {size['n_genes']} genes, {options.formula}"),
             f"scale: {size['scale']}{known}",
         )
-        checkpoint = Checkpoint(prepare_out(options.out, out), seconds=SECONDS_A_SAVE, resume=options.resume)
+        checkpoint = Checkpoint(
+            console.prepare_out(options.out, out), seconds=console.SECONDS_A_SAVE, resume=options.resume
+        )
         with _timed(seconds, "fit"):
             progress = Progress(False if options.quiet else None)
             de.fit(seed=options.seed, steps=options.steps, callbacks=[progress], checkpoint=checkpoint)
@@ -188,25 +175,14 @@ def _write(
     results: Results, numbers: dict[str, Any], pictures: dict[str, bytes], genes: dict[str, bytes], out: Path
 ) -> list[str]:
     """Write all files, and return their names."""
-    with whole_files(out) as folder:
+    with console.whole_files(out) as folder:
         results.table.to_csv(folder / "de.csv", index=False)
         for name, png in pictures.items():
             (folder / f"{name}.png").write_bytes(png)
         (folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / "report.html").write_text(html(results, numbers, pictures, genes), encoding="utf-8")
         names = sorted(file.name for file in folder.iterdir())
-    return [*names, CHECKPOINT]
-
-
-@contextmanager
-def _threads(options: argparse.Namespace) -> Iterator[None]:
-    """Use one thread for the demo: its tensors are too small to gain by more, and lose where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if options.verb == "demo" else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return [*names, console.CHECKPOINT]
 
 
 @contextmanager

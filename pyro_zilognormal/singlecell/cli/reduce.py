@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import os
-import sys
 from contextlib import ExitStack
 
-from pyro_zilognormal.singlecell.cli.console import record_warnings, say
+from pyro_zilognormal.singlecell.cli.console import record_warnings, say, warn
 from pyro_zilognormal.singlecell.cli.options import add_matrix, add_normalisation, folder
 from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, printable
@@ -58,8 +57,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             cube = reduce(adatas, options.by, depth=None if options.depth == "none" else options.depth, **given)
             cube.save(options.out)
-    for text in recorded:
-        print(f"warning: {printable(text)}", file=sys.stderr)
+    warn(recorded)
     say(options, printable(f"{options.out}: {cube}"), f"scale: {cube.settings['scale']}; {_depth(cube.settings)}")
     return 0
 

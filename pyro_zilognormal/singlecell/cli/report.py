@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import platform
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -250,13 +249,10 @@ def verdict(found: Sequence[Diagnostic], numbers: Mapping[str, Any]) -> str:
 def html(
     results: Results, numbers: Mapping[str, Any], pictures: Mapping[str, bytes], genes: Mapping[str, bytes]
 ) -> str:
-    """Return the report as HTML that loads nothing else."""
-    template = resources.files("pyro_zilognormal.singlecell.cli") / "report.html.jinja"
-    environment = require("jinja2").Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
-    )
+    """Return the report."""
     found = diagnostics(results, numbers)
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    return page(
+        "report.html.jinja",
         run=results.specification,
         settings=results.de.settings,
         numbers=numbers,
@@ -271,6 +267,15 @@ def html(
         interval=f"{100 * CREDIBLE:g} %",
         folds=folds,
     )
+
+
+def page(name: str, **values: Any) -> str:
+    """Return the HTML of a template, which loads nothing else."""
+    template = resources.files("pyro_zilognormal.singlecell.cli") / name
+    environment = require("jinja2").Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_visible
+    )
+    return str(environment.from_string(template.read_text(encoding="utf-8")).render(values))
 
 
 def _visible(value: Any) -> Any:
@@ -331,21 +336,16 @@ def summary(results: Results, numbers: Mapping[str, Any]) -> str:
 
 def _printed(rows: Any) -> str:
     names = [printable(str(name)) for name in rows["variable"]]
-    width, interval = max(4, *map(_width, names)), f"{100 * CREDIBLE:g} % interval"
+    width, interval = max(4, *map(len, names)), f"{100 * CREDIBLE:g} % interval"
     lines = [f"  {'gene':<{width}}  log2 change   {interval:<14}   detected: test    ref   P(changed)"]
     for name, row in zip(names, rows.to_dict("records"), strict=True):
         interval = f"{row['log_fc_low']:+.2f} to {row['log_fc_high']:+.2f}"
         test, reference = (share_of(row[f"detection_{end}"]) for end in ("test", "ref"))
         detected = f"{test:>14}   {reference:>4}"
-        name += " " * (width - _width(name))
-        lines.append(f"  {name}  {row['log_fc']:+11.2f}   {interval:<14}   {detected}   {row['prob_de']:>10.3f}")
+        lines.append(
+            f"  {name:<{width}}  {row['log_fc']:+11.2f}   {interval:<14}   {detected}   {row['prob_de']:>10.3f}"
+        )
     return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    """Return how many columns of a terminal text takes: two for a wide letter, none for an accent of its own."""
-    accents = sum(unicodedata.category(c) in ("Mn", "Me") for c in text)
-    return len(text) - accents + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
 
 
 def share_of(value: float) -> str:

@@ -24,7 +24,6 @@ from pyro_zilognormal.singlecell.design.design import strata
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, shown, unknown
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
-from pyro_zilognormal.singlecell.files.scale import SCALES
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi.data import digest
 
@@ -34,21 +33,6 @@ _KEY = "ziln_cube"
 _CELLS, _DEPTH = "n_cells", ("depth_total", "depth_bin", "log_depth_total")
 _LAYERS = ("n_pos", "mean", "m2", "offset_sum", "total", "log_cubes")
 _PACKAGES = ("numpy", "anndata", "pandas")
-_TEXT = (str, type(None))
-# What has been decided when cells were reduced, with the types that a file may have.
-_SETTINGS: dict[str, tuple[type, ...]] = {
-    "layer": _TEXT,
-    "use_raw": (bool,),
-    "scale": (str,),
-    "scale_from": (str,),
-    "offset": _TEXT,
-    "known_depth": _TEXT,  # whose sums are kept
-    "depth": _TEXT,  # what bins are of
-    "depth_within": _TEXT,
-    "detection_threshold": (float, int),
-    "unit": (float, type(None)),  # the total counts of a cell whose size factor is 1
-    "edges": (dict,),  # of the bins of log depth, by level of depth_within
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,16 +68,10 @@ class Cube:
         return f"Cube({size}, by {', '.join(map(str, self.obs.columns))})"
 
     def select(self, **levels: Any) -> Cube:
-        """Return the groups of some levels of the keys.
-
-        Args:
-            levels: a level of each key.
+        """Return the groups with the given levels of some keys, as in ``cube.select(cell_type="B")``.
 
         Raises:
             UnknownNameError: no such key or level.
-
-        Example:
-            ``cube.select(cell_type="B")``
         """
         chosen = np.ones(len(self.obs), dtype=bool)
         for name, given in levels.items():
@@ -136,9 +114,6 @@ class Cube:
         The folder is written beside the old one and takes its place once it is whole, so that a failed or killed save
         leaves the old cube. Another cube there is replaced, anything else is not.
 
-        Args:
-            path: the folder.
-
         Raises:
             SingleCellError: something else is there.
             InUseError: another process writes to it.
@@ -148,10 +123,7 @@ class Cube:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Cube:
-        """Read a cube that :meth:`save` wrote, and check all of it: nothing in the file is trusted.
-
-        Args:
-            path: the folder.
+        """Read a cube that :meth:`save` wrote; a hash finds damage, and nothing in the file is run.
 
         Raises:
             SingleCellError: no cube, a damaged one, or one of a newer version.
@@ -184,11 +156,7 @@ class Cube:
 
     @classmethod
     def from_anndata(cls, adata: Any, where: str = "adata") -> Cube:
-        """Return the cube that an AnnData of :meth:`to_anndata` holds; ``where`` is what errors call it.
-
-        Raises:
-            SingleCellError: no cube, a damaged one, or one of a newer version.
-        """
+        """Return the cube that an AnnData of :meth:`to_anndata` holds; ``where`` is what errors call it."""
         if not is_cube(adata):
             raise SingleCellError(
                 f"{where!r} holds no cube; needed one that pyro-zilognormal reduce or Cube.save wrote"
@@ -250,7 +218,7 @@ class Cube:
         keys = [", ".join(map(str, cube.obs.columns)) for cube in (self, other)]
         if keys[0] != keys[1]:
             raise SingleCellError(f"by: the cube has the keys {keys[0]}, the other one {keys[1]}; needed the same")
-        for name in _SETTINGS.keys() - {"scale_from"}:
+        for name in self.settings.keys() - {"scale_from"}:
             own, others = self.settings[name], other.settings[name]
             if name == "edges":  # a new level has its own
                 others = {level: edges for level, edges in others.items() if level in own}
@@ -318,28 +286,14 @@ def _plain(values: Any) -> list[Any]:
 def _checked(adata: Any, head: Mapping[str, Any]) -> Cube:
     """Return the cube of an AnnData; any error says that it is damaged."""
     settings, by, genes = head["settings"], head["by"], [str(gene) for gene in adata.var_names]
-    for name, types in _SETTINGS.items():
-        if type(settings[name]) not in types:
-            raise TypeError(f"{name} is {shown(settings[name])}")
-    between, unit = settings["edges"].values(), settings["unit"]
-    if settings["scale"] not in SCALES or not (unit is None or 0 < unit < np.inf):
-        raise ValueError(f"scale is {shown(settings['scale'])}, unit {unit}")
-    if any(not np.isfinite(edges).all() or (np.diff(edges) < 0).any() for edges in between):
-        raise ValueError("bins of depth that do not rise")
-    if len(set(genes)) < len(genes) or not adata.shape[0] or not genes:
-        raise ValueError("names of genes twice, or no gene or group")
     cells = np.asarray(adata.obs[_CELLS]).astype(np.int64)
     layers = [np.asarray(adata.layers[name][:]).astype(np.float64) for name in _LAYERS]
     n_pos, mean, m2, offset, totals, log_cubes = layers
     value = torch.from_numpy(np.stack([cells[:, None] - n_pos, n_pos, mean, m2, offset], -1))
-    if not (np.isfinite(totals).all() and (totals >= 0).all() and np.isfinite(log_cubes).all() and (cells > 0).all()):
-        raise ValueError("sums that no cells have")
     depth = None
     if settings["known_depth"] is not None:
         total, which, log = (adata.obs[name].to_numpy() for name in _DEPTH)
         depth = Depth(settings["known_depth"], total, which.astype(np.int64), log, cells)
-        if not (np.isfinite(total).all() and (total > 0).all() and np.isfinite(log).all() and (depth.bin >= 0).all()):
-            raise ValueError("depths that no cells have")
     obs = require("pandas").DataFrame({name: column(adata.obs, name, "by") for name in by}).reset_index(drop=True)
     cube = Cube(obs, genes, cells, SufficientStatistics.from_value(value), totals, log_cubes, depth, dict(settings))
     if cube._digest() != head["digest"]:
@@ -392,8 +346,5 @@ def _stack(columns: Sequence[Any]) -> Any:
         if any(hasattr(c, "cat") for c in columns):
             raise SingleCellError(f"by: {columns[0].name!r} holds numbers in one input, categories in another")
         return pandas.concat(columns, ignore_index=True)
-    each = [list(c.cat.categories) for c in columns]
-    levels = list(dict.fromkeys(level for own in each for level in own))
-    if len({type(level) for level in levels}) == 1 and all(own == sorted(own) for own in each):
-        levels = sorted(levels)
-    return pandas.Series(pandas.Categorical([v for c in columns for v in c], categories=levels))
+    by_name = all(c.cat.categories.is_monotonic_increasing for c in columns)
+    return pandas.Series(pandas.api.types.union_categoricals(columns, sort_categories=by_name, ignore_order=True))

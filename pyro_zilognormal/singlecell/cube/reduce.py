@@ -108,22 +108,13 @@ def reduce(
 
 
 def extend_cube(path: str | os.PathLike[str], adata: Any, *, merge: bool = False, **given: Any) -> Cube:
-    """Append new cells to a stored cube, whose own cells are not needed.
+    """Append new cells to a stored cube, whose own cells are not needed, and return the cube of all.
 
-    The stored cube is replaced once the new one is whole; a failed or killed call leaves it as it was.
+    This is :meth:`Cube.load`, :func:`reduce`, :meth:`Cube.append` and :meth:`Cube.save`, while no other process writes.
 
     Args:
-        path: of the cube.
-        adata: an AnnData of new cells, or a list of several.
-        merge: see :meth:`Cube.append`.
+        path, adata, merge: as theirs.
         given: arguments of :func:`reduce`, to be checked against those that the cube was made with.
-
-    Returns:
-        The cube of all cells.
-
-    Raises:
-        SingleCellError: cells that cannot be used, or that the cube has already.
-        InUseError: another process writes to the cube.
     """
     path = Path(path)
     with writing(path):

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pyro_zilognormal.singlecell.errors import SingleCellError
-from pyro_zilognormal.svi.lock import locked
+from pyro_zilognormal.svi.checkpoint import locked
 
 
 def found_at(path: str | os.PathLike[str]) -> Path:
-    """Return where a folder is: a write that is killed between its two renames leaves the old one under another name.
-
-    Example:
-        >>> found_at("none.zarr").name
-        'none.zarr'
-    """
+    """Return where a folder is: a write that is killed between two renames leaves the old one under another name."""
     path = Path(path)
     return path if os.path.exists(path) or not os.path.exists(_old(path)) else _old(path)
 
 
 @contextmanager
 def one_writer(path: Path) -> Iterator[None]:
-    """Keep other processes off a path for the length of a block.
-
-    Raises:
-        SingleCellError: its own folder does not exist.
-        InUseError: another process writes to it.
-    """
+    """Keep other processes off a path, in a folder that exists, for the length of a block."""
     if not path.absolute().parent.is_dir():
         raise SingleCellError(f"path is {str(path)!r}; needed one in a folder that exists")
     with locked(path.with_name(f"{path.name}.lock"), str(path)):
@@ -43,22 +31,20 @@ def one_writer(path: Path) -> Iterator[None]:
 
 def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a folder beside the one at a path, and put it there once it is whole; call it within :func:`one_writer`."""
-    prefix = f".{path.name}.writing-"
-    for left in path.parent.glob(f"{glob.escape(prefix)}*"):  # by a process that was killed while it wrote
-        shutil.rmtree(left, ignore_errors=True)
-    folder, old = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent)), _old(path)
+    new, old = path.with_name(f".{path.name}.new"), _old(path)
+    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed while it wrote
     try:
-        write(folder / "new")
+        write(new)
         if path.exists():  # no single rename replaces a folder that is not empty
             shutil.rmtree(old, ignore_errors=True)
             os.rename(path, old)
-        os.rename(folder / "new", path)
+        os.rename(new, path)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         whole = "the one before is whole" if path.exists() or old.exists() else "there is none yet"
         raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {whole}", str(path)) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _old(path: Path) -> Path:

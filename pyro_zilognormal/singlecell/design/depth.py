@@ -110,13 +110,7 @@ def _bins(log: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[np.
 def warn_of_depths(
     measures: Mapping[str, NDArray[np.float64]], groups: Mapping[str, Any], count: NDArray[np.int64]
 ) -> None:
-    """Warn once if a measure of depth differs much between groups.
-
-    Args:
-        measures: means of each row, by name.
-        groups: the level of each row, by the name of the column of obs.
-        count: the number of cells in each row.
-    """
+    """Warn once if a measure of depth, the means of each row, differs much between groups, the levels of each row."""
     for measure, value in measures.items():
         for name, levels in groups.items():
             code, _ = strata([levels], len(value))

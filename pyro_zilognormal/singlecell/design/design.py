@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -79,13 +79,7 @@ class Variable:
 
     @classmethod
     def of(cls, values: Any, coded: bool, cells: NDArray[np.int64] | None = None) -> Variable:
-        """Return the variable of a column.
-
-        Args:
-            values: the column.
-            coded: whether the formula takes its numbers as categories.
-            cells: the number of cells in each row, where rows are groups of cells.
-        """
+        """Return the variable of a column, whose numbers the formula may take as categories (``coded``)."""
         category = hasattr(values, "cat")
         levels = tuple(values.cat.categories if category else np.sort(values.unique()).tolist())
         if not len(values):
@@ -246,36 +240,17 @@ class Design:
         return self.condition(given if isinstance(given, Mapping) else self._levels_of(given))
 
     def _levels_of(self, text: str) -> dict[str, str]:
-        """Return the levels of text such as "condition=stim,dose=high"; levels may hold commas and equals signs."""
-        readings = list(self._readings(text, self.variables.keys()))
-        if not readings:
+        """Return the levels of text such as "condition=stim,dose=high"; other commas and equals signs are of levels."""
+        names = "|".join(re.escape(name) for name in sorted(self.variables, key=len, reverse=True))
+        parts = [
+            re.fullmatch(rf"\s*({names})=(.*)", part, re.DOTALL) for part in re.split(rf",(?=\s*(?:{names})=)", text)
+        ]
+        found = {part[1]: part[2] for part in parts if part}
+        if None in parts:
             raise unknown("contrast", text.split("=")[0], f"variables of the formula {self.formula!r}", self.variables)
-        known = [levels for levels in readings if all(map(self._knows, levels, levels.values()))]
-        if len(known) > 1:
-            raise SingleCellError(
-                f"contrast: {text!r} can be read as {known[0]} and as {known[1]}; rename a level, or give the "
-                "condition as a dict in Python"
-            )
-        return (known or readings)[0]
-
-    def _readings(self, text: str, names: Set[str]) -> Iterator[dict[str, str]]:
-        """Yield the ways to read text as levels of some of the variables, those of most variables first."""
-        for name in sorted(names, key=len, reverse=True):
-            start = re.match(rf"\s*{re.escape(name)}=", text)
-            if start is None:
-                continue
-            for comma in re.finditer(",", text[start.end() :]):
-                stop = start.end() + comma.start()
-                for others in self._readings(text[stop + 1 :], names - {name}):
-                    yield {name: text[start.end() : stop]} | others
-            yield {name: text[start.end() :]}
-
-    def _knows(self, name: str, level: str) -> bool:
-        try:
-            self.variables[name].level(level)
-        except SingleCellError:
-            return False
-        return True
+        if len(found) < len(parts):
+            raise SingleCellError(f"contrast: {text!r} names a variable twice; needed one level of each")
+        return found
 
     def _variable(self, name: str) -> Variable:
         if name not in self.variables:

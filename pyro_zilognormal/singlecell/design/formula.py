@@ -1,15 +1,13 @@
 """Formulas of columns of obs: which columns they name, quoted or not, and the matrices that formulaic makes of them.
 
-A name that is no Python identifier is quoted, with backticks or as Q("..."). Formulaic sees an alias for it, so that
-dots and all other signs are parts of names.
+A name that is no Python identifier is quoted, with backticks or as Q("...").
 """
 
 from __future__ import annotations
 
 import ast
-import keyword
 import re
-import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,15 +18,16 @@ from pyro_zilognormal.singlecell.errors import (
     SingleCellError,
     check_readable,
     listed,
+    reason,
     require,
     unknown,
 )
 
 _STRING = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""
-# A quoted name, or a string, which may hold backticks.
-_QUOTED = re.compile(rf"\bQ\(\s*(?P<called>{_STRING})\s*\)|`(?P<ticked>[^`]*)`|{_STRING}")
-# A word that is no attribute and no function.
-_WORD = re.compile(rf"{_STRING}|(?<![\w.])([^\W\d]\w*)(?!\w|\s*\()")
+# A quoted name, a string, or a word that is no attribute and no function.
+_NAME = re.compile(
+    rf"\bQ\(\s*(?P<called>{_STRING})\s*\)|`(?P<ticked>[^`]*)`|{_STRING}|(?<![\w.])(?P<word>[^\W\d]\w*)(?!\w|\s*\()"
+)
 
 
 def unquoted(name: str) -> str:
@@ -38,13 +37,18 @@ def unquoted(name: str) -> str:
         >>> unquoted(" `orig.ident` "), unquoted("Q('a b')"), unquoted("donor")
         ('orig.ident', 'a b', 'donor')
     """
-    found = _QUOTED.fullmatch(name.strip())
-    return name.strip() if found is None else _name(found) or name.strip()
+    found = _NAME.fullmatch(name.strip())
+    return (found and _quoted(found)) or name.strip()
 
 
-def _name(quoted: re.Match[str]) -> str | None:
-    """Return the name that is quoted; None for a string."""
-    return ast.literal_eval(quoted["called"]) if quoted["called"] else quoted["ticked"]
+def _with_ticks(formula: str) -> str:
+    """Return a formula with backticks in place of Q(), which formulaic does not know within functions."""
+    return _NAME.sub(lambda found: f"`{_quoted(found)}`" if found["called"] else found[0], formula)
+
+
+def _quoted(name: re.Match[str]) -> str | None:
+    """Return the name that is quoted; None for a string or a word."""
+    return ast.literal_eval(name["called"]) if name["called"] else name["ticked"]
 
 
 class Formula:
@@ -64,37 +68,39 @@ class Formula:
         if not isinstance(text, str):
             raise ArgumentTypeError(f"formula is a {type(text).__name__}; needed text, such as '~ condition'")
         self.text = text
-        aliased, self._alias = _with_aliases(text, obs)
         try:
-            parsed = formulaic.Formula(aliased)
+            parsed = formulaic.Formula(_with_ticks(text))
             simple = isinstance(parsed, formulaic.SimpleFormula)
             required = {_root(name) for name in parsed.required_variables} if simple else set()
         except Exception as error:  # what stands in a formula is code, which can raise anything
-            raise SingleCellError(f"formula: {text!r} cannot be read: {self._said(error)}") from error
+            raise SingleCellError(f"formula: {text!r} cannot be read: {reason(error)}") from error
         if not simple:
             raise SingleCellError(f"formula: {text!r} has several sides or parts; needed one, such as '~ condition'")
-        own = {alias: name for name, alias in self._alias.items()}
-        named = {word[1] for word in _WORD.finditer(aliased) if word[1] in obs.columns} | own.keys()
-        for name in sorted(required - named):
+        names = list(_NAME.finditer(text))
+        quoted = {name for found in names if (name := _quoted(found)) is not None}
+        for name in sorted(quoted - set(obs.columns)):
+            raise _no_column("formula", name, obs)
+        named = quoted | ({found["word"] for found in names} & set(obs.columns))
+        for name in sorted(required - named - {_root(name) for name in quoted}):
             raise self._unknown(name, obs)
-        frame = obs[[]].assign(**{name: column(obs, own.get(name, name), "formula") for name in sorted(named)})
-        model_matrix = self._evaluate(lambda: parsed.get_model_matrix(frame, na_action="ignore"))
-        self._spec, self._dtypes = model_matrix.model_spec, frame.dtypes
-        self.frame = frame.rename(columns=own)
+        self.frame = obs[[]].assign(**{name: column(obs, name, "formula") for name in sorted(named)})
+        model_matrix = self._evaluate(lambda: parsed.get_model_matrix(self.frame, na_action="ignore"))
+        self._spec = spec = model_matrix.model_spec
         self.matrix = np.array(model_matrix, dtype=np.float64, order="C")
-        self.columns = [self._own(str(name)) for name in model_matrix.columns]
-        used = {_root(name) for name in self._spec.variables_by_source.get("data", ())} & set(frame.columns)
-        coded = {_root(name) for f in self._spec.factor_contrasts for name in self._spec.factor_variables[f]}
-        self.variables = sorted(own.get(name, name) for name in used)
-        self.coded = {own.get(name, name) for name in coded & used}
+        self.columns = [str(name) for name in model_matrix.columns]
+        sources = spec.variables_by_source  # formulaic knows no source of names with dots
+        self.variables = sorted(self._own([*sources.get("data", ()), *sources.get(None, ())]))
+        self.coded = self._own([name for factor in spec.factor_contrasts for name in spec.factor_variables[factor]])
         self._check_levels()
+
+    def _own(self, names: Iterable[Any]) -> set[str]:
+        """Return the columns among names, which may have attributes, such as age of age.abs."""
+        columns = set(self.frame.columns)
+        return {str(name) if str(name) in columns else _root(name) for name in names} & columns
 
     def rows(self, values: Any, numbers: set[str]) -> NDArray[np.float64]:
         """Return the rows of the matrix for a table of the variables' values; ``numbers`` need not be whole."""
-        frame = values.rename(columns=self._alias)
-        plain = {self._alias.get(name, name) for name in numbers}
-        for name in frame.columns:
-            frame[name] = frame[name].astype(float if name in plain else self._dtypes[name])
+        frame = values.astype({n: float if n in numbers else self.frame[n].dtype for n in values.columns})
         said = "has no value at this condition, such as a spline beyond the cells"
         return np.asarray(self._evaluate(lambda: self._spec.get_model_matrix(frame), said), dtype=np.float64)
 
@@ -103,7 +109,7 @@ class Formula:
             with np.errstate(all="ignore"):  # columns that are not finite are refused by name
                 return make()
         except Exception as error:  # as above
-            raise SingleCellError(f"formula: {self.text!r} {said}: {self._said(error)}") from error
+            raise SingleCellError(f"formula: {self.text!r} {said}: {reason(error)}") from error
 
     def _check_levels(self) -> None:
         """Raise for a level that formulaic would leave out in silence, so that its cells were of the first level."""
@@ -120,47 +126,12 @@ class Formula:
         odd = [str(known) for known in obs.columns if not str(known).isidentifier()]
         whole = [known for known in odd if known.startswith(name) and known in self.text]
         if not whole:
-            return _no_column("formula", self._own(name), obs)
+            return _no_column("formula", name, obs)
         return SingleCellError(f"formula: {whole[0]!r} needs quotes in {self.text!r}: write `{whole[0]}`")
-
-    def _own(self, text: str) -> str:
-        """Return text with the columns' own names for their aliases."""
-        for name, alias in self._alias.items():
-            text = text.replace(alias, name)
-        return text
-
-    def _said(self, error: Exception) -> str:
-        lines = self._own(str(error)).strip().splitlines()
-        return lines[0] if lines else type(error).__name__
-
-
-def _with_aliases(text: str, obs: Any) -> tuple[str, dict[str, str]]:
-    """Return a formula with an alias for each quoted name, and the aliases by name."""
-    start = "quoted_"
-    alias: dict[str, str] = {}
-    columns = obs.columns
-    while any(str(name).startswith(start) for name in columns) or start in text:
-        start = f"_{start}"
-
-    def replace(name: str) -> str:
-        if name not in columns:
-            raise _no_column("formula", name, obs)
-        return alias.setdefault(name, f"{start}{len(alias)}_")
-
-    def quoted(found: re.Match[str]) -> str:
-        name = _name(found)
-        return found[0] if name is None else replace(name)
-
-    def bare(found: re.Match[str]) -> str:  # Python reads a micro sign as the Greek letter, and class as itself
-        word = found[1]
-        odd = word in columns and (keyword.iskeyword(word) or unicodedata.normalize("NFKC", word) != word)
-        return replace(word) if odd else found[0]
-
-    return _WORD.sub(bare, _QUOTED.sub(quoted, text)), alias
 
 
 def _root(name: Any) -> str:
-    """Return the variable of a name with attributes, such as age of age.abs."""
+    """Return what stands before the first dot of a name."""
     return str(name).split(".")[0]
 
 
@@ -185,9 +156,6 @@ def column(obs: Any, name: str, argument: str) -> Any:
             f"{argument}: obs[{name!r}] is missing in {len(missing)} of {len(values)} cells, the first "
             f"{obs.index[missing[0]]!r}; fill it, or keep adata[adata.obs[{name!r}].notna()]"
         )
-    text = values.cat.categories if hasattr(values, "cat") else values
-    if text.dtype.kind == "O" and any("\0" in value for value in text if isinstance(value, str)):
-        raise SingleCellError(f"{argument}: obs[{name!r}] holds text with NUL, where it ends for pandas; rename levels")
     if hasattr(values, "cat"):
         return values.cat.remove_unused_categories()
     if str(values.dtype) in ("string", "str"):  # formulaic does not code them as categories with every pandas

@@ -100,20 +100,9 @@ def split_formula(formula: Any) -> tuple[Any, list[tuple[str, str]]]:
 def random_terms(
     obs: Any, design: Design, donor: str | None, bars: Sequence[tuple[str, str]]
 ) -> tuple[list[RandomTerm], list[str]]:
-    """Return the terms of the random effects, coarse to fine.
+    """Return the terms of the random effects, coarse to fine, and in words those whose levels are another's.
 
-    Args:
-        obs: a row for each cell.
-        design: of the fixed effects.
-        donor: the column of obs that names the donors, if there is one.
-        bars: both sides of the random effects in the formula; see :func:`split_formula`.
-
-    Returns:
-        The terms, and in words those left out because another one has the same levels.
-
-    Raises:
-        UnknownNameError: a column that obs does not have.
-        SingleCellError: a term of one level, a slope of a number, or a donor that the formula holds too.
+    They are those of the column of donors, if there is one, and of the bars of :func:`split_formula`.
     """
     wanted = [] if donor is None else _of_donor(obs, design, donor)
     wanted += [columns for left, right in bars for columns in _of_bar(obs, left, right)]

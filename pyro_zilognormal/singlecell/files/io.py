@@ -16,8 +16,13 @@ from pyro_zilognormal.singlecell.design.design import Design, strata
 from pyro_zilognormal.singlecell.design.formula import column, grouping
 from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, check_readable, unknown
-from pyro_zilognormal.singlecell.files.kept import count_positives, keep_cells, times
-from pyro_zilognormal.singlecell.files.reading import read_genes, read_statistics
+from pyro_zilognormal.singlecell.files.reading import (
+    count_positives,
+    keep_cells,
+    read_genes,
+    read_statistics,
+    times,
+)
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, check_open, checked
 
@@ -41,9 +46,6 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
     matrix, names, where = _choose(adata, layer, use_raw)
     _check_shape(adata, matrix, names, where)
     genes = [str(name) for name in names]
-    odd = next((gene for gene in genes if "\0" in gene), None)
-    if odd is not None:
-        raise SingleCellError(f"{where}: gene name {odd!r} holds NUL, where it ends for pandas; rename it")
     duplicated = names[names.duplicated()]
     if len(duplicated):
         raise SingleCellError(
@@ -56,12 +58,9 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
 
 
 def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> tuple[Cleaner, str]:
-    """Return how to bring the values that some arguments mean to the linear scale, and how their scale is known.
+    """Return how to bring the values that layer, use_raw, scale, ... mean to the linear scale, and how it is known.
 
-    Args:
-        adata: the AnnData.
-        given: layer, use_raw, scale, offset and detection_threshold.
-        number: of the AnnData among several, for errors.
+    ``number`` is that of the AnnData among several, for errors.
     """
     found, with_offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"] is not None
     expression = replace(found, where=found.where.replace("adata", f"adata{number}", 1))

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pyro_zilognormal.singlecell.errors import UNREADABLE, SingleCellError, listed, require
-from pyro_zilognormal.singlecell.files.stored_matrix import checked, hdf5, lazy, missing_filter, reason
+from pyro_zilognormal.singlecell.errors import UNREADABLE, SingleCellError, listed, reason, require
+from pyro_zilognormal.singlecell.files.stored_matrix import checked, hdf5, lazy, missing_filter
 
 _ON_DISK = ("array", "csr_matrix", "csc_matrix")
 _ALIGNED = ("layers", "obsm", "varm", "obsp", "varp")

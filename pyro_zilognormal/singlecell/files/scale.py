@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -108,11 +108,7 @@ def to_linear(values: NDArray[np.float64], scale: str, threshold: float) -> NDAr
 
 
 def declared_scale(uns: Any) -> str | None:
-    """Return the scale that ``uns["log1p"]`` declares, as scanpy.pp.log1p writes it; None without it.
-
-    Raises:
-        SingleCellError: logarithms to another base than e, 2 or 10.
-    """
+    """Return the scale that ``uns["log1p"]`` declares, as scanpy.pp.log1p writes it; None without it."""
     if "log1p" not in uns:
         return None
     base = uns["log1p"].get("base") if isinstance(uns["log1p"], Mapping) else None
@@ -135,16 +131,8 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
     """Return the scale of a matrix and how it is known.
 
     It is the one that is given, else the one that the AnnData declares, else the one that the values show: whole
-    numbers are counts, or linear where an offset normalises them; fractions beside values above 30 are linear.
-
-    Args:
-        given: the argument, or None.
-        expression: the matrix.
-        declared: the scale that uns declares for it.
-        offset: whether there are size factors.
-
-    Raises:
-        SingleCellError: an unknown scale, one that the AnnData or the values contradict, or none that is known.
+    numbers are counts, or linear where there are size factors (``offset``); fractions beside values above 30 are
+    linear. A scale that is unknown, or contradicted, is refused.
     """
     if given is not None and (not isinstance(given, str) or given not in SCALES):
         raise SingleCellError(f"scale is {given!r}; needed one of {', '.join(map(repr, SCALES))}")
@@ -188,6 +176,7 @@ class Values:
     squares: float = 0.0
     count: int = 0
     whole: bool = True
+    kept: int = 0  # of which linear values are above the threshold
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> Values:
@@ -205,6 +194,7 @@ class Values:
             self.squares + other.squares,
             self.count + other.count,
             self.whole and other.whole,
+            self.kept + other.kept,
         )
 
     @property
@@ -232,7 +222,7 @@ def _look(expression: Expression) -> Values:
     for number, (block, rows, columns) in enumerate(expression.blocks()):
         if number == _BLOCKS_HERE and is_dask(expression.matrix):
             clean = Cleaner(expression, "linear", 0.0)
-            on_workers(clean, fold, _nothing)
+            on_workers(clean, fold, nothing)
             break
         clean(block, rows.start, columns.start)
         if clean.observed.linear or (clean.observed.counts and clean.observed.count > _ENOUGH_WHOLE):
@@ -240,15 +230,13 @@ def _look(expression: Expression) -> Values:
     return clean.observed
 
 
-def _nothing(block: Any) -> int:
+def nothing(block: Any) -> int:
+    """Compute nothing of a block, which is read to be checked alone."""
     return 0
 
 
 class BadValueError(Exception):
-    """A value that is refused, its row and its column; ``says`` is what is wrong with it."""
-
-    def __init__(self, value: float, row: int, column: int, says: str) -> None:
-        super().__init__(value, row, column, says)
+    """A value that is refused, its row, its column and what is wrong with it."""
 
 
 class Cleaner:
@@ -273,7 +261,6 @@ class Cleaner:
         self.expression, self.scale, self.threshold = expression, scale, threshold
         self.offset, self.dtype = offset, dtype
         self.observed = Values()
-        self.positive = 0  # of the linear ones, above the threshold
 
     def __call__(self, block: Any, first_row: int = 0, first_column: int = 0) -> Any:
         """Return a block, dense or CSR, in linear float64."""
@@ -296,12 +283,7 @@ class Cleaner:
     def nameless(self, block: Any, first_row: int, first_column: int) -> Any:
         """Return a block in linear float64; raise BadValueError for a value that is refused."""
         if not hasattr(block, "tocsr"):
-            if not isinstance(block, np.ndarray):
-                raise SingleCellError(
-                    f"{self.expression.where} gives a {type(block).__name__}; needed a numpy array or a scipy CSR or "
-                    "CSC matrix, in memory or on disk"
-                )
-            return self._clean(block, None, (first_row, first_column))
+            return self._clean(np.asanyarray(block), None, (first_row, first_column))
         block = block.tocsr()
         if not block.has_canonical_format:
             block = block.copy()
@@ -312,7 +294,7 @@ class Cleaner:
     def check(self) -> None:
         """Raise or warn if all values together contradict the scale."""
         where, observed = self.expression.where, self.observed
-        if not self.positive:
+        if not self.observed.kept:
             raise SingleCellError(_NOTHING.format(where))
         if observed.counts and (self.scale in _BASES or (self.scale == "linear" and not self.offset)):
             raise SingleCellError(
@@ -341,7 +323,7 @@ class Cleaner:
             self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
         if self.scale == "counts" and (values != np.floor(values)).any():
             self._refuse(values, values != np.floor(values), block, first, _NO_COUNT)
-        self.observed += Values.of(values)
+        seen = Values.of(values)
         to_linear(values, self.scale, self.threshold)
         if self.scale in _BASES and np.isinf(values).any():
             self._refuse(values, np.isinf(values), block, first, _NO_LOGARITHM.format(self.scale))
@@ -350,7 +332,7 @@ class Cleaner:
             lost = (values > limits.max) | ((values > 0) & (values < limits.tiny))
             if lost.any():
                 self._refuse(values, lost, block, first, _NOT_HELD.format(limits.dtype))
-        self.positive += int(np.count_nonzero(values))
+        self.observed += replace(seen, kept=int(np.count_nonzero(values)))
         return values
 
     def _refuse(
@@ -382,29 +364,24 @@ class _Cleaned(NamedTuple):
 
     result: Any
     values: Values
-    positive: int
 
     def __add__(self, other: Any) -> _Cleaned:
-        return _Cleaned(self.result + other.result, self.values + other.values, self.positive + other.positive)
+        return _Cleaned(self.result + other.result, self.values + other.values)
 
 
 def on_workers(clean: Cleaner, way: Callable[..., Any], each: Callable[..., Any], *vectors: Any) -> list[list[Any]]:
     """Compute something of each clean block on the workers of Dask, and record what all values look like.
 
-    Args:
-        clean: the matrix, a dask array, and how its values are brought to the linear scale.
-        way: `fold` or `each_block`.
-        each: a function of (block, a piece of each vector).
-        vectors: arrays of shape (cells,).
+    ``way`` is `fold` or `each_block`; ``each`` takes a block and its piece of each vector, of shape (cells,).
     """
     with clean.naming():
         grid = way(clean.expression.matrix, partial(_clean_and, clean.blank(), each), *vectors)
     for one in (one for row in grid for one in row):
-        clean.observed, clean.positive = clean.observed + one.values, clean.positive + one.positive
+        clean.observed += one.values
     return [[one.result for one in row] for row in grid]
 
 
 def _clean_and(clean: Cleaner, each: Callable[..., Any], block: Any, first: tuple[int, int], *vectors: Any) -> _Cleaned:
     own = clean.blank()
     result = each(own.nameless(checked(block, own.expression.where), *first), *vectors)
-    return _Cleaned(result, own.observed, own.positive)
+    return _Cleaned(result, own.observed)

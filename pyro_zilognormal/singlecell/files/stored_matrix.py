@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.singlecell.errors import SingleCellError, require
+from pyro_zilognormal.singlecell.errors import SingleCellError, reason, require
 from pyro_zilognormal.sufficient.dask import check_chunks, is_dask
 
 # HDF5 does not say that memory was lacking; blocks of so many bytes are the likely cause.
@@ -249,10 +249,3 @@ def missing_filter(element: Any) -> str | None:
                 "another compression"
             )
     return None
-
-
-def reason(error: BaseException) -> str:
-    """Return the first line of what an error of another package says."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # whose text is in quotes
-    lines = text.strip().splitlines()
-    return lines[0] if lines else type(error).__name__
