@@ -2,6 +2,7 @@
 
 import copy
 
+import mpmath
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,6 +13,7 @@ from vae_cases import planted, small
 
 from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.models import ZILNVAE, ZILNVAEGuide
+from pyro_zilognormal.models.vae.networks import exposed
 
 
 def conditioned(x):
@@ -35,15 +37,59 @@ def test_the_loss_is_minus_the_elbo_scaled_from_the_minibatch_to_all_cells(loss)
     conditions = torch.cat([torch.eye(2)[batch], covariates], 1)
     hidden = model.decoder.body(torch.cat([z, conditions], 1))
     location, logits = (model.decoder.heads(hidden) + model.decoder.shift(conditions.double())).chunk(2, -1)
-    mu = model.genes.center + model.genes.spread * location + offset[:, None]
     sigma = model.genes.spread * (model.decoder.log_scale.exp() ** 2 + 0.01).sqrt()
-    zero = dist.Bernoulli(logits=logits)
+    size = offset[:, None].double().exp()
+    zero = dist.Bernoulli(probs=logits.sigmoid() ** size)
+    mu = model.genes.center + model.genes.spread * location + (size * (-logits).sigmoid() / (1 - zero.probs)).log()
     positive = zero.log_prob(torch.zeros(())) + dist.LogNormal(mu, sigma).log_prob(values.clamp(min=1e-30))
     likelihood = torch.where(values == 0, zero.log_prob(torch.ones(())), positive).sum()
     means = torch.cat([torch.zeros(1, 2).double(), model.means])
     of_each = model.weight_logits.log_softmax(0) + dist.Normal(means, 1.0).log_prob(z[:, None]).sum(-1)
     kl = q.log_prob(z).sum(-1) - of_each.logsumexp(-1)
     assert found == pytest.approx((10 * (kl.sum() - likelihood)).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_size_factor_multiplies_the_mean_and_is_an_exponent_of_the_share_of_zeros(linear):
+    model, _ = small(planted().x[:300].double(), batches=2, linear=linear)
+    model.double()
+    z, batch, size = torch.randn(30, 2).double(), planted().batch[:30], torch.linspace(0.05, 20, 30).double()
+    base, found = (model.likelihood(z, batch, None, offset) for offset in (None, size.log()))
+    assert torch.allclose(found.mean, size[:, None] * base.mean, rtol=1e-10)
+    assert torch.allclose(found.zi_probs, base.zi_probs ** size[:, None], rtol=1e-10)
+
+
+@pytest.mark.parametrize("logit", [-200.0, -15.0, 15.0, 60.0, 200.0])
+def test_the_size_factor_has_finite_gradients_where_zeros_are_certain_or_impossible(logit):
+    logits, offset = torch.full((3, 1), logit, requires_grad=True), torch.tensor([-3.0, 0.0, 3.0])
+    mu, moved = exposed(torch.zeros(3, 1), logits, offset)
+    (mu + moved).sum().backward()
+    assert mu.isfinite().all()
+    assert logits.grad.isfinite().all()
+    if abs(logit) < 100:
+        expected = torch.tensor([mpmath_logit(logit, o) for o in offset.tolist()])
+        assert torch.allclose(moved[:, 0], expected, rtol=1e-5)
+
+
+def mpmath_logit(logit, offset):
+    """Return log odds of P(X = 0) to the power exp(offset), to 60 digits."""
+    with mpmath.workdps(60):
+        zero = (1 + mpmath.exp(-mpmath.mpf(logit))) ** -mpmath.exp(offset)
+        return float(mpmath.log(zero / (1 - zero)))
+
+
+def test_the_encoder_reads_what_batch_and_covariates_leave_of_a_cell():
+    """Values moved by the effects of batch and covariate on log x leave the residuals as they were."""
+    x = planted().x[:300].double()
+    model, guide = small(x, batches=2, covariates=1)
+    model.double(), guide.double().eval()
+    number = x.shape[1]
+    with torch.no_grad():
+        model.decoder.shift.weight[:number].normal_()  # of log x alone
+    codes, depth = planted().batch[:30], torch.linspace(-1, 1, 30)[:, None].double()
+    effects = model.genes.spread * model.decoder.shift(torch.cat([torch.eye(2)[codes], depth], 1).double())[:, :number]
+    reference = guide.encoder(x[:30], model.genes.center, model.genes.zi_logits)[0]
+    assert torch.allclose(guide.posterior(x[:30] * effects.exp(), codes, depth).mean, reference, atol=1e-10)
 
 
 def test_plain_svi_trains_and_the_zero_part_takes_any_sign():
