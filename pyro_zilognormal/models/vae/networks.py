@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid, one_hot, softplus
+from torch.nn.functional import one_hot, softplus
 
 from pyro_zilognormal.sufficient import SufficientStatistics
 
@@ -114,9 +114,10 @@ def exposed(mu: Tensor, zi_logits: Tensor, offset: Tensor | None) -> tuple[Tenso
     if offset is None:
         return mu, zi_logits
     log_size = offset.to(mu).unsqueeze(-1)
-    rate = softplus(-zi_logits).clamp(min=_LEAST_RATE) * log_size.exp()  # -log P(X = 0)
-    log_positive = torch.log(-torch.expm1(-rate))
-    return mu + log_size + logsigmoid(-zi_logits) - log_positive, -rate - log_positive
+    rate = softplus(-zi_logits).clamp(min=_LEAST_RATE)  # -log P(X = 0)
+    rates = torch.stack([rate, rate * log_size.exp()])
+    before, after = torch.log(-torch.expm1(-rates))  # log P(X > 0)
+    return mu + log_size + before - after, -rates[1] - after
 
 
 class Encoder(nn.Module):
