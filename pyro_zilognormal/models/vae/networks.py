@@ -14,7 +14,7 @@ from pyro_zilognormal.sufficient import SufficientStatistics
 # positive values are equal, such as single counts.
 _UNEXPLAINED = 0.1
 _LEAST_SD = 1e-4  # of z
-_LEAST_RATE = 1e-30  # float32 has no exp(-100)
+_LEAST_RATE = 1e-30  # of -log P(X = 0): softplus(-104) is 0 in float32, and has no logarithm
 # Positive values that the spread of all genes counts as, in that of a gene.
 _PRIOR_VALUES = 10
 

@@ -93,6 +93,22 @@ def test_the_encoder_reads_what_batch_and_covariates_leave_of_a_cell():
     assert torch.allclose(guide.posterior(x[:30] * effects.exp(), codes, depth).mean, reference, atol=1e-10)
 
 
+def test_what_is_expected_of_a_cell_is_the_start_of_a_linear_decoder_at_z_0_and_leaves_residuals_of_mean_0():
+    x = planted().x[:300]
+    _, guide, (values, *rest) = conditioned(x)
+    linear = small(x, batches=2, covariates=1, linear=True)[0]
+    inputs = []
+    guide.encoder.body.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    guide.posterior(x, planted().batch[:300], torch.zeros(300, 1))
+    assert inputs[0].mean(0).abs().max() < 2e-3  # half a cell is added to the zeros and positive values of a gene
+    with torch.no_grad():
+        linear.decoder.shift.weight.normal_()
+    found = linear.decoder.typical(linear.conditions(30, *rest, values), rest[-1])
+    at_zero = linear.likelihood(torch.zeros(30, 2), *rest)
+    assert torch.allclose(found[0], at_zero.loc)
+    assert torch.allclose(found[1], at_zero.zi_logits)
+
+
 def test_plain_svi_trains_and_the_zero_part_takes_any_sign():
     x = planted().x[:200]
     model, guide = small(x)
