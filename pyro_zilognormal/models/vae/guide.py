@@ -15,8 +15,9 @@ from pyro_zilognormal.models.vae.networks import Encoder
 class ZILNVAEGuide(PyroModule):
     """The amortised posterior of a :class:`ZILNVAE`: Normal, with mean and sd from an encoder of the cell.
 
-    The encoder reads a cell's sufficient statistics, the pattern of its zeros and log x where x > 0, with its batch and
-    covariates. There is no parameter of a cell, so memory does not grow with the cells, and new cells need no training.
+    The encoder reads a cell's sufficient statistics, the pattern of its zeros and log x where x > 0, less what the
+    model expects by the cell's batch, covariates and offset. There is no parameter of a cell, so memory does not grow
+    with the cells, and new cells need no training.
 
     Args:
         model: the model, whose sizes and units it takes.
@@ -39,7 +40,8 @@ class ZILNVAEGuide(PyroModule):
         if not isinstance(model, ZILNVAE):
             raise TypeError(f"model is a {type(model).__name__}; needed ZILNVAE(statistics)")
         self.cells, self.conditions = model.cells, model.conditions
-        self.encoder = Encoder(model.genes, model.latent, model.conditions.width, model.hidden, dropout)
+        self._model = (model,)  # not a module of the guide: its parameters are the model's
+        self.encoder = Encoder(model.genes, model.latent, model.hidden, dropout)
         to_pyro_module_(self)
 
     def forward(
@@ -62,4 +64,5 @@ class ZILNVAEGuide(PyroModule):
     ) -> dist.Normal:
         """Return the distribution of the latent values of cells, of shape (cells, latent)."""
         x = self.encoder.genes.values(x)
-        return dist.Normal(*self.encoder(x, self.conditions(len(x), batch, covariates, offset, x), offset))
+        conditions = self.conditions(len(x), batch, covariates, offset, x)
+        return dist.Normal(*self.encoder(x, *self._model[0].decoder.typical(conditions, offset)))

@@ -25,13 +25,15 @@ class ZILNVAE(PyroModule):
     .. math::
         z_n &\sim \sum_k w_k \, \mathrm{Normal}(m_k, I), \quad m_1 = 0 \\
         (\mu_{n}, \ell_{n}) &= \mathrm{decoder}(z_n, c_n) \\
-        x_{ng} &\sim \mathrm{ZILN}(\mu_{ng} + \mathrm{offset}_n,\; \sigma_g,\; \ell_{ng})
+        x_{ng} &\sim \mathrm{ZILN}(\mu_{ng},\; \sigma_g,\; \ell_{ng})
 
     The prior of z is a mixture with learnt weights and means: one Normal would squeeze kinds of cells together until
     they lie no further apart than their states. The log odds of a zero, :math:`\ell`, are of each cell and gene, of any
-    sign. The decoder is a perceptron, or linear in z; batch and covariates enter every layer. Sites are ``z``, of shape
-    (cells, latent), and ``x``, of shape (cells, genes), in the plate ``cells``, where a minibatch of b cells is scaled
-    by N / b.
+    sign. The decoder is a perceptron, or linear in z; batch and covariates enter every layer. A log size factor
+    :math:`o_n` multiplies E[X] by :math:`e^{o_n}` and takes P(X = 0) to the power :math:`e^{o_n}`, as in Poisson counts
+    (the complementary log-log link): a gene of few counts is detected more often in deep cells, one of many is higher.
+    Sites are ``z``, of shape (cells, latent), and ``x``, of shape (cells, genes), in the plate ``cells``, where a
+    minibatch of b cells is scaled by N / b.
 
     Args:
         statistics: of the training cells, one or more groups of them: they give N, the number of genes, the units in
@@ -108,7 +110,7 @@ class ZILNVAE(PyroModule):
             x: values, linear, of shape (cells, genes).
             batch: the batch of each cell, from 0, of shape (cells,); None where the model has one batch.
             covariates: of shape (cells, covariates); None where the model has none.
-            offset: log size factor of each cell, of shape (cells,), added to mu; None for normalised values.
+            offset: log size factor of each cell, of shape (cells,), for counts; None for normalised values.
         """
         x = self.genes.values(x)
         with pyro.plate("cells", max(self.cells, len(x)), subsample_size=len(x)):

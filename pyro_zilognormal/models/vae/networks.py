@@ -14,6 +14,7 @@ from pyro_zilognormal.sufficient import SufficientStatistics
 # positive values are equal, such as single counts.
 _UNEXPLAINED = 0.1
 _LEAST_SD = 1e-4  # of z
+_LEAST_RATE = 1e-30  # of -log P(X = 0): softplus(-104) is 0 in float32, and has no logarithm
 # Positive values that the spread of all genes counts as, in that of a gene.
 _PRIOR_VALUES = 10
 
@@ -104,22 +105,40 @@ def beside(z: Tensor, conditions: Tensor) -> Tensor:
     return torch.cat([z, conditions.expand(*z.shape[:-1], -1)], -1)
 
 
-class Encoder(nn.Module):
-    """Mean and sd of z given a cell: of its pattern of zeros, and of log x where x > 0, in units of the gene."""
+def exposed(mu: Tensor, zi_logits: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return mu and the zero part's logits of cells of another depth, by the log size factor o of each cell.
 
-    def __init__(self, genes: GeneStatistics, latent: int, conditions: int, hidden: Sequence[int], dropout: float):
+    As for Poisson counts, P(X = 0) is taken to the power exp(o), and E[X] is multiplied by exp(o): what fewer zeros add
+    to the mean, mu lacks, so that single counts stay single counts.
+    """
+    if offset is None:
+        return mu, zi_logits
+    log_size = offset.to(mu).unsqueeze(-1)
+    rate = softplus(-zi_logits).clamp(min=_LEAST_RATE)  # -log P(X = 0)
+    rates = torch.stack([rate, rate * log_size.exp()])
+    before, after = torch.log(-torch.expm1(-rates))  # log P(X > 0)
+    return mu + log_size + before - after, -rates[1] - after
+
+
+class Encoder(nn.Module):
+    """Mean and sd of z given a cell: what its conditions leave of its log x where x > 0, and of its pattern of zeros.
+
+    The score of the likelihood at z = 0 is linear in these residuals. Batch, covariates and offset enter by nothing
+    else: the weights of a network for them would have to undo what they do to each gene.
+    """
+
+    def __init__(self, genes: GeneStatistics, latent: int, hidden: Sequence[int], dropout: float):
         super().__init__()
         self.genes = genes
-        self.body = perceptron(2 * len(genes.center) + conditions, hidden, dropout)
+        self.body = perceptron(2 * len(genes.center), hidden, dropout)
         self.mean, self.spread = nn.Linear(hidden[-1], latent), nn.Linear(hidden[-1], latent)
 
-    def forward(self, x: Tensor, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return mean and sd, each of shape (cells, latent)."""
+    def forward(self, x: Tensor, mu: Tensor, zi_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and sd, each of shape (cells, latent), given mu and logits that conditions lead to expect."""
         positive = x > 0
         log = torch.where(positive, x, 1).log()  # a logarithm of zeros is slow
-        log = log if offset is None else log - offset.to(log).unsqueeze(-1)
-        log = torch.where(positive, (log - self.genes.center) / self.genes.spread, 0)
-        hidden = self.body(torch.cat([log, positive.to(log), conditions], -1))
+        log = torch.where(positive, (log - mu) / self.genes.spread, 0)
+        hidden = self.body(torch.cat([log, positive.to(log) - torch.sigmoid(-zi_logits)], -1))
         mean, spread = self.mean(hidden).to(x), self.spread(hidden).to(x)  # autocast may have made them shorter
         return mean, softplus(spread) + _LEAST_SD
 
@@ -142,8 +161,15 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return mu, scale and logits of P(X = 0); mu and logits have a row for each row of z."""
         heads = self.heads(z if self.body is None else self.body(beside(z, conditions)))
+        mu, zi_logits = self._located(heads, conditions, offset)
+        return mu, self.genes.spread * torch.hypot(self.log_scale.exp(), z.new_tensor(_UNEXPLAINED)), zi_logits
+
+    def typical(self, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mu and logits of P(X = 0) that cells have by their conditions, whatever their z."""
+        start = torch.cat([torch.zeros_like(self.genes.center), self.genes.zi_logits])
+        return self._located(start, conditions, offset)
+
+    def _located(self, heads: Tensor, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
         heads = heads if self.shift is None else heads + self.shift(conditions)
-        location, zero = heads.to(z).chunk(2, -1)
-        mu = self.genes.center + self.genes.spread * location
-        mu = mu if offset is None else mu + offset.to(mu).unsqueeze(-1)
-        return mu, self.genes.spread * torch.hypot(self.log_scale.exp(), z.new_tensor(_UNEXPLAINED)), zero
+        location, zi_logits = heads.to(self.genes.center).chunk(2, -1)
+        return exposed(self.genes.center + self.genes.spread * location, zi_logits, offset)

@@ -2,6 +2,7 @@
 
 import copy
 
+import mpmath
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -12,6 +13,7 @@ from vae_cases import planted, small
 
 from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.models import ZILNVAE, ZILNVAEGuide
+from pyro_zilognormal.models.vae.networks import exposed
 
 
 def conditioned(x):
@@ -35,15 +37,76 @@ def test_the_loss_is_minus_the_elbo_scaled_from_the_minibatch_to_all_cells(loss)
     conditions = torch.cat([torch.eye(2)[batch], covariates], 1)
     hidden = model.decoder.body(torch.cat([z, conditions], 1))
     location, logits = (model.decoder.heads(hidden) + model.decoder.shift(conditions.double())).chunk(2, -1)
-    mu = model.genes.center + model.genes.spread * location + offset[:, None]
     sigma = model.genes.spread * (model.decoder.log_scale.exp() ** 2 + 0.01).sqrt()
-    zero = dist.Bernoulli(logits=logits)
+    size = offset[:, None].double().exp()
+    zero = dist.Bernoulli(probs=logits.sigmoid() ** size)
+    mu = model.genes.center + model.genes.spread * location + (size * (-logits).sigmoid() / (1 - zero.probs)).log()
     positive = zero.log_prob(torch.zeros(())) + dist.LogNormal(mu, sigma).log_prob(values.clamp(min=1e-30))
     likelihood = torch.where(values == 0, zero.log_prob(torch.ones(())), positive).sum()
     means = torch.cat([torch.zeros(1, 2).double(), model.means])
     of_each = model.weight_logits.log_softmax(0) + dist.Normal(means, 1.0).log_prob(z[:, None]).sum(-1)
     kl = q.log_prob(z).sum(-1) - of_each.logsumexp(-1)
     assert found == pytest.approx((10 * (kl.sum() - likelihood)).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_size_factor_multiplies_the_mean_and_is_an_exponent_of_the_share_of_zeros(linear):
+    model, _ = small(planted().x[:300].double(), batches=2, linear=linear)
+    model.double()
+    z, batch, size = torch.randn(30, 2).double(), planted().batch[:30], torch.linspace(0.05, 20, 30).double()
+    base, found = (model.likelihood(z, batch, None, offset) for offset in (None, size.log()))
+    assert torch.allclose(found.mean, size[:, None] * base.mean, rtol=1e-10)
+    assert torch.allclose(found.zi_probs, base.zi_probs ** size[:, None], rtol=1e-10)
+
+
+@pytest.mark.parametrize("logit", [-200.0, -15.0, 0.0, 15.0, 60.0, 200.0])
+def test_a_size_factor_is_exact_and_differentiable_where_zeros_are_certain_or_impossible(logit):
+    logits, offset = torch.full((4, 1), logit, requires_grad=True), torch.tensor([-3.0, 0.0, 0.5, 3.0])
+    found = torch.cat(exposed(torch.zeros(4, 1), logits, offset), 1)
+    found.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert found[:, 0].abs().max() <= 3.0001
+    if logit < 100:  # else P(X > 0) is less than 1e-30
+        assert torch.allclose(found, torch.tensor([exact(logit, o) for o in offset.tolist()]), rtol=1e-5, atol=1e-5)
+
+
+def exact(logit, offset):
+    """Return the change of mu, and the log odds of P(X = 0) to the power exp(offset), by 200 digits."""
+    with mpmath.workdps(200):
+        zero = 1 / (1 + mpmath.exp(-mpmath.mpf(logit)))
+        power = zero ** mpmath.exp(offset)
+        change = offset + mpmath.log1p(-zero) - mpmath.log1p(-power)
+        return float(change), float(mpmath.log(power / (1 - power)))
+
+
+def test_the_encoder_reads_what_batch_and_covariates_leave_of_a_cell():
+    """Values moved by the effects of batch and covariate on log x leave the residuals as they were."""
+    x = planted().x[:300].double()
+    model, guide = small(x, batches=2, covariates=1)
+    model.double(), guide.double().eval()
+    number = x.shape[1]
+    with torch.no_grad():
+        model.decoder.shift.weight[:number].normal_()  # of log x alone
+    codes, depth = planted().batch[:30], torch.linspace(-1, 1, 30)[:, None].double()
+    effects = model.genes.spread * model.decoder.shift(torch.cat([torch.eye(2)[codes], depth], 1).double())[:, :number]
+    reference = guide.encoder(x[:30], model.genes.center, model.genes.zi_logits)[0]
+    assert torch.allclose(guide.posterior(x[:30] * effects.exp(), codes, depth).mean, reference, atol=1e-10)
+
+
+def test_what_is_expected_of_a_cell_is_the_start_of_a_linear_decoder_at_z_0_and_leaves_residuals_of_mean_0():
+    x = planted().x[:300]
+    _, guide, (values, *rest) = conditioned(x)
+    linear = small(x, batches=2, covariates=1, linear=True)[0]
+    inputs = []
+    guide.encoder.body.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    guide.posterior(x, planted().batch[:300], torch.zeros(300, 1))
+    assert inputs[0].mean(0).abs().max() < 2e-3  # half a cell is added to the zeros and positive values of a gene
+    with torch.no_grad():
+        linear.decoder.shift.weight.normal_()
+    found = linear.decoder.typical(linear.conditions(30, *rest, values), rest[-1])
+    at_zero = linear.likelihood(torch.zeros(30, 2), *rest)
+    assert torch.allclose(found[0], at_zero.loc)
+    assert torch.allclose(found[1], at_zero.zi_logits)
 
 
 def test_plain_svi_trains_and_the_zero_part_takes_any_sign():
