@@ -300,8 +300,8 @@ def warn_of_remnants(cells: Cells) -> None:
     wide = (variance > _WIDEST**2).nonzero().flatten().tolist()  # not NaN, of genes without a positive value
     if wide:
         warnings.warn(
-            f"the sd of log x is above {_WIDEST:g} in {listed([cells.names[g] for g in wide])}: positive numbers such as "
-            "1e-185, that stand for nothing, make means too large and hide changes of all genes; pass "
+            f"the sd of log x is above {_WIDEST:g} in {listed([cells.names[g] for g in wide])}: positive numbers that "
+            "stand for nothing, such as 1e-185, make means too large and hide changes of all genes; pass "
             "detection_threshold, above which values are amounts",
             ScaleWarning,
             stacklevel=3,
