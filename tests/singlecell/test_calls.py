@@ -222,8 +222,9 @@ def test_genes_called_with_an_interval_around_zero_are_less_sure() -> None:
 def test_genes_that_more_cells_express_are_named_though_not_called() -> None:
     """By turns: switched off, more so, a little less often, nobody knows, and switched off but called."""
     found = draws([0.0, 0.0, 0.0, 0.0, 3.0])
-    noise = torch.randn(DRAWS, generator=torch.Generator().manual_seed(1)).double()
-    found["zero_effects"] = torch.stack([v + 0 * noise for v in (3.0, 4.0, 0.5, 10 * noise, 9.0)], 1).unsqueeze(-1)
+    noise = torch.randn(DRAWS, 1, generator=torch.Generator().manual_seed(1)).double()
+    effects = torch.tensor([3.0, 4.0, 0.5, 0.0, 9.0]) + noise * torch.tensor([0.0, 0.0, 0.0, 10.0, 0.0])
+    found["zero_effects"] = effects.unsqueeze(-1)
     rows = table(found)
     assert rows["is_de"].tolist() == [False] * 4 + [True]
     for status, names in (("ok", ["g1", "g0"]), ("few_cells", [])):
