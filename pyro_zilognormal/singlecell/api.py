@@ -39,7 +39,7 @@ from pyro_zilognormal.singlecell.cube.reduce import read_any
 from pyro_zilognormal.singlecell.curves import Curve, curves
 from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
-from pyro_zilognormal.singlecell.files.io import Cells
+from pyro_zilognormal.singlecell.files.io import Cells, warn_of_remnants
 from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
 from pyro_zilognormal.singlecell.predictive_check import RANDOM_DRAWS, Check, outside_of
@@ -149,6 +149,7 @@ class HurdleDE:
         self.cells, read = read_any(adata, formula, donor, depth, given)
         if read["scale_from"] != "given":
             _log.info("scale: %s, as %s", read["scale"], read["scale_from"])
+        warn_of_remnants(self.cells)
         self.data = on_device(self.cells.data, device)
         self.priors = priors_for(priors, self.data)
         self.settings: dict[str, Any] = {"formula": formula, "donor": donor, "draws": draws, "device": device}

@@ -42,7 +42,9 @@ COLUMNS = {
     "log_fc_sd": "Posterior standard deviation of log_fc.",
     "log_fc_detection": "Part of log_fc due to detection: log2 ratio of P(X > 0). Detection, abundance and dispersion "
     "add up to log_fc.",
+    "detection_lfsr": "Posterior probability that the sign of log_fc_detection is wrong.",
     "log_fc_abundance": "Part of log_fc due to abundance: log2 ratio of geometric means where X > 0.",
+    "abundance_lfsr": "Posterior probability that the sign of log_fc_abundance is wrong.",
     "log_fc_dispersion": "Part of log_fc due to dispersion: a wider distribution of log X has a larger mean. The "
     "difference of sigma^2 / 2 in log2 units, where sigma is the sd of log X where X > 0.",
     "dispersion_fc": "Log2 ratio of sigma, the sd of log X where X > 0 (posterior mean). 1 means that it is twice as "
@@ -214,7 +216,9 @@ def posterior_columns(draws: Mapping[str, Tensor], contrast: Contrast, calls: Ca
         "log_fc_high": ends[1],
         "log_fc_sd": total.std(0),
         "log_fc_detection": detection.mean(0),
+        "detection_lfsr": local_false_sign_rate(detection),
         "log_fc_abundance": abundance.mean(0),
+        "abundance_lfsr": local_false_sign_rate(abundance),
         "log_fc_dispersion": dispersion.mean(0),
         "dispersion_fc": sigma.mean(0),
         "dispersion_fc_low": sigma_ends[0],

@@ -48,7 +48,8 @@ def hurdle(value: Any, designs: Any, factors: Any, levels: Any, priors: HurdlePr
     zero_mean = numpyro.sample("zero_intercept_mean", dist.Normal(*priors.zero_intercept_mean))
     zero_intercept = zero_mean + slope * priors.intercept_mean[0] + deviation[:, :1]
     means, sd = (jnp.broadcast_to(v, (columns,)) for v in priors.zero_effects_mean)
-    zero_effects = numpyro.sample("zero_effects_mean", dist.Normal(means, sd).to_event(1)) + deviation[:, 1:]
+    zero_effects = numpyro.sample("zero_effects_mean", dist.Normal(means, sd).to_event(1))
+    zero_effects = zero_effects + priors.zero_effects_ratio * deviation[:, 1:]
     zero = zero_intercept + zero_effects @ zero_design.T - slope * log_mean
     zero = zero + random_effects("zero_", factors, levels, genes, priors)
     sigma_mean, sigma_sd = (

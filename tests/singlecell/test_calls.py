@@ -13,7 +13,7 @@ import torch
 
 from pyro_zilognormal.models import Condition
 from pyro_zilognormal.singlecell import COLUMNS, Contrast
-from pyro_zilognormal.singlecell.cli.report import Diagnostic, _around_zero, _calls, folds, verdict
+from pyro_zilognormal.singlecell.cli.report import Diagnostic, _around_zero, _calls, _switched, folds, verdict
 from pyro_zilognormal.singlecell.files.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
 from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table, posterior_columns
@@ -217,3 +217,17 @@ def test_genes_called_with_an_interval_around_zero_are_less_sure() -> None:
     assert "less sure are 1 gene (g20)" in diagnostic.text
     assert diagnostic.passed
     assert not _around_zero(calls | {"up": 1}).passed
+
+
+def test_genes_that_more_cells_express_are_named_though_not_called() -> None:
+    """By turns: switched off, more so, a little less often, nobody knows, and switched off but called."""
+    found = draws([0.0, 0.0, 0.0, 0.0, 3.0])
+    noise = torch.randn(DRAWS, 1, generator=torch.Generator().manual_seed(1)).double()
+    effects = torch.tensor([3.0, 4.0, 0.5, 0.0, 9.0]) + noise * torch.tensor([0.0, 0.0, 0.0, 10.0, 0.0])
+    found["zero_effects"] = effects.unsqueeze(-1)
+    rows = table(found)
+    assert rows["is_de"].tolist() == [False] * 4 + [True]
+    for status, names in (("ok", ["g1", "g0"]), ("few_cells", [])):
+        calls = _calls(rows.reset_index().assign(status=status), {"fdr": 0.05, "max_error": 0.2})
+        assert calls["switched"] == names
+    assert "not called, are 1 gene (g1)" in _switched(calls | {"switched": ["g1"]}).text

@@ -11,6 +11,7 @@ import scipy.stats
 
 from pyro_zilognormal.singlecell import HurdleDE
 from pyro_zilognormal.singlecell.cli.report import LEFT_TAIL
+from pyro_zilognormal.singlecell.errors import ScaleWarning
 
 FORMATS = {"dense": np.asarray, "csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix}
 GENES = ("log-normal", "gamma", "sparse", "constant", "silent")
@@ -54,6 +55,18 @@ def test_it_is_the_third_moment_about_the_means_of_conditions(kind: str) -> None
             (deviation**3).sum() / freedom / (deviation @ deviation / freedom) ** 1.5
         )
         assert error[gene] == pytest.approx((6 / freedom) ** 0.5)
+
+
+@pytest.mark.parametrize("formula", ["~ condition", "~ condition + shift"])
+def test_numbers_that_stand_for_nothing_are_named(formula: str) -> None:
+    x, obs = cells()
+    x[:20, 0] = 1e-185
+    adata = anndata.AnnData(x, obs)
+    with pytest.warns(ScaleWarning, match="the sd of log x is above 5 in 0: .* pass detection_threshold"):
+        HurdleDE(adata, formula, scale="linear")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ScaleWarning)
+        HurdleDE(adata, formula, scale="linear", detection_threshold=1e-9)
 
 
 def test_left_tails_are_named() -> None:

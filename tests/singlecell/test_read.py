@@ -231,6 +231,7 @@ def test_cells_are_kept_where_each_has_its_own_row(form: str) -> None:
     assert torch.equal(de.data.design[:, 2], torch.from_numpy(frame()["age"].to_numpy()))
 
 
+@pytest.mark.filterwarnings("ignore:the sd of log x")
 @pytest.mark.parametrize(("value", "shown"), [(1e-50, "1e-50"), (1e50, r"1e\+50")])
 def test_kept_values_must_fit_in_minibatches(value: float, shown: str, tmp_path: pathlib.Path) -> None:
     """Those of sparse cells, in memory and on disk, have torch's default dtype."""

@@ -54,6 +54,9 @@ def test_every_column(donor: str | None) -> None:
     np.testing.assert_allclose(table["expected_fdr"], fdr, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(table["error"], error)
     ends = [distribution(de, de.cond(condition=c)) for c in ("stim", "ctrl")]
+    detected, middle = (ends[0].prob_positive / ends[1].prob_positive).numpy(), (ends[0].loc - ends[1].loc).numpy()
+    for name, rises in (("detection", detected > 1), ("abundance", middle > 0)):
+        np.testing.assert_allclose(table[f"{name}_lfsr"], 1 - np.maximum(rises.mean(0), (~rises).mean(0)))
     sigma = (ends[0].scale / ends[1].scale).log2().numpy()
     np.testing.assert_allclose(table["dispersion_fc"], sigma.mean(0), rtol=1e-9)
     wanted = np.quantile(sigma, [0.1, 0.9], 0).T

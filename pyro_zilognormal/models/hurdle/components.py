@@ -299,7 +299,7 @@ def _zero_effects(data: HurdleData, priors: HurdlePriors) -> GeneScaled:
     unit = column_units(data.zero_design).cpu()
     first = torch.zeros(len(unit), dtype=torch.int64)
     mean = _pair(priors.zero_effects_mean, len(unit))
-    return GeneScaled("zero_effects", "zero_log_sd", first, unit, {"mean": mean})
+    return GeneScaled("zero_effects", "zero_log_sd", first, unit / priors.zero_effects_ratio, {"mean": mean})
 
 
 def _across_genes(mean: Pair, sd: Pair, width: int) -> dict[str, Normal]:

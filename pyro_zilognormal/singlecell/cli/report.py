@@ -29,6 +29,8 @@ _MOST_LISTED = 6
 _MOST_OUTSIDE = 0.05
 # If so many genes do not fit, the model is not that of the data.
 _MOST_UNFIT = 0.2
+# Log2 ratio of shares of cells, from which on a gene is named that is not called: twice or half as many.
+_SWITCHED = 1.0
 _FEW_LEVELS = 6
 # Powers of 2 that a float can hold.
 _MOST_LOG2 = 1000.0
@@ -98,6 +100,8 @@ def _calls(table: Any, specification: Mapping[str, Any]) -> dict[str, Any]:
     called, fdr = table[table["is_de"]], specification["fdr"]
     posterior = posterior_calls(table, fdr, specification["max_error"])
     unfit = ~table["predictive_check"].isin(["ok", "no_cells"])
+    certain = (table["detection_lfsr"] <= fdr) & (table["log_fc_detection"].abs() >= _SWITCHED)
+    switched = table[certain & ~posterior & (table["status"] != "few_cells")]
     return {
         "contrast": table["contrast"].iloc[0],
         "n_test": int(table["n_test"].iloc[0]),
@@ -108,6 +112,7 @@ def _calls(table: Any, specification: Mapping[str, Any]) -> dict[str, Any]:
         "posterior_only": _names(table[posterior & (table["padj"] > fdr)]),
         "samples_only": _names(table[~posterior & (table["padj"] <= fdr)].sort_values("pval", kind="stable")),
         "unfit": float(unfit.mean()),
+        "switched": _names(switched.sort_values("log_fc_detection", key=lambda v: -v.abs(), kind="stable")),
         "around_zero": _names(called[(called["log_fc_low"] < 0) & (called["log_fc_high"] > 0)]),
         "left_tail": _names(table[table["predictive_check"].str.contains("left_tail")]),
         "log_skewness": float(np.median(known)) if len(known := table["log_skewness"].dropna()) else None,
@@ -145,6 +150,7 @@ def diagnostics(results: Results, numbers: Mapping[str, Any]) -> list[Diagnostic
         *(_log_fc(calls) for calls in numbers["contrasts"]),
         *(_left_tail(calls) for calls in numbers["contrasts"][:1] if calls["log_skewness"] is not None),
         *(_around_zero(calls) for calls in numbers["contrasts"] if calls["around_zero"]),
+        *(_switched(calls) for calls in numbers["contrasts"] if calls["switched"]),
         *(_few_cells(calls) for calls in numbers["contrasts"] if "few_cells" in calls["status"]),
         *(_agreement(calls) for calls in numbers["contrasts"] if calls["tested"]),
         _random_effects(results.de),
@@ -187,6 +193,12 @@ def _around_zero(calls: Mapping[str, Any]) -> Diagnostic:
     text = f"{calls['contrast']}: less sure are {_genes(found)}: called, as few false calls are expected, "
     text += f"though their {CREDIBLE:.0%} interval holds 0."
     return Diagnostic(2 * len(found) <= calls["up"] + calls["down"], text)
+
+
+def _switched(calls: Mapping[str, Any]) -> Diagnostic:
+    text = f"{calls['contrast']}: detected in at least twice or half as many cells, but not called, are "
+    text += f"{_genes(calls['switched'])}: their values where detected change the other way, or the ratio of means is "
+    return Diagnostic(True, text + "too uncertain. See detection_lfsr and abundance_lfsr; depth may be a reason too.")
 
 
 def _few_cells(calls: Mapping[str, Any]) -> Diagnostic:
@@ -322,6 +334,7 @@ def summary(results: Results, numbers: Mapping[str, Any]) -> str:
         parts += [f"caution: {few_cells(calls)}"] if "few_cells" in calls["status"] else []
         for found, what in (
             (calls["around_zero"], f"less sure, as the {100 * CREDIBLE:g} % interval holds 0"),
+            (calls["switched"], "not called, though detected in twice or half as many cells"),
             (calls["posterior_only"], "not called, as the test of samples does not confirm them"),
             (calls["samples_only"], "not called, though significant in the test of samples"),
             (calls["log_fc_unfit"], "caution: the interval of log_fc excludes the observed ratio in"),

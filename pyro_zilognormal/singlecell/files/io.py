@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,14 @@ from pyro_zilognormal.singlecell.design.depth import Depth, warn_of_depths
 from pyro_zilognormal.singlecell.design.design import Design, strata
 from pyro_zilognormal.singlecell.design.formula import column, grouping
 from pyro_zilognormal.singlecell.design.random_effects import RandomTerm, random_terms, split_formula
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, check_readable, unknown
+from pyro_zilognormal.singlecell.errors import (
+    ArgumentTypeError,
+    ScaleWarning,
+    SingleCellError,
+    check_readable,
+    listed,
+    unknown,
+)
 from pyro_zilognormal.singlecell.files.reading import (
     count_positives,
     keep_cells,
@@ -30,6 +38,8 @@ from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, check_
 _FEWEST_GENES = 100
 # Positive values, beyond one a row, that say something of the shape of their logarithms; and equal logarithms.
 _FEWEST_LOGS, _SAME = 3, 1e-12
+# An sd of log x beyond that of any amounts: two thirds of the values lie within a factor of 20,000.
+_WIDEST = 5.0
 
 
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
@@ -279,6 +289,22 @@ def warn_of_confounded_depth(cells: Cells, known: Depth | None) -> None:
     groups = {name: v.values.to_numpy()[example] for name, v in cells.design.variables.items() if v.categorical}
     groups |= {term.name: term.code[example] for term in cells.terms if len(term.columns) == 1}
     warn_of_depths(measures, groups, cells.count)
+
+
+def warn_of_remnants(cells: Cells) -> None:
+    """Warn of genes with positive values that can hardly all be amounts."""
+    _, count, mean, squares, _ = cells.data.as_groups().value.unbind(-1)
+    total = count.sum(0)
+    variance = (squares + count * (mean - (count * mean).sum(0) / total).square()).sum(0) / total
+    wide = (variance > _WIDEST**2).nonzero().flatten().tolist()  # not NaN, of genes without a positive value
+    if wide:
+        warnings.warn(
+            f"the sd of log x is above {_WIDEST:g} in {listed([cells.names[g] for g in wide])}: positive numbers that "
+            "stand for nothing, such as 1e-185, make means too large and hide changes of all genes; pass "
+            "detection_threshold, above which values are amounts",
+            ScaleWarning,
+            stacklevel=3,
+        )
 
 
 def log_size_factors(obs: Any, offset: Any) -> NDArray[np.float64]:

@@ -228,6 +228,16 @@ def test_hyperpriors_are_those_of_the_priors():
     assert set(kinds) == {"mean", "sd", "logits", "slope"}
 
 
+def test_deviations_of_effects_are_smaller_by_the_ratio():
+    model, _ = without_guide(HurdlePriors(zero_effects_ratio=0.2), effects=1)
+    parts = {c.name: c for c in model.hierarchy.coefficients}
+    means = {f"{name}_mean": tensor(0.0) for name in ("zero_intercept", "zero_effects")}
+    values = means | {"zero_slope": tensor(1.0), "zero_log_sd": tensor([0.0], [0.7])}
+    sds = [parts[name].moments(values)[1].rsqrt() for name in ("zero_intercept", "zero_effects")]
+    torch.testing.assert_close(sds[1], 0.2 * sds[0])
+    torch.testing.assert_close(sds[0], values["zero_log_sd"].exp())
+
+
 def test_the_scale_has_a_least_value():
     log_sigma = tensor(-800.0, -20.0, math.log(1e-3), -0.5, 3.0)
     expected = (log_sigma.exp().square() + 1e-6).sqrt().log()

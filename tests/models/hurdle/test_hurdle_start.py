@@ -206,7 +206,7 @@ TRUTH = {
 
 
 def test_hyperparameters_are_recovered():
-    genes, donors = 400, 12
+    genes, donors = 450, 12
     empty = torch.zeros(donors, genes, 5).double()
     empty[..., 0] = 150
     design = torch.stack([torch.ones(donors), torch.arange(donors) % 2], 1).double()
