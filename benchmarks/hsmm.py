@@ -24,16 +24,16 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_zilognormal import ZeroInflatedLogNormal
 from pyro_zilognormal.models import cell_parameters, log_fold_change
 from pyro_zilognormal.singlecell import HurdleDE
+from pyro_zilognormal.svi import posterior_draws
 
 # Switched on in myotubes, and genes of dividing cells, which are switched off.
 UP = ("MYOG", "MYH3", "TNNT1", "ENO3", "CDH15", "MYH8")
 DOWN = ("CDK1", "TOP2A", "CCNB2", "ID1", "ID3", "MKI67")
 CONTRAST = ("hours", "72", "0")
 THRESHOLD = 0.1
-RESAMPLED, SIMULATED, HALVES = 2000, 4, 2
+RESAMPLED, SIMULATED = 2000, 4
 # Log2 fold changes below this are none.
 NEGLIGIBLE = 0.1
 
@@ -78,13 +78,7 @@ def main(folder: Path) -> None:
     print("| | mean of the sets |\n| --- | --- |")
     for name, values in pd.concat([calibrate(adata, fits[THRESHOLD], s) for s in range(SIMULATED)], axis=1).iterrows():
         print(f"| {name} | {values.mean():{'.0f' if name.startswith('calls') else '.1%'}} |")
-    print(RATIO)
-    print("| half | `zero_effects_ratio=1` | 0.35 |\n| --- | --- | --- |")
-    for half in range(HALVES):
-        print(f"| {half + 1} | {' | '.join(f'{held_out(adata, ratio, half):.0f}' for ratio in (1.0, 0.35))} |")
-    calls = fit(adata, THRESHOLD, zero_effects_ratio=1.0).test(CONTRAST).set_index("variable")["is_de"]
-    print(f"\nIn all cells, a ratio of 1 calls {calls.sum()} genes; of the markers", end=" ")
-    print(f"{', '.join(gene for gene in (*UP, *DOWN) if calls[gene])}.")
+    print(DEVIATIONS.format(*deviations(fits[THRESHOLD])))
 
 
 def about(adata: anndata.AnnData) -> str:
@@ -113,9 +107,9 @@ def rows(wide: pd.Index) -> dict[str, Callable[[pd.DataFrame], str]]:
     }
 
 
-def fit(adata: anndata.AnnData, threshold: float, **priors: float) -> HurdleDE:
+def fit(adata: anndata.AnnData, threshold: float) -> HurdleDE:
     """The fit of a threshold."""
-    return HurdleDE(adata, "~ hours", detection_threshold=threshold, scale="linear", priors=priors).fit()
+    return HurdleDE(adata, "~ hours", detection_threshold=threshold, scale="linear").fit()
 
 
 def tabulate(de: HurdleDE) -> pd.DataFrame:
@@ -219,19 +213,10 @@ def change(draws: dict[str, Tensor], de: HurdleDE) -> Tensor:
     return log_fold_change(draws, *(de.cond(hours=hours) for hours in CONTRAST[1:])).total
 
 
-def held_out(adata: anndata.AnnData, ratio: float, seed: int) -> float:
-    """Fit half of the cells, and return the log predictive density of the others, gene by gene, added up."""
-    half = np.random.default_rng(seed).permutation(adata.n_obs) < adata.n_obs // 2
-    fitted = adata[half, (adata.X[half] > THRESHOLD).sum(0) > 3].copy()
-    others = adata[~half, fitted.var_names]
-    de = fit(fitted, THRESHOLD, zero_effects_ratio=ratio)
-    total = torch.zeros(de.settings["draws"], len(de.genes))
-    for hours in others.obs["hours"].unique():
-        cell = cell_parameters(de.draws, de.cond(hours=hours))
-        predicted = ZeroInflatedLogNormal(cell.mu, cell.scale, cell.zi_logits)
-        for x in others[others.obs["hours"] == hours].X:
-            total = total + predicted.log_prob(torch.from_numpy(np.where(x > THRESHOLD, x, 0.0)))
-    return float((total.logsumexp(0) - np.log(len(total))).sum())
+def deviations(de: HurdleDE) -> list[float]:
+    """Return the posterior medians of the sds of a median gene's deviations from the line of zeros."""
+    found = posterior_draws(de.result, *de.data.arguments, draws=1000, seed=0)["zero_log_sd_mean"]
+    return found.exp().median(0).values.tolist()
 
 
 WHY = """
@@ -261,12 +246,13 @@ were regressed apart, and a change of zeros was one of the mean unless positive 
 
 The truth is known here: a draw of the posterior. A change of the mean by less than 0.1 log2 units is none.
 """
-RATIO = """
+DEVIATIONS = """
 ## What a change of zeros says of the mean
 
-Genes lie off the line of zeros by mean with an sd of their own, omega. A change between conditions stays nearer to the
-line, here with sds of 0.35 omega (`zero_effects_ratio`). The log likelihood of the other half of the cells, all genes
-together, after a fit of one half:
+Genes lie off the line of log odds of zeros by log mean: a median gene by an sd of {:.2f} in its level, and of {:.2f} in
+its change. Here zeros nearly follow the mean, so that a gene found in more cells is taken for a higher one. With one sd
+for both, the version before called 61 genes with the threshold. MYOG, whose few values at 0 hours are large, is named
+by the report, not called.
 """
 
 if __name__ == "__main__":

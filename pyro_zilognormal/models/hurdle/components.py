@@ -265,7 +265,8 @@ class Hierarchy(nn.Module):
 
 def make_hierarchy(data: HurdleData, priors: HurdlePriors) -> Hierarchy:
     """Return the sites for the designs and factors of the data."""
-    log_sds, random = [_log_sds("zero", 1, priors)], []
+    # Of the zero part's intercept, and of its effects.
+    log_sds, random = [_log_sds("zero", min(data.zero_design.shape[1], 2), priors)], []
     for part in ("", "zero_") if data.levels else ():
         log_sds.append(_log_sds(f"{part}random", len(data.levels), priors))
         owner = torch.arange(len(data.levels)).repeat_interleave(torch.tensor(data.levels))
@@ -297,9 +298,9 @@ def _log_sigma(priors: HurdlePriors, width: int) -> Component:
 
 def _zero_effects(data: HurdleData, priors: HurdlePriors) -> GeneScaled:
     unit = column_units(data.zero_design).cpu()
-    first = torch.zeros(len(unit), dtype=torch.int64)
+    second = torch.ones(len(unit), dtype=torch.int64)
     mean = _pair(priors.zero_effects_mean, len(unit))
-    return GeneScaled("zero_effects", "zero_log_sd", first, unit / priors.zero_effects_ratio, {"mean": mean})
+    return GeneScaled("zero_effects", "zero_log_sd", second, unit, {"mean": mean})
 
 
 def _across_genes(mean: Pair, sd: Pair, width: int) -> dict[str, Normal]:

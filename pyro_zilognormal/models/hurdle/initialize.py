@@ -153,8 +153,10 @@ class Ascent:
         parts["zero_intercept"] += self.hyper["zero_slope"][0] * parts["intercept"]
         self.theta = torch.cat([parts[c.name] for c in self.block], -1)
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]), self.layout)
-        # Posterior variance of a gene's zero_log_sd.
-        self.unknown = groups.design.new_zeros(genes, 1)
+        # Posterior variance of a gene's zero_log_sd, and which of these each counterpart in the zero part has.
+        self.unknown = groups.design.new_zeros(genes, 2)
+        effects = self.block.slices.get("zero_effects", slice(0))
+        self.kind = [int(effects.start is not None and effects.start <= k < effects.stop) for k in self.pairs[1]]
         self.power = torch.ones_like(parts["effects"] if "effects" in parts else self.theta[:, :0])
 
     @property
@@ -317,7 +319,7 @@ class Ascent:
         square = (weight * (theta.square() + self.variance[:, own])).sum()
         share = (1 - weight * self.variance[:, other]).clamp(min=0)
         # Less what is unknown as the sd of a gene's deviations is (Louis 1982), by the delta method.
-        known = (1 - 4 * weight * deviation.square() * share * self.unknown).clamp(min=0)
+        known = (1 - 4 * weight * deviation.square() * share * self.unknown[:, self.kind]).clamp(min=0)
         resolved = (weight * theta.square() * share * known).sum()
         step = (product + (before - middle) * sd.pow(-2)) / (square + sd.pow(-2))
         slope = (before - step).clamp(min=0)

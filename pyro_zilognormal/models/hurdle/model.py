@@ -38,15 +38,15 @@ class HurdleModel(PyroModule):
     two-part model for semicontinuous data"). The log odds of a zero fall with the log mean, by :math:`\kappa` for each
     unit, between genes and within them, and deviate from this line.
 
-    Each gene has its own sds of the random effects, and of its deviations :math:`\gamma_g` of the zero part, which have
-    a distribution across genes. What moves the mean of a gene moves its zeros more nearly along the line than genes
-    lie on it, so that the deviations of effects are smaller by a ratio r. The effects :math:`\beta_{gp}` are a scale
+    Each gene has its own sds of the random effects, and of its deviations :math:`\gamma_g` of the zero part, one for
+    its level and one for its changes, which have distributions across genes; the effects :math:`\beta_{gp}` are a scale
     mixture of Normals (Stephens 2017, "False discovery rates: a new deal") whose weights are learned for each column
     and prefer none; all else is Normal across genes, with hyperpriors of :class:`HurdlePriors`:
 
     .. math::
         u_{g k} \sim N(0, \tau_{g f}), \; \log \tau_{g f} \sim N(m_f, s_f), \quad
-        \gamma_{g0} \sim N(m, \omega_g), \; \gamma_{gp} \sim N(m_p, r \omega_g), \; \log \omega_g \sim N(m, s), \quad
+        \gamma_{g0} \sim N(m_0, \omega_{g0}), \; \gamma_{gp} \sim N(m_p, \omega_{g1}), \;
+        \log \omega_{gj} \sim N(m_j, s_j), \quad
         \beta_{gp} \sim \sum_k w_{pk} N(0, s_k), \quad \beta_{g0} \sim N(m_0, s_0), \; \ldots
 
     The average of the distinct rows of each design is taken from it first (of a column of the mean's design, that of

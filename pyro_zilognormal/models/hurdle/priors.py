@@ -12,7 +12,6 @@ from torch import Tensor
 from pyro_zilognormal.models.hurdle.data import HurdleData
 
 Pair = tuple[float | Tensor, float | Tensor]
-_NUMBERS = ("spike_sd", "zero_effects_ratio")
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,7 @@ class HurdlePriors:
     A field that ends in ``_mean`` is (mean, sd) of a Normal, for the mean of a coefficient across genes. One that ends
     in ``_sd`` or ``_spread`` is (median, spread) of a LogNormal(log median, spread), for a standard deviation across
     genes; it keeps away from 0, where variational and sampled posteriors break down. Each is a number or a tensor;
-    those of effects may have one element for each column of the design but the first. ``spike_sd`` and
-    ``zero_effects_ratio`` are numbers.
+    those of effects may have one element for each column of the design but the first.
 
     Attributes:
         intercept_mean: of the log mean, log E[X], at the reference.
@@ -42,8 +40,8 @@ class HurdlePriors:
         zero_intercept_mean: of the log odds of a zero in genes whose log mean is the first element of
             ``intercept_mean``.
         zero_effects_mean: of the change of the log odds of a zero, per unit of a column, beyond that of the log mean.
-        zero_effects_ratio: sd of a gene's deviations from the latter, per unit of a column, over that from the former.
-        zero_sd: as ``random_sd``, of a gene's deviation from ``zero_intercept_mean``.
+        zero_sd: as ``random_sd``, of a gene's deviations from the first, and likewise from the second, per unit of a
+            column.
         zero_spread: likewise.
         zero_random_sd: as ``random_sd``, of the log odds of a zero beyond what the log mean explains.
         zero_random_spread: likewise.
@@ -70,18 +68,18 @@ class HurdlePriors:
     zero_slope: Pair = (1.0, 0.5)
     zero_intercept_mean: Pair = (0.0, 3.0)
     zero_effects_mean: Pair = (0.0, 1.0)
-    zero_effects_ratio: float = 0.35
     zero_sd: Pair = (0.2, 1.0)
     zero_spread: Pair = (0.7, 0.5)
     zero_random_sd: Pair = (0.1, 1.0)
     zero_random_spread: Pair = (0.7, 0.5)
 
     def __post_init__(self) -> None:
+        spike = self.spike_sd
+        if isinstance(spike, bool) or not (isinstance(spike, int | float) and 0 < spike < math.inf):
+            raise ValueError(f"spike_sd is {spike!r}; needed a finite number > 0")
         for name, value in vars(self).items():
-            if name not in _NUMBERS:
+            if name != "spike_sd":
                 _check_pair(name, value)
-            elif isinstance(value, bool) or not (isinstance(value, int | float) and 0 < value < math.inf):
-                raise ValueError(f"{name} is {value!r}; needed a finite number > 0")
 
     @classmethod
     def for_data(cls, data: HurdleData, **changed: Any) -> HurdlePriors:

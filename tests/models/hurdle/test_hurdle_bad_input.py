@@ -105,7 +105,6 @@ BAD = {
     "spike": (lambda: HurdlePriors(spike_sd=0), ValueError, "spike_sd is 0; needed a finite number > 0"),
     "spike, bool": (lambda: HurdlePriors(spike_sd=True), ValueError, "spike_sd is True; needed a finite number"),
     "spike, inf": (lambda: HurdlePriors(spike_sd=INF), ValueError, "spike_sd is inf; needed a finite number"),
-    "ratio": (lambda: HurdlePriors(zero_effects_ratio=(1, 1)), ValueError, "zero_effects_ratio is .* a finite number"),
     "no prior": (lambda: HurdlePriors.for_data(DATA, effect_sd=(1, 1)), TypeError, "unexpected .* 'effect_sd'"),
     "data": (lambda: HurdleModel(X), TypeError, "data is a Tensor; needed HurdleData.from_cells"),
     "priors": (lambda: HurdleModel(DATA, {}), TypeError, r"priors is a dict; needed HurdlePriors\(...\), or None"),

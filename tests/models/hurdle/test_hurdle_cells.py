@@ -137,7 +137,7 @@ def test_the_mode_of_many_cells():
 
 def test_the_start_of_many_cells_is_that_of_all(monkeypatch):
     """With a limit of 400 of 1,000 cells, passes lead where an ascent on all of them does."""
-    model, data = many(1000, genes=12)
+    model, data = many(1000, genes=24)
     data = model.centred(data)
     groups = data.as_groups()
     monkeypatch.setattr(data_module, "_MOST_CELLS", 400)

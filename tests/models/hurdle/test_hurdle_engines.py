@@ -27,7 +27,7 @@ def test_model_and_guide_have_the_same_sites(kind):
         "log_sigma": data.scale_design.shape[1],
         "random": levels,
         "zero_random": levels,
-        "zero_log_sd": 1,
+        "zero_log_sd": min(data.zero_design.shape[1], 2),
         "random_log_sd": factors,
         "zero_random_log_sd": factors,
     }

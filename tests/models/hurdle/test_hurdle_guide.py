@@ -231,7 +231,7 @@ def test_the_probability_of_no_effect_where_values_are_few():
     model = HurdleModel(data)
     guide = HurdleGuide(model, data)
     values = guide.hyper.split(guide.hyper.start)
-    values |= {"effects_logits": torch.full((6,), -4.0).double(), "zero_log_sd": torch.full((6, 1), -1.5).double()}
+    values |= {"effects_logits": torch.full((6,), -4.0).double(), "zero_log_sd": torch.full((6, 2), -1.5).double()}
     mixture = model.hierarchy.coefficients.sparse.mixture(values)
 
     wide = copy.deepcopy(guide)
@@ -264,7 +264,7 @@ def test_a_guide_starts_the_same_whatever_the_global_state():
     width = model.hierarchy.coefficients.width
     assert shapes["coefficients.shift_unconstrained"] == (5, width)
     assert shapes["coefficients.coupling_unconstrained"] == (5, width - 4, width - 4)
-    assert shapes["log_sds.coupling_unconstrained"] == (5, 3, 3)
+    assert shapes["log_sds.coupling_unconstrained"] == (5, 4, 4)
 
 
 def test_the_start_is_near_the_end():

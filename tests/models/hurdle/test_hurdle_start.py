@@ -192,8 +192,8 @@ TRUTH = {
     "intercept_log_sd": [-0.2],
     "zero_intercept_mean": [0.4],
     "zero_effects_mean": [0.2],
-    "zero_log_sd_mean": [-1.0],
-    "zero_log_sd_log_sd": [-0.5],
+    "zero_log_sd_mean": [-1.0, -1.5],
+    "zero_log_sd_log_sd": [-0.5, -0.8],
     "log_sigma_mean": [-0.6, 0.1],
     "log_sigma_log_sd": [-1.3, -2.0],
     "random_log_sd_mean": [-1.2],
@@ -206,7 +206,7 @@ TRUTH = {
 
 
 def test_hyperparameters_are_recovered():
-    genes, donors = 450, 12
+    genes, donors = 400, 12
     empty = torch.zeros(donors, genes, 5).double()
     empty[..., 0] = 150
     design = torch.stack([torch.ones(donors), torch.arange(donors) % 2], 1).double()
@@ -227,7 +227,8 @@ def test_hyperparameters_are_recovered():
             assert abs(shares[0] - shares[1]) < 0.1
         else:
             assert ((mean - value).abs() < 3.5 * sd).all(), name
-            assert (sd < 0.1).all(), name
+            # The one change of a gene says little of the sd of its changes.
+            assert (sd < (0.25 if name.startswith("zero_log_sd") else 0.1)).all(), name
     # So are the coefficients, given the sds of random effects, within their own sds.
     block = model.hierarchy.coefficients
     site = start.coefficients.sheared(start.hyper["zero_slope"][0], find_pairs(data, block))
