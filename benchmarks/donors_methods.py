@@ -24,22 +24,20 @@ from pyro_zilognormal.singlecell.moderated_t import moderated_t as fit_moderated
 FDR = 0.05
 
 
-def ours(cells: Cells, normalised: bool = False) -> pd.DataFrame:
-    """One fit of the hurdle regression, asked at both deltas; of counts and depth, or of normalised values alone."""
+def ours(cells: Cells) -> pd.DataFrame:
+    """One fit of the hurdle regression of counts and depth, asked at both deltas."""
     import torch
 
     from pyro_zilognormal.singlecell import HurdleDE
 
     torch.set_num_threads(1)  # importing scanpy sets OpenMP's threads to all cores, whatever OMP_NUM_THREADS says
     contrast = ("condition", "stim", "ctrl")
-    data = _adata(cells, cells.normalised if normalised else cells.counts)
+    data = _adata(cells, cells.counts)
     data.obs["depth"] = cells.depth
-    given = {"scale": "counts", "depth": "depth"}
-    if normalised:  # values may be whole numbers; an offset of 0 says that they are no raw counts
-        given = {"scale": "linear", "offset": np.zeros(len(cells.stim))}
+    given = {"scale": "counts", "depth": "depth", "donor": None if cells.donor is None else "donor"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of depths that differ: the parts of log_fc are not judged here
-        de = HurdleDE(data, "~ condition", donor=None if cells.donor is None else "donor", **given).fit()
+        de = HurdleDE(data, "~ condition", **given).fit()
     tables = [de.test(contrast, delta=delta, credible=0.95) for delta in (0, 0.25)]
     order = pd.Series(-tables[0].index, tables[0]["variable"])[cells.genes]
     table, beyond = (found.set_index("variable").loc[cells.genes] for found in tables)

@@ -252,13 +252,13 @@ HEAD = """# Differential expression on cells with donors, as measured
 Printed by `python benchmarks/donors.py FOLDER`; versions: {versions}.
 
 Every method is given the same cells and the same size factors: the depth of the simulator, the total counts of real
-cells. *ours* is `HurdleDE(adata, "~ condition", donor="donor", scale="counts", depth="depth")`; [POWER.md](POWER.md)
-has normalised values without the depth. *pydeseq2* and *moderated t* (voom and limma, rewritten; equal to R's limma
-3.54 to 1e-9 in log fold changes, intervals and log10 p) see sums of counts of each sample, with the donor as a fixed
-effect where donors are paired, and so does *edgeR* (R's quasi-likelihood F test); *MAST by lme4* is the two-part model
-of MAST on log2(1 + x) with random effects of donors, and of samples where these are paired, fitted by lme4 as MAST
-does; *Wilcoxon* is scanpy's, on cells. Calls are at a claimed false discovery rate of 5 % (and for ours `delta=0`,
-unless said). Figures are means over the sets; a call with the wrong sign is false.
+cells. *ours* is `HurdleDE(adata, "~ condition", donor="donor", scale="counts", depth="depth")`. *pydeseq2* and
+*moderated t* (voom and limma, rewritten; equal to R's limma 3.54 to 1e-9 in log fold changes, intervals and log10 p)
+see sums of counts of each sample, with the donor as a fixed effect where donors are paired, and so does *edgeR* (R's
+quasi-likelihood F test); *MAST by lme4* is the two-part model of MAST on log2(1 + x) with random effects of donors, and
+of samples where these are paired, fitted by lme4 as MAST does; *Wilcoxon* is scanpy's, on cells. Calls are at a claimed
+false discovery rate of 5 % (and for ours `delta=0`, unless said). Figures are means over the sets; a call with the
+wrong sign is false.
 
 Data sets measured here: {sets}. The whole command measures 20 of each simulated design, 35 splits of each cell type,
 and 20 random pairings and samples of 5 cells of each."""

@@ -1,13 +1,11 @@
 """How much power is there? Rank genes of donors.py's sets by exact posteriors of their simulator, and take that apart.
 
     OMP_NUM_THREADS=1 python benchmarks/donors_power.py FOLDER
-    OMP_NUM_THREADS=1 python benchmarks/donors_power.py FOLDER --first 100 --sets 9
 
 The order of genes by posterior probability of the called sign is the best there is, in the mean over data sets, where
 the distributions across genes of donor sds, dispersions and effects are known, and no gene's own. Each further rung of
 the ladder knows less. Results are kept in donors_power.json, those that donors.json has come from there, and the page
-POWER.md is written at the end, and by ``--sets 0`` alone. Of seeds from 100 on, ours is run alone, of counts and of
-normalised values.
+POWER.md is written at the end, and by ``--sets 0`` alone.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +24,10 @@ from donors_bound import EFFECTS, SDS, Samples, evidence, read_samples, sample_o
 from donors_data import CHANGED, DONOR_SDS, INTERFERON, SIMULATED, TYPES, Cells, interferon, parameters
 from donors_measures import mean_and_error, measure
 from donors_methods import METHODS
-from donors_power_page import BOUND, DESIGNS, FURTHER, NORMALISED, PAGE, page
+from donors_power_page import BOUND, DESIGNS, PAGE, page
 from scipy.special import logsumexp
 
 OUT = Path(__file__).parent / "donors_power.json"
-OURS = {"ours": METHODS["ours"], NORMALISED: partial(METHODS["ours"], normalised=True)}
 NONE = len(EFFECTS) // 2
 _EDGES = (EFFECTS[1:] + EFFECTS[:-1]) / 2
 _WIDTHS = np.gradient(EFFECTS)
@@ -198,17 +194,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the folder of the data")
     parser.add_argument("--sets", type=int, default=20, help="sets a design")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
     given = parser.parse_args()
     record = json.loads(OUT.read_text()) if OUT.exists() else {}
     peers = json.loads((OUT.parent / "donors.json").read_text())["results"]
-    for index, design in itertools.product(range(given.first, given.first + given.sets), DESIGNS):
-        wanted = [BOUND, *OURS] if index < FURTHER else [*OURS]
-        missing = [rung for rung in wanted if name((design, "", index), rung) not in peers | record]
-        if missing:
+    for index, design in itertools.product(range(given.sets), DESIGNS):
+        if name((design, "", index), BOUND) not in record:
             cells = SIMULATED[design](given.folder, index)
-            tables = {method: run(cells) for method, run in OURS.items() if method in missing}
-            tables |= rungs(cells, given.folder) if BOUND in missing else {}
+            tables = rungs(cells, given.folder)
             record |= {name((design, "", index), rung): measure(cells, found) for rung, found in tables.items()}
             save(record, OUT)
             print(design, index, flush=True)

@@ -10,11 +10,8 @@ from results import table
 
 PAGE = Path(__file__).parent / "POWER.md"
 DESIGNS = ("nested", "paired", "unequal", "depth")
-# The first seed of further sets, on which what the others seem to show is checked.
-FURTHER = 100
 PSEUDOBULK = ("pydeseq2", "moderated t")
 BOUND = "known distributions"
-NORMALISED = "ours, normalised"
 # What each row of the ladder is called on the page.
 LADDER = {
     "true donor sds": "each gene's donor sd known",
@@ -22,8 +19,7 @@ LADDER = {
     "learned distributions": "distributions learned",
     "sums of samples": "the same, from sums of samples",
     "zeros and log-normals": "the same, from zeros and log-normals",
-    NORMALISED: "ours, of normalised values",
-    "ours": "ours, of counts and depth",
+    "ours": "ours",
     "pydeseq2": "pydeseq2",
     "moderated t": "moderated t",
 }
@@ -36,8 +32,7 @@ def page(record: Record) -> str:
     power = power_table(record, seeds)
     gain, error = over_pseudobulk(record, seeds, BOUND)
     own, own_error = over_pseudobulk(record, seeds, "ours")
-    gains = {"all": depth_gain(record, 0), "further": depth_gain(record, FURTHER)}
-    said = {"sets": len(seeds), "gain": gain, "error": error, "own": own, "own_error": own_error, "gains": gains}
+    said = {"sets": len(seeds), "gain": gain, "error": error, "own": own, "own_error": own_error}
     return TEXT.format(power=power, **said, coverage=coverage_table(record, seeds), interferon=interferon(record))
 
 
@@ -56,14 +51,6 @@ def over_pseudobulk(record: Record, seeds: list[int], rung: str) -> tuple[float,
         means.append(rest.mean())
         variances.append(rest.var(ddof=1) / len(rest))
     return 100 * float(np.mean(means)), 100 * float(np.sqrt(np.sum(variances))) / len(DESIGNS)
-
-
-def depth_gain(record: Record, first: int) -> tuple[int, str]:
-    """Return the number of sets of seeds from `first` on, and what counts and depth bring to our power there."""
-    keys = [key for key in record if key.endswith(f"/{NORMALISED}") and int(key.split("/")[1]) >= first]
-    ours = (key.removesuffix(NORMALISED) + "ours" for key in keys)
-    gains = 100 * np.array([record[own]["power"] - record[key]["power"] for own, key in zip(ours, keys, strict=True)])
-    return len(keys), f"{gains.mean():+.1f} ± {gains.std(ddof=1) / np.sqrt(len(keys)):.1f}"
 
 
 def power_table(record: Record, seeds: list[int]) -> str:
@@ -132,8 +119,6 @@ hardly show.
 | distributions learned | a log-normal of donor sds and a scale mixture of effects, by EM on the genes of the set |
 | sums of samples | a sample's counts by its depth, the logarithm taken as Normal, in place of its cells |
 | zeros and log-normals | the mean of a zero-inflated log-normal of normalised values, likewise |
-| ours, of counts and depth | what pseudobulk methods are given, as in DONORS.md |
-| ours, of normalised values | the same without the depth: `HurdleDE(adata, "~ condition", donor="donor")` |
 
 Found of the changed genes where 5 % are really false, in %; the last column is a mean over designs of differences on
 the same sets, with its standard error:
@@ -141,9 +126,7 @@ the same sets, with its standard error:
 {power}
 
 To learn the distributions costs little, and so does the step from zeros and log-normals to our approximate posterior.
-The likelihood costs a point or two at most. Counts and depth, which pseudobulk methods are given, bring
-{gains[all][1]} points in the mean of {gains[all][0]} sets, {gains[further][1]} of the {gains[further][0]} among them
-that are not in the table (seeds from 100).
+The likelihood costs a point or two at most.
 
 ## Intervals
 

@@ -115,14 +115,12 @@ def test_a_table_says_sign_interval_and_calls() -> None:
 def test_the_page_compares_with_the_better_pseudobulk_method() -> None:
     power = {"pydeseq2": 0.5, "moderated t": 0.6, donors_power_page.BOUND: 0.65}
     record = {
-        f"{design}/{seed}/{rung}": {"power": power.get(rung, 0.7) + 0.01 * (seed % 100), "coverage": 0.98}
+        f"{design}/{seed}/{rung}": {"power": power.get(rung, 0.7) + 0.01 * seed, "coverage": 0.98}
         | dict.fromkeys(("coverage_unchanged", "coverage_changed", "coverage_called"), 0.9)
         for design in donors_power_page.DESIGNS
-        for seed in (0, 1, 100, 101)
-        for rung in (donors_power_page.LADDER if seed < 100 else ("ours", donors_power_page.NORMALISED))
+        for seed in (0, 1)
+        for rung in donors_power_page.LADDER
     }
-    record["depth/101/ours"]["power"] += 0.08
     page = donors_power_page.page(record)
     assert "really false, is 5.0 ± 0.0 points above" in page
-    assert "+0.5 ± 0.5 points in the mean of 16 sets, +1.0 ± 1.0 of the 8 among them" in page
-    assert "| ours, of counts and depth | 70.5 | 70.5 | 70.5 | 70.5 | 70.5 | +10.0 ± 0.0 |" in page
+    assert "| ours | 70.5 | 70.5 | 70.5 | 70.5 | 70.5 | +10.0 ± 0.0 |" in page
