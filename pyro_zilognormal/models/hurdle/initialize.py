@@ -155,8 +155,8 @@ class Ascent:
         self.quadratic = Quadratic(self.predictors.matrices(self.hyper["zero_slope"][0]), self.layout)
         # Posterior variance of a gene's zero_log_sd, and which of these each counterpart in the zero part has.
         self.unknown = groups.design.new_zeros(genes, 2)
-        effects = self.block.slices.get("zero_effects", slice(0))
-        self.kind = [int(effects.start is not None and effects.start <= k < effects.stop) for k in self.pairs[1]]
+        effects = self.block.slices.get("zero_effects", slice(0, 0))
+        self.kind = [int(effects.start <= k < effects.stop) for k in self.pairs[1]]
         self.power = torch.ones_like(parts["effects"] if "effects" in parts else self.theta[:, :0])
 
     @property

@@ -33,6 +33,8 @@ from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, InUseError, Progress
 
 _GENES_DRAWN = 6
+# Options that the report repeats, beside the settings of the fit.
+_SPECIFICATION = ("source", "delta", "fdr", "max_error", "resume", "command")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,9 +151,7 @@ def _compute(options: argparse.Namespace, adata: Any, out: ExitStack) -> Results
             for contrast in [] if isinstance(adata, Cube) else contrasts:  # a cube has no cells to draw
                 some = table[(table["contrast"] == contrast.name) & (table["status"] != "all_zero")]["variable"]
                 genes += de.gene_fits(some.head(max(2, _GENES_DRAWN // len(contrasts))).tolist(), contrast)
-    specification = {
-        name: getattr(options, name) for name in ("source", "delta", "fdr", "max_error", "resume", "command")
-    }
+    specification = {name: getattr(options, name) for name in _SPECIFICATION}
     return Results(specification, de, contrasts, table, check, genes, recorded, seconds)
 
 

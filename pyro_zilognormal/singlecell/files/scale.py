@@ -34,13 +34,17 @@ _LARGEST_SKEW = 10.0
 _LARGEST_SD = 0.9
 # Whole numbers among so many positive values are counts; all others are checked as they are read.
 _ENOUGH_WHOLE = 1 << 20
-# Blocks of a dask array that this process looks at, before workers look at all.
+# Blocks of a dask array that this process reads, before workers read all.
 _BLOCKS_HERE = 4
 _NO_COUNT = (
     "; needed whole numbers, as scale is 'counts': name the layer that holds raw counts, or the scale of these values, "
     "'linear' or 'log1p'"
 )
 _NOTHING = "{} holds no value above the detection threshold; needed some"
+_UNCLEAR = (
+    "scale is not given, and {} does not show it: its largest value is {:.3g}; pass scale='log1p' for log(1 + x), "
+    "'log2p1' or 'log10p1' for other bases, or 'linear' for normalised values without a logarithm"
+)
 _NOT_HELD = ", which {} cannot hold; needed other units, or a detection_threshold above values that are too small"
 _NO_LOGARITHM = " once scale={!r} is undone; the stored values are not logarithms: scale='linear'?"
 # Stored values in a block of columns: about 200 MB of working memory.
@@ -160,11 +164,7 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
         return shows, f"values up to {observed.largest:.3g} are no logarithms, and not all are whole numbers"
     if observed.count == 0:
         raise SingleCellError(_NOTHING.format(where))
-    raise SingleCellError(
-        f"scale is not given, and {where} does not show it: its largest value is {observed.largest:.3g}; pass "
-        "scale='log1p' for log(1 + x), 'log2p1' or 'log10p1' for other bases, or 'linear' for normalised values "
-        "without a logarithm"
-    )
+    raise SingleCellError(_UNCLEAR.format(where, observed.largest))
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Values:
 
 
 def _look(expression: Expression) -> Values:
-    """Return what a matrix looks like, of which as much is read as tells its scale."""
+    """Return what the values of a matrix look like; no more is read than shows its scale."""
     clean = Cleaner(expression, "linear", 0.0)
     for number, (block, rows, columns) in enumerate(expression.blocks()):
         if number == _BLOCKS_HERE and is_dask(expression.matrix):
@@ -323,7 +323,7 @@ class Cleaner:
             self._refuse(values, ~((values >= 0) & (values < np.inf)), block, first)
         if self.scale == "counts" and (values != np.floor(values)).any():
             self._refuse(values, values != np.floor(values), block, first, _NO_COUNT)
-        seen = Values.of(values)
+        found = Values.of(values)
         to_linear(values, self.scale, self.threshold)
         if self.scale in _BASES and np.isinf(values).any():
             self._refuse(values, np.isinf(values), block, first, _NO_LOGARITHM.format(self.scale))
@@ -332,7 +332,7 @@ class Cleaner:
             lost = (values > limits.max) | ((values > 0) & (values < limits.tiny))
             if lost.any():
                 self._refuse(values, lost, block, first, _NOT_HELD.format(limits.dtype))
-        self.observed += replace(seen, kept=int(np.count_nonzero(values)))
+        self.observed += replace(found, kept=int(np.count_nonzero(values)))
         return values
 
     def _refuse(
