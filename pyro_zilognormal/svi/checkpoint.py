@@ -108,7 +108,7 @@ class Checkpoint(Callback):
         late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
         if self._signal and not run.stop_reason:
             run.stop("interrupted")
-        if late or run.stop_reason or (self.steps and run.step % self.steps == 0):
+        if late or run.stop_reason or run.step == run.steps or (self.steps and run.step % self.steps == 0):
             self.save(run)
 
     def on_fit_end(self, run: Run) -> None:
@@ -235,7 +235,7 @@ def _state_of(run: Run) -> dict[str, Any]:
         **{name: getattr(run, name) for name in _RUN},
         "kl_weight": float(run.kl_weight),
         "seconds": run.seconds,
-        "stop_reason": run.stop_reason,
+        "stop_reason": run.stop_reason or ("steps" if run.step == run.steps else ""),
         "converged": run.converged,
         "values": run.module.snapshot(),
         "last_finite": run.last_finite,

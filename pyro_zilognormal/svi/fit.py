@@ -153,7 +153,7 @@ class Run:
         steps: number of steps asked for.
         optimizer: the torch optimiser.
         kl_weight: the factor of the latent sites' log densities in the loss; set it to anneal the KL divergence.
-        stop_reason: why this step is the last; "" while the fit goes on.
+        stop_reason: "" while the fit goes on.
     """
 
     module: SVIModule
@@ -205,7 +205,6 @@ class Run:
                 stack.callback(callback.on_fit_end, self)
             while not self.stop_reason and self.step < self.steps:
                 self._advance()
-                self.stop_reason = "steps" if self.step == self.steps else ""
                 for callback in self.callbacks:
                     callback.on_step_end(self)
             self.stop_reason = self.stop_reason or "steps"
