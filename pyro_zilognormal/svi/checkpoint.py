@@ -84,20 +84,15 @@ class Checkpoint(Callback):
         Raises:
             CheckpointError: if the file is damaged or of a newer format.
         """
-        content = _content(Path(path))
-        if content is None:
-            raise CheckpointError(
-                f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
-                "resume=False to replace it"
-            )
-        return content
+        return _content(Path(path))
 
     def on_fit_start(self, run: Run) -> None:
         self._identity, self._saved_at, self._signal = _identity(run), time.monotonic(), 0
         with ExitStack() as stack:
             stack.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
-            if self.path.exists():
-                self._resume(run)
+            saved = _content(self.path, self.resume) if self.path.exists() else {}  # a newer format is not replaced
+            if self.resume and saved:
+                self._resume(run, saved)
             if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
                 for which in (signal.SIGINT, signal.SIGTERM):
                     if signal.getsignal(which) not in (signal.SIG_IGN, None):
@@ -123,12 +118,8 @@ class Checkpoint(Callback):
         _replace(self.path, hashlib.sha256(payload.getvalue()).digest() + payload.getvalue())
         self._saved_at = time.monotonic()
 
-    def _resume(self, run: Run) -> None:
-        if not self.resume:
-            _content(self.path)  # one of a newer format is not replaced
-            return
-        state, now = self.read(self.path), self._identity
-        saved = state["identity"]
+    def _resume(self, run: Run, state: dict[str, Any]) -> None:
+        saved, now = state["identity"], self._identity
         names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
         if names:
             other = [f"{k}: {saved.get(k, 'absent')} in the checkpoint, {now.get(k, 'absent')} now" for k in names]
@@ -185,12 +176,18 @@ def _replace(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _content(path: Path) -> dict[str, Any] | None:
-    """Return what was saved to a file, behind its SHA-256; None if that does not match."""
+def _content(path: Path, needed: bool = True) -> dict[str, Any]:
+    """Return what was saved to a file, behind its SHA-256; of a damaged file {} if it is not needed."""
     data = path.read_bytes()
-    if hashlib.sha256(data[32:]).digest() != data[:32]:
-        return None
-    content: dict[str, Any] = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
+    seal, payload = data[:32], data[32:]
+    if hashlib.sha256(payload).digest() != seal:
+        if not needed:
+            return {}
+        raise CheckpointError(
+            f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
+            "resume=False to replace it"
+        )
+    content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     if content["format"] > FORMAT:
         raise CheckpointError(
             f"{path} has checkpoint format {content['format']}, newer than the {FORMAT} of this version, and is left "

@@ -141,9 +141,13 @@ class SVIModule(nn.Module):
         # A module starts from what it holds, also an AutoGuide, which makes its parameters when it is first called.
         made = tuple(f"{owner._pyro_name}." for owner in self.owners.values() if getattr(owner, "_pyro_name", ""))
         self._preset = {k: (p.detach().clone(), constraints[k]) for k, p in params.items() if not k.startswith(made)}
-        with self.running(batch):
+        with self.running(batch) as self._store:
             # The model goes first by itself: an AutoGuide needs its plate, and errors in it read best so.
-            self._find_plate(poutine.trace(self.model).get_trace(*batch.args, **self.kwargs))
+            trace = poutine.trace(self.model).get_trace(*batch.args, **self.kwargs)
+            frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
+            if self.plate is not None and self.plate not in frames:
+                raise ValueError(f"plate is {self.plate!r}; the model's are {sorted(frames)}: name that over rows")
+            self._frame = frames.get(self.plate)
             self.guide(*batch.args, **self.kwargs)
             counts = isinstance(self.loss, TraceEnum_ELBO | TraceTMC_ELBO)
             if (counts or getattr(self.loss, "vectorize_particles", False)) and self.loss.max_plate_nesting == math.inf:
@@ -202,36 +206,23 @@ class SVIModule(nn.Module):
                 part.training = True
 
     @contextmanager
-    def running(self, batch: Batch | None = None) -> Iterator[None]:
-        """Let model and guide have this object's parameters, and the scale of a batch; None stands for all rows."""
+    def running(self, batch: Batch | None = None) -> Iterator[dict[str, Any]]:
+        """Let model and guide have this object's parameters, and the scale of a batch; None stands for all rows.
+
+        Yields the state of the parameter store, which has at the end what the block has set.
+        """
         guide: Any = unwrap(self.guide)
         offered = isinstance(guide, AutoGuide) and guide.create_plates is None
         outer, self.batch = self.batch, batch
         if offered:  # the guide would else make the plate with the size of its first batch
             guide.create_plates = self._create_plates
         try:
-            with pyro.get_param_store().scope(self._store):
-                yield
+            with pyro.get_param_store().scope({k: dict(v) for k, v in self._store.items()}) as store:
+                yield store
         finally:
             self.batch = outer
             if offered:
                 guide.create_plates = None
-
-    @contextmanager
-    def holding(self, values: dict[str, Tensor]) -> Iterator[None]:
-        """Let model and guide have the given values of parameters and buffers, from :meth:`snapshot`, for a block."""
-        state, store = self.state(), self._store
-        kept = {k: state[k].data for k in values}
-        for name, value in values.items():  # memory of its own: what is drawn in the block may be a view of it
-            state[name].data = value.clone()
-        self._store = {k: dict(v) for k, v in store.items()}  # what the block sets by name stays inside
-        try:
-            with self.running():
-                yield
-        finally:
-            self._store = store
-            for name, value in kept.items():
-                state[name].data = value
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return the parameters, unconstrained, by Pyro's names, or "model.name" and "guide.name" where it has none."""
@@ -261,20 +252,13 @@ class SVIModule(nn.Module):
     def _call(self, method: str, batch: Batch) -> Any:
         """Call a method of the loss, or a loss that is a function; refuse parameters made since :meth:`setup`."""
         loss = getattr(self.loss, method) if isinstance(self.loss, ELBO) else self.loss
-        with self.running(batch):
+        with self.running(batch) as store:
             value = loss(self.model, self.guide, *batch.args, **self.kwargs)
         trained = set(map(id, self._trainable.values()))
-        late = [normalize_param_name(name) for name, p in self._store["params"].items() if id(p) not in trained]
+        late = [normalize_param_name(name) for name, p in store["params"].items() if id(p) not in trained]
         if late:
             raise ValueError(f"parameters {late} appeared after the first run of model and guide, which must make all")
         return value
-
-    def _find_plate(self, trace: poutine.Trace) -> None:
-        """Find the plate over rows in a trace of the model, for AutoGuides; raise a ValueError if it is missing."""
-        frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
-        if self.plate is not None and self.plate not in frames:
-            raise ValueError(f"plate is {self.plate!r}; the model's plates are {sorted(frames)}: name that over rows")
-        self._frame = frames.get(self.plate)
 
     def _create_plates(self, *_: Any, **__: Any) -> list[Any]:
         if self._frame is None or self._frame.full_size != self.rows:

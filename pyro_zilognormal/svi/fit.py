@@ -316,8 +316,16 @@ class FitResult:
         Put everything in it that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What the
         block sets by name stays inside it.
         """
-        with self.module.holding(self.values):
-            yield
+        state = self.module.state()
+        kept = {name: state[name].data for name in self.values}
+        for name, value in self.values.items():  # memory of its own: what is drawn in the block may be a view of it
+            state[name].data = value.clone()
+        try:
+            with self.module.running():
+                yield
+        finally:
+            for name, value in kept.items():
+                state[name].data = value
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
