@@ -116,6 +116,7 @@ class SVIModule(nn.Module):
         if isinstance(loss, ELBO) and (name := type(loss).__name__).startswith("Jit"):
             raise TypeError(f"loss is a {name}, which makes constants of a batch's rows and scale; use {name[3:]}()")
         self.loss: Any = Trace_ELBO() if loss is None else copy.copy(loss)  # a copy forgets the plates of other models
+        self._runs_backward = isinstance(loss, ELBO) and not hasattr(loss, "differentiable_loss")
         self.plate, self.rows, self.kwargs = plate, rows, kwargs or {}
         self.kl_weight = 1.0  # the factor of the latent sites' log densities in the training loss
         self.batch: Batch | None = None
@@ -161,12 +162,14 @@ class SVIModule(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the loss of a batch, an estimate of the loss of all rows, as a differentiable scalar."""
+        if self._runs_backward:
+            raise TypeError(f"loss is a {type(self.loss).__name__}, which runs backward itself; call loss_and_grads")
         loss: Tensor = self._call("differentiable_loss", batch)
         return loss
 
     def loss_and_grads(self, batch: Batch) -> float:
         """Return the loss of a batch, and add its gradient to that of the parameters."""
-        if isinstance(self.loss, ELBO) and not hasattr(self.loss, "differentiable_loss"):
+        if self._runs_backward:
             return float(self._call("loss_and_grads", batch))
         loss = self(batch)
         loss.backward()
