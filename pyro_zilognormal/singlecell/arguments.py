@@ -16,8 +16,8 @@ from torch import Tensor
 from pyro_zilognormal.models import HurdleData, HurdlePriors
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, shown, unknown
 from pyro_zilognormal.svi import Callback, Checkpoint
-from pyro_zilognormal.svi.callbacks import as_callbacks
 from pyro_zilognormal.svi.data import whole as whole_number
+from pyro_zilognormal.svi.fit import as_callbacks
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Stochastic variational inference for any Pyro model and guide."""
 
-from pyro_zilognormal.svi.callbacks import Callback, EarlyStopping, Progress, Schedule
+from pyro_zilognormal.svi.callbacks import EarlyStopping, Progress, Schedule
 from pyro_zilognormal.svi.checkpoint import Checkpoint, CheckpointError, InUseError
-from pyro_zilognormal.svi.data import Batch, BatchStream, Minibatches
-from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport
-from pyro_zilognormal.svi.elbo import SVIModule
-from pyro_zilognormal.svi.fit import FitResult, Run, fit
+from pyro_zilognormal.svi.data import BatchStream, Minibatches
+from pyro_zilognormal.svi.diagnose import DivergenceReport
+from pyro_zilognormal.svi.elbo import Batch, SVIModule
+from pyro_zilognormal.svi.fit import Callback, DivergenceError, FitResult, Run, fit
 from pyro_zilognormal.svi.plots import plot_loss, plot_predictive
 from pyro_zilognormal.svi.posterior import (
     PredictiveCheck,

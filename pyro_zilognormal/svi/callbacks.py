@@ -1,8 +1,8 @@
-"""What happens between the steps of a fit: stopping, schedules, progress."""
+"""Callbacks: early stopping, schedules of the learning rate, a progress bar."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,62 +11,10 @@ from tqdm import tqdm
 
 from pyro_zilognormal.svi.data import as_source, whole
 from pyro_zilognormal.svi.elbo import isolated
-
-if TYPE_CHECKING:
-    from pyro_zilognormal.svi.fit import Run
+from pyro_zilognormal.svi.fit import Callback, Run
 
 # How many standard errors an improvement, and the slope of a trend, must exceed to count.
 _NOISE, _CLEAR = 2.0, 4.0
-
-
-class Callback:
-    """Base class of what :func:`fit` calls between steps, in the order given, but :class:`Checkpoint` last.
-
-    Example:
-        >>> class Anneal(Callback):
-        ...     def on_fit_start(self, run):
-        ...         run.kl_weight = 0.1
-        ...     def on_step_end(self, run):
-        ...         run.kl_weight = min(1.0, 0.1 + run.step / 100)
-    """
-
-    def on_fit_start(self, run: "Run") -> None:
-        """Called once before the first step, or the first after a resume."""
-
-    def on_step_end(self, run: "Run") -> None:
-        """Called after each step."""
-
-    def on_fit_end(self, run: "Run") -> None:
-        """Called once at the end, also after an error; ``run.stop_reason`` says why the fit ended, "" for an error."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must keep, as tensors, numbers, text, and lists, tuples and dicts of them."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return what must be the same where a checkpoint is resumed."""
-        return {}
-
-
-class _EachStep(Callback):
-    """A function of the run, called after each step."""
-
-    def __init__(self, function: Callable[["Run"], Any]) -> None:
-        self.function = function
-
-    def on_step_end(self, run: "Run") -> None:
-        self.function(run)
-
-
-def as_callbacks(given: Sequence[Any]) -> list[Callback]:
-    """Return callbacks and functions of the run as callbacks; raise a TypeError for anything else."""
-    for each in given:
-        if isinstance(each, type) or not (callable(each) or isinstance(each, Callback)):
-            raise TypeError(f"callbacks holds {each!r}; needed instances of Callback and functions of the run")
-    return [each if isinstance(each, Callback) else _EachStep(each) for each in given]
 
 
 class EarlyStopping(Callback):
@@ -91,6 +39,9 @@ class EarlyStopping(Callback):
 
     Raises:
         ValueError: for an ``every``, ``patience``, ``warm_up`` or ``particles`` that is not whole or out of range.
+
+    Example:
+        >>> stop = EarlyStopping(torch.ones(20), every=50, patience=3)
     """
 
     def __init__(
@@ -104,19 +55,18 @@ class EarlyStopping(Callback):
         particles: int = 8,
     ) -> None:
         self.every, self.patience = whole("every", every, 1), whole("patience", patience, 1)
-        self.min_delta = min_delta
         self.warm_up, self.particles = whole("warm_up", warm_up, 0), whole("particles", particles, 2)
+        self.min_delta = min_delta
         self.held_out = as_source(tuple(held_out) if isinstance(held_out, Sequence) else (held_out,), {})
         self._state: dict[str, Any] = {}
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: Run) -> None:
         # ``reference`` holds the losses that later ones must improve on, ``best`` the lowest mean.
         self._state = {"reference": None, "waited": 0, "best": math.inf, "best_step": 0, "values": {}}
-        self.held_out.kwargs = run.source.kwargs
         run.module.plate = run.module.plate or self.held_out.plate
         run.held_out_rows = run.rows if run.module.plate else self.held_out.rows
 
-    def on_step_end(self, run: "Run") -> None:
+    def on_step_end(self, run: Run) -> None:
         if run.step % self.every or run.step <= self.warm_up:
             return
         losses, state = self._evaluate(run), self._state
@@ -138,7 +88,7 @@ class EarlyStopping(Callback):
         else:
             run.stop("converged", converged=True)
 
-    def on_fit_end(self, run: "Run") -> None:
+    def on_fit_end(self, run: Run) -> None:
         if self._state["values"] and run.stop_reason != "diverged":
             run.module.restore(self._state["values"])
             run.best_step = self._state["best_step"]
@@ -153,7 +103,7 @@ class EarlyStopping(Callback):
         names = ("every", "patience", "min_delta", "warm_up", "particles")
         return {name: getattr(self, name) for name in names} | {"held_out": self.held_out.digest(0)}
 
-    def _evaluate(self, run: "Run") -> Tensor:
+    def _evaluate(self, run: Run) -> Tensor:
         losses = []
         for particle in range(self.particles):
             with isolated(particle * 1_000_003):
@@ -170,7 +120,7 @@ class EarlyStopping(Callback):
         error = float(gain.std()) / math.sqrt(self.particles)
         return float(gain.mean()), max(self.min_delta * size, _NOISE * error)
 
-    def _rising(self, run: "Run") -> bool:
+    def _rising(self, run: Run) -> bool:
         """Whether a loss that is worse than the best is so by more than the jumps of the parameters."""
         # Training losses still fall where a fit overfits, and rise where it diverges; at an optimum they are flat.
         waited = self._state["waited"]
@@ -203,12 +153,12 @@ class Schedule(Callback):
         self.make = make
         self._schedule: Any = None
 
-    def on_fit_start(self, run: "Run") -> None:
+    def on_fit_start(self, run: Run) -> None:
         self._schedule = self.make(run.optimizer)
         first = {k: v for k, v in self.state_dict().items() if isinstance(v, bool | int | float | str | list)}
         self._settings = {"schedule": type(self._schedule).__name__, **first}
 
-    def on_step_end(self, run: "Run") -> None:
+    def on_step_end(self, run: Run) -> None:
         self._schedule.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,13 +176,16 @@ class Progress(Callback):
 
     Args:
         show: True or False; None shows only where standard error is a terminal.
+
+    Example:
+        >>> hidden = Progress(show=False)
     """
 
     def __init__(self, show: bool | None = None) -> None:
         self.show = show
         self._bar: Any = None
 
-    def on_step_end(self, run: "Run") -> None:
+    def on_step_end(self, run: Run) -> None:
         if self._bar is None:
             hidden = None if self.show is None else not self.show
             self._bar = tqdm(total=run.steps, initial=run.step - 1, disable=hidden, unit="step", dynamic_ncols=True)
@@ -241,7 +194,7 @@ class Progress(Callback):
             loss = np.mean(run.losses[-100:]) / run.rows
             self._bar.set_postfix_str(f"loss/observation {loss:.4g}", refresh=False)
 
-    def on_fit_end(self, run: "Run") -> None:
+    def on_fit_end(self, run: Run) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

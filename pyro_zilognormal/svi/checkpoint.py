@@ -1,6 +1,5 @@
 """Fits that survive being killed."""
 
-import errno
 import hashlib
 import io
 import os
@@ -13,22 +12,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from numbers import Real
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pyro
 import torch
 from filelock import FileLock, Timeout
 
-from pyro_zilognormal.svi.callbacks import Callback
 from pyro_zilognormal.svi.data import batches, digest, whole
 from pyro_zilognormal.svi.elbo import isolated, rng_state, set_rng_state
-
-if TYPE_CHECKING:
-    from pyro_zilognormal.svi.fit import Run
+from pyro_zilognormal.svi.fit import Callback, Run
 
 FORMAT = 1
-# A file: these 8 bytes; the format, 2 bytes; the SHA-256 of all but itself, 32 bytes; what torch.save wrote.
-_MAGIC = b"SVI-FIT\n"
-_START, _HEADER = len(_MAGIC) + 2, len(_MAGIC) + 2 + 32
+# Attributes of a run that are saved as they are.
+_RUN = ("step", "losses", "held_out", "last_finite_step")
 
 
 class CheckpointError(RuntimeError):
@@ -54,7 +50,12 @@ class Checkpoint(Callback):
 
     Raises:
         ValueError: for an interval below 1 step or 0 seconds, or a path that is no name of a file in a folder.
+
+    Example:
+        >>> checkpoint = Checkpoint("fit.ckpt", steps=500)
     """
+
+    comes_last = True  # when every other callback has had its turn
 
     def __init__(
         self,
@@ -71,10 +72,6 @@ class Checkpoint(Callback):
         self.path = Path(path).absolute()  # the working directory may change while the fit runs
         self.steps = None if steps is None else whole("steps", steps, 1)
         self.seconds, self.resume = seconds, resume
-        self._identity: dict[str, str] = {}
-        self._saved_at = 0.0
-        self._signal: int | None = None
-        self._until_end = ExitStack()  # the lock, and the signal handlers to put back
 
     @staticmethod
     def read(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -87,55 +84,42 @@ class Checkpoint(Callback):
         Raises:
             CheckpointError: if the file is damaged or of a newer format.
         """
-        data = Path(path).read_bytes()
-        _refuse_newer(path, data)
-        start, seal, payload = data[:_START], data[_START:_HEADER], data[_HEADER:]
-        if not data.startswith(_MAGIC) or hashlib.sha256(start + payload).digest() != seal:
-            raise CheckpointError(
-                f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
-                "resume=False to replace it"
-            )
-        content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        return content
+        return _content(Path(path))
 
-    def on_fit_start(self, run: "Run") -> None:
-        self._identity, self._signal, self._saved_at = _identity(run), None, time.monotonic()
+    def on_fit_start(self, run: Run) -> None:
+        self._identity, self._saved_at, self._signal = _identity(run), time.monotonic(), 0
         with ExitStack() as stack:
             stack.enter_context(locked(self.path.with_name(f"{self.path.name}.lock"), str(self.path)))
-            if self.path.exists():
-                self._resume(run)
+            saved = _content(self.path, self.resume) if self.path.exists() else {}  # a newer format is not replaced
+            if self.resume and saved:
+                self._resume(run, saved)
             if threading.current_thread() is threading.main_thread():  # no other may set signal handlers
                 for which in (signal.SIGINT, signal.SIGTERM):
                     if signal.getsignal(which) not in (signal.SIG_IGN, None):
                         stack.callback(signal.signal, which, signal.signal(which, self._note))
-            self._until_end = stack.pop_all()
+            self._until_end = stack.pop_all()  # the lock, and the signal handlers to put back
 
-    def on_step_end(self, run: "Run") -> None:
+    def on_step_end(self, run: Run) -> None:
         late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
-        if self._signal is not None and not run.stop_reason:
+        if self._signal and not run.stop_reason:
             run.stop("interrupted")
-        if late or run.finished or (self.steps and run.step % self.steps == 0):
+        if late or run.stop_reason or run.step == run.steps or (self.steps and run.step % self.steps == 0):
             self.save(run)
 
-    def on_fit_end(self, run: "Run") -> None:
+    def on_fit_end(self, run: Run) -> None:
         self._until_end.close()
-        if self._signal is not None:
-            which, self._signal = self._signal, None
-            signal.raise_signal(which)
+        if self._signal:
+            signal.raise_signal(self._signal)
 
-    def save(self, run: "Run") -> None:
+    def save(self, run: Run) -> None:
         """Save now: write and sync a new file, then rename it to the path."""
         payload = io.BytesIO()
-        torch.save({"identity": self._identity, **_state_of(run)}, payload)
-        _replace(self.path, _sealed(payload.getvalue()))
+        torch.save({"format": FORMAT, "identity": self._identity, **_state_of(run)}, payload)
+        _replace(self.path, hashlib.sha256(payload.getvalue()).digest() + payload.getvalue())
         self._saved_at = time.monotonic()
 
-    def _resume(self, run: "Run") -> None:
-        if not self.resume:
-            _refuse_newer(self.path, self.path.read_bytes())
-            return
-        state, now = self.read(self.path), self._identity
-        saved = state["identity"]
+    def _resume(self, run: Run, state: dict[str, Any]) -> None:
+        saved, now = state["identity"], self._identity
         names = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
         if names:
             other = [f"{k}: {saved.get(k, 'absent')} in the checkpoint, {now.get(k, 'absent')} now" for k in names]
@@ -146,7 +130,7 @@ class Checkpoint(Callback):
         _load_state(run, state)
 
     def _note(self, which: int, frame: FrameType | None) -> None:
-        if self._signal is not None and which == signal.SIGINT:  # a second Ctrl-C does not wait for the step to end
+        if self._signal and which == signal.SIGINT:  # a second Ctrl-C does not wait for the step to end
             raise KeyboardInterrupt
         self._signal = which
 
@@ -158,12 +142,9 @@ def locked(path: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        if not path.exists():
-            raise OSError(errno.EACCES, "no lock file can be made", str(path)) from error
-        holder = ""
+        who = "another process"
         with suppress(OSError):  # Windows shows nobody a file that is locked
-            holder = path.read_text()
-        who = holder or "another process"
+            who = path.read_text() or who
         raise InUseError(f"{what} is in use by {who}; wait for it to end, or use another path") from error
     try:
         with suppress(OSError):
@@ -195,73 +176,80 @@ def _replace(path: Path, content: bytes) -> None:
         os.close(folder)
 
 
-def _sealed(payload: bytes) -> bytes:
-    start = _MAGIC + FORMAT.to_bytes(2, "big")
-    return start + hashlib.sha256(start + payload).digest() + payload
-
-
-def _refuse_newer(path: str | os.PathLike[str], data: bytes) -> None:
-    found = int.from_bytes(data[len(_MAGIC) : _START], "big")
-    if data.startswith(_MAGIC) and found > FORMAT:
+def _content(path: Path, needed: bool = True) -> dict[str, Any]:
+    """Return what was saved to a file, behind its SHA-256; of a damaged file {} if it is not needed."""
+    data = path.read_bytes()
+    seal, payload = data[:32], data[32:]
+    if hashlib.sha256(payload).digest() != seal:
+        if not needed:
+            return {}
         raise CheckpointError(
-            f"{path} has checkpoint format {found}, newer than the {FORMAT} of this version, and is left as it is; "
-            "upgrade pyro_zilognormal, or use another path"
+            f"{path} is damaged, or no checkpoint: its hash does not match its content. Delete it, or pass "
+            "resume=False to replace it"
         )
+    content: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    if content["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {content['format']}, newer than the {FORMAT} of this version, and is left "
+            "as it is; upgrade pyro_zilognormal, or use another path"
+        )
+    return content
 
 
-def _identity(run: "Run") -> dict[str, str]:
+def _identity(run: Run) -> dict[str, str]:
     """Return what must be the same in a resumed run, each as text under a name that can be read in an error."""
-    found = {f"parameter {k!r}": f"{tuple(p.shape)} {p.dtype}" for k, p in run.module.trainable().items()}
-    loss, optimizer = run.module.loss, run.optimizer
-    found["loss"] = f"{getattr(loss, '__qualname__', type(loss).__qualname__)} {_plain(getattr(loss, '__dict__', {}))}"
-    found["optimizer"] = f"{type(optimizer).__qualname__} {[_plain(group) for group in optimizer.param_groups]}"
-    found["seed"] = str(run.seed)
-    found["buffers"] = digest({k: b for k, b in run.module.state().items() if k not in run.last_finite})
+    module, loss, optimizer = run.module, run.module.loss, run.optimizer
+    constants = {k: b for k, b in module.state().items() if k not in run.last_finite}
     with isolated(run.seed):  # a stream may draw random numbers when it is read
-        for i, callback in enumerate(_kept(run)):
-            found[f"callback {i}"] = f"{type(callback).__qualname__} {callback.settings()}"
-        data = run.source.digest(run.seed)
-    found["data"] = f"{run.source.rows} rows in {run.source.batches} batches, SHA-256 {data}"
-    return found
+        settings = [f"{type(c).__qualname__} {c.settings()}" for c in _kept(run)]
+        data = digest([run.source.digest(run.seed), module.kwargs])
+    return {
+        **{f"parameter {k!r}": f"{tuple(p.shape)} {p.dtype}" for k, p in module.trainable().items()},
+        "loss": f"{getattr(loss, '__qualname__', type(loss).__qualname__)} {_plain(getattr(loss, '__dict__', {}))}",
+        "optimizer": f"{type(optimizer).__qualname__} {[_plain(group) for group in optimizer.param_groups]}",
+        "seed": str(run.seed),
+        "buffers": digest(constants),
+        **{f"callback {i}": text for i, text in enumerate(settings)},
+        "data": f"{run.source.rows} rows in {run.source.batches} batches, SHA-256 {data}",
+    }
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in options.items() if isinstance(v, bool | int | float | str | tuple | None)}
 
 
-def _kept(run: "Run") -> list[Callback]:
+def _kept(run: Run) -> list[Callback]:
     """Return the callbacks that have a state or settings."""
     names = ("state_dict", "settings")
     return [c for c in run.callbacks if any(getattr(type(c), name) is not getattr(Callback, name) for name in names)]
 
 
-_RUN = ("step", "held_out", "kl_weight", "last_finite_step")
-
-
-def _state_of(run: "Run") -> dict[str, Any]:
+def _state_of(run: Run) -> dict[str, Any]:
     """Return everything a resumed run needs, as tensors, numbers, text, and lists, tuples and dicts of them."""
+    random = pyro.util.get_rng_state() | rng_state()
+    name, words, *rest = random["numpy"]
     return {
         **{name: getattr(run, name) for name in _RUN},
-        "losses": torch.tensor(run.losses, dtype=torch.float64),
+        "kl_weight": float(run.kl_weight),
         "seconds": run.seconds,
-        "stop_reason": run.stop_reason or ("steps" if run.finished else ""),
+        "stop_reason": run.stop_reason or ("steps" if run.step == run.steps else ""),
         "converged": run.converged,
         "values": run.module.snapshot(),
         "last_finite": run.last_finite,
         "optimizer": run.optimizer.state_dict(),
-        "random": rng_state(),
+        "random": random | {"numpy": (str(name), words.tolist(), *rest)},
         "callbacks": [c.state_dict() for c in _kept(run)],
     }
 
 
-def _load_state(run: "Run", state: dict[str, Any]) -> None:
+def _load_state(run: Run, state: dict[str, Any]) -> None:
     """Go on from where a run was whose state :func:`_state_of` returned."""
     for callback, saved in zip(_kept(run), state["callbacks"], strict=True):
         callback.load_state_dict(saved)
     run.optimizer.load_state_dict(state["optimizer"])
-    for name in _RUN:
+    for name in (*_RUN, "kl_weight"):
         setattr(run, name, state[name])
-    run.losses, run.started = state["losses"].tolist(), run.started - state["seconds"]
+    run.started -= state["seconds"]
     run.module.restore(state["values"])
     for name, tensor in run.last_finite.items():
         tensor.copy_(state["last_finite"][name])

@@ -5,7 +5,6 @@ import hashlib
 import math
 import operator
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import Any, TypeAlias
 
@@ -14,44 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pyro_zilognormal.svi.elbo import isolated
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The arguments of one call of model and guide.
-
-    Args:
-        args: positional arguments.
-        kwargs: keyword arguments.
-        rows: number of rows b in the batch.
-        indices: which rows of the data these are, of shape (b,), or None where that is unknown.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    rows: int = 1
-    indices: Tensor | None = None
-
-
-class FullData:
-    """All data in one call of model and guide."""
-
-    plate: str | None = None
-    batches = 1
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.args, self.kwargs = tuple(map(as_tensor, args)), {k: as_tensor(a) for k, a in kwargs.items()}
-        self.rows = rows_of([*self.args, *self.kwargs.values()])
-
-    def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
-        """Yield the one batch."""
-        if skip == 0:
-            yield Batch(self.args, self.kwargs, self.rows, indices=torch.arange(self.rows))
-
-    def digest(self, seed: int) -> str:
-        """Return a hash of the arguments."""
-        return digest([self.args, self.kwargs])
+from pyro_zilognormal.svi.elbo import Batch, isolated
 
 
 class Minibatches:
@@ -93,7 +55,6 @@ class Minibatches:
         if len(set(rows.values())) != 1 or 0 in rows.values():
             raise ValueError(f"arrays have these numbers of rows: {rows}; needed one number, above 0, for all")
         self.rows = rows.popitem()[1]
-        self.kwargs: dict[str, Any] = {}
         self.batch_size = min(whole("batch_size", batch_size, 1), self.rows)
         self.batches = -(-self.rows // self.batch_size)
 
@@ -108,11 +69,11 @@ class Minibatches:
         """Return the batch of the rows ``indices``, of shape (b,)."""
         args = tuple(None if array is None else self._read(array, indices) for array in self.arrays)
         device = next(a.device for a in args if a is not None)
-        return Batch(args, self.kwargs, len(indices), indices.to(device))
+        return Batch(args, len(indices), indices.to(device))
 
     def digest(self, seed: int) -> str:
         """Return a hash of the arrays and how they are batched."""
-        return digest([self.arrays, self.batch_size, self.shuffle, self.plate, str(self.dtype), self.kwargs])
+        return digest([self.arrays, self.batch_size, self.shuffle, self.plate, str(self.dtype)])
 
     def _read(self, array: Any, indices: Tensor) -> Tensor:
         rows = array[indices.to(array.device) if isinstance(array, Tensor) else indices.numpy()]
@@ -145,7 +106,6 @@ class BatchStream:
         if isinstance(iterable, Iterator):
             raise TypeError("iterable can be read only once; needed batches for every epoch: a list or a DataLoader")
         self.iterable, self.plate = iterable, plate
-        self.kwargs: dict[str, Any] = {}
         rows = [batch.rows for batch in self._read(seed=0)]
         self.rows, self.batches = sum(rows), len(rows)
         if not rows:
@@ -162,7 +122,7 @@ class BatchStream:
 
     def digest(self, seed: int) -> str:
         """Return a hash of the batches of the first epoch."""
-        return digest([self.plate, self.kwargs, *(batch.args for batch in self.epoch(0, seed))])
+        return digest([self.plate, *(batch.args for batch in self.epoch(0, seed))])
 
     def _read(self, seed: int) -> Iterator[Batch]:
         # Opening the iterable and taking its first batch is where a loader draws its order.
@@ -171,24 +131,32 @@ class BatchStream:
                 self.iterable.generator.manual_seed(seed)
             items = iter(self.iterable)
             first = list(islice(items, 1))
-        for item in chain(first, items):
-            yield as_batch(item, self.kwargs)
+        yield from map(as_batch, chain(first, items))
 
 
-Source: TypeAlias = FullData | Minibatches | BatchStream
+class FullData(BatchStream):
+    """All data in one call of model and guide: a stream of one batch, whose rows are numbered."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args, self.plate, self.batches = tuple(map(as_tensor, args)), None, 1
+        self.rows = rows_of([*self.args, *kwargs.values()])
+
+    def _read(self, seed: int) -> Iterator[Batch]:
+        yield Batch(self.args, self.rows, torch.arange(self.rows))
+
+
+Source: TypeAlias = Minibatches | BatchStream
 
 
 def as_source(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Source:
-    """Return the source of batches that the arguments of a fit stand for; a copy, with the keyword arguments."""
+    """Return the source of batches that the arguments of a fit stand for, a copy."""
     for value in args:
         if isinstance(value, DataLoader):
             raise TypeError("data hold a DataLoader; wrap it as BatchStream(loader, plate=...)")
         if isinstance(value, Minibatches | BatchStream):
             if len(args) > 1:
                 raise TypeError(f"{type(value).__name__} came with other data; pass all arrays inside it")
-            source = copy.copy(value)
-            source.kwargs = kwargs
-            return source
+            return copy.copy(value)
     return FullData(args, kwargs)
 
 
@@ -200,19 +168,17 @@ def batches(source: Source, seed: int, step: int = 0) -> Iterator[Batch]:
         skip = 0
 
 
-def as_batch(item: Any, kwargs: dict[str, Any]) -> Batch:
+def as_batch(item: Any) -> Batch:
     """Return the batch of an array, or of a tuple or list of the arguments of model and guide."""
     args = tuple(map(as_tensor, item if isinstance(item, tuple | list) else (item,)))
-    return Batch(args, kwargs, rows_of(args))
+    return Batch(args, rows_of(args))
 
 
 def as_tensor(value: Any) -> Any:
     """Return a numpy array or scipy sparse matrix as a dense tensor of the same dtype, and anything else as it is."""
     array = value.toarray() if hasattr(value, "toarray") else value
-    if not isinstance(array, np.ndarray):
-        return value
     # Torch needs memory that it may write to.
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"])) if isinstance(array, np.ndarray) else value
 
 
 def rows_of(values: Iterable[Any]) -> int:

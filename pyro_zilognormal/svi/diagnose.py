@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -10,12 +10,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_zilognormal.svi.elbo import isolated, set_rng_state
-
-if TYPE_CHECKING:
-    from pyro_zilognormal.svi.data import Batch
-    from pyro_zilognormal.svi.elbo import SVIModule
-    from pyro_zilognormal.svi.fit import FitResult
+from pyro_zilognormal.svi.elbo import Batch, SVIModule, isolated, set_rng_state
 
 _ROWS_SHOWN = 5
 
@@ -44,25 +39,14 @@ class DivergenceReport:
 
     def __str__(self) -> str:
         lines = [f"the {self.what} of step {self.step} is not finite"]
-        if self.site is not None:
-            lines.append(f"site {self.site!r} of the {self.part}: {self.cause}")
-        elif self.cause:
-            lines.append(self.cause)
+        if self.cause:
+            lines.append(self.cause if self.site is None else f"site {self.site!r} of the {self.part}: {self.cause}")
         if self.rows:
             lines.append(f"first rows at fault: {self.rows}")
-        lines.append(f"parameters not finite, or with such a gradient: {self.parameters or 'none'}")
-        return "; ".join(lines)
+        return "; ".join([*lines, f"parameters not finite, or with such a gradient: {self.parameters or 'none'}"])
 
 
-class DivergenceError(RuntimeError):
-    """A loss or gradient is not finite; has a ``report``, and a ``result`` with the last parameters whose were."""
-
-    def __init__(self, report: DivergenceReport, result: "FitResult") -> None:
-        super().__init__(f"{report}. Look there, lower the learning rate, or clip gradients; .result is finite")
-        self.report, self.result = report, result
-
-
-def diagnose(module: "SVIModule", batch: "Batch", random: dict[str, Any], step: int, what: str) -> DivergenceReport:
+def diagnose(module: SVIModule, batch: Batch, random: dict[str, Any], step: int, what: str) -> DivergenceReport:
     """Run guide and model on the batch of a bad step again, from the same random state, and name the site at fault."""
     found = {k: [p.detach()] + ([] if p.grad is None else [p.grad]) for k, p in module.trainable().items()}
     bad = [k for k, tensors in found.items() if not all_finite(tensors)]
@@ -87,27 +71,35 @@ def row_plate(node: Any, plate: str | None, rows: int) -> Any:
     return frames[0] if len(frames) == 1 else None
 
 
-def _search(module: "SVIModule", batch: "Batch") -> dict[str, Any]:
+def all_finite(tensors: list[Tensor]) -> bool:
+    """Whether every value of every tensor is finite; reads one number from the device."""
+    # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
+    tensors = [tensor for tensor in tensors if tensor.numel()]
+    return not tensors or math.isfinite(torch.stack(list(torch._foreach_norm(tensors, math.inf))).max().item())
+
+
+def _search(module: SVIModule, batch: Batch) -> dict[str, Any]:
     """Describe the first density, or else the first gradient, that is not finite."""
-    sites = [
-        ({"part": part, "site": node["name"]}, node)
-        for part, trace in zip(("guide", "model"), module.traces(batch), strict=True)
-        for node in sample_sites(trace)
-        if part == "model" or not node["is_observed"]  # a GuideMessenger runs the model too
-    ]
-    found = [(where, node, node["fn"].log_prob(node["value"])) for where, node in sites]
-    for where, node, density in found:
+    guide, model = map(sample_sites, module.traces(batch))
+    sites = [("guide", n) for n in guide if not n["is_observed"]]  # a GuideMessenger runs the model too
+    sites += [("model", n) for n in model]
+    found = [(part, node, node["fn"].log_prob(node["value"])) for part, node in sites]
+
+    def described(part: str, node: Any, cause: str, bad: Tensor) -> dict[str, Any]:
+        return {"part": part, "site": node["name"], "cause": cause, "rows": _rows(module, batch, node, bad)}
+
+    for part, node, density in found:
         bad = ~torch.isfinite(scale_and_mask(density.detach(), mask=node["mask"]))
         if bad.any():
-            return {**where, "cause": _cause(node, density, bad), **_rows(module, batch, node, bad)}
+            return described(part, node, _cause(node, density, bad), bad)
     parameters = list(module.trainable().values())
-    for where, node, density in found:
+    for part, node, density in found:
         if density.requires_grad:
             gradients = torch.autograd.grad(density.sum(), parameters, retain_graph=True, allow_unused=True)
             if not all_finite([g for g in gradients if g is not None]):
                 # A mask leaves values out of the loss, but 0 times their NaN spoils its gradient.
-                rows = _rows(module, batch, node, ~torch.isfinite(density.detach()))
-                return {**where, "cause": "the gradient of its log density is not finite", **rows}
+                bad = ~torch.isfinite(density.detach())
+                return described(part, node, "the gradient of its log density is not finite", bad)
     return {"cause": "no site could be named"}
 
 
@@ -119,24 +111,17 @@ def _cause(node: Any, density: Tensor, bad: Tensor) -> str:
     values = {"value": value[bad] if value.shape[: bad.dim()] == bad.shape else value}
     parameters = {f"parameter {k!r}": getattr(fn, k, None) for k in fn.arg_constraints}
     # A latent value that is not finite comes from its parameters, an observed one from the data.
-    ordered = {**values, **parameters} if node["is_observed"] else {**parameters, **values}
-    for name, tensor in ordered.items():
+    for name, tensor in ({**values, **parameters} if node["is_observed"] else {**parameters, **values}).items():
         if isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
             return f"its {name} is {tensor[~torch.isfinite(tensor)][0].item()}"
     return f"its log density is {density[bad][0].item()}"
 
 
-def _rows(module: "SVIModule", batch: "Batch", node: Any, bad: Tensor) -> dict[str, Any]:
+def _rows(module: SVIModule, batch: Batch, node: Any, bad: Tensor) -> list[int]:
     """Return the first rows in which an element is marked, if the site is inside the plate over rows."""
     frame = row_plate(node, module.plate, batch.rows)
     if frame is None or batch.indices is None or bad.dim() < -frame.dim:
-        return {}
+        return []
     at = bad.movedim(frame.dim, 0).reshape(frame.size, -1).any(1)
-    return {"rows": batch.indices.cpu()[at.cpu()].sort().values[:_ROWS_SHOWN].tolist()}
-
-
-def all_finite(tensors: list[Tensor]) -> bool:
-    """Whether every value of every tensor is finite; reads one number from the device."""
-    # The largest absolute value, unlike a sum or a 2-norm, overflows for no finite input.
-    tensors = [tensor for tensor in tensors if tensor.numel()]
-    return not tensors or math.isfinite(torch.stack(list(torch._foreach_norm(tensors, math.inf))).max().item())
+    rows: list[int] = batch.indices.cpu()[at.cpu()].sort().values[:_ROWS_SHOWN].tolist()
+    return rows

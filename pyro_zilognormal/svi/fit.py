@@ -1,4 +1,4 @@
-"""The training loop, what it is in the middle of, and what it returns."""
+"""The training loop: what it calls between steps, what it is in the middle of, and what it returns."""
 
 import functools
 import math
@@ -16,11 +16,9 @@ from pyro.optim import PyroOptim
 from pyro.optim.lr_scheduler import PyroLRScheduler
 from torch import Tensor, nn
 
-from pyro_zilognormal.svi.callbacks import Callback, as_callbacks
-from pyro_zilognormal.svi.checkpoint import Checkpoint
-from pyro_zilognormal.svi.data import Source, as_source, batches, whole
-from pyro_zilognormal.svi.diagnose import DivergenceError, DivergenceReport, all_finite, diagnose
-from pyro_zilognormal.svi.elbo import SVIModule, isolated, torch_rng_state
+from pyro_zilognormal.svi.data import Source, as_source, as_tensor, batches, whole
+from pyro_zilognormal.svi.diagnose import DivergenceReport, all_finite, diagnose
+from pyro_zilognormal.svi.elbo import SVIModule, isolated, rng_state
 
 _REASONS = {
     "converged": "converged: the loss stopped improving",
@@ -32,6 +30,57 @@ _REASONS = {
 
 # What an optimizer may be: a function of the parameters, or one of pyro.optim.
 Optimizer: TypeAlias = Callable[[Iterable[Any]], torch.optim.Optimizer] | PyroOptim
+
+
+class Callback:
+    """Base class of what :func:`fit` calls between steps, in the order given, but :class:`Checkpoint` last.
+
+    Example:
+        >>> class Anneal(Callback):
+        ...     def on_fit_start(self, run):
+        ...         run.kl_weight = 0.1
+        ...     def on_step_end(self, run):
+        ...         run.kl_weight = min(1.0, 0.1 + run.step / 100)
+    """
+
+    comes_last = False
+
+    def on_fit_start(self, run: "Run") -> None:
+        """Called once before the first step, or the first after a resume."""
+
+    def on_step_end(self, run: "Run") -> None:
+        """Called after each step."""
+
+    def on_fit_end(self, run: "Run") -> None:
+        """Called once at the end, also after an error; ``run.stop_reason`` says why the fit ended, "" for an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must keep, as tensors, numbers, text, and lists, tuples and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return what must be the same where a checkpoint is resumed."""
+        return {}
+
+
+class _EachStep(Callback):
+    """A function of the run, called after each step."""
+
+    def __init__(self, function: Callable[["Run"], Any]) -> None:
+        if isinstance(function, type) or not callable(function):
+            raise TypeError(f"callbacks holds {function!r}; needed instances of Callback and functions of the run")
+        self.function = function
+
+    def on_step_end(self, run: "Run") -> None:
+        self.function(run)
+
+
+def as_callbacks(given: Sequence[Any]) -> list[Callback]:
+    """Return callbacks and functions of the run as callbacks; raise a TypeError for anything else."""
+    return [each if isinstance(each, Callback) else _EachStep(each) for each in given]
 
 
 def fit(
@@ -54,13 +103,13 @@ def fit(
     Args:
         model: a Pyro model: a function, an nn.Module or PyroModule, or a method of one.
         guide: its guide, with the same arguments.
-        args: positional arguments of model and guide, whose numpy arrays and CSR matrices become tensors, or one
+        args: positional arguments of both, whose numpy arrays and CSR matrices become tensors, or one
             :class:`Minibatches` or :class:`BatchStream` of them.
         steps: the number of steps to take at most, those before a resume included.
-        optimizer: a function of the parameters that returns a torch optimiser, such as
-            ``functools.partial(torch.optim.Adam, lr=0.01)``, which is the default, or an optimiser of ``pyro.optim``.
-        loss: a loss of ``pyro.infer`` or a function of ``(model, guide, *args, **kwargs)`` that returns a
-            differentiable scalar; ``Trace_ELBO()`` if None.
+        optimizer: an optimiser of ``pyro.optim``, or a function of the parameters that returns one of torch; by default
+            ``functools.partial(torch.optim.Adam, lr=0.01)``.
+        loss: a loss of ``pyro.infer``, by default ``Trace_ELBO()``, or a function of ``(model, guide, *args,
+            **kwargs)`` that returns a differentiable scalar.
         seed: the random seed of torch, numpy, Python and the shuffling.
         callbacks: :class:`Callback` objects, or functions of the :class:`Run`, called after each step.
         kwargs: keyword arguments of model and guide; each minibatch gets them whole.
@@ -84,11 +133,11 @@ def fit(
         ('steps', False)
     """
     steps, seed = whole("steps", steps, 1), whole("seed", seed, 0, 2**32 - 1)
-    # A checkpoint comes last, when every other callback has had its turn.
-    called = sorted(as_callbacks(callbacks), key=lambda callback: isinstance(callback, Checkpoint))
+    called = sorted(as_callbacks(callbacks), key=lambda callback: callback.comes_last)
     with isolated(seed), torch.enable_grad():
+        kwargs = {k: as_tensor(value) for k, value in kwargs.items()}
         source = as_source(args, kwargs)
-        module = SVIModule(model, guide, loss, source.plate, source.rows)
+        module = SVIModule(model, guide, loss, source.plate, source.rows, kwargs)
         module.setup(next(source.epoch(0, seed)))
         run = Run(module, source, build_optimizer(optimizer, module.trainable()), seed, steps, called)
         run.train()
@@ -97,15 +146,14 @@ def fit(
 
 @dataclass(eq=False)
 class Run:
-    """A fit while it runs, as callbacks see it.
-
-    ``losses``, ``held_out``, ``held_out_rows``, ``best_step``, ``rows``, ``stop_reason`` ("" while it goes on),
-    ``converged`` and ``module`` are as in :class:`FitResult`.
+    """A fit while it runs, as callbacks see it; attributes not listed here are as in :class:`FitResult`.
 
     Attributes:
         step: number of steps taken.
         steps: number of steps asked for.
         optimizer: the torch optimiser.
+        kl_weight: the factor of the latent sites' log densities in the loss; set it to anneal the KL divergence.
+        stop_reason: "" while the fit goes on.
     """
 
     module: SVIModule
@@ -115,6 +163,7 @@ class Run:
     steps: int
     callbacks: list[Callback]
     step: int = 0
+    kl_weight: float = 1.0
     losses: list[float] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
     held_out_rows: int = 0
@@ -144,20 +193,6 @@ class Run:
         """Seconds spent so far, those before a resume included."""
         return time.monotonic() - self.started
 
-    @property
-    def kl_weight(self) -> float:
-        """The factor of the latent sites' log densities in the loss; set it to anneal the KL divergence."""
-        return self.module.kl_weight
-
-    @kl_weight.setter
-    def kl_weight(self, weight: float) -> None:
-        self.module.kl_weight = float(weight)  # a checkpoint holds no numpy numbers
-
-    @property
-    def finished(self) -> bool:
-        """Whether no further step will be taken."""
-        return bool(self.stop_reason) or self.step >= self.steps
-
     def stop(self, reason: str, converged: bool = False) -> None:
         """End the fit after this step, for a reason, and say whether the loss has stopped improving."""
         self.stop_reason, self.converged = reason, converged
@@ -168,7 +203,7 @@ class Run:
             for callback in self.callbacks:
                 callback.on_fit_start(self)
                 stack.callback(callback.on_fit_end, self)
-            while not self.finished:
+            while not self.stop_reason and self.step < self.steps:
                 self._advance()
                 for callback in self.callbacks:
                     callback.on_step_end(self)
@@ -180,26 +215,21 @@ class Run:
 
     def result(self) -> "FitResult":
         """Return what has come of the fit."""
+        same = ("params", "held_out_rows", "rows", "seconds", "stop_reason", "converged", "module")
         return FitResult(
-            params=self.params,
+            **{name: getattr(self, name) for name in same},
             losses=np.asarray(self.losses, dtype=np.float64),
             held_out=list(self.held_out),
-            held_out_rows=self.held_out_rows,
             steps=self.step,
-            rows=self.rows,
-            seconds=self.seconds,
-            stop_reason=self.stop_reason,
-            converged=self.converged,
             best_step=self.best_step if self.best_step or self.stop_reason == "diverged" else self.step,
-            module=self.module,
             values=self.module.snapshot(),
         )
 
     def _advance(self) -> None:
         """Take one step; raise a DivergenceError where its loss or gradient is not finite."""
-        batch, random, parameters = next(self.batches), torch_rng_state(), self.module.trainable().values()
+        batch, random, parameters = next(self.batches), rng_state(), self.module.trainable().values()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
+        self.step, self.module.kl_weight = self.step + 1, self.kl_weight
         try:
             self.losses.append(self.module.loss_and_grads(batch))
         except (ValueError, RuntimeError) as error:
@@ -209,7 +239,6 @@ class Run:
             if report.site is None and not report.parameters:  # an error of another cause
                 raise
             self._diverge(report, error)
-        self.module.check_no_new_parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
         if not gradients:
             raise ValueError("no parameter got a gradient: RenyiELBO, for one, needs PyroModules or pyro.param")
@@ -234,6 +263,14 @@ class Run:
         self.best_step = self.last_finite_step
         self.stop("diverged")
         raise DivergenceError(report, self.result()) from error
+
+
+class DivergenceError(RuntimeError):
+    """A loss or gradient is not finite; has a ``report``, and a ``result`` with the last parameters whose were."""
+
+    def __init__(self, report: DivergenceReport, result: "FitResult") -> None:
+        super().__init__(f"{report}. Look there, lower the learning rate, or clip gradients; .result is finite")
+        self.report, self.result = report, result
 
 
 @dataclass(frozen=True)
@@ -279,12 +316,22 @@ class FitResult:
         Put everything in it that runs model or guide outside this package, such as ``pyro.infer.Predictive``. What the
         block sets by name stays inside it.
         """
-        with self.module.holding(self.values):
-            yield
+        state = self.module.state()
+        kept = {name: state[name].data for name in self.values}
+        for name, value in self.values.items():  # memory of its own: what is drawn in the block may be a view of it
+            state[name].data = value.clone()
+        try:
+            with self.module.running():
+                yield
+        finally:
+            for name, value in kept.items():
+                state[name].data = value
 
 
 def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """Return the torch optimiser of all parameters that a function of them, or one of ``pyro.optim``, stands for."""
+    if isinstance(optimizer, PyroLRScheduler):
+        raise TypeError("optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(...) in callbacks")
     if isinstance(optimizer, PyroOptim):
         return _from_pyro(optimizer, parameters)
     make = functools.partial(torch.optim.Adam, lr=0.01) if optimizer is None else optimizer
@@ -299,8 +346,6 @@ def build_optimizer(optimizer: Optimizer | None, parameters: dict[str, nn.Parame
 
 def _from_pyro(optimizer: PyroOptim, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """Return one torch optimiser, with a group for each parameter where options are a function of its name."""
-    if isinstance(optimizer, PyroLRScheduler):
-        raise TypeError("optimizer is a scheduler of pyro.optim; pass the optimiser, and Schedule(...) in callbacks")
     options, clip = optimizer.pt_optim_args, optimizer.pt_clip_args
     if callable(options):
         built = optimizer.pt_optim_constructor([{"params": [p], **options(name)} for name, p in parameters.items()])

@@ -27,22 +27,18 @@ class LightningSVI(LightningModule):
 
     Args:
         model, guide, loss, optimizer: as for :func:`pyro_zilognormal.svi.fit`.
-        example: the arguments of one batch, a tensor or a tuple; model and guide run on it once, here, so that
-            every parameter exists.
-        plate: the name of the model's plate over rows, scaled from a batch to all rows; None for a model that scales
-            minibatches itself.
+        example: the arguments of one batch, a tensor or a tuple, on which model and guide make their parameters, here.
+        plate: the name of the model's plate over rows, as for :class:`pyro_zilognormal.svi.Minibatches`.
         rows: N, the number of rows in all; needed with ``plate``.
 
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> def model(x):
-        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("rows", len(x)):
-        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
-        >>> guide = pyro.infer.autoguide.AutoNormal(model)
-        >>> module = LightningSVI(model, guide, torch.ones(4), plate="rows", rows=20)
-        >>> sorted(module.svi.trainable())
-        ['AutoNormal.locs.m', 'AutoNormal.scales.m']
+        ...         pyro.sample("x", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0), obs=x)
+        >>> module = LightningSVI(model, lambda x: None, torch.ones(4), plate="rows", rows=20)
+        >>> list(module.svi.trainable())
+        ['m']
     """
 
     def __init__(
@@ -59,7 +55,7 @@ class LightningSVI(LightningModule):
         self.optimizer = optimizer
         self.svi = SVIModule(model, guide, loss, plate, rows)
         with isolated():
-            self.svi.setup(as_batch(example, {}))
+            self.svi.setup(as_batch(example))
 
     def on_train_start(self) -> None:
         """Seed the processes apart: all would draw the same noise, for other rows."""
@@ -68,14 +64,14 @@ class LightningSVI(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
-        given = as_batch(batch, {})
+        given = as_batch(batch)
         loss = self.svi(given)
         self.log("train_loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=given.rows)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log the loss of held-out rows, scaled to as many rows as are trained on."""
-        given = as_batch(batch, {})
+        given = as_batch(batch)
         self.log("val_loss", self.svi.evaluate(given), sync_dist=True, batch_size=given.rows)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,7 +1,4 @@
-"""Figures of fits and predictive checks. Matplotlib is imported when the first is drawn.
-
-Each function draws on the axes it is given, or on those of a new figure, and returns them.
-"""
+"""Figures of fits and predictive checks, on the axes given or those of a new figure, which are returned."""
 
 from typing import TYPE_CHECKING
 
@@ -25,16 +22,14 @@ def plot_loss(result: FitResult, ax: "Axes | None" = None, window: int = 100) ->
         result: a fit.
         window: how many steps to smooth over; at most a quarter of all.
     """
-    ax = axes_or_new(ax)
-    loss = result.losses / result.rows
+    ax, loss = axes_or_new(ax), result.losses / result.rows
     width = max(1, min(whole("window", window, 1), len(loss) // 4))
     smooth = np.convolve(loss, np.full(width, 1 / width), "valid")
     ax.plot(np.arange(1, len(loss) + 1), loss, color="0.75", linewidth=0.8, label="training")
     ax.plot(np.arange(width, len(loss) + 1), smooth, color="C0", label=f"training, mean of {width}")
     held_out = [value / result.held_out_rows for _, value in result.held_out]
     if held_out:
-        steps = [step for step, _ in result.held_out]
-        ax.plot(steps, held_out, color="C1", marker="o", markersize=3, label="held out")
+        ax.plot([step for step, _ in result.held_out], held_out, color="C1", marker="o", ms=3, label="held out")
     reason = "out of steps" if result.stop_reason == "steps" else result.stop_reason
     ax.axvline(result.best_step, color="C3", linestyle="--", linewidth=1, label=f"step {result.best_step}, kept")
     ax.axvline(result.steps, color="0.3", linestyle=":", linewidth=1, label=f"stopped: {reason}")
@@ -61,14 +56,11 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
     """
     if statistic not in check.observed:
         raise ValueError(f"statistic is {statistic!r}; the check holds {sorted(check.observed)}")
-    ax = axes_or_new(ax)
-    tail, observed, replicated = (
-        part[statistic].cpu().numpy() for part in (check.tail, check.observed, check.replicated)
-    )
+    ax, parts = axes_or_new(ax), (check.tail, check.observed, check.replicated)
+    tail, observed, replicated = (part[statistic].cpu().numpy() for part in parts)
     known = ~np.isnan(tail)
-    observed = observed[known]
+    observed, outside = observed[known], (tail[known] < 0.025) | (tail[known] > 0.975)
     low, middle, high = np.quantile(replicated[:, known], [0.025, 0.5, 0.975], axis=0)
-    outside = (tail[known] < 0.025) | (tail[known] > 0.975)
     for here, where, color in ((~outside, "within", "C0"), (outside, "outside", "C3")):
         if here.any():
             bars = [(middle - low)[here], (high - middle)[here]]
@@ -87,8 +79,8 @@ def plot_predictive(check: PredictiveCheck, statistic: str = "zero fraction", ax
 
 def axes_or_new(ax: "Axes | None") -> "Axes":
     """Return the axes that are given, or those of a new figure."""
-    if ax is not None:
-        return ax
-    import matplotlib.pyplot as plt
+    if ax is None:
+        import matplotlib.pyplot as plt  # which takes a second
 
-    return plt.subplots(layout="constrained")[1]
+        ax = plt.subplots(layout="constrained")[1]
+    return ax

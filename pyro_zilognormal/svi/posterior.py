@@ -1,9 +1,10 @@
 """Draws from a fitted guide, their summaries and posterior predictive checks, a batch of rows at a time."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.svi.data import Batch, Minibatches, Source, as_source, whole
+from pyro_zilognormal.svi.data import Minibatches, Source, as_source, as_tensor, whole
 from pyro_zilognormal.svi.diagnose import row_plate, sample_sites
-from pyro_zilognormal.svi.elbo import SVIModule, isolated
+from pyro_zilognormal.svi.elbo import Batch, SVIModule, isolated
 from pyro_zilognormal.svi.fit import FitResult
 
 Values = dict[str, Tensor]
@@ -64,7 +65,7 @@ def posterior_draws(
         sites: latent, deterministic or observed sites; None for all latent ones, of minibatches the global ones alone.
             The minibatches of a draw share its global values.
         seed: the random seed.
-        kwargs: keyword arguments of model and guide.
+        kwargs: keyword arguments of model and guide that differ from the fit's.
 
     Raises:
         ValueError: for an unknown site, one that the guide lacks (an enumerated one), or one of every row of a stream,
@@ -80,7 +81,7 @@ def posterior_draws(
     """
     draws = whole("draws", draws, 1)
     with _sampling(result, data, kwargs, seed) as sampler:
-        return sampler.draw_sites(sampler.choose(sites, with_rows=sampler.source.plate is None), draws)
+        return sampler.draw(sampler.choose(sites, with_rows=sampler.source.plate is None), range(draws))
 
 
 def posterior_summary(
@@ -109,7 +110,7 @@ def posterior_summary(
         return _moments(values.double(), quantiles, correction=1).to(like)
 
     with _sampling(result, data, kwargs, seed) as sampler:
-        found = sampler.draw_sites(sampler.choose(sites, with_rows=True), draws, summarise)
+        found = sampler.draw(sampler.choose(sites, with_rows=True), range(draws), summarise)
         return {k: SiteSummary(v[0], v[1], v[2:]) for k, v in found.items()}
 
 
@@ -150,28 +151,32 @@ def posterior_predictive(
     """
     draws = whole("draws", draws, 1)
     labels = ["zero fraction", "mean", "sd", *(f"quantile {q:g}" for q in quantiles)]
-    checks = {}
     with _sampling(result, data, kwargs, seed) as sampler:
-        for name in sampler.observed(sites):
-            observed = _statistics(sampler.table(name, 0), quantiles)
-            replicated = torch.stack([_statistics(sampler.table(name, k, True), quantiles) for k in range(draws)])
-            above, equal = ((f(replicated, observed)).double().mean(0) for f in (torch.gt, torch.eq))
-            tail = torch.where(observed.isnan() | replicated.isnan().any(0), math.nan, above + equal / 2)
-            found = (dict(zip(labels, part.unbind(-2), strict=True)) for part in (observed, replicated, tail))
-            checks[name] = PredictiveCheck(name, *found)
+        names = sampler.observed(sites)
+        observed = sampler.statistics(names, quantiles, 0, replicate=False)
+        replicated = [sampler.statistics(names, quantiles, draw, replicate=True) for draw in range(draws)]
+    checks = {}
+    for name, seen in observed.items():
+        drawn = torch.stack([each[name] for each in replicated])
+        above, equal = (drawn > seen).double().mean(0), (drawn == seen).double().mean(0)
+        tail = torch.where(seen.isnan() | drawn.isnan().any(0), math.nan, above + equal / 2)
+        found = (dict(zip(labels, part.unbind(-2), strict=True)) for part in (seen, drawn, tail))
+        checks[name] = PredictiveCheck(name, *found)
     return checks
 
 
 @contextmanager
 def _sampling(result: FitResult, data: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> Iterator["_Sampler"]:
     """Run a block with the fit's parameters in eval mode; put parameters, modes and seeds back after it."""
-    module, source, seed = result.module, as_source(data, kwargs), whole("seed", seed, 0, 2**32 - 1)
+    module, seed = result.module, whole("seed", seed, 0, 2**32 - 1)
+    kwargs = {**module.kwargs, **{k: as_tensor(value) for k, value in kwargs.items()}}
+    source = as_source(data, kwargs)
     if isinstance(source, Minibatches):
         source.shuffle = False  # so that joined batches are in the order of the data
     if source.plate not in (None, module.plate) and source.batches > 1:
         raise ValueError(f"data have plate {source.plate!r}; needed that of the fit, {module.plate!r}")
     # A guide with a parameter for every row has none for other rows.
-    evaluating = module.evaluating(held_out=source.rows != module.rows)
+    evaluating = module.evaluating(source.rows != module.rows, kwargs)
     with isolated(seed), result.scope(), evaluating, torch.no_grad():
         yield _Sampler(module, source, seed)
 
@@ -185,9 +190,9 @@ class _Sampler:
     def __init__(self, module: SVIModule, source: Source, seed: int) -> None:
         self.module, self.source, self.seed = module, source, seed
         self.first = next(source.epoch(0, seed))
-        guide, model = module.traces(self.first)
-        self.guide = {n["name"]: n for n in sample_sites(guide) if not n["is_observed"]}
-        self.model = {n["name"]: n for n in sample_sites(model)}
+        guide, model = map(sample_sites, module.traces(self.first))
+        self.guide = {n["name"]: n for n in guide if not n["is_observed"]}
+        self.model = {n["name"]: n for n in model}
         plate, nodes = source.plate or module.plate, {**self.guide, **self.model}
         self.axes = {k: _row_axis(n, plate, self.first.rows) for k, n in nodes.items()}
 
@@ -216,54 +221,48 @@ class _Sampler:
                 raise ValueError(f"site {name!r} is masked, so a check would count masked rows; leave it out of sites")
         return names
 
-    def draw_sites(self, names: list[str], draws: int, reduce: Callable[[Tensor], Tensor] | None = None) -> Values:
-        """Draw some sites a batch at a time, each read once, reduce the draws of each batch, and join the batches."""
+    def draw(
+        self,
+        names: list[str],
+        draws: Iterable[int],
+        reduce: Callable[[Tensor], Tensor] = lambda values: values,
+        replicate: bool = False,
+    ) -> Values:
+        """Make draws of some sites a batch at a time, each read once, reduce those of each batch, and join the batches.
+
+        Global sites are drawn in the first batch; their values, auxiliary ones too, serve the other batches.
+        """
         parts: dict[str, list[Tensor]] = {k: [] for k in names}
-        shared: list[Values] = [{} for _ in range(draws)]
-        for block, batch, here in self._batches(names):
-            drawn = [self._draw(batch, here, [draw, block], shared[draw]) for draw in range(draws)]
-            for name in here:
-                stacked = torch.stack([values.pop(name) for values in drawn])
-                parts[name].append(reduce(stacked) if reduce else stacked)
-        return {k: self._join(k, v) for k, v in parts.items()}
-
-    def table(self, name: str, draw: int, replicate: bool = False) -> Tensor:
-        """Return an observed site as rows by columns, of the data or of one replicated data set."""
-        parts: list[Tensor] = []
-        shared: Values = {}
-        for block, batch, here in self._batches([name]):
-            parts.append(self._draw(batch, here, [draw, block], shared, replicate)[name])
-        value, axis = torch.atleast_1d(self._join(name, parts)), self.axes[name] or 0  # the first, without a plate
-        return value.movedim(axis, 0).reshape(value.shape[axis], -1)
-
-    def _batches(self, names: list[str]) -> Iterator[tuple[int, Batch, list[str]]]:
-        """Yield number, batch, and the sites to draw in it: global ones in the first alone."""
-        if names:
-            yield 0, self.first, names
+        shared: dict[int, dict[str, Any]] = {draw: {} for draw in draws}
         local = [k for k in names if self.axes[k] is not None]
-        if local:
-            yield from ((i, batch, local) for i, batch in enumerate(self.source.epoch(0, self.seed, skip=1), 1))
+        later = self.source.epoch(0, self.seed, skip=1) if local else ()
+        for block, batch in enumerate(chain([self.first], later) if names else ()):
+            here = local if block else names
+            drawn = [self._draw(batch, here, [draw, block], given, replicate) for draw, given in shared.items()]
+            for name in here:
+                parts[name].append(reduce(torch.stack([values.pop(name) for values in drawn])))
+        return {k: v[0] if (axis := self.axes[k]) is None else torch.cat(v, axis) for k, v in parts.items()}
+
+    def statistics(self, names: list[str], levels: Sequence[float], draw: int, replicate: bool) -> Values:
+        """Return zero fraction, mean, sd and quantiles of each column of observed sites, (3 + levels, columns)."""
+        found = {}
+        for name, values in self.draw(names, [draw], replicate=replicate).items():
+            value, axis = torch.atleast_1d(values[0]).double(), self.axes[name] or 0  # the first, without a plate
+            table = value.movedim(axis, 0).reshape(value.shape[axis], -1)
+            zeros = (table == 0).double().mean(0)
+            found[name] = torch.cat([zeros[None], _moments(table, levels, correction=0)])
+        return found
 
     def _draw(
-        self, batch: Batch, names: list[str], number: list[int], shared: Values, replicate: bool = False
+        self, batch: Batch, names: list[str], number: list[int], shared: dict[str, Any], replicate: bool
     ) -> Values:
-        """Return a draw of some sites, also of observed ones if they are replicated, from random numbers of its own.
-
-        ``shared`` gives it the values of the guide's global sites, auxiliary ones too, once a batch has put them there.
-        """
+        """Return a draw of some sites from random numbers of its own; the guide's global sites are shared."""
         pyro.set_rng_seed(int(np.random.SeedSequence([self.seed, *number]).generate_state(1)[0]))
-        given = pyro.poutine.Trace()
-        for name, value in shared.items():
-            given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer={})
         model = replicate or not all(k in self.guide for k in names)
-        traces = self.module.traces(batch, given, model, replicate)
-        values = {n["name"]: n["value"] for trace in traces for n in sample_sites(trace)}
-        shared |= {k: values[k] for k in self.guide if self.axes[k] is None}
-        return {k: values[k] for k in names}
-
-    def _join(self, name: str, parts: list[Tensor]) -> Tensor:
-        axis = self.axes[name]
-        return parts[0] if axis is None else torch.cat(parts, axis)
+        traces = self.module.traces(batch, shared, model, replicate)
+        nodes = {n["name"]: n for trace in traces for n in sample_sites(trace)}
+        shared |= {k: nodes[k] for k in self.guide if self.axes[k] is None}
+        return {k: nodes[k]["value"] for k in names}
 
 
 def _row_axis(node: Any, plate: str | None, rows: int) -> int | None:
@@ -293,12 +292,6 @@ def _known(sites: Sequence[str] | None, default: list[str], known: list[str], wh
         if name not in known:
             raise ValueError(f"sites holds {name!r}; {what} are {known}")
     return default if sites is None else list(sites)
-
-
-def _statistics(table: Tensor, levels: Sequence[float]) -> Tensor:
-    """Return zero fraction, mean, sd and quantiles of each column of a table, of shape (3 + levels, columns)."""
-    table = table.double()
-    return torch.cat([(table == 0).double().mean(0)[None], _moments(table, levels, correction=0)])
 
 
 def _moments(values: Tensor, levels: Sequence[float], correction: int) -> Tensor:

@@ -1,6 +1,8 @@
 """Files of checkpoints: written on signals and atomically; damaged, of another fit or newer they are refused."""
 
 import functools
+import hashlib
+import io
 import os
 import random
 import signal
@@ -32,7 +34,7 @@ from pyro_zilognormal.svi import (
     Schedule,
     fit,
 )
-from pyro_zilognormal.svi.checkpoint import FORMAT, _sealed
+from pyro_zilognormal.svi.checkpoint import FORMAT
 
 
 @pytest.fixture
@@ -87,13 +89,13 @@ def saved(tmp_path_factory):
 
 
 def test_every_single_bit_flip_of_a_checkpoint_is_refused(saved, tmp_path):
-    # All of the header, and a large sample of the rest.
-    bits = [*range(8 * 42), *random.Random(0).sample(range(8 * 42, 8 * len(saved)), 1000)]
+    # All of the hash, and a large sample of the rest.
+    bits = [*range(8 * 32), *random.Random(0).sample(range(8 * 32, 8 * len(saved)), 1000)]
     path, flipped = tmp_path / "a.ckpt", bytearray(saved)
     for bit in bits:
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
-        with pytest.raises(CheckpointError, match=r"damaged, or no checkpoint|newer than"):
+        with pytest.raises(CheckpointError, match="damaged, or no checkpoint"):
             Checkpoint.read(path)
         flipped[bit // 8] ^= 1 << bit % 8
     for wrong in (b"", saved[: len(saved) // 2], saved + b"\0"):
@@ -105,24 +107,28 @@ def test_every_single_bit_flip_of_a_checkpoint_is_refused(saved, tmp_path):
     same(plain(), plain(Checkpoint(path)))
 
 
-def test_nothing_in_a_file_is_run(saved, tmp_path):
-    import io
+def sealed(content):
+    """A file with a hash that matches what it holds."""
+    payload = io.BytesIO()
+    torch.save(content, payload)
+    return hashlib.sha256(payload.getvalue()).digest() + payload.getvalue()
 
+
+def test_nothing_in_a_file_is_run(tmp_path):
     class Payload:
         def __reduce__(self):
             return print, ("run",)
 
-    content = io.BytesIO()
-    torch.save({"identity": Payload(), "run": {}}, content)
-    (tmp_path / "a.ckpt").write_bytes(_sealed(content.getvalue()))
+    (tmp_path / "a.ckpt").write_bytes(sealed({"format": FORMAT, "identity": Payload()}))
     with pytest.raises(Exception, match="Weights only load failed"):
         plain(Checkpoint(tmp_path / "a.ckpt"))
 
 
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_newer_format_is_refused_and_never_overwritten(resume, saved, tmp_path):
-    newer = saved[:8] + (FORMAT + 1).to_bytes(2, "big") + saved[10:]
     path = tmp_path / "a.ckpt"
+    path.write_bytes(saved)
+    newer = sealed(Checkpoint.read(path) | {"format": FORMAT + 1})
     path.write_bytes(newer)
     with pytest.raises(CheckpointError, match=f"format {FORMAT + 1}, newer than the {FORMAT} of this version"):
         plain(Checkpoint(path, resume=resume))

@@ -289,7 +289,7 @@ def nothing(x):
 LOCAL = local_model(ROWS)
 
 WRONG = {
-    "another plate": (in_plate("cells", len), nothing, r"plate is 'rows'; the model's plates are \['cells'\]"),
+    "another plate": (in_plate("cells", len), nothing, r"plate is 'rows'; the model's are \['cells'\]"),
     "another size": (in_plate("rows", lambda x: 7), nothing, r"has size 7; needed 10, the .* or 4, that of this batch"),
     "rows in a batch's plate": (
         local_batch,

@@ -115,6 +115,13 @@ def test_loss_and_gradient_are_pyros_own(name):
     assert not pyro.get_param_store()
 
 
+def test_a_loss_that_runs_backward_itself_has_no_differentiable_value():
+    module = SVIModule(normal_model, normal_guide, RenyiELBO(num_particles=2))
+    module.setup(BATCH)
+    with pytest.raises(TypeError, match="RenyiELBO, which runs backward itself; call loss_and_grads"):
+        module(BATCH)
+
+
 def test_fit_is_the_loop_by_hand_bit_for_bit():
     module = SVIModule(normal_model, normal_guide, rows=7)
     pyro.set_rng_seed(4)

@@ -252,9 +252,14 @@ def test_guides_that_run_the_model_and_keyword_arguments_are_served():
 
     guide = AutoNormalMessenger(model)
     result = fit(model, guide, data(), scale=2.0, steps=2)
-    assert posterior_draws(result, data(), scale=2.0, draws=np.int64(3)).keys() == {"loc"}
+    assert posterior_draws(result, data(), draws=np.int64(3)).keys() == {"loc"}
+    assert (posterior_predictive(result, data(), draws=3)["x"].replicated["sd"] > 1.0).all()
     check = posterior_predictive(result, data(), scale=1e-6, draws=3)
     assert (check["x"].replicated["sd"] < 1e-5).all()
+    assert result.module.kwargs == {"scale": 2.0}
+    source = Minibatches(data(), batch_size=7, plate="rows")
+    result = fit(model, AutoNormalMessenger(model), source, scale=1e-6, steps=1)
+    assert (posterior_predictive(result, source, draws=3)["x"].replicated["sd"] < 1e-5).all()  # one loc for all batches
 
 
 # What is refused
