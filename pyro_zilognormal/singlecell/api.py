@@ -116,7 +116,7 @@ class HurdleDE:
             require(module)
         draws, device = whole("draws", draws, 100), arguments.check_device(device)
         depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
-        given = arguments.of_matrix(layer, use_raw, scale, offset, detection_threshold)
+        given = arguments.matrix_arguments(layer, use_raw, scale, offset, detection_threshold)
         self.cells, read = read_any(adata, formula, donor, depth, given)
         if read["scale_from"] != "given":
             _log.info("scale: %s, as %s", read["scale"], read["scale_from"])
@@ -216,8 +216,7 @@ class HurdleDE:
             The condition; the difference of two, ``cond(...) - cond(...)``, is a pair for :meth:`test`.
 
         Raises:
-            UnknownNameError: no such variable or level.
-            SingleCellError: a combination that the cells do not determine.
+            SingleCellError: no such variable or level, or a combination that the cells do not determine.
         """
         return self.cells.design.condition(levels)
 
@@ -231,8 +230,7 @@ class HurdleDE:
             name: its name in tables; "column: test vs reference" if None.
 
         Raises:
-            UnknownNameError: no such variable or level.
-            SingleCellError: levels that the design cannot compare, or that interact with another variable.
+            SingleCellError: no such level, or levels that the cells cannot compare or that interact with a variable.
         """
         return self.cells.design.contrast(column, group_to_compare, baseline, text_or_none("name", name, "text"))
 
@@ -314,8 +312,7 @@ class HurdleDE:
             with the ends ``_low`` and ``_high`` of its credible interval.
 
         Raises:
-            ArgumentTypeError: something else than conditions.
-            SingleCellError: a quantile or probability out of range.
+            SingleCellError: something else than conditions, or a quantile or probability out of range.
         """
         _check_conditions(conditions, fewest=1)
         fraction("credible", credible)
@@ -342,8 +339,7 @@ class HurdleDE:
             degrees of freedom.
 
         Raises:
-            ArgumentTypeError: something else than conditions.
-            SingleCellError: a condition without cells.
+            SingleCellError: something else than conditions, or a condition without cells.
         """
         fraction("credible", credible)
         _check_conditions(conditions)
@@ -368,8 +364,7 @@ class HurdleDE:
             credible: probability of the intervals.
 
         Raises:
-            UnknownNameError: no such gene.
-            SingleCellError: a condition without cells.
+            SingleCellError: no such gene, or a condition without cells.
         """
         fraction("credible", credible)
         one, *others = self.cells.design.contrasts(contrast)
@@ -393,9 +388,7 @@ class HurdleDE:
             credible: probability of the band.
 
         Raises:
-            ArgumentTypeError: something else than a name or a condition.
-            UnknownNameError: no such gene or variable.
-            SingleCellError: a variable that holds categories, or a condition that gives it.
+            SingleCellError: no such gene or variable, a variable of categories, or a condition that gives it.
 
         Example:
             >>> import anndata, numpy, pandas

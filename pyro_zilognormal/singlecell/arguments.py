@@ -88,7 +88,7 @@ def check_fractions(delta: Any, fdr: Any, credible: Any, max_error: Any) -> None
     real("max_error", max_error, lambda v: 0 < v <= 1, "a probability above 0, at most 1")
 
 
-def of_matrix(layer: Any, use_raw: Any, scale: Any, offset: Any, detection_threshold: Any) -> dict[str, Any]:
+def matrix_arguments(layer: Any, use_raw: Any, scale: Any, offset: Any, detection_threshold: Any) -> dict[str, Any]:
     """Return which values of an AnnData are meant; scale and offset are checked as they are used."""
     return {
         "layer": text_or_none("layer", layer, "the name of a layer"),

@@ -248,7 +248,8 @@ def curves(
     grid = np.linspace(values.min(), values.max(), _CURVE_POINTS)
     grid[-1] = values.max()  # a spline has no value beyond it
     some = draw(columns, 0)
-    log_means = torch.stack([cell_parameters(some, end).log_mean for end in design.along(column, grid, levels)])
+    conditions = design.conditions([{**levels, column: value} for value in grid.tolist()])
+    log_means = torch.stack([cell_parameters(some, condition).log_mean for condition in conditions])
     bins, observed = _binned(values, cells.genes(columns), cells.chosen(levels))
     given = {name: levels.get(name, v.default) for name, v in design.variables.items() if name != column}
     words = ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in given.items())

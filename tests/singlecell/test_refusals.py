@@ -138,7 +138,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "interaction": (
         lambda: call(experiment(), "~ condition * sex"),
-        r"'condition: stim vs ctrl' depends on sex, with which it interacts in '~ condition \* sex'; .*,sex=\.\.\.'\)",
+        r"'condition: stim vs ctrl' depends on sex, with which it interacts in '~ condition \* sex'; .*, sex=\.\.\.'\)",
     ),
     "interaction with a number": (lambda: call(experiment(), "~ condition * age"), r"depends on age"),
     "interaction with a numeric function": (lambda: call(experiment(), "~ condition * center(age)"), r"depends on age"),
@@ -220,6 +220,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "two left of the bar": (lambda: call(experiment(), "~ condition + (2 | donor)"), "formula: '2' cannot be read: "),
     "no effect": (lambda: call(experiment(), "~ condition + (0 | donor)"), r"\(0 \| donor\) has no effect; needed 1"),
     "nothing right of the bar": (lambda: call(experiment(), "~ condition + (1 | )"), r"\(1 \| \) has no effect"),
+    "nothing left of the bar": (lambda: call(experiment(), "~ condition + ( | donor)"), r"\( \| donor\) has no effect"),
+    "a grouping less 1": (lambda: call(experiment(), "~ condition + (1 | sex-1)"), r"\(1 \| sex-1\) has no effect"),
     "a grouping by 1": (lambda: call(experiment(), "~ condition + (1 | 1)"), r"\(1 \| 1\) has no effect; needed 1"),
     "no such grouping": (lambda: call(experiment(), "~ condition + (1 | doner)"), "'doner' is not .* mean 'donor'"),
     "no such slope": (lambda: call(experiment(), "~ condition + (sexx | donor)"), "'sexx' is not .*did you mean 'sex'"),
@@ -263,7 +265,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no such combination": (
         lambda: HurdleDE(experiment()[(frame()["condition"] == "ctrl") | (frame()["sex"] == "f")].copy(),
                          "~ condition * sex").cond(condition="stim", sex="m"),
-        "condition: 'condition=stim,sex=m' is not estimable: no cells determine it",
+        "condition: 'condition=stim, sex=m' is not estimable: no cells determine it",
     ),
     "no number": (lambda: HurdleDE(experiment(), "~ age").cond(age="old"), "age: got 'old'; needed a finite number"),
     "no results": (lambda: to_scanpy(experiment()), "key: 'ziln_de' is not one of the keys of adata.uns: none"),

@@ -161,20 +161,16 @@ class Design:
     def condition(self, levels: Mapping[str, Any]) -> Condition:
         """Return the row of the design for some levels; other variables have their defaults."""
         found = {name: self._variable(name).level(given) for name, given in levels.items()}
-        (condition,) = self._conditions([found])
+        (condition,) = self.conditions([found])
         if self._space.coordinates(condition.design) is None:
             raise SingleCellError(
-                f"condition: {_words(found)!r} is not estimable: no cells determine it in {self.formula!r}; needed a "
+                f"condition: {condition.name!r} is not estimable: no cells determine it in {self.formula!r}; needed a "
                 "combination that cells have, or a formula without that interaction"
             )
         return condition
 
-    def along(self, column: str, values: NDArray[np.float64], levels: Mapping[str, Any]) -> list[Condition]:
-        """Return the conditions of some values of a number, at levels of other variables."""
-        return self._conditions([{**levels, column: value} for value in values.tolist()])
-
-    def _conditions(self, each: Sequence[Mapping[str, Any]]) -> list[Condition]:
-        """Return conditions of cells of mean depth; variables that are not given have their defaults."""
+    def conditions(self, each: Sequence[Mapping[str, Any]]) -> list[Condition]:
+        """Return conditions of cells of mean depth, as given; other variables have their defaults."""
         rows, more = self._rows(each), [0.0] * self.has_depth
         return [Condition(row, np.append(row, more), row, own) for row, own in zip(rows, each, strict=True)]
 
@@ -203,7 +199,7 @@ class Design:
             if level not in variable.levels:  # a number other than the two
                 raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
         # The conditions need not be estimable, as long as their difference is.
-        above, below = self._conditions([{column: level} for level in levels])
+        above, below = self.conditions([{column: level} for level in levels])
         return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", above, below))
 
     def contrasts(self, given: Any) -> list[Contrast]:
@@ -282,7 +278,7 @@ class Design:
         )
         difference, changes = contrast.direction, above - below - (more[0] - more[1] if more else 0)
         if np.abs(changes - difference).max() > 1e-9 * np.abs(difference).max():
-            test, reference = (f"'{_words(end.levels)},{variable.name}=...'" for end in contrast.ends[:2])
+            test, reference = (f"'{end.name}, {variable.name}=...'" for end in contrast.ends[:2])
             raise SingleCellError(
                 f"contrast: {contrast.name!r} depends on {variable.name}, with which it interacts in {self.formula!r}; "
                 f"needed its value in a pair of conditions, ({test}, {reference}), or the difference of two such pairs"
@@ -293,16 +289,10 @@ def _is_condition(given: Any) -> bool:
     return isinstance(given, Condition | Mapping) or (isinstance(given, str) and "=" in given)
 
 
-def _words(levels: Mapping[str, Any]) -> str:
-    return ",".join(f"{name}={level}" for name, level in levels.items()) or "the reference"
-
-
 class RowSpace:
     """The space that the rows of a matrix span: the combinations of coefficients that it determines.
 
-    Attributes:
-        lengths: those of the columns, which make columns of all units comparable; 1 for those of zeros.
-        basis: orthonormal, as rows, of the space of the rows divided by the lengths.
+    ``basis`` is orthonormal, as rows, of the rows divided by ``lengths``, which make columns of all units comparable.
     """
 
     def __init__(self, matrix: NDArray[np.float64]) -> None:

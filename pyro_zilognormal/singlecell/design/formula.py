@@ -43,7 +43,7 @@ def _quoted(name: re.Match[str]) -> str | None:
 
 @contextmanager
 def _evaluating(text: str, said: str) -> Iterator[None]:
-    """Raise what comes of a formula, whose text is code that can raise anything."""
+    """Raise whatever evaluating a formula raises as one line: a formula is code."""
     try:
         with np.errstate(all="ignore"):  # columns that are not finite are refused by name
             yield
@@ -149,7 +149,7 @@ def column(obs: Any, name: str, argument: str) -> Any:
         if all(isinstance(value, str) for value in values):
             return values.astype(object).map(str)  # formulaic does not code text as categories with every pandas
         kinds = errors.listed(sorted({type(value).__name__ for value in values}))
-        raise SingleCellError(f"{said} holds objects of type {kinds}; needed one type: adata.obs[...].astype(str)")
+        raise SingleCellError(f"{said} holds objects of type {kinds}; needed text or numbers, as of astype(str)")
     if values.dtype.kind in "fc" and not np.isfinite(values.to_numpy()).all():
         raise SingleCellError(f"{said} holds infinite values; needed finite ones")
     if values.dtype.kind not in "biuf":

@@ -130,13 +130,14 @@ def _of_donor(obs: Any, design: Design, donor: str) -> list[tuple[str, ...]]:
 
 def _of_bar(obs: Any, left: str, right: str) -> list[tuple[str, ...]]:
     """Return the groupings of (left | right): the terms of the right side, each with those of the left side."""
-    groups = [tuple(map(_name, term.factors)) for term in parsed(right) if str(term) != "1"]
+    groups = {str(term): tuple(map(_name, term.factors)) for term in parsed(right)}
     effects = [_categories(obs, term, f"({left} | {right})") for term in parsed(left)]
-    if not (groups and effects):
+    intercept = groups.pop("1", None)  # a name such as sample-1, not in quotes, would take it away
+    if not (left and effects and groups and intercept):
         raise SingleCellError(
             f"formula: ({left} | {right}) has no effect; needed 1 or a category left of the bar, a column right of it"
         )
-    return [tuple(dict.fromkeys(group + effect)) for group in groups for effect in effects]
+    return [tuple(dict.fromkeys(group + effect)) for group in groups.values() for effect in effects]
 
 
 def _categories(obs: Any, term: Any, said: str) -> tuple[str, ...]:
