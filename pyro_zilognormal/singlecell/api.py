@@ -270,30 +270,27 @@ class HurdleDE:
         contrasts = self.cells.design.contrasts(contrast)
         ends = [end.levels for one in contrasts for end in one.ends]
         everything, *arms = self.cells.arms([{}, *ends])
-        summary = functools.partial(results.posterior_columns, calls=calls)
         # A condition without cells, such as a value of a number, cannot be checked.
-        checks, posteriors = self._summarise(
-            [levels for levels, arm in zip(ends, arms, strict=True) if arm.cells],
-            CREDIBLE,
-            [functools.partial(summary, contrast=one) for one in contrasts],
-        )
-        replicated = iter(checks)
-        seen = iter([(arm, next(replicated) if arm.cells else None) for arm in arms])
-        tables = []
-        for one, posterior in zip(contrasts, posteriors, strict=True):
-            tables.append(self._table(one, [next(seen) for _ in one.ends], everything, posterior, calls))
+        checked = [levels for levels, arm in zip(ends, arms, strict=True) if arm.cells]
+        summary = functools.partial(results.posterior_columns, calls=calls)
+        summaries = [functools.partial(summary, contrast=one) for one in contrasts]
+        tables, each = [], iter(arms)
+        for one, posterior in zip(contrasts, self._summarise(checked, CREDIBLE, summaries)[1], strict=True):
+            tables.append(self._table(one, [next(each) for _ in one.ends], everything, posterior, calls))
         return require("pandas").concat(tables, ignore_index=True)
 
     def _table(
-        self, contrast: Contrast, seen: Sequence[Any], everything: Arm, posterior: Columns, calls: results.Calls
+        self, contrast: Contrast, arms: Sequence[Arm], everything: Arm, posterior: Columns, calls: results.Calls
     ) -> Any:
-        """Return the table of a contrast of conditions, each seen as an arm and its check, None if it has no cells."""
-        (arms, checks), (skewness, error) = zip(*seen, strict=True), self.cells.log_skewness
-        columns, outside, few = {"variable": self.genes, "log_skewness": skewness, **posterior}, None, False
-        if None not in checks:
+        """Return the table of a contrast, from what was observed in its conditions and the posterior's columns."""
+        (skewness, error), outside, few = self.cells.log_skewness, None, False
+        if all(arm.cells for arm in arms):
+            ends = [end.levels for end in contrast.ends]
+            checks, _ = self._summarise(ends, CREDIBLE)  # which have been made
             outside = predictive_check.outside_of(*checks) | {"left_tail": skewness + 2 * error < results.LEFT_TAIL}
-            factors = [self.cells.data.factors[self.cells.rows(end.levels)] for end in contrast.ends]
+            factors = [self.cells.data.factors[self.cells.rows(levels)] for levels in ends]
             few = bool(self.cells.terms) and min(len(own.unique(dim=0)) for own in factors) < _FEWEST_SAMPLES
+        columns = {"variable": self.genes, "log_skewness": skewness, **posterior}
         columns |= results.observed_columns(arms, everything, few)
         samples = compare_samples(self.cells, contrast)
         return results.contrast_table(columns, contrast, arms, samples, outside, calls)
