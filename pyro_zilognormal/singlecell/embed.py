@@ -86,9 +86,7 @@ class CellBatches(Minibatches):
     def subset(self, chosen: Any) -> CellBatches:
         """Return those cells for which ``chosen``, of shape (cells,), is True, in order."""
         if np.shape(chosen) != (self.rows,) or not np.any(chosen):
-            raise SingleCellError(
-                f"chosen has shape {np.shape(chosen)} and {np.sum(chosen)} cells; needed ({self.rows},) and some cell"
-            )
+            raise SingleCellError(f"chosen has shape {np.shape(chosen)}; needed ({self.rows},), and some cell chosen")
         rows = self.arrays[0][np.asarray(chosen, dtype=bool)]
         return CellBatches(self.clean, rows, self.conditions, False, str(self.device))
 
@@ -112,7 +110,8 @@ class Embedding:
     """What :func:`embed` found.
 
     Attributes:
-        model, guide: the autoencoder.
+        model: the autoencoder.
+        guide: its guide.
         fitted: the fitted autoencoder, with its methods.
         cells: all cells, in their order, to give to these methods; ``cells.subset(mask)`` are some of them.
         held_out: which cells were held out, of shape (cells,).

@@ -134,9 +134,7 @@ class Design:
     def _check_matrix(self, cells: int) -> None:
         said = f"formula: {self.formula!r}"
         if not (self.matrix[:, :1] == 1).all() or self.matrix.shape[1] == 0:
-            raise SingleCellError(
-                f"{said} has no intercept; needed one, without '0 +' and '- 1': contrasts compare any two levels"
-            )
+            raise SingleCellError(f"{said} has no intercept; needed one: contrasts compare any two levels all the same")
         if len(self.columns) >= cells:
             raise SingleCellError(
                 f"{said} has {len(self.columns)} coefficients for {cells} cells; needed fewer: leave out variables "

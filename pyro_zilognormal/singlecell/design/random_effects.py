@@ -36,13 +36,12 @@ class RandomTerm:
         values = [column(obs, name, argument) for name in columns]
         code, first = strata(values, len(obs))
         term = cls(columns, code, [":".join(str(v.iloc[cell]) for v in values) for cell in first])
-        if len(term.names) > 1:
-            return term
-        if argument == "donor":
-            raise SingleCellError(f"donor: obs[{term.name!r}] names one donor only, {term.names[0]!r}; pass donor=None")
-        raise SingleCellError(
-            f"formula: {term} has one level only, {term.names[0]!r}; needed two or more: leave it out"
-        )
+        if len(term.names) == 1:
+            only = term.names[0]
+            if argument == "donor":
+                raise SingleCellError(f"donor: obs[{term.name!r}] names one donor only, {only!r}; pass donor=None")
+            raise SingleCellError(f"formula: {term} has one level only, {only!r}; needed two or more: leave it out")
+        return term
 
     @property
     def name(self) -> str:
@@ -65,16 +64,13 @@ class RandomTerm:
         outside = levels - matrix @ np.linalg.lstsq(matrix, levels, rcond=None)[0]
         if np.linalg.norm(outside) > _OUTSIDE * np.linalg.norm(levels):
             return
-        variables, number = ", ".join(design.variables), len(self.names)
+        said, fix = f"formula: the {len(self.names)} levels of {self}", f"a formula without {self}"
         if self.columns == (donor,):
-            raise SingleCellError(
-                f"donor: the {number} donors of obs[{donor!r}] are confounded with {variables}: no two donors share a "
-                "condition and none has several, so their effects cannot be separated; needed more donors a "
-                "condition, or donor=None for conclusions about these cells alone"
-            )
+            said = f"donor: the {len(self.names)} donors of obs[{donor!r}]"
+            fix = "more donors a condition, or donor=None for conclusions about these cells alone"
         raise SingleCellError(
-            f"formula: the {number} levels of {self} are confounded with {variables}: the other columns of the "
-            f"formula explain them, so their effects cannot be separated; needed a formula without {self}"
+            f"{said} are confounded with {', '.join(design.variables)}: these explain the differences between levels, "
+            f"so that the effects cannot be separated; needed {fix}"
         )
 
 
