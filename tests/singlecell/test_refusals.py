@@ -138,7 +138,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "interaction": (
         lambda: call(experiment(), "~ condition * sex"),
-        r"'condition: stim vs ctrl' depends on sex, with which it interacts in '~ condition \* sex'; .*, sex=\.\.\.'\)",
+        r"'condition: stim vs ctrl' depends on sex, with which it interacts in '~ condition \* sex'; .*,sex=\.\.\.'\)",
     ),
     "interaction with a number": (lambda: call(experiment(), "~ condition * age"), r"depends on age"),
     "interaction with a numeric function": (lambda: call(experiment(), "~ condition * center(age)"), r"depends on age"),
@@ -265,7 +265,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no such combination": (
         lambda: HurdleDE(experiment()[(frame()["condition"] == "ctrl") | (frame()["sex"] == "f")].copy(),
                          "~ condition * sex").cond(condition="stim", sex="m"),
-        "condition: 'condition=stim, sex=m' is not estimable: no cells determine it",
+        "condition: 'condition=stim,sex=m' is not estimable: no cells determine it",
     ),
     "no number": (lambda: HurdleDE(experiment(), "~ age").cond(age="old"), "age: got 'old'; needed a finite number"),
     "no results": (lambda: to_scanpy(experiment()), "key: 'ziln_de' is not one of the keys of adata.uns: none"),

@@ -162,7 +162,7 @@ class Design:
         (condition,) = self.conditions([found])
         if self._space.coordinates(condition.design) is None:
             raise SingleCellError(
-                f"condition: {condition.name!r} is not estimable: no cells determine it in {self.formula!r}; needed a "
+                f"condition: {_words(found)!r} is not estimable: no cells determine it in {self.formula!r}; needed a "
                 "combination that cells have, or a formula without that interaction"
             )
         return condition
@@ -276,15 +276,20 @@ class Design:
         )
         difference, changes = contrast.direction, above - below - (more[0] - more[1] if more else 0)
         if np.abs(changes - difference).max() > 1e-9 * np.abs(difference).max():
-            test, reference = (f"'{end.name}, {variable.name}=...'" for end in contrast.ends[:2])
+            test, reference = (f"'{_words({**end.levels, variable.name: '...'})}'" for end in contrast.ends[:2])
             raise SingleCellError(
                 f"contrast: {contrast.name!r} depends on {variable.name}, with which it interacts in {self.formula!r}; "
-                f"needed its value in a pair of conditions, ({test}, {reference}), or the difference of two such pairs"
+                f"needed the value of {variable.name} in a pair of conditions, ({test}, {reference}), or the "
+                "difference of two such pairs"
             )
 
 
 def _is_condition(given: Any) -> bool:
     return isinstance(given, Condition | Mapping) or (isinstance(given, str) and "=" in given)
+
+
+def _words(levels: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={level}" for name, level in levels.items()) or "the reference"
 
 
 class RowSpace:
