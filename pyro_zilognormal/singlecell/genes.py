@@ -234,7 +234,8 @@ def curves(
     """Return the curves of some genes, whose draws ``draw`` returns; see :meth:`HurdleDE.curves`."""
     design = cells.design
     variable = design.variables.get(of_type("column", column, str, "the name of a variable of the formula"))
-    levels = {} if at is None else of_type("at", at, Condition, "a condition, from cond(...)").levels
+    at = design.condition({}) if at is None else of_type("at", at, Condition, "a condition, from cond(...)")
+    levels = at.levels
     if variable is None:
         raise unknown("column", column, f"variables of the formula {design.formula!r}", design.variables)
     if variable.categorical:

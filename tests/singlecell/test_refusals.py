@@ -185,6 +185,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: call(with_obs(condition=["a", 1] * 80)),
         r"obs\['condition'\] holds objects of type int, str; needed .*astype\(str\)",
     ),
+    "numbers as objects": (
+        lambda: call(with_obs(age=AGE.astype(object)), "~ condition + age"),
+        r"obs\['age'\] holds objects of type (float|int); needed .*astype\(str\)",
+    ),
     "times": (
         lambda: call(with_obs(day=pd.date_range("2020-01-01", periods=160).to_numpy()), "~ condition + day"),
         r"obs\['day'\] is datetime64.*; needed numbers or categories",

@@ -142,14 +142,16 @@ def column(obs: Any, name: str, argument: str) -> Any:
         )
     if hasattr(values, "cat"):
         return values.cat.remove_unused_categories()
-    values = values.infer_objects()
     if hasattr(values.dtype, "numpy_dtype"):  # pandas' nullable numbers
         values = values.astype(values.dtype.numpy_dtype)
     if values.dtype == object or str(values.dtype) in ("string", "str"):
-        if all(isinstance(value, str) for value in values):
+        kinds = {type(value) for value in values}
+        if all(issubclass(kind, str) for kind in kinds):
             return values.astype(object).map(str)  # formulaic does not code text as categories with every pandas
-        kinds = errors.listed(sorted({type(value).__name__ for value in values}))
-        raise SingleCellError(f"{said} holds objects of type {kinds}; needed text or numbers, as of astype(str)")
+        if not all(issubclass(kind, bool | np.bool_) for kind in kinds):
+            names = errors.listed(sorted(kind.__name__ for kind in kinds))
+            raise SingleCellError(f"{said} holds objects of type {names}; needed text or numbers, as of astype(str)")
+        values = values.astype(bool)
     if values.dtype.kind in "fc" and not np.isfinite(values.to_numpy()).all():
         raise SingleCellError(f"{said} holds infinite values; needed finite ones")
     if values.dtype.kind not in "biuf":
