@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,7 +122,8 @@ class HurdleDE:
         if read["scale_from"] != "given":
             _log.info("scale: %s, as %s", read["scale"], read["scale_from"])
         warn_of_remnants(self.cells)
-        self.data = arguments.on_device(self.cells.data, device)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self.cells.data).items() if isinstance(v, Tensor)}
+        self.data = replace(self.cells.data, **moved)
         self.priors = arguments.priors_for(priors, self.data)
         self.settings: dict[str, Any] = {"formula": formula, "donor": donor, "draws": draws, "device": device}
         self.settings |= results.described(self.cells, donor) | {name: read[name] for name in (*given, "scale_from")}

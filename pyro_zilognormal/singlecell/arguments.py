@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_zilognormal.models import HurdleData, HurdlePriors
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, reason, shown, unknown
@@ -107,12 +105,6 @@ def check_device(device: Any) -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SingleCellError(f"device is {device!r}, which cannot be used here: {reason(error)}") from error
     return str(device)
-
-
-def on_device(data: HurdleData, device: str) -> HurdleData:
-    """Return data on a device."""
-    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(data).items() if isinstance(value, Tensor)}
-    return dataclasses.replace(data, **moved)
 
 
 def priors_for(given: Any, data: HurdleData) -> HurdlePriors:

@@ -190,8 +190,8 @@ def _samples(
     term = len(cells.terms) - 1 if paired is None else paired
     names, means, found = cells.terms[term].names, [], []
     for rows in arms:
-        of_row = factors[rows, term]
-        means.append({k: _log2_mean(cells, rows[of_row == k], draws, values) for k in np.unique(of_row)})
+        level = factors[rows, term]
+        means.append({k: _log2_mean(cells, rows[level == k], draws, values) for k in np.unique(level)})
     if paired is None:
         for end, arm in zip(contrast.ends, means, strict=True):
             found += [(names[k], end.name, *mean) for k, mean in arm.items()]

@@ -175,7 +175,9 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     for at, (condition, colour) in enumerate(zip(fit.conditions, _CONDITIONS, strict=False)):
         seen = condition.positive
         zeros.bar(at, condition.zero_fraction, color=colour, alpha=0.4, width=0.8)
-        _bar(zeros, at, condition.zero_fitted, color=colour, capsize=3)
+        middle, low, high = condition.zero_fitted
+        bars = [[middle - low], [high - middle]]
+        zeros.errorbar([at], [middle], bars, fmt="o", color=colour, markersize=4, capsize=3)
         if len(seen):
             weights = np.full(len(seen), 1 / len(seen) / np.log10(bins[1] / bins[0]))
             amount.hist(seen, bins=bins.tolist(), weights=weights, color=colour, alpha=0.4)
@@ -188,12 +190,6 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     amount.legend(lines, names, frameon=False, fontsize="small", loc="upper left")
     ax.set_title(literal(fit.gene))
     return ax
-
-
-def _bar(ax: Axes, x: float, interval: Any, **style: Any) -> None:
-    """Draw a median with its interval as a point with a bar."""
-    middle, low, high = interval
-    ax.errorbar([x], [middle], [[middle - low], [high - middle]], fmt="o", markersize=4, **style)
 
 
 def _band(ax: Axes, x: np.ndarray, interval: Any, colour: str, alpha: float, label: str = "") -> Any:
