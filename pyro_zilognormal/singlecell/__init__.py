@@ -5,7 +5,6 @@ from pyro_zilognormal.singlecell import plots as pl
 from pyro_zilognormal.singlecell.api import HurdleDE
 from pyro_zilognormal.singlecell.cube.cube import Cube
 from pyro_zilognormal.singlecell.cube.reduce import extend_cube, reduce
-from pyro_zilognormal.singlecell.curves import Curve
 from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.embed import Embedding, embed
 from pyro_zilognormal.singlecell.errors import (
@@ -16,10 +15,9 @@ from pyro_zilognormal.singlecell.errors import (
     UnknownNameError,
 )
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
-from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit, Sample
+from pyro_zilognormal.singlecell.genes import Curve, GeneCondition, GeneFit, Sample
 from pyro_zilognormal.singlecell.one_call import differential_expression, result_parameters
-from pyro_zilognormal.singlecell.results import COLUMNS
-from pyro_zilognormal.singlecell.write import to_scanpy, write_results
+from pyro_zilognormal.singlecell.results import COLUMNS, to_scanpy, write_results
 
 __all__ = [
     "COLUMNS",

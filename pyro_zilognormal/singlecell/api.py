@@ -3,58 +3,33 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import logging
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_zilognormal.models import (
-    Condition,
-    HurdleGuide,
-    HurdleModel,
-    HurdlePriors,
-    draw_coefficients,
-    fit_hurdle,
-)
+from pyro_zilognormal.models import Condition, HurdleGuide, HurdleModel, HurdlePriors, draw_coefficients, fit_hurdle
 from pyro_zilognormal.models.hurdle.fit import draw_blocks
-from pyro_zilognormal.singlecell.arguments import (
-    callbacks_of,
-    check_device,
-    check_fractions,
-    flag,
-    negligible,
-    nonnegative,
-    on_device,
-    priors_for,
-    text_or_none,
-    whole,
-)
+from pyro_zilognormal.singlecell import arguments, predictive_check, results
+from pyro_zilognormal.singlecell import genes as single_genes
+from pyro_zilognormal.singlecell.arguments import fraction, text_or_none, whole
 from pyro_zilognormal.singlecell.cube.reduce import read_any
-from pyro_zilognormal.singlecell.curves import Curve, curves
 from pyro_zilognormal.singlecell.design.design import Contrast
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
-from pyro_zilognormal.singlecell.files.io import Cells, warn_of_remnants
-from pyro_zilognormal.singlecell.genes import GeneFit, gene_fits
+from pyro_zilognormal.singlecell.files.io import Arm, warn_of_remnants
+from pyro_zilognormal.singlecell.genes import Curve, GeneFit
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
-from pyro_zilognormal.singlecell.predictive_check import RANDOM_DRAWS, Check, outside_of
-from pyro_zilognormal.singlecell.results import (
-    CREDIBLE,
-    LEFT_TAIL,
-    Calls,
-    by_condition,
-    check_predictions,
-    contrast_table,
-    describe_columns,
-    posterior_columns,
-    prediction_columns,
-)
+from pyro_zilognormal.singlecell.predictive_check import RANDOM_DRAWS, Check
+from pyro_zilognormal.singlecell.results import CREDIBLE, describe_columns
 from pyro_zilognormal.svi import Callback, Checkpoint, FitResult, Run
+
+Columns = dict[str, NDArray[np.float64]]
+Summary = Callable[[dict[str, Tensor]], Columns]
 
 _log = logging.getLogger(__name__)
 # The guide starts near the posterior. Minibatches of less than a tenth of the cells add more noise than they correct.
@@ -140,23 +115,21 @@ class HurdleDE:
     ) -> None:
         for module in ("anndata", "pandas", "formulaic", "scipy"):
             require(module)
-        draws, use_raw, device = whole("draws", draws, 100), flag("use_raw", use_raw), check_device(device)
-        donor = text_or_none("donor", donor, "the name of a column of obs")
-        layer = text_or_none("layer", layer, "the name of a layer")
+        draws, device = whole("draws", draws, 100), arguments.check_device(device)
         depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
-        threshold = nonnegative("detection_threshold", detection_threshold, "in linear units")
-        given = {"layer": layer, "use_raw": use_raw, "scale": scale, "offset": offset, "detection_threshold": threshold}
+        given = arguments.matrix_arguments(layer, use_raw, scale, offset, detection_threshold)
         self.cells, read = read_any(adata, formula, donor, depth, given)
         if read["scale_from"] != "given":
             _log.info("scale: %s, as %s", read["scale"], read["scale_from"])
         warn_of_remnants(self.cells)
-        self.data = on_device(self.cells.data, device)
-        self.priors = priors_for(priors, self.data)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self.cells.data).items() if isinstance(v, Tensor)}
+        self.data = replace(self.cells.data, **moved)
+        self.priors = arguments.priors_for(priors, self.data)
         self.settings: dict[str, Any] = {"formula": formula, "donor": donor, "draws": draws, "device": device}
-        self.settings |= _described(self.cells, donor) | {name: read[name] for name in (*given, "scale_from")}
+        self.settings |= results.described(self.cells, donor) | {name: read[name] for name in (*given, "scale_from")}
         self._result: FitResult | None = None
         self._draws: dict[str, Tensor] | None = None
-        self._checks: dict[Any, dict[str, Any]] = {}
+        self._checks: dict[Any, Columns] = {}
 
     @property
     def genes(self) -> list[str]:
@@ -179,7 +152,7 @@ class HurdleDE:
         callbacks: Sequence[Callback | Callable[[Run], Any]] = (),
         checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
     ) -> HurdleDE:
-        """Fit all genes.
+        """Fit all genes, and return itself.
 
         Args:
             seed: the random seed of the fit and of the draws.
@@ -189,26 +162,15 @@ class HurdleDE:
             callbacks: callbacks of ``svi.fit``.
             checkpoint: a file to save the fit to now and then, and to resume from if it exists; or a
                 ``svi.Checkpoint``.
-
-        Returns:
-            Itself.
         """
         seed, batch_size = whole("seed", seed, 0, 2**32 - 1), whole("batch_size", batch_size, 1)
         if steps is None:
             many = not self.data.reduced and len(self.data.design) > _MANY_BATCHES * batch_size
             steps = _FEWEST_STEPS if many else _STEPS
-        steps = whole("steps", steps, _FEWEST_STEPS)
-        callbacks = callbacks_of(callbacks, checkpoint)
+        options: dict[str, Any] = {"steps": whole("steps", steps, _FEWEST_STEPS), "batch_size": batch_size}
+        options |= {"seed": seed, "callbacks": arguments.callbacks_of(callbacks, checkpoint)}
         model = HurdleModel(self.data, self.priors)
-        self._result = fit_hurdle(
-            model,
-            HurdleGuide(model, self.data),
-            self.data,
-            steps=steps,
-            batch_size=batch_size,
-            seed=seed,
-            callbacks=callbacks,
-        )
+        self._result = fit_hurdle(model, HurdleGuide(model, self.data), self.data, **options)
         self._draws, self._checks = None, {}
         self.settings |= {"seed": seed, "steps": self.result.steps}
         return self
@@ -229,19 +191,22 @@ class HurdleDE:
         return draw_coefficients(result, self.data, number, self.settings["seed"], min(number, random), genes)
 
     def _summarise(
-        self, checks: Sequence[Check], others: Sequence[Callable[[dict[str, Tensor]], dict[str, Any]]]
-    ) -> list[dict[str, Any]]:
-        """Return the columns of checks and of other summaries, made of the draws of some genes at a time."""
+        self, conditions: Sequence[Mapping[str, Any]], credible: float, others: Sequence[Summary] = ()
+    ) -> tuple[list[Columns], list[Columns]]:
+        """Return the checks of conditions, which are kept, and other summaries of the draws, some genes at a time."""
         result, number, seed = self.result, self.settings["draws"], self.settings["seed"]
-        found: list[dict[str, NDArray[np.float64]]] = [{} for _ in [*checks, *others]]
-        random = min(number, RANDOM_DRAWS * bool(checks))
-        for genes, draws in draw_blocks(result, self.data, number, seed, random) if found else ():
-            parts = [check.columns(draws, genes, seed) for check in checks] + [summary(draws) for summary in others]
+        keys = [(tuple(levels.items()), credible) for levels in conditions]
+        new = {key: Check.of(self.cells, dict(key[0]), credible) for key in keys if key not in self._checks}
+        found: list[Columns] = [{} for _ in [*new, *others]]
+        random = min(number, RANDOM_DRAWS) if new else 0
+        for some, draws in draw_blocks(result, self.data, number, seed, random) if found else ():
+            parts = [check.columns(draws, some, seed) for check in new.values()] + [other(draws) for other in others]
             for columns, part in zip(found, parts, strict=True):
                 for name, values in part.items():
                     # Small arrays, kept between the large ones of blocks, would let memory grow.
-                    columns.setdefault(name, np.empty(self.data.genes))[genes] = values
-        return found
+                    columns.setdefault(name, np.empty(self.data.genes))[some] = values
+        self._checks |= zip(new, found, strict=False)
+        return [self._checks[key] for key in keys], found[len(new) :]
 
     def cond(self, **levels: Any) -> Condition:
         """Return a condition: a row of the design.
@@ -253,8 +218,7 @@ class HurdleDE:
             The condition; the difference of two, ``cond(...) - cond(...)``, is a pair for :meth:`test`.
 
         Raises:
-            UnknownNameError: no such variable or level.
-            SingleCellError: a combination that the cells do not determine.
+            SingleCellError: no such variable or level, or a combination that the cells do not determine.
         """
         return self.cells.design.condition(levels)
 
@@ -267,12 +231,8 @@ class HurdleDE:
             group_to_compare: the test level.
             name: its name in tables; "column: test vs reference" if None.
 
-        Returns:
-            The contrast.
-
         Raises:
-            UnknownNameError: no such variable or level.
-            SingleCellError: levels that the design cannot compare, or that interact with another variable.
+            SingleCellError: no such level, or levels that the cells cannot compare or that interact with a variable.
         """
         return self.cells.design.contrast(column, group_to_compare, baseline, text_or_none("name", name, "text"))
 
@@ -307,34 +267,35 @@ class HurdleDE:
             A DataFrame, contrast by contrast, the most certain gene first, by expected_fdr and, where that is equal,
             such as 0, by the end of the interval that is nearer to 0 (Harrison et al. 2019, "Topconfects").
         """
-        check_fractions(delta, fdr, credible, max_error)
-        calls = Calls(delta, fdr, max_error, credible, negligible(self.priors))
-        tables, (skewness, error) = [], self.cells.log_skewness
+        arguments.check_fractions(delta, fdr, credible, max_error)
+        calls = results.Calls(delta, fdr, max_error, credible, results.negligible(self.priors))
         contrasts = self.cells.design.contrasts(contrast)
-        levels = [[end.levels for end in one.ends] for one in contrasts]
-        everything, *each = self.cells.arms([{}, *itertools.chain(*levels)])
-        rest = iter(each)
-        arms = [list(itertools.islice(rest, len(ends))) for ends in levels]
+        ends = [end.levels for one in contrasts for end in one.ends]
+        everything, *arms = self.cells.arms([{}, *ends])
         # A condition without cells, such as a value of a number, cannot be checked.
-        known = [all(arm.cells for arm in own) for own in arms]
-        checked = itertools.chain.from_iterable(itertools.compress(levels, known))
-        posteriors = self._check(
-            checked, CREDIBLE, [functools.partial(posterior_columns, contrast=one, calls=calls) for one in contrasts]
-        )
-        for one, ends, own, has_cells, posterior in zip(contrasts, levels, arms, known, posteriors, strict=True):
-            outside = outside_of(*(self._checks[_key(chosen, CREDIBLE)] for chosen in ends)) if has_cells else None
-            if outside:
-                outside |= {"left_tail": skewness + 2 * error < LEFT_TAIL}
-            samples = compare_samples(self.cells, one)
-            few = has_cells and min(map(self._samples, ends)) < _FEWEST_SAMPLES
-            observed = own, everything, samples, outside
-            tables.append(contrast_table(self.genes, posterior, one, *observed, calls, skewness, few))
+        checked = [levels for levels, arm in zip(ends, arms, strict=True) if arm.cells]
+        summary = functools.partial(results.posterior_columns, calls=calls)
+        summaries = [functools.partial(summary, contrast=one) for one in contrasts]
+        tables, each = [], iter(arms)
+        for one, posterior in zip(contrasts, self._summarise(checked, CREDIBLE, summaries)[1], strict=True):
+            tables.append(self._table(one, [next(each) for _ in one.ends], everything, posterior, calls))
         return require("pandas").concat(tables, ignore_index=True)
 
-    def _samples(self, levels: Mapping[str, Any]) -> float:
-        """Return how many samples have cells of a condition; infinite without random effects."""
-        found = self.cells.data.factors[self.cells.rows(levels)]
-        return len(found.unique(dim=0)) if self.cells.terms else math.inf
+    def _table(
+        self, contrast: Contrast, arms: Sequence[Arm], everything: Arm, posterior: Columns, calls: results.Calls
+    ) -> Any:
+        """Return the table of a contrast, from what was observed in its conditions and the posterior's columns."""
+        (skewness, error), outside, few = self.cells.log_skewness, None, False
+        if all(arm.cells for arm in arms):
+            ends = [end.levels for end in contrast.ends]
+            checks, _ = self._summarise(ends, CREDIBLE)  # which have been made
+            outside = predictive_check.outside_of(*checks) | {"left_tail": skewness + 2 * error < results.LEFT_TAIL}
+            factors = [self.cells.data.factors[self.cells.rows(levels)] for levels in ends]
+            few = bool(self.cells.terms) and min(len(own.unique(dim=0)) for own in factors) < _FEWEST_SAMPLES
+        columns = {"variable": self.genes, "log_skewness": skewness, **posterior}
+        columns |= results.observed_columns(arms, everything, few)
+        samples = compare_samples(self.cells, contrast)
+        return results.contrast_table(columns, contrast, arms, samples, outside, calls)
 
     def predict(self, *conditions: Condition, quantiles: Sequence[float] = (), credible: float = CREDIBLE) -> Any:
         """Return predictions for a cell of a condition, of mean depth, for random effects and an offset of 0.
@@ -350,15 +311,14 @@ class HurdleDE:
             with the ends ``_low`` and ``_high`` of its credible interval.
 
         Raises:
-            ArgumentTypeError: something else than conditions.
-            SingleCellError: a quantile or probability out of range.
+            SingleCellError: something else than conditions, or a quantile or probability out of range.
         """
-        check_fractions(0.0, 0.05, credible)
-        summary = functools.partial(
-            prediction_columns, quantiles=check_predictions(conditions, quantiles), credible=credible
-        )
-        found = self._summarise([], [functools.partial(summary, condition=c) for c in conditions])
-        return by_condition(self.genes, dict(zip((c.name for c in conditions), found, strict=True)))
+        _check_conditions(conditions, fewest=1)
+        fraction("credible", credible)
+        quantiles = predictive_check.check_quantiles(quantiles)
+        summary = functools.partial(predictive_check.prediction_columns, quantiles=quantiles, credible=credible)
+        _, found = self._summarise([], credible, [functools.partial(summary, condition=c) for c in conditions])
+        return predictive_check.by_condition(self.genes, dict(zip((c.name for c in conditions), found, strict=True)))
 
     def predictive_check(self, *conditions: Condition, credible: float = CREDIBLE) -> Any:
         """Return the posterior predictive check: statistics of observed cells and of replicated ones.
@@ -378,22 +338,19 @@ class HurdleDE:
             degrees of freedom.
 
         Raises:
-            ArgumentTypeError: something else than conditions.
-            SingleCellError: a condition without cells.
+            SingleCellError: something else than conditions, or a condition without cells.
         """
-        check_fractions(0.0, 0.05, credible)
-        if not all(isinstance(c, Condition) for c in conditions):
-            raise ArgumentTypeError(f"conditions: got {shown(conditions)}; needed conditions, from cond(...)")
+        fraction("credible", credible)
+        _check_conditions(conditions)
         levels = {c.name: c.levels for c in conditions} or {"all cells": {}}
         for name, chosen in levels.items():
             if not len(self.cells.rows(chosen)):
                 raise SingleCellError(f"condition: no cell has {name}; needed a condition with cells")
-        self._check(levels.values(), credible)
-        found = {name: self._checks[_key(chosen, credible)] for name, chosen in levels.items()}
-        return by_condition(self.genes, found)
+        found, _ = self._summarise([*levels.values()], credible)
+        return predictive_check.by_condition(self.genes, dict(zip(levels, found, strict=True)))
 
     def gene_fits(self, genes: Sequence[str], contrast: Any, *, credible: float = CREDIBLE) -> list[GeneFit]:
-        """Return observed values and fitted distributions of some genes, to plot with ``pl.gene``.
+        """Return observed values and the fitted distribution of each of some genes, to plot with ``pl.gene``.
 
         The distribution is that of the cells of a condition, averaged over their random effects and other variables.
         With random effects, each donor's own fold change comes with it, or each sample's own mean where donors have
@@ -405,24 +362,19 @@ class HurdleDE:
             contrast: one contrast, as :meth:`test` takes it.
             credible: probability of the intervals.
 
-        Returns:
-            A fit for each gene.
-
         Raises:
-            UnknownNameError: no such gene.
-            SingleCellError: a condition without cells.
+            SingleCellError: no such gene, or a condition without cells.
         """
-        check_fractions(0.0, 0.05, credible)
-        found = self.cells.design.contrasts(contrast)
-        if len(found) != 1:
-            raise SingleCellError(f"contrast: got {len(found)} contrasts; needed one")
-        (one,) = found
-        return gene_fits(self.cells, self._draw_genes, genes, one, credible)
+        fraction("credible", credible)
+        one, *others = self.cells.design.contrasts(contrast)
+        if others:
+            raise SingleCellError(f"contrast: got {1 + len(others)} contrasts; needed one")
+        return single_genes.gene_fits(self.cells, self._draw_genes, genes, one, credible)
 
     def curves(
         self, genes: Sequence[str], column: str, at: Condition | None = None, *, credible: float = CREDIBLE
     ) -> list[Curve]:
-        """Return the means of some genes along a number, such as an age or a spline of pseudotime, for ``pl.curve``.
+        """Return the mean of each of some genes along a number, such as an age or a pseudotime, for ``pl.curve``.
 
         The mean is that of a cell with random effects of 0. The matrix is read once more, so that its file must still
         be open.
@@ -434,13 +386,8 @@ class HurdleDE:
                 their mean, if None. The observed means are those of the cells with the levels it names.
             credible: probability of the band.
 
-        Returns:
-            A curve for each gene.
-
         Raises:
-            ArgumentTypeError: something else than a name or a condition.
-            UnknownNameError: no such gene or variable.
-            SingleCellError: a variable that holds categories, or a condition that gives it.
+            SingleCellError: no such gene or variable, a variable of categories, or a condition that gives it.
 
         Example:
             >>> import anndata, numpy, pandas
@@ -453,41 +400,11 @@ class HurdleDE:
             >>> curve.grid.shape, curve.observed.shape
             ((100,), (10,))
         """
-        check_fractions(0.0, 0.05, credible)
-        if not isinstance(column, str):
-            raise ArgumentTypeError(f"column is {shown(column)}; needed the name of a variable of the formula")
-        if not isinstance(at, Condition | None):
-            raise ArgumentTypeError(f"at is {shown(at)}; needed a condition, from cond(...)")
-        return curves(self.cells, self._draw_genes, genes, column, at or self.cond(), credible)
-
-    def _check(
-        self,
-        conditions: Iterable[Mapping[str, Any]],
-        credible: float,
-        others: Sequence[Callable[[dict[str, Tensor]], dict[str, Any]]] = (),
-    ) -> list[dict[str, Any]]:
-        """Make the checks of conditions, which tables and reports share, and other summaries, which are returned."""
-        new = {_key(levels, credible): levels for levels in conditions}
-        new = {key: levels for key, levels in new.items() if key not in self._checks}
-        checks = [Check.of(self.cells, levels, credible) for levels in new.values()]
-        found = self._summarise(checks, others)
-        self._checks |= zip(new, found, strict=False)
-        return found[len(new) :]
+        fraction("credible", credible)
+        return single_genes.curves(self.cells, self._draw_genes, genes, column, at, credible)
 
 
-def _key(levels: Mapping[str, Any], credible: float) -> tuple[Any, float]:
-    return tuple(levels.items()), credible
-
-
-def _described(cells: Cells, donor: str | None) -> dict[str, Any]:
-    """Return what was read as plain values."""
-    return {
-        "random_effects": [str(term) for term in cells.terms],
-        "random_effects_left_out": cells.left_out,
-        "depth": cells.depth.name if cells.depth else None,
-        "depth_bins": cells.depth_bins,
-        "n_cells": int(cells.count.sum()),
-        "n_genes": cells.data.genes,
-        "n_rows": len(cells.data.design),
-        "n_donors": next((len(term.names) for term in cells.terms if term.columns == (donor,)), 0),
-    }
+def _check_conditions(conditions: Sequence[Any], fewest: int = 0) -> None:
+    if len(conditions) < fewest or not all(isinstance(c, Condition) for c in conditions):
+        number = "one or more conditions" if fewest else "conditions"
+        raise ArgumentTypeError(f"conditions: got {shown(conditions)}; needed {number}, from cond(...)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,56 +10,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_zilognormal.models import HurdleData, HurdlePriors
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, shown, unknown
+from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, reason, shown, unknown
 from pyro_zilognormal.svi import Callback, Checkpoint
 from pyro_zilognormal.svi.data import whole as whole_number
 from pyro_zilognormal.svi.fit import as_callbacks
 
 
 @contextmanager
-def _refusing(what: str = "") -> Iterator[None]:
-    """Raise the errors of ``svi`` as those of this package, with the name of what is refused."""
+def refusing(what: str = "", errors: tuple[type[Exception], ...] = (TypeError, ValueError)) -> Iterator[None]:
+    """Raise the errors of other packages as those of this one, with the name of what is refused."""
     try:
         yield
-    except (TypeError, ValueError) as error:
-        raise SingleCellError(f"{what}{error}") from error
+    except errors as error:
+        raise SingleCellError(f"{what}{str(error).strip()}") from error
 
 
-def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
-    """Return a whole number, numpy's or torch's too, as an int."""
-    with _refusing():
-        return whole_number(name, value, least, most)
-
-
-def real(name: str, value: Any, fits: Any, needed: str) -> float:
-    """Return a number for which ``fits`` holds as a float."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+def of_type(name: str, value: Any, kind: Any, needed: str) -> Any:
+    """Return a value of a type."""
+    if not isinstance(value, kind):
         raise ArgumentTypeError(f"{name} is {shown(value)}; needed {needed}")
-    if not fits(value):
-        raise SingleCellError(f"{name} is {value!r}; needed {needed}")
-    return float(value)
-
-
-def nonnegative(name: str, value: Any, unit: str) -> float:
-    """Return a finite number of at least 0 as a float."""
-    return real(name, value, lambda v: 0 <= v < math.inf, f"a number >= 0, {unit}")
+    return value
 
 
 def flag(name: str, value: Any) -> bool:
     """Return True or False."""
-    if not isinstance(value, bool | np.bool_):
-        raise ArgumentTypeError(f"{name} is {shown(value)}; needed True or False")
-    return bool(value)
+    return bool(of_type(name, value, bool | np.bool_, "True or False"))
 
 
 def text_or_none(name: str, value: Any, needed: str) -> str | None:
     """Return text or None."""
-    if not isinstance(value, str | None):
-        raise ArgumentTypeError(f"{name} is {shown(value)}; needed {needed}, or None")
-    return value
+    text: str | None = of_type(name, value, str | None, f"{needed}, or None")
+    return text
 
 
 def items(name: str, value: Any, needed: str) -> list[Any]:
@@ -73,58 +55,76 @@ def items(name: str, value: Any, needed: str) -> list[Any]:
     raise ArgumentTypeError(f"{name} is {shown(value)}; needed {needed}")
 
 
-def check_fractions(delta: Any, fdr: Any, credible: Any, max_error: Any = 0.2) -> None:
+def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
+    """Return a whole number, numpy's or torch's too, as an int."""
+    with refusing():
+        return whole_number(name, value, least, most)
+
+
+def real(name: str, value: Any, fits: Any, needed: str) -> float:
+    """Return a number for which ``fits`` holds as a float."""
+    if not fits(of_type(name, value, Real, needed)) or isinstance(value, bool):
+        raise SingleCellError(f"{name} is {value!r}; needed {needed}")
+    return float(value)
+
+
+def nonnegative(name: str, value: Any, unit: str) -> float:
+    """Return a finite number of at least 0 as a float."""
+    return real(name, value, lambda v: 0 <= v < math.inf, f"a number >= 0, {unit}")
+
+
+def fraction(name: str, value: Any) -> float:
+    """Return a number between 0 and 1 as a float."""
+    return real(name, value, lambda v: 0 < v < 1, "a number between 0 and 1")
+
+
+def check_fractions(delta: Any, fdr: Any, credible: Any, max_error: Any) -> None:
     """Raise for settings of a table that are out of range."""
     nonnegative("delta", delta, "in log2 units")
-    for name, value in (("fdr", fdr), ("credible", credible)):
-        real(name, value, lambda v: 0 < v < 1, "a number between 0 and 1")
+    fraction("fdr", fdr)
+    fraction("credible", credible)
     real("max_error", max_error, lambda v: 0 < v <= 1, "a probability above 0, at most 1")
+
+
+def matrix_arguments(layer: Any, use_raw: Any, scale: Any, offset: Any, detection_threshold: Any) -> dict[str, Any]:
+    """Return which values of an AnnData are meant; scale and offset are checked as they are used."""
+    return {
+        "layer": text_or_none("layer", layer, "the name of a layer"),
+        "use_raw": flag("use_raw", use_raw),
+        "scale": scale,
+        "offset": offset,
+        "detection_threshold": nonnegative("detection_threshold", detection_threshold, "in linear units"),
+    }
 
 
 def check_device(device: Any) -> str:
     """Return the name of a torch device that can be used here."""
-    if not isinstance(device, str | torch.device):
-        raise ArgumentTypeError(f"device is {shown(device)}; needed the name of a torch device, such as 'cpu'")
+    of_type("device", device, str | torch.device, "the name of a torch device, such as 'cpu'")
     try:
         torch.zeros(1, device=device).item()  # which a meta device has not
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise SingleCellError(f"device is {device!r}, which cannot be used here ({said}); pass 'cpu'") from error
+        raise SingleCellError(f"device is {device!r}, which cannot be used here: {reason(error)}") from error
     return str(device)
-
-
-def on_device(data: HurdleData, device: str) -> HurdleData:
-    """Return data on a device."""
-    moved: dict[str, Any] = {name: value.to(device) for name, value in vars(data).items() if isinstance(value, Tensor)}
-    return dataclasses.replace(data, **moved)
 
 
 def priors_for(given: Any, data: HurdleData) -> HurdlePriors:
     """Return hyperpriors: those that are given, or the data's with the given changes."""
+    of_type("priors", given, HurdlePriors | Mapping | None, "HurdlePriors, or a dict of some of its fields")
     if isinstance(given, HurdlePriors):
         return given
-    if not isinstance(given, Mapping | None):
-        raise ArgumentTypeError(f"priors is {shown(given)}; needed HurdlePriors, or a dict of some of its fields")
     changed, known = dict(given or {}), HurdlePriors.__dataclass_fields__
     for name in changed.keys() - known:
         raise unknown("priors", name, "fields of HurdlePriors", known)
-    try:
+    with refusing("priors: ", (TypeError, ValueError, RuntimeError)):
         return HurdlePriors.for_data(data, **changed)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SingleCellError(f"priors: {str(error).strip()}") from error
-
-
-def negligible(priors: HurdlePriors) -> float:
-    """Return the log2 fold change below which genes without effects may lie: 5 sds of the difference of two spikes."""
-    return 5 * math.sqrt(2) * priors.spike_sd / math.log(2)
 
 
 def callbacks_of(given: Any, checkpoint: Any) -> list[Callback]:
     """Return the callbacks of a fit, the checkpoint, or that of a path, among them."""
-    found = items("callbacks", given, "a list of callbacks")
-    with _refusing():
-        found = as_callbacks(found)
+    given = items("callbacks", given, "a list of callbacks")
+    with refusing():
+        found = as_callbacks(given)
     if checkpoint is None:
         return found
-    with _refusing("checkpoint: "):
+    with refusing("checkpoint: "):
         return [*found, checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint)]

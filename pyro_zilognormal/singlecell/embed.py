@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +12,16 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import ZILNVAE, FittedVAE, ZILNVAEGuide, fit_vae
-from pyro_zilognormal.singlecell.arguments import (
-    callbacks_of,
-    check_device,
-    flag,
-    items,
-    nonnegative,
-    text_or_none,
-    whole,
-)
+from pyro_zilognormal.singlecell import arguments
+from pyro_zilognormal.singlecell.arguments import flag, items, text_or_none, whole
 from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube
 from pyro_zilognormal.singlecell.design.depth import Depth
 from pyro_zilognormal.singlecell.design.formula import grouping
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
-from pyro_zilognormal.singlecell.files.io import find_expression
+from pyro_zilognormal.singlecell.files.io import find_values
 from pyro_zilognormal.singlecell.files.reading import read_statistics
-from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
-from pyro_zilognormal.singlecell.write import check_key
+from pyro_zilognormal.singlecell.files.scale import Cleaner
+from pyro_zilognormal.singlecell.results import check_key
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.sufficient.dask import is_dask
 from pyro_zilognormal.svi import Batch, Callback, Checkpoint, Minibatches, Run
@@ -36,7 +29,7 @@ from pyro_zilognormal.svi.data import digest
 from pyro_zilognormal.svi.elbo import isolated
 
 DENOISED = "ziln_denoised"
-_BATCH_SIZE = 128
+_BATCHES: dict[str, Any] = {"batch_size": 128, "plate": "cells", "dtype": torch.float32}
 # Neighbouring cells that are read at once, and minibatches whose cells are mixed: files sort cells, and reading each
 # where it lies would be slow.
 _NEIGHBOURS, _MIXED = 32, 16
@@ -59,9 +52,7 @@ class CellBatches(Minibatches):
         self, clean: Cleaner, rows: NDArray[np.int64], conditions: Sequence[Any], shuffle: bool, device: str
     ) -> None:
         own = (None if array is None else array[rows] for array in conditions)
-        super().__init__(
-            rows, *own, batch_size=_BATCH_SIZE, plate="cells", shuffle=shuffle, device=device, dtype=torch.float32
-        )
+        super().__init__(rows, *own, **_BATCHES, shuffle=shuffle, device=device)
         self.clean, self.conditions = clean, conditions
 
     def epoch(self, number: int, seed: int, skip: int = 0) -> Iterator[Batch]:
@@ -95,9 +86,7 @@ class CellBatches(Minibatches):
     def subset(self, chosen: Any) -> CellBatches:
         """Return those cells for which ``chosen``, of shape (cells,), is True, in order."""
         if np.shape(chosen) != (self.rows,) or not np.any(chosen):
-            raise SingleCellError(
-                f"chosen has shape {np.shape(chosen)} and {np.sum(chosen)} cells; needed ({self.rows},) and some cell"
-            )
+            raise SingleCellError(f"chosen has shape {np.shape(chosen)}; needed ({self.rows},), and some cell chosen")
         rows = self.arrays[0][np.asarray(chosen, dtype=bool)]
         return CellBatches(self.clean, rows, self.conditions, False, str(self.device))
 
@@ -116,11 +105,13 @@ class CellBatches(Minibatches):
         return torch.cat([pool[torch.randperm(len(pool), generator=generator)] for pool in pools])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Embedding:
     """What :func:`embed` found.
 
     Attributes:
+        model: the autoencoder.
+        guide: its guide.
         fitted: the fitted autoencoder, with its methods.
         cells: all cells, in their order, to give to these methods; ``cells.subset(mask)`` are some of them.
         held_out: which cells were held out, of shape (cells,).
@@ -129,47 +120,39 @@ class Embedding:
         settings: how they were read and fitted, as plain values.
     """
 
-    fitted: FittedVAE
+    model: ZILNVAE
+    guide: ZILNVAEGuide
     cells: CellBatches
     held_out: NDArray[np.bool_]
     genes: list[str]
     batches: list[str]
     settings: dict[str, Any]
+    fitted: FittedVAE = field(init=False)
+
+    def fit(self, steps: int, callbacks: Sequence[Callback | Callable[[Run], Any]] = ()) -> Embedding:
+        """Fit the autoencoder to the cells that are not held out."""
+        every, device = self.cells, str(self.cells.device)
+        train, test = (np.flatnonzero(chosen) for chosen in (~self.held_out, self.held_out))
+        # Held-out cells are evaluated again and again, so that they are read once.
+        values = every.values(torch.from_numpy(test)).astype(np.float32)
+        conditions = (None if array is None else array[test] for array in every.conditions)
+        self.fitted = fit_vae(
+            self.model,
+            self.guide,
+            CellBatches(every.clean, train, every.conditions, True, device),
+            held_out=Minibatches(values, *conditions, **_BATCHES, device=device),
+            steps=steps,
+            seed=self.settings["seed"],
+            callbacks=callbacks,
+        )
+        self.settings |= {"steps": self.fitted.result.steps, "stop_reason": self.fitted.result.stop_reason}
+        return self
 
     def write(self, adata: Any, key_added: str = "X_ziln") -> None:
         """Write the latent values to ``obsm[key_added]`` and the settings to ``uns[key_added]``."""
         adata.obsm[key_added] = self.fitted.latent(self.cells).mean.numpy(force=True)
         known = {name: value for name, value in self.settings.items() if value is not None}
         adata.uns[key_added] = {"params": known}
-
-
-@dataclass(frozen=True, eq=False)
-class Prepared:
-    """Cells that have been read and checked, with an autoencoder that is to be fitted to them."""
-
-    model: ZILNVAE
-    guide: ZILNVAEGuide
-    cells: CellBatches
-    held_out: NDArray[np.bool_]
-    batches: list[str]
-    settings: dict[str, Any]
-
-    def fit(self, steps: int, callbacks: Sequence[Callback | Callable[[Run], Any]] = ()) -> Embedding:
-        """Fit the autoencoder to the cells that are not held out."""
-        every = self.cells
-        train, test = (np.flatnonzero(chosen) for chosen in (~self.held_out, self.held_out))
-        fitted = fit_vae(
-            self.model,
-            self.guide,
-            CellBatches(every.clean, train, every.conditions, True, str(every.device)),
-            held_out=_in_memory(every, test),
-            steps=steps,
-            seed=self.settings["seed"],
-            callbacks=callbacks,
-        )
-        ended = {"steps": fitted.result.steps, "stop_reason": fitted.result.stop_reason}
-        genes = every.clean.expression.genes
-        return Embedding(fitted, every, self.held_out, genes, self.batches, self.settings | ended)
 
 
 def prepare(
@@ -186,37 +169,31 @@ def prepare(
     linear: bool = False,
     seed: int = 0,
     device: str = "cpu",
-) -> Prepared:
-    """Read and check the cells, and make the autoencoder, with the arguments of :func:`embed`."""
-    for module in ("anndata", "pandas", "scipy"):
-        require(module)
+) -> Embedding:
+    """Read and check the cells, and make the autoencoder that is to be fitted, with the arguments of :func:`embed`."""
     if isinstance(adata, Cube) or is_cube(adata):
         raise SingleCellError("adata is a cube, which has no single cells; needed an AnnData of them")
-    seed, device, linear = whole("seed", seed, 0, 2**32 - 1), check_device(device), flag("linear", linear)
-    latent = whole("latent", latent, 1, _WIDEST)
-    hidden = [whole("hidden", size, 1, _WIDEST) for size in items("hidden", hidden, "sizes of layers")]
-    if not hidden:
-        raise SingleCellError("hidden is empty; needed the size of one layer or more, also of a linear decoder")
+    seed, device, linear = whole("seed", seed, 0, 2**32 - 1), arguments.check_device(device), flag("linear", linear)
+    latent, hidden = whole("latent", latent, 1, _WIDEST), items("hidden", hidden, "sizes of layers")
+    hidden = [whole("hidden", size, 1, _WIDEST) for size in hidden]
     depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
-    clean = _cleaner(adata, layer, use_raw, scale, detection_threshold)
+    settings = arguments.matrix_arguments(layer, use_raw, scale, None, detection_threshold)
+    clean = _by_rows(find_values(adata, settings)[0])
     number = clean.expression.shape[0]
     names, *conditions, known = _conditions(adata.obs, batch, depth, clean)
-    cells = CellBatches(clean, np.arange(number), conditions, False, device)
-    held_out = _hold_out(number, seed)
+    held_out = np.zeros(number, dtype=bool)
+    size = min(int(_HELD_OUT_SHARE * number), _MOST_HELD_OUT)
+    held_out[np.random.default_rng(seed).choice(number, size, replace=False)] = True
     statistics, *_ = read_statistics(clean, held_out.astype(np.int64), 2, conditions[-1])
-    with isolated(seed):
-        model = ZILNVAE(
-            SufficientStatistics.from_value(statistics.value[:1]),
-            latent=latent,
-            batches=len(names),
-            covariates=0 if conditions[1] is None else 1,
-            hidden=hidden,
-            linear=linear,
-        ).to(device)
+    train = SufficientStatistics.from_value(statistics.value[:1])
+    sizes = {"latent": latent, "batches": len(names), "covariates": 0 if conditions[1] is None else 1}
+    with isolated(seed), arguments.refusing():
+        model = ZILNVAE(train, hidden=hidden, linear=linear, **sizes).to(device)
         guide = ZILNVAEGuide(model).to(device)
-    settings = {"batch": batch, "layer": layer, "use_raw": use_raw, "scale": clean.scale, "depth": known}
-    settings |= {"detection_threshold": clean.threshold, "linear": linear, "hidden": hidden, "seed": seed}
-    return Prepared(model, guide, cells, held_out, names, settings)
+    del settings["offset"]
+    settings |= {"batch": batch, "scale": clean.scale, "depth": known, "linear": linear, "hidden": hidden, "seed": seed}
+    cells = CellBatches(clean, np.arange(number), conditions, False, device)
+    return Embedding(model, guide, cells, held_out, clean.expression.genes, names, settings)
 
 
 def embed(
@@ -286,55 +263,35 @@ def embed(
         torch.Size([200, 30])
     """
     check_key(key_added)
-    steps, denoise, callbacks = whole("steps", steps, 1), flag("denoise", denoise), callbacks_of(callbacks, checkpoint)
-    prepared = prepare(
-        adata,
-        batch=batch,
-        layer=layer,
-        use_raw=use_raw,
-        scale=scale,
-        depth=depth,
-        detection_threshold=detection_threshold,
-        latent=latent,
-        hidden=hidden,
-        linear=linear,
-        seed=seed,
-        device=device,
-    )
-    found = prepared.fit(steps, callbacks)
+    steps, denoise = whole("steps", steps, 1), flag("denoise", denoise)
+    callbacks = arguments.callbacks_of(callbacks, checkpoint)
+    given: dict[str, Any] = {"batch": batch, "layer": layer, "use_raw": use_raw, "scale": scale, "depth": depth}
+    given |= {"detection_threshold": detection_threshold, "latent": latent, "hidden": hidden, "linear": linear}
+    found = prepare(adata, **given, seed=seed, device=device).fit(steps, callbacks)
     found.write(adata, key_added)
     if denoise:
         adata.layers[DENOISED] = found.fitted.normalized_expression(found.cells, seed=seed).numpy(force=True)
     return found
 
 
-def _cleaner(adata: Any, layer: Any, use_raw: Any, scale: Any, threshold: Any) -> Cleaner:
-    """Return the matrix that is meant, and how to bring its values to the linear scale."""
-    layer, use_raw = text_or_none("layer", layer, "the name of a layer"), flag("use_raw", use_raw)
-    threshold = nonnegative("detection_threshold", threshold, "in linear units")
-    expression = _by_rows(find_expression(adata, layer, use_raw))
-    cells = expression.shape[0]
-    if cells < _FEWEST_CELLS:
-        raise SingleCellError(f"adata has {cells} cells; needed at least {_FEWEST_CELLS} to learn an embedding from")
-    scale, _ = choose_scale(scale, expression, declared_scale(adata.uns) if expression.log1p else None, False)
-    return Cleaner(expression, scale, threshold, dtype=torch.float32)
-
-
-def _by_rows(expression: Expression) -> Expression:
-    """Return a matrix whose rows can be sliced; one in memory that is stored by column is turned."""
-    if is_dask(expression.matrix):
+def _by_rows(clean: Cleaner) -> Cleaner:
+    """Return the same for minibatches, whose rows can be sliced; a matrix in memory by column is turned."""
+    expression, matrix = clean.expression, clean.expression.matrix
+    if expression.shape[0] < _FEWEST_CELLS:
+        raise SingleCellError(f"adata has {expression.shape[0]} cells; needed at least {_FEWEST_CELLS} to learn from")
+    if is_dask(matrix):
         raise SingleCellError(
             f"{expression.where} is a dask array, of which minibatches of cells would compute whole chunks again and "
             "again; needed a matrix in memory or on disk: open_cells(path) reads an h5ad or zarr file by rows"
         )
-    if getattr(expression.matrix, "format", "") != "csc":
-        return expression
-    if not hasattr(expression.matrix, "tocsr"):
-        raise SingleCellError(
-            f"{expression.where} is stored on disk by gene (CSC), so that minibatches of cells would read all of it; "
-            "needed CSR or dense: write it anew with adata.X = adata.X.to_memory().tocsr(), or read it into memory"
-        )
-    return replace(expression, matrix=expression.matrix.tocsr())
+    if expression.by_column:
+        if not hasattr(matrix, "tocsr"):
+            raise SingleCellError(
+                f"{expression.where} is stored on disk by gene (CSC), so that minibatches of cells would read all of "
+                "it; needed CSR or dense: write it anew with adata.X = adata.X.to_memory().tocsr(), or read it first"
+            )
+        expression = replace(expression, matrix=matrix.tocsr())
+    return Cleaner(expression, clean.scale, clean.threshold, dtype=torch.float32)
 
 
 def _conditions(obs: Any, batch: str | None, depth: str | None, clean: Cleaner) -> tuple[Any, ...]:
@@ -343,25 +300,9 @@ def _conditions(obs: Any, batch: str | None, depth: str | None, clean: Cleaner) 
     if batch is not None:
         code, levels = require("pandas").factorize(grouping(obs, batch, "batch"), sort=True)
         names, code = [str(level) for level in levels], code.astype(np.int64) if len(levels) > 1 else None
-    known = None if depth is None and clean.scale != "counts" else Depth.find(obs, depth, clean)
+    known = Depth.find(obs, depth, clean)
     if known is None:
         return names, code, None, None, None
     log = np.log(known.value)
     covariates = (log - log.mean())[:, None] if depth is not None and known.bin.any() else None
     return names, code, covariates, np.log(known.size_factor) if clean.scale == "counts" else None, known.name
-
-
-def _hold_out(cells: int, seed: int) -> NDArray[np.bool_]:
-    number = min(int(_HELD_OUT_SHARE * cells), _MOST_HELD_OUT)
-    chosen = np.zeros(cells, dtype=bool)
-    chosen[np.random.default_rng(seed).choice(cells, number, replace=False)] = True
-    return chosen
-
-
-def _in_memory(cells: CellBatches, rows: NDArray[np.int64]) -> Minibatches:
-    """Return some cells as minibatches of what is read now; held-out cells are evaluated again and again."""
-    values = cells.values(torch.from_numpy(rows)).astype(np.float32)
-    conditions = (None if array is None else array[rows] for array in cells.conditions)
-    return Minibatches(
-        values, *conditions, batch_size=_BATCH_SIZE, plate="cells", device=cells.device, dtype=torch.float32
-    )

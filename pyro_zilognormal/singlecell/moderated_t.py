@@ -7,7 +7,6 @@ variances of the genes are shrunk to one another, as limma does (Smyth 2004, htt
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,17 +31,11 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True, eq=False)
 class SampleTest:
-    """What samples say of the change of each gene's mean between two conditions, arrays of shape (genes,).
+    """What samples say of the change of each gene's mean between two conditions, arrays of shape (genes,)."""
 
-    Attributes:
-        log_fc: log2 ratio of means, adjusted for the other columns of the design.
-        se: its standard error. Where nothing is known of the variance between samples, that of independent cells.
-        pval: two-sided p-value; NaN without random effects, or without degrees of freedom for that variance.
-    """
-
-    log_fc: Floats
-    se: Floats
-    pval: Floats
+    log_fc: Floats  # log2 ratio of means, adjusted for the other columns of the design
+    se: Floats  # its standard error; where the variance between samples is not known, that of independent cells
+    pval: Floats  # two-sided; NaN without random effects, or without degrees of freedom for that variance
 
 
 def compare_samples(cells: Cells, contrast: Contrast) -> SampleTest:
@@ -72,28 +65,19 @@ def compare_samples(cells: Cells, contrast: Contrast) -> SampleTest:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Sums over the cells of each sample.
+    """Sums over the cells of each sample."""
 
-    Attributes:
-        cells: number of cells, of shape (samples,).
-        positive: number of positive values, of shape (samples, genes).
-        total: sum of the normalised values, of shape (samples, genes).
-        log_variance: variance of log x where x > 0 between cells of a sample, of shape (genes,).
-        design: mean of the cells' rows of the design, of shape (samples, columns).
-        factors: the level of each random-effects term, of shape (samples, terms).
-    """
-
-    cells: Floats
-    positive: Floats
-    total: Floats
-    log_variance: Floats
-    design: Floats
-    factors: NDArray[np.int64]
+    cells: Floats  # numbers of cells, of shape (samples,)
+    positive: Floats  # numbers of positive values, of shape (samples, genes)
+    total: Floats  # sums of the normalised values, of shape (samples, genes)
+    log_variance: Floats  # variance of log x where x > 0 between cells of a sample, of shape (genes,)
+    design: Floats  # means of the cells' rows of the design, of shape (samples, columns)
+    factors: NDArray[np.int64]  # the level of each random-effects term, of shape (samples, terms)
 
     def select(self, genes: NDArray[np.bool_]) -> Samples:
         """Return some genes."""
-        kept = self.positive[:, genes], self.total[:, genes], self.log_variance[genes]
-        return Samples(self.cells, *kept, self.design, self.factors)
+        positive, total = self.positive[:, genes], self.total[:, genes]
+        return replace(self, positive=positive, total=total, log_variance=self.log_variance[genes])
 
     def merge(self, term: int) -> Samples:
         """Return the samples of each level of a term taken together."""
@@ -116,11 +100,9 @@ def read_samples(cells: Cells) -> Samples:
         value, total = data.value.numpy(), member @ cells.totals
         positive = member @ value[..., 1]
     else:
-        value = SufficientStatistics.from_cells(
-            data.value, torch.from_numpy(of_row), len(first), data.offset
-        ).value.numpy()
+        of_cells = SufficientStatistics.from_cells(data.value, torch.from_numpy(of_row), len(first), data.offset)
+        value, total = of_cells.value.numpy(), times(member.multiply(1 / cells.factor).tocsr(), data.value)
         positive = value[..., 1]
-        total = times(member.multiply(1 / cells.factor).tocsr(), data.value)
     freedom, squares = np.maximum(value[..., 1] - 1, 0).sum(0), value[..., 3].sum(0)
     known = freedom > 0
     prior = np.median(squares[known] / freedom[known]) if known.any() else 1.0
@@ -168,15 +150,9 @@ def block(samples: Samples, direction: Floats) -> tuple[Samples, Floats]:
     """Account for random effects that samples share, term by term.
 
     Where most levels of a term have several samples, such as donors in both conditions, and the contrast can be
-    estimated within them, the levels become fixed effects. Otherwise, as with several samples of each donor of one
-    condition, the samples of a level are taken together, so that the level is the replicate.
-
-    Args:
-        samples: of any design.
-        direction: the difference of the two conditions' rows of the design.
-
-    Returns:
-        The samples, with the levels as further columns of their design, and the direction, as long as these.
+    estimated within them, the levels become fixed effects: further columns of the design, and of the direction, the
+    difference of two rows. Otherwise, as with several samples of each donor of one condition, the samples of a level
+    are taken together, so that the level is the replicate.
     """
     for term in range(samples.factors.shape[1]):
         levels, which, number = np.unique(samples.factors[:, term], return_inverse=True, return_counts=True)
@@ -216,8 +192,7 @@ def moderated_t(y: Floats, weights: Floats, design: Floats, contrast: Floats) ->
         contrast: a combination of coefficients, of shape (columns,).
 
     Returns:
-        The combination, and its moderated standard error, each of shape (genes,), and the degrees of freedom of their
-        ratio.
+        The combination and its moderated standard error, of shape (genes,), and the degrees of freedom of their ratio.
 
     Example:
         >>> y = np.log([[1.0, 2.0], [2.0, 2.2], [8.0, 2.1], [9.0, 1.9]])
@@ -261,12 +236,9 @@ def variance_prior(variance: Floats, freedom: int) -> tuple[float, float]:
     excess = float(log.var(ddof=1) - special.polygamma(1, freedom / 2))
     if excess <= 0:
         return np.inf, float(variance.mean())
-    half = float(np.exp(_inverse_log_trigamma(float(np.log(excess)))))
+    # The inverse of the trigamma function, in logarithms.
+    log_half = require("scipy.optimize").brentq(
+        lambda a: np.log(special.polygamma(1, np.exp(a))) - float(np.log(excess)), -20, 20
+    )
+    half = float(np.exp(log_half))
     return 2 * half, float(np.exp(log.mean() + special.digamma(half) - np.log(half)))
-
-
-def _inverse_log_trigamma(log_value: float) -> float:
-    """Return log a where log trigamma(a) is given."""
-    special: Any = require("scipy.special")
-    root = require("scipy.optimize").brentq
-    return float(root(lambda a: np.log(special.polygamma(1, np.exp(a))) - log_value, -20, 20))

@@ -15,8 +15,7 @@ from pyro_zilognormal.singlecell.cube.cube import Cube, opened
 from pyro_zilognormal.singlecell.design.design import Contrast, Variable
 from pyro_zilognormal.singlecell.design.formula import column, grouping
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, require, shown
-from pyro_zilognormal.singlecell.results import CREDIBLE
-from pyro_zilognormal.singlecell.write import check_key, write_results
+from pyro_zilognormal.singlecell.results import CREDIBLE, check_key, write_results
 from pyro_zilognormal.svi import Callback, Run
 
 _REST = "rest"
@@ -100,10 +99,9 @@ def differential_expression(
     model |= {"depth": depth, "detection_threshold": detection_threshold}
     model |= {"priors": priors, "draws": draws, "device": device}
     settings = {"delta": delta, "fdr": fdr, "max_error": max_error, "credible": credible}
-    given: list[tuple[Any, Any, Any]]
-    given = [(adata, formula, contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
+    fits = [(adata, formula, contrast)] if groupby is None else _group_fits(adata, groupby, groups, reference)
     tables, parameters = [], []
-    for number, (cells, own_formula, own_contrast) in enumerate(given, start=1):
+    for number, (cells, own_formula, own_contrast) in enumerate(fits, start=1):
         de = HurdleDE(cells, own_formula, **model)
         contrasts = de.cells.design.contrasts(own_contrast)
         own_path = checkpoint if checkpoint is None or number == 1 else f"{os.fspath(checkpoint)}.{number}"
@@ -148,7 +146,21 @@ def _merged(each: Sequence[dict[str, Any]], groupby: str | None) -> dict[str, An
     return merged
 
 
-def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[tuple[Any, str, Any]]:
+def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Any, reference: Any) -> None:
+    """Raise unless the comparison is given in one way."""
+    if groupby is not None:
+        if formula is not None or contrast is not None:
+            raise SingleCellError("groupby is given with a formula or a contrast; needed one: groupby makes both")
+    elif formula is None or contrast is None:
+        raise SingleCellError(
+            f"formula is {shown(formula)}, contrast {shown(contrast)}; needed both, such as '~ condition' and "
+            "('condition', 'stim', 'ctrl'), or groupby, a column of adata.obs whose groups are compared"
+        )
+    elif not (isinstance(groups, str) and groups == "all" and reference is _REST):
+        raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")
+
+
+def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[tuple[Any, Any, Any]]:
     """Return cells, formula and contrasts of each fit that compares groups with a reference group, or with the rest."""
     if not hasattr(adata, "obs"):
         raise ArgumentTypeError(f"adata is {shown(adata)}; needed an AnnData, such as anndata.read_h5ad(path) returns")
@@ -162,18 +174,14 @@ def _group_fits(adata: Any, groupby: str, groups: Any, reference: Any) -> list[t
         listed = [groups] if isinstance(groups, str) else items("groups", groups, "'all' or a list of groups")
         chosen = [factor.level(group) for group in listed]
     if not chosen or against in chosen or len(set(chosen)) < len(chosen):
-        raise SingleCellError(
-            f"groups is {shown(groups)}, reference {shown(reference)}; needed groups other than the reference, each "
-            "once"
-        )
+        said = f"groups is {shown(groups)}, reference {shown(reference)}"
+        raise SingleCellError(f"{said}; needed groups other than the reference, each once")
     contrasts = {f"{group} vs {against}": (_MEMBERS, group, against) for group in chosen}
     if not rest:
         return [(_with_members(adata, values), f"~ C({_MEMBERS})", contrasts)]
-    fits: list[tuple[Any, str, Any]] = []
-    for name, contrast in contrasts.items():
-        members = values.astype(object).where(values == contrast[1], _REST).astype(str)
-        fits.append((_with_members(adata, members), f"~ C({_MEMBERS}, contr.treatment({_REST!r}))", {name: contrast}))
-    return fits
+    text, formula = values.astype(object), f"~ C({_MEMBERS}, contr.treatment({_REST!r}))"
+    each = {name: text.where(values == contrast[1], _REST).astype(str) for name, contrast in contrasts.items()}
+    return [(_with_members(adata, own), formula, {name: contrasts[name]}) for name, own in each.items()]
 
 
 def _with_members(adata: Any, members: Any) -> Any:
@@ -183,18 +191,3 @@ def _with_members(adata: Any, members: Any) -> Any:
         return replace(adata, obs=obs)
     parts = {name: getattr(adata, name) for name in ("X", "layers", "raw", "uns", "obs_names", "var_names")}
     return SimpleNamespace(obs=obs, **parts)
-
-
-def _check_one_way(formula: Any, contrast: Any, groupby: Any, groups: Sequence[Any] | str, reference: Any) -> None:
-    """Raise unless the comparison is given in one way."""
-    if groupby is not None and (formula is not None or contrast is not None):
-        raise SingleCellError(
-            "groupby is given with a formula or a contrast; needed either: groupby makes both of groups and reference"
-        )
-    if groupby is None and (formula is None or contrast is None):
-        raise SingleCellError(
-            f"formula is {shown(formula)}, contrast {shown(contrast)}; needed both, such as '~ condition' and "
-            "('condition', 'stim', 'ctrl'), or groupby, a column of adata.obs whose groups are compared"
-        )
-    if groupby is None and not (isinstance(groups, str) and groups == "all" and reference is _REST):
-        raise SingleCellError("groups or reference is given without groupby; needed groupby, or a contrast")

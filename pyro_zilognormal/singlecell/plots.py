@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_zilognormal.singlecell.curves import Curve
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, printable
-from pyro_zilognormal.singlecell.genes import GeneCondition, GeneFit
+from pyro_zilognormal.singlecell.genes import Curve, GeneFit
 from pyro_zilognormal.singlecell.predictive_check import inside
 from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.svi import FitResult
@@ -22,28 +21,15 @@ from pyro_zilognormal.svi.plots import axes_or_new
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_FITTED = "fitted density"
 _UP, _DOWN, _NEITHER = "tab:red", "tab:blue", "0.7"
 _CONDITIONS = ("tab:orange", "tab:blue", "tab:green", "tab:purple")
 # Genes that are drawn as points with bars; more of them are a blot.
 _MOST_BARS = 500
 # Posterior standard deviations: fits count as converged if less is left to go.
 _NEGLIGIBLE = 0.2
-_STATISTICS = {
-    "zero_fraction": "share of zeros",
-    "mean": "mean, zeros included",
-    "sd_log": "sd of log x where x > 0",
-}
-# Offsets of a name from its point, in points of 1/72 inch, and its alignment.
-_PLACES = (
-    (4, 0, "left", "center"),
-    (-4, 0, "right", "center"),
-    (3, 5, "left", "bottom"),
-    (-3, 5, "right", "bottom"),
-    (3, -5, "left", "top"),
-    (-3, -5, "right", "top"),
-    (0, 10, "center", "bottom"),
-)
+_STATISTICS = {"zero_fraction": "share of zeros", "mean": "mean, zeros included", "sd_log": "sd of log x where x > 0"}
+# Offsets of a name from its point, in points of 1/72 inch; the name lies on that side of it.
+_PLACES = ((4, 0), (-4, 0), (3, 5), (-3, 5), (3, -5), (-3, -5), (0, 10))
 
 
 def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
@@ -64,11 +50,8 @@ def volcano(table: Any, ax: Axes | None = None, *, labels: int = 30) -> Axes:
     ax = axes_or_new(ax)
     x, y = table["log_fc"].to_numpy(), (table["log_fc"].abs() / table["log_fc_sd"]).to_numpy()
     called = table["is_de"].to_numpy(dtype=bool)
-    for chosen, colour, what in (
-        (called & (x > 0), _UP, "up"),
-        (called & (x < 0), _DOWN, "down"),
-        (~called, _NEITHER, "not called"),
-    ):
+    groups = (called & (x > 0), _UP, "up"), (called & (x < 0), _DOWN, "down"), (~called, _NEITHER, "not called")
+    for chosen, colour, what in groups:
         ax.scatter(x[chosen], y[chosen], s=14, color=colour, linewidth=0, label=f"{what} ({chosen.sum()})")
     ax.axvline(0, color="0.6", linewidth=0.8, zorder=0)
     ax.set(xlabel="log2 fold change of the mean", ylabel="|log2 fold change| / posterior sd", title=literal(names[0]))
@@ -151,9 +134,8 @@ def convergence(fit: FitResult, genes: int, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax)
     distance, noise = distance_from_end(fit, genes)
     width = fit.steps // len(distance)
-    ax.plot(
-        width * (np.arange(len(distance)) + 0.5), distance, "o-", color="C0", markersize=3, label=f"mean of {width}"
-    )
+    middle = width * (np.arange(len(distance)) + 0.5)
+    ax.plot(middle, distance, "o-", color="C0", markersize=3, label=f"mean of {width}")
     ax.axhspan(0, noise, color="0.85", zorder=0, label="what noise of the loss hides")
     ax.axhline(_NEGLIGIBLE, color="tab:red", linewidth=1, linestyle="--", label=f"{_NEGLIGIBLE}, of no interest")
     # The first steps come from afar and would hide the rest.
@@ -187,22 +169,34 @@ def gene(fit: GeneFit, ax: Axes | None = None) -> Axes:
     ax = axes_or_new(ax)
     ax.set_axis_off()
     zeros, amount = ax.inset_axes((0.0, 0.0, 0.2, 1.0)), ax.inset_axes((0.34, 0.0, 0.66, 1.0))
-    bins = _bins(np.concatenate([c.positive for c in fit.conditions]))
+    every = np.log10(np.concatenate([c.positive for c in fit.conditions]))
+    bins = 10 ** np.histogram_bin_edges(every, int(np.clip(np.sqrt(len(every)), 6, 30)))
+    lines, names = [], []
     for at, (condition, colour) in enumerate(zip(fit.conditions, _CONDITIONS, strict=False)):
+        seen = condition.positive
         zeros.bar(at, condition.zero_fraction, color=colour, alpha=0.4, width=0.8)
         middle, low, high = condition.zero_fitted
         bars = [[middle - low], [high - middle]]
         zeros.errorbar([at], [middle], bars, fmt="o", color=colour, markersize=4, capsize=3)
-        _draw_positive(amount, condition, colour, bins)
+        if len(seen):
+            weights = np.full(len(seen), 1 / len(seen) / np.log10(bins[1] / bins[0]))
+            amount.hist(seen, bins=bins.tolist(), weights=weights, color=colour, alpha=0.4)
+        lines.append(_band(amount, condition.grid, condition.density, colour, 0.2))
+        names.append(literal(f"{condition.name}: {len(seen)} of {condition.cells} cells"))
     zeros.set(ylim=(0, 1), xticks=[], xlim=(-0.6, len(fit.conditions) - 0.4), xlabel="zeros", ylabel="share of cells")
     amount.set(xscale="log", xlabel="positive values (linear scale)", ylabel="density of log10 x where x > 0")
     amount.set_ylim(0, 1.4 * amount.get_ylim()[1])  # room for the legend
     # Handles are given, as matplotlib would leave out those whose label starts with an underscore.
-    lines = [line for line in amount.get_lines() if line.get_gid() == _FITTED]
-    names = [_described(condition) for condition in fit.conditions]
     amount.legend(lines, names, frameon=False, fontsize="small", loc="upper left")
     ax.set_title(literal(fit.gene))
     return ax
+
+
+def _band(ax: Axes, x: np.ndarray, interval: Any, colour: str, alpha: float, label: str = "") -> Any:
+    """Draw a median with its interval as a line, which is returned, with a band."""
+    middle, low, high = interval
+    ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)
+    return ax.plot(x, middle, color=colour, label=label)[0]
 
 
 def curve(found: Curve, ax: Axes | None = None) -> Axes:
@@ -212,10 +206,8 @@ def curve(found: Curve, ax: Axes | None = None) -> Axes:
         found: from :meth:`~pyro_zilognormal.singlecell.HurdleDE.curves`.
     """
     ax = axes_or_new(ax)
-    middle, low, high = found.mean
-    ax.fill_between(found.grid, low, high, color=_CONDITIONS[1], alpha=0.25, linewidth=0)
-    band = f"fitted, {100 * found.credible:g} % band" + (f", at {found.at}" if found.at else "")
-    ax.plot(found.grid, middle, color=_CONDITIONS[1], label=literal(band))
+    said = f"fitted, {100 * found.credible:g} % band" + (f", at {found.at}" if found.at else "")
+    _band(ax, found.grid, found.mean, _CONDITIONS[1], 0.25, literal(said))
     shown = found.observed > 0
     ax.plot(found.bins[shown], found.observed[shown], "x", color="0.2", label="observed means of bins of cells")
     ax.set(xlabel=literal(found.column), ylabel="mean, zeros included", title=literal(found.gene), yscale="log")
@@ -279,45 +271,21 @@ def label_points(ax: Axes, points: Iterable[tuple[float, float, str]], others: A
         covered = ax.transData.transform(np.asarray(others, dtype=float).reshape(-1, 2))
         legend = ax.get_legend()
         taken = [] if legend is None else [legend.get_window_extent()]
-        written = []
-        for x, y, name in points:
-            box = _write(ax, (x, y, name), taken, covered)
-            if box is not None:
-                taken.append(box)
-                written.append(name)
-    return written
+        return [point[2] for point in points if _write(ax, point, taken, covered)]
 
 
-def _write(ax: Axes, point: tuple[float, float, str], taken: list[Any], covered: np.ndarray) -> Any:
-    """Write one name where there is room, and return its box, or None."""
+def _write(ax: Axes, point: tuple[float, float, str], taken: list[Any], covered: np.ndarray) -> bool:
+    """Write one name where there is room, and add its box to those taken; return whether there was."""
     x, y, name = point
     frame = ax.get_window_extent()
-    for dx, dy, horizontal, vertical in _PLACES:
-        text = ax.annotate(
-            literal(name), (x, y), (dx, dy), textcoords="offset points", ha=horizontal, va=vertical, fontsize="small"
-        )
+    for dx, dy in _PLACES:
+        place: dict[str, Any] = {"ha": ("center", "left", "right")[np.sign(dx)]}
+        place["va"] = ("center", "bottom", "top")[np.sign(dy)]
+        text = ax.annotate(literal(name), (x, y), (dx, dy), textcoords="offset points", fontsize="small", **place)
         box = text.get_window_extent()
         within = frame.contains(*box.min) and frame.contains(*box.max)
         if within and not any(box.overlaps(other) for other in taken) and not box.count_contains(covered):
-            return box
+            taken.append(box)
+            return True
         text.remove()
-    return None
-
-
-def _draw_positive(ax: Axes, condition: GeneCondition, colour: str, bins: np.ndarray) -> None:
-    if len(condition.positive):
-        share = 1 / len(condition.positive) / np.log10(bins[1] / bins[0])
-        weights = np.full(len(condition.positive), share)
-        ax.hist(condition.positive, bins=bins.tolist(), weights=weights, color=colour, alpha=0.4)
-    middle, low, high = condition.density
-    ax.plot(condition.grid, middle, color=colour, gid=_FITTED)
-    ax.fill_between(condition.grid, low, high, color=colour, alpha=0.2, linewidth=0)
-
-
-def _described(condition: GeneCondition) -> str:
-    return literal(f"{condition.name}: {len(condition.positive)} of {condition.cells} cells")
-
-
-def _bins(positive: np.ndarray) -> np.ndarray:
-    number = int(np.clip(np.sqrt(len(positive)), 6, 30))
-    return np.asarray(10 ** np.histogram_bin_edges(np.log10(positive), number))
+    return False

@@ -1,8 +1,8 @@
-"""The posterior predictive check: statistics of replicated cells beside those of the observed ones."""
+"""What the posterior predicts: a cell of a condition, and statistics of replicated cells beside the observed ones."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from pyro_zilognormal import ZeroInflatedLogNormal
 from pyro_zilognormal.models import CellParameters, Condition, HurdleData, cell_parameters
+from pyro_zilognormal.singlecell.arguments import items, real
+from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.files.io import Cells
-from pyro_zilognormal.singlecell.results import summary_columns
 from pyro_zilognormal.sufficient import SufficientStatistics
 
 STATISTICS = ("zero_fraction", "mean", "sd_log")
@@ -26,6 +28,54 @@ _MOST_CELLS = 250
 _WIDE = 100.0
 
 
+def summarise(values: Tensor, credible: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the median and the ends of the central credible interval over draws, each of shape (genes,)."""
+    # NumPy partitions, and takes a third of the time of torch.quantile, which sorts.
+    middle, low, high = np.quantile(values.numpy(), [0.5, (1 - credible) / 2, (1 + credible) / 2], axis=0)
+    return torch.from_numpy(middle), torch.from_numpy(low), torch.from_numpy(high)
+
+
+def _summary(name: str, values: Tensor, credible: float, median: str = "") -> dict[str, NDArray[np.float64]]:
+    """Return median and interval of draws as columns ``name`` and ``median``, ``_low`` and ``_high``."""
+    ends = zip((median, "_low", "_high"), summarise(values, credible), strict=True)
+    return {f"{name}{end}": summary.numpy() for end, summary in ends}
+
+
+def by_condition(genes: list[str], columns: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Return the columns of several conditions as one DataFrame, with those of genes and conditions before them."""
+    pandas = require("pandas")
+    tables = [pandas.DataFrame({"variable": genes, "condition": name} | dict(c)) for name, c in columns.items()]
+    return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
+
+
+# --- Predictions
+
+
+def check_quantiles(quantiles: Sequence[float]) -> list[float]:
+    """Return the quantiles as numbers."""
+    needed = "a number from 0 to below 1: there is no largest value"
+    each = items("quantiles", quantiles, "a list of numbers")
+    return [real("an element of quantiles", q, lambda v: 0 <= v < 1, needed) for q in each]
+
+
+def prediction_columns(
+    draws: Mapping[str, Tensor], condition: Condition, quantiles: Sequence[float], credible: float
+) -> dict[str, NDArray[np.float64]]:
+    """Return predictions for a cell of a condition, of some genes; see :meth:`HurdleDE.predict`."""
+    cell = cell_parameters(draws, condition)
+    distribution = ZeroInflatedLogNormal(cell.mu, cell.scale, cell.zi_logits)
+    predicted = {
+        "mean": cell.log_mean.exp(),
+        "median": distribution.median,
+        "prob_zero": cell.zi_logits.sigmoid(),
+        "positive_mean": (cell.mu + cell.scale.square() / 2).exp(),
+    } | {f"q{q:g}": distribution.icdf(torch.tensor(q, dtype=torch.float64)) for q in quantiles}
+    return {k: v for name, values in predicted.items() for k, v in _summary(name, values, credible).items()}
+
+
+# --- The predictive check
+
+
 def row_parameters(draws: Mapping[str, Tensor], data: HurdleData, row: int) -> CellParameters:
     """Return the parameters of a cell of a row of the data, with its random effects, draw by draw."""
     condition = Condition(data.design[row], data.zero_design[row], data.scale_design[row])
@@ -34,29 +84,25 @@ def row_parameters(draws: Mapping[str, Tensor], data: HurdleData, row: int) -> C
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """The check of the cells of some rows, whose replicates are made for some genes at a time.
+    """The check of the cells of some rows, whose replicates are made for some genes at a time."""
 
-    Attributes:
-        cells: all cells.
-        rows: those that are checked.
-        value: the statistics of these, of shape (rows, genes, 5).
-        totals: their sums of normalised values, of shape (genes,).
-        credible: probability of the intervals.
-    """
-
-    cells: Cells
-    rows: NDArray[np.int64]
-    value: Tensor
-    totals: Tensor
-    credible: float
+    cells: Cells  # all cells
+    rows: NDArray[np.int64]  # those that are checked
+    value: Tensor  # the statistics of these, of shape (rows, genes, 5)
+    totals: Tensor  # their sums of normalised values, of shape (genes,)
+    credible: float  # probability of the intervals
 
     @classmethod
     def of(cls, cells: Cells, levels: Mapping[str, Any], credible: float) -> Check:
         """Return the check of the cells with some levels."""
         rows = cells.rows(levels)
-        if cells.totals is None:
-            rows = rows[:: max(1, -(-len(rows) // _MOST_CELLS))]
-        return cls(cells, rows, *_observe(cells, rows), credible)
+        if cells.totals is not None:
+            return cls(cells, rows, cells.data.value[rows], torch.from_numpy(cells.totals[rows].sum(0)), credible)
+        rows = rows[:: max(1, -(-len(rows) // _MOST_CELLS))]
+        offset, each = cells.data.offset[rows], torch.arange(len(rows))
+        value = SufficientStatistics.from_cells(cells.data.value[rows], each, len(rows), offset).value
+        # A cell is a group of one, whose mean is log x - offset.
+        return cls(cells, rows, value, (value[..., 1] * value[..., 2].exp()).sum(0), credible)
 
     def columns(self, draws: Mapping[str, Tensor], genes: slice, seed: int) -> dict[str, NDArray[np.float64]]:
         """Return observed and replicated statistics of some genes, by the first of their draws."""
@@ -78,7 +124,7 @@ class Check:
         }
         columns: dict[str, Any] = {}
         for name, (observed, drawn) in compared.items():
-            columns |= {name: observed.numpy()} | summary_columns(name, drawn, self.credible, "_predicted")
+            columns |= {name: observed.numpy()} | _summary(name, drawn, self.credible, "_predicted")
         return columns | {"sd_log_freedom": freedom.numpy()}
 
 
@@ -94,24 +140,10 @@ def outside_of(*checks: Any) -> dict[str, NDArray[np.bool_]]:
     return {name: ~np.all([inside(check, name) for check in checks], axis=0) for name in STATISTICS}
 
 
-def _observe(cells: Cells, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Return the statistics of some rows, of shape (rows, genes, 5), and their sums of normalised values, (genes,)."""
-    if cells.totals is not None:
-        return cells.data.value[rows], torch.from_numpy(cells.totals[rows].sum(0))
-    offset, each = cells.data.offset[rows], torch.arange(len(rows))
-    value = SufficientStatistics.from_cells(cells.data.value[rows], each, len(rows), offset).value
-    # A cell is a group of one, whose mean is log x - offset.
-    return value, (value[..., 1] * value[..., 2].exp()).sum(0)
-
-
 def _replicate(
     draws: Mapping[str, Tensor], cells: Cells, rows: NDArray[np.int64], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replicate the cells of some rows.
-
-    The result is the number of zeros and the sum of values, each of shape (draws, genes), and the posterior mean of mu,
-    of shape (rows, genes).
-    """
+    """Replicate cells: return numbers of zeros and sums of values, (draws, genes), and mean mu, (rows, genes)."""
     zeros = torch.zeros(draws["intercept"].shape[:2], dtype=torch.float64)
     total, means, data = torch.zeros_like(zeros), [], cells.data
     for row in rows.tolist():

@@ -1,8 +1,10 @@
-"""Tables of results, and the meaning of their columns."""
+"""Tables of results, the meaning of their columns, and where they go in an AnnData: our own keys, and scanpy's."""
 
 from __future__ import annotations
 
-import re
+import inspect
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,19 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_zilognormal import ZeroInflatedLogNormal
-from pyro_zilognormal.models import (
-    Condition,
-    cell_parameters,
-    expected_fdr,
-    local_false_sign_rate,
-    log_fold_change,
-)
-from pyro_zilognormal.singlecell.arguments import items, real
+from pyro_zilognormal.models import HurdlePriors, cell_parameters, expected_fdr, local_false_sign_rate, log_fold_change
 from pyro_zilognormal.singlecell.design.design import Contrast
-from pyro_zilognormal.singlecell.errors import ArgumentTypeError, require, shown
-from pyro_zilognormal.singlecell.files.io import Arm
+from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, unknown
+from pyro_zilognormal.singlecell.files.io import Arm, Cells
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
+from pyro_zilognormal.singlecell.predictive_check import summarise
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -84,15 +79,14 @@ COLUMNS = {
 
 def describe_columns(function: Function) -> Function:
     """Write the columns of the table where a docstring has "COLUMNS"."""
-    if function.__doc__:  # none under python -OO
-        found = re.search(r"( *)COLUMNS\n", function.__doc__)
-        rows = "".join(f"{found[1]}- ``{name}``: {meaning}\n" for name, meaning in COLUMNS.items()) if found else ""
-        function.__doc__ = re.sub(r" *COLUMNS\n", lambda _: rows, function.__doc__)
+    rows = "\n".join(f"- ``{name}``: {meaning}" for name, meaning in COLUMNS.items())
+    function.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("COLUMNS", rows)
     return function
 
 
 _TEXT = ("variable", "contrast", "status", "predictive_check")
-
+# Columns that also go to varm, as arrays of genes x contrasts.
+_IN_VARM = ("log_fc", "log_fc_sd", "prob_de", "lfsr", "expected_fdr", "pval", "padj")
 _FEWEST_POSITIVE = 3
 # A skewness of log x below which the log-normal's mean is too large by a quarter, that of an exponential distribution.
 LEFT_TAIL = -1.0
@@ -107,90 +101,49 @@ _NOISE = 2.576
 
 @dataclass(frozen=True)
 class Calls:
-    """How genes are called, and what is summarised.
+    """How genes are called, and what is summarised."""
 
-    Attributes:
-        delta: changes of at most this many log2 units are of no interest.
-        fdr: the expected false discovery rate of the calls.
-        max_error: the largest error of a gene that is called.
-        credible: probability of the intervals.
-        negligible: changes of at most this many log2 units have no sign.
-    """
-
-    delta: float
-    fdr: float
-    max_error: float
-    credible: float
-    negligible: float
+    delta: float  # changes of at most this many log2 units are of no interest
+    fdr: float  # the expected false discovery rate of the calls
+    max_error: float  # the largest error of a gene that is called
+    credible: float  # probability of the intervals
+    negligible: float  # changes of at most this many log2 units have no sign
 
 
-def summarise(values: Tensor, credible: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the median and the ends of the central credible interval over draws, each of shape (genes,)."""
-    # NumPy partitions, and takes a third of the time of torch.quantile, which sorts.
-    middle, low, high = np.quantile(values.numpy(), [0.5, (1 - credible) / 2, (1 + credible) / 2], axis=0)
-    return torch.from_numpy(middle), torch.from_numpy(low), torch.from_numpy(high)
-
-
-def summary_columns(name: str, values: Tensor, credible: float, median: str = "") -> dict[str, NDArray[np.float64]]:
-    """Return median and interval of draws as columns ``name`` and ``median``, ``_low`` and ``_high``."""
-    ends = zip((median, "_low", "_high"), summarise(values, credible), strict=True)
-    return {f"{name}{end}": summary.numpy() for end, summary in ends}
+def negligible(priors: HurdlePriors) -> float:
+    """Return the log2 fold change below which genes without effects may lie: 5 sds of the difference of two spikes."""
+    return 5 * math.sqrt(2) * priors.spike_sd / math.log(2)
 
 
 def contrast_table(
-    genes: list[str],
-    posterior: Mapping[str, NDArray[np.float64]],
+    columns: Mapping[str, Any],
     contrast: Contrast,
     arms: Sequence[Arm],
-    everything: Arm,
     samples: SampleTest,
     outside: Mapping[str, NDArray[np.bool_]] | None,
     calls: Calls,
-    skewness: NDArray[np.float64],
-    few_samples: bool = False,
 ) -> Any:
-    """Return the table of one contrast, the most certain gene first.
+    """Return the table of one contrast, the most certain gene first, of columns, its conditions' cells and samples.
 
-    Args:
-        genes: their names.
-        posterior: what :func:`posterior_columns` says of all genes.
-        contrast: the comparison.
-        arms: observations of the conditions of the contrast.
-        everything: observations of all cells.
-        samples: the test of samples.
-        outside: which genes fail the predictive check of each statistic; None where a condition has no cells.
-        calls: how genes are called.
-        skewness: of the logarithms.
-        few_samples: whether a condition has too few samples.
+    ``outside`` are the genes outside of the predictive check, by statistic, or None where a condition has no cells.
     """
-    columns: dict[str, Any] = {"variable": genes, "contrast": contrast.name} | dict(posterior)
-    columns["expected_fdr"] = expected_fdr(torch.from_numpy(posterior["error"])).numpy()
-    columns |= {"pval": samples.pval, "padj": adjust(samples.pval)} | _observed(arms, everything, few_samples)
-    columns["log_skewness"] = skewness
-    table = require("pandas").DataFrame(columns)
-    if outside is None:
-        table["predictive_check"] = "no_cells"
-    else:
-        table["predictive_check"] = _words(dict(outside) | {"log_fc": excludes_observed(table, samples, arms)})
+    table = require("pandas").DataFrame({**columns, "contrast": contrast.name, "pval": samples.pval})
+    table["padj"] = adjust(samples.pval)
+    table["expected_fdr"] = expected_fdr(torch.from_numpy(columns["error"])).numpy()
+    words = np.full(len(table), "no_cells", dtype=object)
+    if outside is not None:
+        noise = _NOISE * samples.se
+        excluded = (samples.log_fc + noise < table["log_fc_low"]) | (samples.log_fc - noise > table["log_fc_high"])
+        enough = np.min([arm.positive for arm in arms], axis=0) >= _FEWEST_OBSERVED
+        failed = {**outside, "log_fc": excluded & enough}
+        rows = zip(*failed.values(), strict=True)
+        words[:] = ["+".join(itertools.compress(failed, row)) or "ok" for row in rows]
+    table["predictive_check"] = words
     table["is_de"] = posterior_calls(table, calls.fdr, calls.max_error) & ~(table["padj"] > calls.fdr)
     # Genes of equal error, such as 0 of 1,000 draws, by the smallest change that is credible (Harrison et al. 2019).
     smallest = np.maximum(table["log_fc_low"], -table["log_fc_high"])
     order = np.lexsort([-smallest.to_numpy(), table["expected_fdr"].to_numpy()])
     return table[list(COLUMNS)].astype(dict.fromkeys(_TEXT, object)).iloc[order].reset_index(drop=True)
-
-
-def excludes_observed(table: Any, samples: SampleTest, arms: Sequence[Arm]) -> NDArray[np.bool_]:
-    """Return which intervals of log_fc exclude the observed log2 ratio of means by more than its noise."""
-    noise = _NOISE * samples.se
-    outside = (samples.log_fc + noise < table["log_fc_low"]) | (samples.log_fc - noise > table["log_fc_high"])
-    enough = np.min([arm.positive for arm in arms], axis=0) >= _FEWEST_OBSERVED
-    return np.asarray(outside & enough, dtype=bool)
-
-
-def _words(outside: Mapping[str, NDArray[np.bool_]]) -> list[str]:
-    """Return, for each gene, the names of what holds for it, or ok."""
-    rows = zip(*outside.values(), strict=True)
-    return ["+".join(name for name, holds in zip(outside, row, strict=True) if holds) or "ok" for row in rows]
 
 
 def adjust(pval: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -210,26 +163,15 @@ def posterior_columns(draws: Mapping[str, Tensor], contrast: Contrast, calls: Ca
     """Return the columns of a table that summarise the draws of some genes."""
     total, detection, abundance, dispersion, sigma = _draw_changes(draws, contrast)
     (_, *ends), (_, *sigma_ends) = (summarise(values, calls.credible) for values in (total, sigma))
-    found = {
-        "log_fc": total.mean(0),
-        "log_fc_low": ends[0],
-        "log_fc_high": ends[1],
-        "log_fc_sd": total.std(0),
-        "log_fc_detection": detection.mean(0),
-        "detection_lfsr": local_false_sign_rate(detection),
-        "log_fc_abundance": abundance.mean(0),
-        "abundance_lfsr": local_false_sign_rate(abundance),
-        "log_fc_dispersion": dispersion.mean(0),
-        "dispersion_fc": sigma.mean(0),
-        "dispersion_fc_low": sigma_ends[0],
-        "dispersion_fc_high": sigma_ends[1],
-        "dispersion_lfsr": local_false_sign_rate(sigma),
-        "prob_up": (total > 0).double().mean(0),
-        "lfsr": local_false_sign_rate(total, calls.negligible),
-        "prob_de": (total.abs() > calls.delta).double().mean(0),
-        # Calls need a sign too: an uninformed gene has large changes in both directions, and prob_de near 1.
-        "error": local_false_sign_rate(total, max(calls.delta, calls.negligible)),
-    }
+    found = {"log_fc": total.mean(0), "log_fc_low": ends[0], "log_fc_high": ends[1], "log_fc_sd": total.std(0)}
+    found |= {"log_fc_detection": detection.mean(0), "detection_lfsr": local_false_sign_rate(detection)}
+    found |= {"log_fc_abundance": abundance.mean(0), "abundance_lfsr": local_false_sign_rate(abundance)}
+    found |= {"log_fc_dispersion": dispersion.mean(0), "dispersion_lfsr": local_false_sign_rate(sigma)}
+    found |= {"dispersion_fc": sigma.mean(0), "dispersion_fc_low": sigma_ends[0], "dispersion_fc_high": sigma_ends[1]}
+    found |= {"prob_up": (total > 0).double().mean(0), "prob_de": (total.abs() > calls.delta).double().mean(0)}
+    found["lfsr"] = local_false_sign_rate(total, calls.negligible)
+    # Calls need a sign too: an uninformed gene has large changes in both directions, and prob_de near 1.
+    found["error"] = local_false_sign_rate(total, max(calls.delta, calls.negligible))
     return {name: values.numpy() for name, values in found.items()}
 
 
@@ -243,7 +185,8 @@ def _draw_changes(draws: Mapping[str, Tensor], contrast: Contrast) -> tuple[Tens
     return tuple(a - b for a, b in zip(own, _draw_changes(draws, contrast.minus), strict=True))
 
 
-def _observed(given: Sequence[Arm], everything: Arm, few_samples: bool) -> dict[str, Any]:
+def observed_columns(given: Sequence[Arm], everything: Arm, few_samples: bool) -> dict[str, Any]:
+    """Return the columns of what was observed in the cells of a contrast's conditions."""
     # Where a condition has no cells, as with a value of a continuous covariate, the status is that of all cells.
     arms = given if all(arm.cells for arm in given) else (everything,)
     positive = np.sum([arm.positive for arm in arms], axis=0)
@@ -261,33 +204,121 @@ def _observed(given: Sequence[Arm], everything: Arm, few_samples: bool) -> dict[
     return found
 
 
-def check_predictions(conditions: Sequence[Condition], quantiles: Sequence[float]) -> list[float]:
-    """Return the quantiles as numbers; raise for what is none, and for no conditions."""
-    if not conditions or not all(isinstance(c, Condition) for c in conditions):
-        raise ArgumentTypeError(f"conditions: got {shown(conditions)}; needed one or more conditions, from cond(...)")
-    needed = "a number from 0 to below 1: there is no largest value"
-    each = items("quantiles", quantiles, "a list of numbers")
-    return [real("an element of quantiles", q, lambda v: 0 <= v < 1, needed) for q in each]
+# --- Where results go
 
 
-def prediction_columns(
-    draws: Mapping[str, Tensor], condition: Condition, quantiles: Sequence[float], credible: float
-) -> dict[str, NDArray[np.float64]]:
-    """Return predictions for a cell of a condition, of some genes; see :meth:`HurdleDE.predict`."""
-    cell = cell_parameters(draws, condition)
-    distribution = ZeroInflatedLogNormal(cell.mu, cell.scale, cell.zi_logits)
-    predicted = {
-        "mean": cell.log_mean.exp(),
-        "median": distribution.median,
-        "prob_zero": cell.zi_logits.sigmoid(),
-        "positive_mean": (cell.mu + cell.scale.square() / 2).exp(),
-    } | {f"q{q:g}": distribution.icdf(torch.tensor(q, dtype=torch.float64)) for q in quantiles}
-    each = [summary_columns(name, values, credible) for name, values in predicted.items()]
-    return {name: values for columns in each for name, values in columns.items()}
+def described(cells: Cells, donor: str | None) -> dict[str, Any]:
+    """Return what was read as plain values."""
+    return {
+        "random_effects": [str(term) for term in cells.terms],
+        "random_effects_left_out": cells.left_out,
+        "depth": cells.depth.name if cells.depth else None,
+        "depth_bins": cells.depth_bins,
+        "n_cells": int(cells.count.sum()),
+        "n_genes": cells.data.genes,
+        "n_rows": len(cells.data.design),
+        "n_donors": next((len(term.names) for term in cells.terms if term.columns == (donor,)), 0),
+    }
 
 
-def by_condition(genes: list[str], columns: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return the columns of several conditions as one DataFrame, with those of genes and conditions before them."""
-    pandas = require("pandas")
-    tables = [pandas.DataFrame({"variable": genes, "condition": name} | dict(c)) for name, c in columns.items()]
-    return pandas.concat(tables, ignore_index=True).astype({"variable": object, "condition": object})
+def write_results(adata: Any, table: Any, parameters: Mapping[str, Any], key_added: str = "ziln_de") -> None:
+    """Write a table of results to an AnnData, from where it survives h5ad and zarr files.
+
+    ``uns[key_added]`` gets ``{"table": table, "params": parameters}``. ``varm[f"{key_added}_log_fc"]`` gets an array of
+    genes x contrasts, and so do ``log_fc_sd``, ``prob_de``, ``lfsr``, ``expected_fdr``, ``pval`` and ``padj``; the
+    contrasts of their columns are in ``uns[key_added]["params"]["contrasts"]``.
+
+    Args:
+        adata: the AnnData to write to.
+        table: the result of :meth:`HurdleDE.test`.
+        parameters: text, numbers, booleans, lists of text, or None; see :func:`result_parameters`.
+        key_added: the key to write to.
+
+    Raises:
+        SingleCellError: the key is empty or holds "/", which files take as a path.
+    """
+    check_key(key_added)
+    contrasts = list(dict.fromkeys(table["contrast"]))
+    given = {name: value for name, value in parameters.items() if value is not None} | {"contrasts": contrasts}
+    # Files give lists back as arrays.
+    plain = {k: np.asarray(v, dtype=object) if isinstance(v, list) else v for k, v in given.items()}
+    for name in _IN_VARM:
+        wide = table.pivot(index="variable", columns="contrast", values=name)
+        adata.varm[f"{key_added}_{name}"] = wide.reindex(index=adata.var_names, columns=contrasts).to_numpy()
+    adata.uns[key_added] = {"table": table.copy(), "params": plain}
+
+
+def check_key(key_added: Any) -> None:
+    """Raise for a key that files take as a path."""
+    if not isinstance(key_added, str) or not key_added or "/" in key_added:
+        raise SingleCellError(f"key_added is {key_added!r}; needed text without '/', which files take as a path")
+
+
+# The names of scanpy's arrays, our columns, and types.
+_SCANPY_FIELDS = {"names": ("variable", "O"), "scores": ("score", "f4"), "logfoldchanges": ("log_fc", "f4")}
+_SCANPY_FIELDS |= {"pvals": ("pval", "f8"), "pvals_adj": ("padj", "f8")}
+
+
+def to_scanpy(adata: Any, key: str = "ziln_de", key_added: str = "rank_genes_groups") -> None:
+    """Write results as scanpy's ``rank_genes_groups`` does, for scanpy's tables and plots.
+
+    A group is the test level of a contrast, or the contrast where levels would be ambiguous, without colons, which
+    files do not take. ``logfoldchanges`` are posterior means, ``scores`` these over posterior standard deviations.
+    ``pvals`` and ``pvals_adj`` are those of the test of samples. Where there is none, without random effects, they are
+    not p-values: they hold the local false sign rate and the expected false discovery rate.
+
+    Args:
+        adata: an AnnData with results in ``uns[key]``.
+        key: the key of the results.
+        key_added: the key of uns to write to; scanpy's functions read "rank_genes_groups" by default.
+
+    Raises:
+        UnknownNameError: there are no results under the key.
+        SingleCellError: levels that are one without colons.
+
+    Example:
+        After ``to_scanpy(adata)``, ``scanpy.get.rank_genes_groups_df(adata, group="stim")``.
+    """
+    if key not in adata.uns or "table" not in adata.uns[key]:
+        raise unknown("key", key, "keys of adata.uns", adata.uns)
+    table, params = adata.uns[key]["table"], adata.uns[key]["params"]
+    contrasts = [str(c) for c in params["contrasts"]]
+    tested = table["pval"].notna().any()
+    if not tested:
+        table = table.assign(pval=table["lfsr"], padj=table["expected_fdr"])
+    # Genes that are too rare for the test have no p-value.
+    table = table.assign(score=table["log_fc"] / table["log_fc_sd"]).fillna({"pval": 1.0, "padj": 1.0})
+    table = table.sort_values("score", ascending=False, kind="stable")
+    groups = zip(_group_names(params, contrasts), contrasts, strict=True)
+    parts = {group: table[table["contrast"] == contrast] for group, contrast in groups}
+    found: dict[str, Any] = {"params": _scanpy_params(params, "benjamini-hochberg" if tested else "expected_fdr")}
+    for name, (column, dtype) in _SCANPY_FIELDS.items():
+        found[name] = np.empty(len(table) // len(parts), dtype=[(group, dtype) for group in parts])
+        for group, part in parts.items():
+            found[name][group] = part[column].to_numpy()
+    if not any("/" in group for group in parts):  # files take no such column
+        for name, column in (("pts", "detection_test"), ("pts_rest", "detection_ref")):
+            shares = {group: part.set_index("variable")[column] for group, part in parts.items()}
+            found[name] = require("pandas").DataFrame(shares)
+    adata.uns[key_added] = found
+
+
+def _group_names(params: Mapping[str, Any], contrasts: list[str]) -> list[str]:
+    tests = [str(t) for t in params["test_levels"]]
+    same = len({*params["columns"]}) == 1 and len({*params["reference_levels"]}) == 1
+    names = tests if same and all(tests) and len({*tests}) == len(contrasts) else contrasts
+    found = [name.replace(":", "") for name in names]  # zarr takes none in the name of a field
+    if len({*found}) == len(names) and all(found):
+        return found
+    raise SingleCellError(f"contrast: {listed(names)} are one without colons, which files do not take; rename a level")
+
+
+def _scanpy_params(params: Mapping[str, Any], correction: str) -> dict[str, Any]:
+    references = {str(r) for r in params["reference_levels"]}
+    return {
+        "groupby": str(params["columns"][0]),
+        "reference": references.pop() if len(references) == 1 else "rest",
+        "method": "pyro_zilognormal",
+        "use_raw": bool(params["use_raw"]),
+        "corr_method": correction,
+    } | ({"layer": params["layer"]} if "layer" in params else {})

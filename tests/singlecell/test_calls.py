@@ -16,7 +16,7 @@ from pyro_zilognormal.singlecell import COLUMNS, Contrast
 from pyro_zilognormal.singlecell.cli.report import Diagnostic, _around_zero, _calls, _switched, folds, verdict
 from pyro_zilognormal.singlecell.files.io import Arm
 from pyro_zilognormal.singlecell.moderated_t import SampleTest
-from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table, posterior_columns
+from pyro_zilognormal.singlecell.results import Calls, adjust, contrast_table, observed_columns, posterior_columns
 
 DRAWS = 1000
 CALLS = Calls(delta=0.25, fdr=0.05, max_error=0.2, credible=0.95, negligible=0.1)
@@ -51,18 +51,10 @@ def table(drawn: dict[str, torch.Tensor], pval: Any = NAN, calls: Calls = CALLS,
     outside = {name: np.zeros(genes, dtype=bool) for name in ("zero_fraction", "mean", "sd_log")}
     arms = changed.pop("arms", (arm(genes), arm(genes), arm(genes, 200, 100)))
     contrast = changed.pop("contrast", CONTRAST)
-    found = contrast_table(
-        names,
-        posterior_columns(drawn, contrast, calls),
-        contrast,
-        arms[:-1],
-        arms[-1],
-        samples,
-        changed.pop("outside", outside),
-        calls,
-        np.full(genes, NAN),
-        **changed,
-    )
+    columns = {"variable": names, "log_skewness": np.full(genes, NAN)} | posterior_columns(drawn, contrast, calls)
+    columns |= observed_columns(arms[:-1], arms[-1], changed.pop("few_samples", False))
+    found = contrast_table(columns, contrast, arms[:-1], samples, changed.pop("outside", outside), calls)
+    assert not changed
     assert list(found.columns) == list(COLUMNS)
     return found.set_index("variable").loc[names]
 

@@ -119,6 +119,15 @@ def test_curves_that_cannot_be_drawn(fitted, arguments, message):
         fitted.curves(["gene0"], "time", fitted.cond(time=0.5))
 
 
+def test_a_curve_at_levels_that_no_cells_determine_is_refused():
+    adata = experiment()
+    adata.obs["sex"] = np.where(np.arange(len(adata)) % 3, "m", "f")
+    seen = ~((adata.obs["condition"] == "ctrl") & (adata.obs["sex"] == "f"))
+    de = HurdleDE(adata[seen.to_numpy()].copy(), "~ condition * sex + age")
+    with pytest.raises(SingleCellError, match="'the reference' is not estimable"):
+        de.curves(["gene0"], "age")
+
+
 def test_cells_left_in_a_file_give_the_same_table(tmp_path):
     adata, formula = experiment(), "~ condition + age"
     contrasts = {"age": ("age=70", "age=60"), "condition": ("condition", "stim", "ctrl")}

@@ -95,7 +95,7 @@ def test_depth_is_a_column_of_the_zero_part_alone(formula: str) -> None:
     np.testing.assert_array_equal(data.design[de.cells.row], de.cells.design.matrix)
     assert torch.equal(data.scale_design, data.design)
     assert abs(wanted[:, -1].mean()) < 1e-14
-    assert de.cells.design.zero_columns == [*de.cells.design.columns, "log depth"]
+    assert de.cells.design.has_depth
     condition = de.cond(condition="stim")
     assert condition.zero_design.tolist() == [*condition.design.tolist(), 0]
     assert condition.scale_design.tolist() == condition.design.tolist()

@@ -103,7 +103,7 @@ def test_estimability_does_not_depend_on_units() -> None:
 
 def test_interactions_are_compared_at_given_values() -> None:
     design = Design("~ sex * number", SIX)
-    pair = design.pair(*(design.condition({"sex": s, "number": 2}) for s in "fm"))
+    (pair,) = design.contrasts(tuple(design.condition({"sex": s, "number": 2}) for s in "fm"))
     np.testing.assert_allclose(pair.test.design - pair.reference.design, [0, 1, 0, 2])
     assert pair.column == "sex"
     assert pair.name == "sex=f, number=2.0 vs sex=m, number=2.0"

@@ -62,6 +62,12 @@ TERMS: dict[str, tuple[str, str | None, dict[str, list[int]]]] = {
     "slope": ("~ condition + (condition | paired)", None, PAIRED | SAMPLE),
     "slope with 1": ("~ condition + (1 + condition | paired)", None, PAIRED | SAMPLE),
     "slope with 0": ("~ condition + (0 + condition | paired)", None, SAMPLE),
+    "slope less 1": ("~ condition + (condition - 1 | paired)", None, SAMPLE),
+    "product of slopes": (
+        "~ condition + (0 + condition * batch | paired)",
+        None,
+        SAMPLE | {"paired:batch": [1, 3, 0, 2, 1, 3, 0, 2], "paired:condition:batch": [1, 5, 0, 4, 3, 7, 2, 6]},
+    ),
     "slope without correlation": ("~ condition + (condition || paired)", None, PAIRED | SAMPLE),
     "slope of a number as category": (
         "~ condition + (0 + C(dose) | paired)",

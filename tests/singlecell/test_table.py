@@ -16,7 +16,7 @@ from pyro_zilognormal.models import cell_parameters
 from pyro_zilognormal.models.hurdle import fit
 from pyro_zilognormal.singlecell import COLUMNS, Condition, HurdleDE, differential_expression
 from pyro_zilognormal.singlecell.moderated_t import compare_samples
-from pyro_zilognormal.singlecell.results import summarise
+from pyro_zilognormal.singlecell.predictive_check import summarise
 from tests.singlecell.cell_cases import GENES, STEPS, STIM, experiment, fitted, frame, values
 
 PARTS = ["log_fc_detection", "log_fc_abundance", "log_fc_dispersion"]

@@ -29,21 +29,13 @@ _APART = 1.3
 
 @dataclass(frozen=True, eq=False)
 class Depth:
-    """The depth of cells, positive: total counts, or the share of genes that are detected.
+    """The depth of cells, positive: total counts, or the share of genes that are detected."""
 
-    Attributes:
-        name: the column of obs, or "total counts" for those of the matrix.
-        value: of each cell; of each group, the sum over its cells.
-        bin: the bin of each cell or group, from 0; 0 in all if all depths are about the same.
-        log: the log depth of each cell; of each group, the sum over its cells.
-        cells: the number of cells in each group, 1 for cells.
-    """
-
-    name: str
-    value: NDArray[np.float64]
-    bin: NDArray[np.int64]
-    log: NDArray[np.float64]
-    cells: NDArray[np.int64]
+    name: str  # the column of obs, or "total counts" for those of the matrix
+    value: NDArray[np.float64]  # of each cell; of each group, the sum over its cells
+    bin: NDArray[np.int64]  # of each cell or group, from 0; 0 in all if all depths are about the same
+    log: NDArray[np.float64]  # the log depth of each cell; of each group, the sum over its cells
+    cells: NDArray[np.int64]  # the number of cells in each group, 1 for cells
 
     @classmethod
     def find(cls, obs: Any, depth: str | None, clean: Cleaner) -> Depth | None:
@@ -51,33 +43,36 @@ class Depth:
         if depth in (None, AUTO) and clean.scale == "counts":
             totals, where = read_totals(clean.expression), clean.expression.where
             return cls._of(TOTALS, totals, f"{where}: the total of cell", clean.expression.cells)
-        if depth == AUTO:
-            depth = next((name for name in _KNOWN if name in obs.columns), None)
-        if depth is None:
-            return None
-        return cls._of(depth, column(obs, depth, "depth").to_numpy(), f"depth: obs[{depth!r}] of cell", obs.index)
+        name = _known(obs) if depth == AUTO else depth
+        return None if name is None else cls._of_column(obs, name)
 
     @classmethod
     def hinted(cls, obs: Any) -> Depth | None:
         """Return the total counts that obs holds under a usual name, if it has a positive number for each cell."""
-        name = next((name for name in _KNOWN if name in obs.columns), None)
         try:
-            return None if name is None else cls._of(name, column(obs, name, "depth").to_numpy(), "", obs.index)
+            return cls._of_column(obs, name) if (name := _known(obs)) else None
         except SingleCellError:  # it was not asked for
             return None
 
     @classmethod
+    def _of_column(cls, obs: Any, name: str) -> Depth:
+        return cls._of(name, column(obs, name, "depth").to_numpy(), f"depth: obs[{name!r}] of cell", obs.index)
+
+    @classmethod
     def _of(cls, name: str, value: NDArray[Any], said: str, cells: Any) -> Depth:
         bad = ~(value > 0) if value.dtype.kind in "fiu" else np.ones(len(value), dtype=bool)
-        if not bad.any():
-            log = np.log(value.astype(np.float64))
-            return cls(name, value.astype(np.float64), _bins(log, edges(log)), log, np.ones(len(log), np.int64))
-        first = int(np.argmax(bad))
-        raise SingleCellError(
-            f"{said} {cells[first]!r} is {value[first]}; needed a number > 0, which {bad.sum()} of {len(value)} cells "
-            "have not: leave out cells without counts, as scanpy.pp.filter_cells(adata, min_counts=1) does"
-            + ("" if name == TOTALS else ", or pass depth=None")
-        )
+        if bad.any():
+            first = int(np.argmax(bad))
+            raise SingleCellError(
+                f"{said} {cells[first]!r} is {value[first]}; needed a number > 0, which {bad.sum()} of {len(value)} "
+                "cells have not: leave out cells without counts, as scanpy.pp.filter_cells(adata, min_counts=1) does"
+                + ("" if name == TOTALS else ", or pass depth=None")
+            )
+        value = value.astype(np.float64)
+        log = np.log(value)
+        # Cells of equal depth share a bin.
+        bins = strata([np.searchsorted(edges(log), log, side="right")], len(log))[0]
+        return cls(name, value, bins, log, np.ones(len(log), np.int64))
 
     def rows(self, rows: NDArray[np.int64]) -> Depth:
         """Return the depth of some cells or groups."""
@@ -97,14 +92,13 @@ class Depth:
         return (np.bincount(self.bin, centred) / np.bincount(self.bin, self.cells))[self.bin]
 
 
+def _known(obs: Any) -> str | None:
+    return next((name for name in _KNOWN if name in obs.columns), None)
+
+
 def edges(log: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the log depths between bins, which hold quarters of the cells; none if all are about the same."""
     return np.quantile(log, np.arange(1, BINS) / BINS) if np.ptp(log) >= _SAME else np.zeros(0)
-
-
-def _bins(log: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the bin of each cell, from 0; cells of equal depth share a bin."""
-    return strata([np.searchsorted(between, log, side="right")], len(log))[0]
 
 
 def warn_of_depths(
@@ -116,11 +110,10 @@ def warn_of_depths(
             code, _ = strata([levels], len(value))
             mean = np.bincount(code, count * value) / np.bincount(code, count)
             if mean.max() >= _APART * mean.min():
-                low, high = mean.min(), mean.max()
                 text = (
-                    f"{measure}: means of {low:.3g} to {high:.3g} in levels of {name}, and no depth explains zeros, so "
-                    "that the parts of log_fc, detection and abundance, hold differences of depth; pass depth= the "
-                    "column of obs that holds total counts or the detection rate, or depth='auto'"
+                    f"{measure}: means of {mean.min():.3g} to {mean.max():.3g} in levels of {name}, and no depth "
+                    "explains zeros, so that the parts of log_fc, detection and abundance, hold differences of depth; "
+                    "pass depth= the column of obs that holds total counts or the detection rate, or depth='auto'"
                 )
                 warnings.warn(text, DepthWarning, stacklevel=2)
                 return

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.models import Condition
+from pyro_zilognormal.singlecell.arguments import of_type
 from pyro_zilognormal.singlecell.design.formula import Formula
 from pyro_zilognormal.singlecell.errors import ArgumentTypeError, SingleCellError, listed, require, shown, unknown
 
-# The column of the zero part's design that holds the depth of cells, centred.
-LOG_DEPTH = "log depth"
 # Relative to a vector: the part outside the row space that rounding leaves of one inside it.
 _OUTSIDE = 1e-8
 
@@ -82,17 +81,13 @@ class Variable:
         """Return the variable of a column, whose numbers the formula may take as categories (``coded``)."""
         category = hasattr(values, "cat")
         levels = tuple(values.cat.categories if category else np.sort(values.unique()).tolist())
-        if not len(values):
-            raise SingleCellError(f"formula: obs[{values.name!r}] holds no cell; needed some")
         if len(levels) < 2:
-            raise SingleCellError(
-                f"formula: obs[{values.name!r}] has one value only, {levels[0]!r}; needed two levels or more to compare"
-            )
-        if not category and values.dtype.kind in "fiu" and not coded:
-            return cls(
-                values.name, values, levels if len(levels) == 2 else (), float(np.average(values, weights=cells)), False
-            )
-        return cls(values.name, values, levels, levels[0], True)
+            found = f"has one value only, {levels[0]!r}" if levels else "holds no cell"
+            raise SingleCellError(f"formula: obs[{values.name!r}] {found}; needed two levels or more to compare")
+        if category or coded or values.dtype.kind not in "fiu":
+            return cls(values.name, values, levels, levels[0], True)
+        mean = float(np.average(values, weights=cells))
+        return cls(values.name, values, levels if len(levels) == 2 else (), mean, False)
 
     def level(self, given: Any) -> Any:
         """Return the level that is meant; a number may be given as text."""
@@ -116,18 +111,16 @@ class Variable:
 class Design:
     """A formula, the matrix it makes of adata.obs, and the conditions and contrasts that the cells determine.
 
-    Attributes:
-        formula: that of the fixed effects.
-        matrix: float64, of shape (cells, columns); the first column is 1.
-        columns: names of the columns.
-        zero_matrix: that of the zero part: ``matrix``, and the log depth of the cells where it explains zeros.
-        zero_columns: names of its columns.
-        variables: the columns of obs that the formula uses, by name.
-
     Args:
         formula: of the columns of obs.
         obs: a row for each cell, or for each group of cells.
         cells: the number of cells in each group.
+
+    Attributes:
+        matrix: float64, of shape (cells, columns); the first column is 1.
+        zero_matrix: that of the zero part: ``matrix``, and the log depth of the cells where it explains zeros.
+        rank: the number of independent columns.
+        variables: the columns of obs that the formula uses, by name.
     """
 
     def __init__(self, formula: str, obs: Any, cells: NDArray[np.int64] | None = None) -> None:
@@ -135,50 +128,65 @@ class Design:
         self.formula, self.columns, self.matrix = parsed.text, parsed.columns, parsed.matrix
         self.variables = {n: Variable.of(parsed.frame[n], n in parsed.coded, cells) for n in parsed.variables}
         self._check_matrix(len(self.matrix) if cells is None else int(cells.sum()))
-        self.zero_matrix, self.zero_columns = self.matrix, self.columns
-        self._space = RowSpace(self.matrix)
+        self.zero_matrix, self._space = self.matrix, RowSpace(self.matrix)
+        self.rank = len(self._space.basis)
 
-    @property
-    def rank(self) -> int:
-        """The number of independent columns."""
-        return len(self._space.basis)
+    def _check_matrix(self, cells: int) -> None:
+        said = f"formula: {self.formula!r}"
+        if not (self.matrix[:, :1] == 1).all() or self.matrix.shape[1] == 0:
+            raise SingleCellError(f"{said} has no intercept; needed one: contrasts compare any two levels all the same")
+        if len(self.columns) >= cells:
+            raise SingleCellError(
+                f"{said} has {len(self.columns)} coefficients for {cells} cells; needed fewer: leave out variables "
+                "that name single cells"
+            )
+        if not np.isfinite(self.matrix).all():
+            name = self.columns[int(np.argmin(np.isfinite(self.matrix).all(0)))]
+            raise SingleCellError(f"formula: {name!r} is not finite in all cells; needed finite values")
 
     def add_depth(self, log_depth: NDArray[np.float64]) -> None:
         """Let the centred log depth of the cells explain zeros, unless it is 0 in all of them."""
         if log_depth.any():
             self.zero_matrix = np.column_stack([self.matrix, log_depth])
-            self.zero_columns = [*self.columns, LOG_DEPTH]
 
     @property
     def has_depth(self) -> bool:
         """Whether the zero part has a column for the depth of cells."""
-        return len(self.zero_columns) > len(self.columns)
+        return self.zero_matrix is not self.matrix
 
-    def estimable(self, row: NDArray[np.float64]) -> bool:
-        """Return whether the cells determine a combination of the coefficients: it lies in the matrix's row space."""
-        return self._space.coordinates(row) is not None
+    # --- Conditions
 
     def condition(self, levels: Mapping[str, Any]) -> Condition:
         """Return the row of the design for some levels; other variables have their defaults."""
         found = {name: self._variable(name).level(given) for name, given in levels.items()}
-        (row,) = self._rows([found])
-        if not self.estimable(row):
+        (condition,) = self.conditions([found])
+        if self._space.coordinates(condition.design) is None:
             raise SingleCellError(
                 f"condition: {_words(found)!r} is not estimable: no cells determine it in {self.formula!r}; needed a "
                 "combination that cells have, or a formula without that interaction"
             )
-        return self._condition(row, found)
+        return condition
 
-    def along(self, column: str, values: NDArray[np.float64], levels: Mapping[str, Any]) -> list[Condition]:
-        """Return the conditions of some values of a number, at levels of other variables."""
-        ends = [{**levels, column: value} for value in values.tolist()]
-        return [self._condition(row, end) for row, end in zip(self._rows(ends), ends, strict=True)]
+    def conditions(self, each: Sequence[Mapping[str, Any]]) -> list[Condition]:
+        """Return conditions of cells of mean depth, as given; other variables have their defaults."""
+        rows, more = self._rows(each), [0.0] * self.has_depth
+        return [Condition(row, np.append(row, more), row, own) for row, own in zip(rows, each, strict=True)]
+
+    def _rows(self, conditions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        defaults = {name: v.default for name, v in self.variables.items()}
+        frame = require("pandas").DataFrame([{**defaults, **c} for c in conditions])
+        return self._formula.rows(frame, {name for name, v in self.variables.items() if not v.categorical})
+
+    def _variable(self, name: str) -> Variable:
+        if name not in self.variables:
+            raise unknown("condition", name, f"variables of the formula {self.formula!r}", self.variables)
+        return self.variables[name]
+
+    # --- Contrasts
 
     def contrast(self, column: str, test: Any, reference: Any, name: str | None = None) -> Contrast:
         """Return the contrast of two levels of a variable."""
-        if not isinstance(column, str):
-            raise ArgumentTypeError(f"contrast: column is {shown(column)}; needed a variable of the formula")
-        variable = self._variable(column)
+        variable = self._variable(of_type("contrast: column", column, str, "a variable of the formula"))
         if not variable.levels:
             raise SingleCellError(
                 f"contrast: obs[{column!r}] holds numbers, so {self.formula!r} has one slope for it and no levels; "
@@ -189,19 +197,8 @@ class Design:
             if level not in variable.levels:  # a number other than the two
                 raise unknown("contrast", given, f"values of obs[{column!r}]", variable.levels)
         # The conditions need not be estimable, as long as their difference is.
-        ends = [{column: level} for level in levels]
-        above, below = (self._condition(row, end) for row, end in zip(self._rows(ends), ends, strict=True))
+        above, below = self.conditions([{column: level} for level in levels])
         return self._checked(Contrast(name or f"{column}: {levels[0]} vs {levels[1]}", above, below))
-
-    def pair(self, test: Condition, reference: Condition, name: str | None = None) -> Contrast:
-        """Return the contrast of two conditions; see :meth:`contrast`."""
-        return self._checked(Contrast(name or f"{test.name} vs {reference.name}", test, reference))
-
-    def difference(self, first: Contrast, second: Contrast, name: str | None = None) -> Contrast:
-        """Return the difference of two contrasts: by how much the first log fold change is larger."""
-        if first.minus or second.minus:
-            raise SingleCellError("contrast: got a difference of differences of contrasts; needed one of two contrasts")
-        return self._checked(replace(first, name=name or f"({first.name}) minus ({second.name})", minus=second))
 
     def contrasts(self, given: Any) -> list[Contrast]:
         """Return the contrasts that an argument names."""
@@ -221,14 +218,18 @@ class Design:
         if len(parts) == 3 and isinstance(parts[0], str):
             return self.contrast(*parts, name)
         if len(parts) == 2 and all(map(_is_condition, parts)):
-            return self.pair(self._condition_of(parts[0]), self._condition_of(parts[1]), name)
+            test, reference = map(self._condition_of, parts)
+            return self._checked(Contrast(name or f"{test.name} vs {reference.name}", test, reference))
         if len(parts) == 2 and all(isinstance(part, Contrast | tuple | list) for part in parts):
-            return self.difference(self._one(parts[0]), self._one(parts[1]), name)
+            first, second = map(self._one, parts)
+            if first.minus or second.minus:
+                raise SingleCellError("contrast: got a difference of differences; needed one of two contrasts")
+            name = name or f"({first.name}) minus ({second.name})"
+            return self._checked(replace(first, name=name, minus=second))
         raise ArgumentTypeError(
-            f"contrast is {shown(given)}; needed (column, test level, "
-            "reference level), such as ('condition', 'stim', 'ctrl'), or a pair of conditions, such as "
-            "('condition=stim,dose=high', 'condition=ctrl,dose=high'), or a pair of such contrasts for their "
-            "difference; several go in a list"
+            f"contrast is {shown(given)}; needed (column, test level, reference level), such as ('condition', 'stim', "
+            "'ctrl'), or a pair of conditions, such as ('condition=stim,dose=high', 'condition=ctrl,dose=high'), or a "
+            "pair of such contrasts for their difference; several go in a list"
         )
 
     def _condition_of(self, given: Condition | Mapping[str, Any] | str) -> Condition:
@@ -242,81 +243,44 @@ class Design:
     def _levels_of(self, text: str) -> dict[str, str]:
         """Return the levels of text such as "condition=stim,dose=high"; other commas and equals signs are of levels."""
         names = "|".join(re.escape(name) for name in sorted(self.variables, key=len, reverse=True))
-        parts = [
-            re.fullmatch(rf"\s*({names})=(.*)", part, re.DOTALL) for part in re.split(rf",(?=\s*(?:{names})=)", text)
-        ]
-        found = {part[1]: part[2] for part in parts if part}
-        if None in parts:
+        parts = re.split(rf",(?=\s*(?:{names})=)", text)
+        pairs = [(m[1], m[2]) for part in parts if (m := re.fullmatch(rf"(?s)\s*({names})=(.*)", part))]
+        if len(pairs) < len(parts):
             raise unknown("contrast", text.split("=")[0], f"variables of the formula {self.formula!r}", self.variables)
-        if len(found) < len(parts):
+        if len(dict(pairs)) < len(pairs):
             raise SingleCellError(f"contrast: {text!r} names a variable twice; needed one level of each")
-        return found
-
-    def _variable(self, name: str) -> Variable:
-        if name not in self.variables:
-            raise unknown("condition", name, f"variables of the formula {self.formula!r}", self.variables)
-        return self.variables[name]
-
-    def _rows(self, conditions: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-        """Return the rows of the design for values of the variables; missing ones have their defaults."""
-        defaults = {name: v.default for name, v in self.variables.items()}
-        frame = require("pandas").DataFrame([{**defaults, **c} for c in conditions])
-        return self._formula.rows(frame, {name for name, v in self.variables.items() if not v.categorical})
-
-    def _condition(self, row: NDArray[np.float64], levels: Mapping[str, Any]) -> Condition:
-        """Return the condition of a row: a cell of mean depth."""
-        return Condition(row, np.append(row, 0.0) if self.has_depth else row, row, levels)
+        return dict(pairs)
 
     def _checked(self, contrast: Contrast) -> Contrast:
-        difference = contrast.direction
+        difference, said = contrast.direction, f"contrast: {contrast.name!r}"
         if len(difference) != len(self.columns):
-            raise SingleCellError(f"contrast: {contrast.name!r} is of another formula than {self.formula!r}")
+            raise SingleCellError(f"{said} is of another formula than {self.formula!r}")
         if not difference.any():
+            raise SingleCellError(f"{said} compares a condition with itself; needed two that differ")
+        if self._space.coordinates(difference) is None:
             raise SingleCellError(
-                f"contrast: {contrast.name!r} compares a condition with itself; needed two that differ"
+                f"{said} is not estimable from {self.formula!r}: its columns are not independent (rank {self.rank} of "
+                f"{len(self.columns)}); leave out a variable that another one determines"
             )
-        if not self.estimable(difference):
-            raise SingleCellError(
-                f"contrast: {contrast.name!r} is not estimable from {self.formula!r}: its columns are not independent "
-                f"(rank {self.rank} of {len(self.columns)}); leave out a variable that another one determines"
-            )
-        self._check_interactions(contrast, difference)
+        for name, variable in self.variables.items():
+            if not any(name in end.levels for end in contrast.ends):
+                self._check_interaction(contrast, variable)
         return contrast
 
-    def _check_interactions(self, contrast: Contrast, difference: NDArray[np.float64]) -> None:
-        """Raise if the contrast depends on a variable that none of its conditions gives."""
-        for name, variable in self.variables.items():
-            if any(name in end.levels for end in contrast.ends):
-                continue
-            # The ends of a number's range: a spline has no values beyond them.
-            others = variable.levels if variable.categorical else (variable.values.min(), variable.values.max())
-            above, below, *more = (
-                self._rows([{**end.levels, name: other} for other in others]) for end in contrast.ends
-            )
-            changes = above - below - (more[0] - more[1] if more else 0)
-            if np.abs(changes - difference).max() > 1e-9 * np.abs(difference).max():
-                given = [_words(end.levels) for end in contrast.ends[:2]]
-                raise SingleCellError(
-                    f"contrast: {contrast.name!r} depends on {name}, with which it interacts in {self.formula!r}; "
-                    f"needed the value of {name} in a pair of conditions, ('{given[0]},{name}=...', "
-                    f"'{given[1]},{name}=...'), or the difference of two such pairs"
-                )
-
-    def _check_matrix(self, cells: int) -> None:
-        if not (self.matrix[:, :1] == 1).all() or self.matrix.shape[1] == 0:
+    def _check_interaction(self, contrast: Contrast, variable: Variable) -> None:
+        """Raise if a contrast depends on a variable that none of its conditions gives."""
+        # The ends of a number's range: a spline has no values beyond them.
+        others = variable.levels if variable.categorical else (variable.values.min(), variable.values.max())
+        above, below, *more = (
+            self._rows([{**end.levels, variable.name: other} for other in others]) for end in contrast.ends
+        )
+        difference, changes = contrast.direction, above - below - (more[0] - more[1] if more else 0)
+        if np.abs(changes - difference).max() > 1e-9 * np.abs(difference).max():
+            test, reference = (f"'{_words({**end.levels, variable.name: '...'})}'" for end in contrast.ends[:2])
             raise SingleCellError(
-                f"formula: {self.formula!r} has no intercept; needed one, without '0 +' and '- 1': contrasts compare "
-                "any two levels all the same"
-            )
-        if len(self.columns) >= cells:
-            raise SingleCellError(
-                f"formula: {self.formula!r} has {len(self.columns)} coefficients for {cells} cells; needed fewer: "
-                "leave out variables that name single cells"
-            )
-        if not np.isfinite(self.matrix).all():
-            at = self.columns[int(np.argmax(~np.isfinite(self.matrix).all(0)))]
-            raise SingleCellError(
-                f"formula: {at!r} is not finite in all cells; needed finite values: check its argument"
+                f"contrast: {contrast.name!r} depends on {variable.name}, with which it interacts in {self.formula!r}; "
+                f"needed the value of {variable.name} in a pair of conditions, ({test}, {reference}), or the "
+                "difference of two such pairs"
             )
 
 
@@ -331,9 +295,7 @@ def _words(levels: Mapping[str, Any]) -> str:
 class RowSpace:
     """The space that the rows of a matrix span: the combinations of coefficients that it determines.
 
-    Attributes:
-        lengths: those of the columns, which make columns of all units comparable; 1 for those of zeros.
-        basis: orthonormal, as rows, of the space of the rows divided by the lengths.
+    ``basis`` is orthonormal, as rows, of the rows divided by ``lengths``, which make columns of all units comparable.
     """
 
     def __init__(self, matrix: NDArray[np.float64]) -> None:

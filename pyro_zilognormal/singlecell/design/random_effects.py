@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.design.design import Design, strata
-from pyro_zilognormal.singlecell.design.formula import column, unquoted
+from pyro_zilognormal.singlecell.design.formula import column, parsed, unquoted
 from pyro_zilognormal.singlecell.errors import SingleCellError
 
 # (left | right) that is no call of a function; both sides may hold calls, such as C(dose), and quoted names.
@@ -24,30 +24,24 @@ _OUTSIDE = 1e-8
 
 @dataclass(frozen=True, eq=False)
 class RandomTerm:
-    """A grouping of the cells whose levels have random effects, such as the donors: (1 | donor).
+    """A grouping of the cells whose levels have random effects, such as the donors: (1 | donor)."""
 
-    Attributes:
-        columns: the columns of obs whose combinations are the levels.
-        code: the level of each cell, int64, from 0.
-        names: the names of the levels, in the order of the codes.
-    """
-
-    columns: tuple[str, ...]
-    code: NDArray[np.int64]
-    names: list[str]
+    columns: tuple[str, ...]  # of obs, whose combinations are the levels
+    code: NDArray[np.int64]  # the level of each cell, from 0
+    names: list[str]  # of the levels, in the order of the codes
 
     @classmethod
     def of(cls, obs: Any, columns: tuple[str, ...], argument: str = "formula") -> RandomTerm:
         """Return the term of some columns of obs."""
         values = [column(obs, name, argument) for name in columns]
         code, first = strata(values, len(obs))
-        names = [":".join(str(v.iloc[cell]) for v in values) for cell in first]
-        term = cls(columns, code, names)
-        if len(names) > 1:
-            return term
-        if argument == "donor":
-            raise SingleCellError(f"donor: obs[{term.name!r}] names one donor only, {names[0]!r}; pass donor=None")
-        raise SingleCellError(f"formula: {term} has one level only, {names[0]!r}; needed two or more: leave it out")
+        term = cls(columns, code, [":".join(str(v.iloc[cell]) for v in values) for cell in first])
+        if len(term.names) == 1:
+            only = term.names[0]
+            if argument == "donor":
+                raise SingleCellError(f"donor: obs[{term.name!r}] names one donor only, {only!r}; pass donor=None")
+            raise SingleCellError(f"formula: {term} has one level only, {only!r}; needed two or more: leave it out")
+        return term
 
     @property
     def name(self) -> str:
@@ -59,9 +53,8 @@ class RandomTerm:
 
     def same_levels(self, other: RandomTerm) -> bool:
         """Return whether another term groups the cells in the same way."""
-        if len(self.names) != len(other.names):
-            return False
-        return len(strata([self.code, other.code], len(self.code))[1]) == len(self.names)
+        both = strata([self.code, other.code], len(self.code))[1]
+        return len(self.names) == len(other.names) == len(both)
 
     def check_confounding(self, design: Design, examples: NDArray[np.int64], donor: str | None) -> None:
         """Raise unless the levels differ in a way that the design does not explain."""
@@ -71,16 +64,13 @@ class RandomTerm:
         outside = levels - matrix @ np.linalg.lstsq(matrix, levels, rcond=None)[0]
         if np.linalg.norm(outside) > _OUTSIDE * np.linalg.norm(levels):
             return
-        variables, number = ", ".join(design.variables), len(self.names)
+        said, fix = f"formula: the {len(self.names)} levels of {self}", f"a formula without {self}"
         if self.columns == (donor,):
-            raise SingleCellError(
-                f"donor: the {number} donors of obs[{donor!r}] are confounded with {variables}: no two donors share a "
-                "condition and none has several, so their effects cannot be separated; needed more donors a "
-                "condition, or donor=None for conclusions about these cells alone"
-            )
+            said = f"donor: the {len(self.names)} donors of obs[{donor!r}]"
+            fix = "more donors a condition, or donor=None for conclusions about these cells alone"
         raise SingleCellError(
-            f"formula: the {number} levels of {self} are confounded with {variables}: the other columns of the "
-            f"formula explain them, so their effects cannot be separated; needed a formula without {self}"
+            f"{said} are confounded with {', '.join(design.variables)}: these explain the differences between levels, "
+            f"so that the effects cannot be separated; needed {fix}"
         )
 
 
@@ -109,8 +99,7 @@ def random_terms(
     first: dict[frozenset[str], tuple[str, ...]] = {}
     for columns in wanted:  # a:b is b:a
         first.setdefault(frozenset(columns), columns)
-    arguments = ["donor" if columns == (donor,) else "formula" for columns in first.values()]
-    terms = [RandomTerm.of(obs, columns, said) for columns, said in zip(first.values(), arguments, strict=True)]
+    terms = [RandomTerm.of(obs, names, "donor" if names == (donor,) else "formula") for names in first.values()]
     kept: list[RandomTerm] = []
     left_out = []
     for term in sorted(terms, key=lambda t: len(t.names)):
@@ -136,37 +125,32 @@ def _of_donor(obs: Any, design: Design, donor: str) -> list[tuple[str, ...]]:
 
 
 def _of_bar(obs: Any, left: str, right: str) -> list[tuple[str, ...]]:
-    """Return the groupings of (left | right): a/b is a and a:b, and a category on the left adds itself to each."""
-    parts = [tuple(map(_bare, _split(part, ":"))) for part in _split(right, "/")]
-    groups = [tuple(name for part in parts[: k + 1] for name in part) for k in range(len(parts))]
-    slopes = [term.strip() for term in _split(left, "+")]
-    effects: list[tuple[str, ...]] = [] if "0" in slopes else [()]
-    effects += [_categories(obs, slope, f"({left} | {right})") for slope in slopes if slope not in ("0", "1")]
-    if not effects:
-        raise SingleCellError(f"formula: ({left} | {right}) has no effect; needed 1 or a category left of the bar")
-    return [tuple(dict.fromkeys(group + effect)) for group in groups for effect in effects]
+    """Return the groupings of (left | right): the terms of the right side, each with those of the left side."""
+    groups = {str(term): tuple(map(_name, term.factors)) for term in parsed(right)}
+    effects = [_categories(obs, term, f"({left} | {right})") for term in parsed(left)]
+    intercept = groups.pop("1", None)  # a name such as sample-1, not in quotes, would take it away
+    if not (left and effects and groups and intercept):
+        raise SingleCellError(
+            f"formula: ({left} | {right}) has no effect; needed 1 or a category left of the bar, a column right of it"
+        )
+    return [tuple(dict.fromkeys(group + effect)) for group in groups.values() for effect in effects]
 
 
-def _categories(obs: Any, slope: str, term: str) -> tuple[str, ...]:
-    """Return the columns of a category, or interaction of categories, left of a bar."""
-    written_names = _split(slope, ":")
-    names = tuple(map(_bare, written_names))
-    for name, written in zip(names, written_names, strict=True):
-        number = slope.isdecimal() or column(obs, name, "formula").dtype.kind in "fiu"
-        if number and not written.strip().startswith("C("):
+def _categories(obs: Any, term: Any, said: str) -> tuple[str, ...]:
+    """Return the columns of a category, or of an interaction of categories, left of a bar; none for 1."""
+    if str(term) == "1":
+        return ()
+    for factor in term.factors:
+        if factor.eval_method.value == "lookup" and column(obs, factor.expr, "formula").dtype.kind in "fiu":
             raise SingleCellError(
-                f"formula: {term} is a random slope of the number {name}, which the model has not; needed 0, 1 or a "
-                "category left of the bar, written C(...) if it holds numbers"
+                f"formula: {said} is a random slope of the number {factor.expr}, which the model has not; needed 0, 1 "
+                "or a category left of the bar, written C(...) if it holds numbers"
             )
-    return names
+    return tuple(map(_name, term.factors))
 
 
-def _split(text: str, sign: str) -> list[str]:
-    """Split text at a sign that stands outside of quotes."""
-    hidden = re.sub(_NAME, lambda name: name[0].replace(sign, "\0"), text)
-    return [part.replace("\0", sign) for part in hidden.split(sign)]
-
-
-def _bare(name: str) -> str:
-    """Return the name of a column without the quotes and C() that formulas write around it."""
-    return unquoted(re.sub(r"^C\((.*)\)$", r"\1", name.strip()))
+def _name(factor: Any) -> str:
+    """Return the column of a factor, without the C() that formulas write around it."""
+    if factor.eval_method.value == "lookup":
+        return str(factor.expr)
+    return unquoted(re.sub(r"^C\((.*)\)$", r"\1", factor.expr))
