@@ -22,39 +22,26 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 
 @register_kl(ZeroInflatedLogNormal, ZeroInflatedLogNormal)
-def _kl_ziln_ziln(p: ZeroInflatedLogNormal, q: ZeroInflatedLogNormal) -> Tensor:
-    batch_shape = broadcast_shapes(p=p.batch_shape, q=q.batch_shape)
-    p_loc, p_scale, p_zero = p._parameters()
-    q_loc, q_scale, q_zero = q._parameters()
-    positive = _positive_parts(p_loc, p_scale, q_loc, q_scale, p_zero.log_positive)
-    kl = p._full(kl_zero_parts(p_zero, q_zero) + positive, q.loc.dtype)
-    return kl.expand(batch_shape)
-
-
 @register_kl(LogNormal, ZeroInflatedLogNormal)
-def _kl_lognormal_ziln(p: LogNormal, q: ZeroInflatedLogNormal) -> Tensor:
-    return _kl_ziln_ziln(_as_ziln(p), q)
-
-
 @register_kl(ZeroInflatedLogNormal, LogNormal)
-def _kl_ziln_lognormal(p: ZeroInflatedLogNormal, q: LogNormal) -> Tensor:
-    return _kl_ziln_ziln(p, _as_ziln(q))
+def _kl(p: ZeroInflatedLogNormal | LogNormal, q: ZeroInflatedLogNormal | LogNormal) -> Tensor:
+    p, q = (_as_ziln(d) if isinstance(d, LogNormal) else d for d in (p, q))
+    batch_shape = broadcast_shapes(p=p.batch_shape, q=q.batch_shape)
+    (p_loc, p_scale, p_zero), (q_loc, q_scale, q_zero) = p._parameters(), q._parameters()
+    parts = torch.broadcast_tensors(p_loc - q_loc, p_scale, q_scale, p_zero.log_positive)
+    return p._full(kl_zero_parts(p_zero, q_zero) + _KLNormals.apply(*parts), q.loc.dtype).expand(batch_shape)
 
 
 def _as_ziln(d: LogNormal) -> ZeroInflatedLogNormal:
     return ZeroInflatedLogNormal(d.loc, d.scale, -math.inf, validate_args=False)
 
 
-def _positive_parts(p_loc: Tensor, p_scale: Tensor, q_loc: Tensor, q_scale: Tensor, log_weight: Tensor) -> Tensor:
-    """KL(Normal_p, Normal_q) times a weight; 0 where that is 0, however far the two are apart."""
-    return _KLNormals.apply(*torch.broadcast_tensors(p_loc - q_loc, p_scale, q_scale, log_weight))
-
-
 class _KLNormals(WithSlopes):
     """w (excess + (excess^2 + z^2) / 2 - log1p(excess)), p_scale / q_scale = 1 + excess and z = shift / q_scale.
 
-    Nearly equal scales enter through their relative difference, which keeps its digits. The root of the weight
-    multiplies excess and z before they are squared.
+    This is the divergence of two normals times a weight: 0 where that is 0, however far they are apart. Nearly equal
+    scales enter through their relative difference, which keeps its digits. The root of the weight multiplies excess
+    and z before they are squared.
     """
 
     @staticmethod
