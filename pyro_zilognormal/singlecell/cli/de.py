@@ -25,8 +25,6 @@ from pyro_zilognormal.singlecell.results import CREDIBLE
 from pyro_zilognormal.svi import Progress
 
 _GENES_DRAWN = 6
-# Options that the report repeats, beside the settings of the fit.
-_SPECIFICATION = ("source", "delta", "fdr", "max_error", "resume", "command")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -96,9 +94,8 @@ def _compute(options: argparse.Namespace, adata: Any, out: ExitStack) -> Results
             some = table[(table["contrast"] == contrast.name) & (table["status"] != "all_zero")]["variable"]
             genes += de.gene_fits(some.head(max(2, _GENES_DRAWN // len(contrasts))).tolist(), contrast)
         times.append(time.perf_counter())
-    specification = {name: getattr(options, name) for name in _SPECIFICATION}
     seconds = dict(zip(("read", "fit", "summarise"), np.diff(times).tolist(), strict=True))
-    return Results(specification, de, contrasts, table, check, genes, recorded, seconds)
+    return Results(vars(options), de, contrasts, table, check, genes, recorded, seconds)
 
 
 def demo_cells() -> Any:

@@ -60,7 +60,7 @@ _SAID = {
 class Results:
     """The results of a run of the command line."""
 
-    specification: dict[str, Any]  # source, delta, fdr, max_error, resume and command, as plain values
+    options: dict[str, Any]
     de: HurdleDE
     contrasts: list[Contrast]
     table: Any  # of HurdleDE.test
@@ -83,8 +83,7 @@ class Diagnostic(NamedTuple):
 
 def metrics(results: Results) -> dict[str, Any]:
     """Return versions, input, settings, calls, convergence, predictive check, timing and warnings as plain values."""
-    specification = dict(results.specification)
-    source = specification.pop("source")
+    specification = {name: results.options[name] for name in ("delta", "fdr", "max_error", "resume", "command")}
     fit, check = results.de.result, results.check
     checks: dict[str, Any] = {"credible": CREDIBLE, "genes": check["variable"].nunique()}
     checks["conditions"] = list(dict.fromkeys(check["condition"]))
@@ -95,7 +94,7 @@ def metrics(results: Results) -> dict[str, Any]:
     return {
         "versions": {"pyro-zilognormal": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _PACKAGES},
-        "input": {"source": source, "fingerprint": fingerprint(results.de)},
+        "input": {"source": results.options["source"], "fingerprint": fingerprint(results.de)},
         "settings": results.de.settings | specification,
         "contrasts": [_calls(results.of(c.name), specification) for c in results.contrasts],
         "convergence": {
@@ -303,7 +302,7 @@ def html(
     found = diagnostics(results, numbers)
     return page(
         "report.html.jinja",
-        run=results.specification,
+        run=results.options,
         settings=results.de.settings,
         numbers=numbers,
         diagnostics=found,
@@ -354,7 +353,7 @@ def _shown(results: Results, contrast: Contrast) -> dict[str, Any]:
 
 def summary(results: Results, numbers: Mapping[str, Any]) -> str:
     """Return the results in a few lines for the terminal, with a table of the most certain genes."""
-    delta, fdr = results.specification["delta"], results.specification["fdr"]
+    delta, fdr = results.options["delta"], results.options["fdr"]
     parts, genes = [str(results.de.result)], len(results.de.genes)
     for calls in numbers["contrasts"]:
         up, down = calls["up"], calls["down"]
