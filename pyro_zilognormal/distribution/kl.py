@@ -15,66 +15,51 @@ from torch.distributions.kl import register_kl
 
 from pyro_zilognormal.distribution.validation import broadcast_shapes
 from pyro_zilognormal.distribution.ziln import ZeroInflatedLogNormal
-from pyro_zilognormal.numerics.normal import WithSlopes, exp_times
+from pyro_zilognormal.numerics.normal import exp_times, with_slopes
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 
 @register_kl(ZeroInflatedLogNormal, ZeroInflatedLogNormal)
-def _kl_ziln_ziln(p: ZeroInflatedLogNormal, q: ZeroInflatedLogNormal) -> Tensor:
-    batch_shape = broadcast_shapes(p=p.batch_shape, q=q.batch_shape)
-    p_loc, p_scale, p_zero = p._parameters()
-    q_loc, q_scale, q_zero = q._parameters()
-    positive = _positive_parts(p_loc, p_scale, q_loc, q_scale, p_zero.log_positive)
-    kl = p._full(kl_zero_parts(p_zero, q_zero) + positive, q.loc.dtype)
-    return kl.expand(batch_shape)
-
-
 @register_kl(LogNormal, ZeroInflatedLogNormal)
-def _kl_lognormal_ziln(p: LogNormal, q: ZeroInflatedLogNormal) -> Tensor:
-    return _kl_ziln_ziln(_as_ziln(p), q)
-
-
 @register_kl(ZeroInflatedLogNormal, LogNormal)
-def _kl_ziln_lognormal(p: ZeroInflatedLogNormal, q: LogNormal) -> Tensor:
-    return _kl_ziln_ziln(p, _as_ziln(q))
+def _kl(p: ZeroInflatedLogNormal | LogNormal, q: ZeroInflatedLogNormal | LogNormal) -> Tensor:
+    p, q = (_as_ziln(d) if isinstance(d, LogNormal) else d for d in (p, q))
+    batch_shape = broadcast_shapes(p=p.batch_shape, q=q.batch_shape)
+    (p_loc, p_scale, p_zero), (q_loc, q_scale, q_zero) = p._parameters(), q._parameters()
+    positive = _kl_normals(p_loc - q_loc, p_scale, q_scale, p_zero.log_positive)
+    return p._full(kl_zero_parts(p_zero, q_zero) + positive, q.loc.dtype).expand(batch_shape)
 
 
 def _as_ziln(d: LogNormal) -> ZeroInflatedLogNormal:
     return ZeroInflatedLogNormal(d.loc, d.scale, -math.inf, validate_args=False)
 
 
-def _positive_parts(p_loc: Tensor, p_scale: Tensor, q_loc: Tensor, q_scale: Tensor, log_weight: Tensor) -> Tensor:
-    """KL(Normal_p, Normal_q) times a weight; 0 where that is 0, however far the two are apart."""
-    return _KLNormals.apply(*torch.broadcast_tensors(p_loc - q_loc, p_scale, q_scale, log_weight))
+def _slopes_of_kl_normals(*inputs_and_output: Tensor) -> Sequence[Tensor]:
+    *inputs, output = inputs_and_output
+    _, p_scale, q_scale, _ = inputs
+    root, rooted, z = _rooted(*inputs)
+    growth = 2 * root + rooted  # rooted * growth = w ((p_scale / q_scale)^2 - 1)
+    in_p_scale = _scaled_ratio(rooted, growth, p_scale)
+    sum_of_squares = rooted * growth + z * z
+    apart = _scaled_ratio(rooted, growth, q_scale).clamp(min=0) + z * (z / q_scale)
+    in_q_scale = -torch.where(sum_of_squares.isinf(), apart, sum_of_squares / q_scale)
+    return _scaled_ratio(root, z, q_scale), in_p_scale, in_q_scale, torch.where(output < math.inf, output, 0)
 
 
-class _KLNormals(WithSlopes):
+@with_slopes(_slopes_of_kl_normals)
+def _kl_normals(shift: Tensor, p_scale: Tensor, q_scale: Tensor, log_weight: Tensor) -> Tensor:
     """w (excess + (excess^2 + z^2) / 2 - log1p(excess)), p_scale / q_scale = 1 + excess and z = shift / q_scale.
 
-    Nearly equal scales enter through their relative difference, which keeps its digits. The root of the weight
-    multiplies excess and z before they are squared.
+    This is the divergence of two normals times a weight: 0 where that is 0, however far they are apart. Nearly equal
+    scales enter through their relative difference, which keeps its digits. The root of the weight multiplies excess
+    and z before they are squared.
     """
-
-    @staticmethod
-    def forward(shift: Tensor, p_scale: Tensor, q_scale: Tensor, log_weight: Tensor) -> Tensor:
-        excess = (p_scale - q_scale) / q_scale
-        log_ratio = torch.where(excess.abs() < 0.5, torch.log1p(excess), p_scale.log() - q_scale.log())
-        root, rooted, z = _rooted(shift, p_scale, q_scale, log_weight)
-        return root * (rooted - root * log_ratio) + rooted * (rooted / 2) + z * (z / 2)
-
-    @staticmethod
-    def slopes(*saved: Tensor) -> Sequence[Tensor]:
-        *inputs, output = saved
-        _, p_scale, q_scale, _ = inputs
-        root, rooted, z = _rooted(*inputs)
-        growth = 2 * root + rooted  # rooted * growth = w ((p_scale / q_scale)^2 - 1)
-        in_p_scale = _scaled_ratio(rooted, growth, p_scale)
-        sum_of_squares = rooted * growth + z * z
-        apart = _scaled_ratio(rooted, growth, q_scale).clamp(min=0) + z * (z / q_scale)
-        in_q_scale = -torch.where(sum_of_squares.isinf(), apart, sum_of_squares / q_scale)
-        return _scaled_ratio(root, z, q_scale), in_p_scale, in_q_scale, torch.where(output < math.inf, output, 0)
+    excess = (p_scale - q_scale) / q_scale
+    log_ratio = torch.where(excess.abs() < 0.5, torch.log1p(excess), p_scale.log() - q_scale.log())
+    root, rooted, z = _rooted(shift, p_scale, q_scale, log_weight)
+    return root * (rooted - root * log_ratio) + rooted * (rooted / 2) + z * (z / 2)
 
 
 def _rooted(shift: Tensor, p_scale: Tensor, q_scale: Tensor, log_weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

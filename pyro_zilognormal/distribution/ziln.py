@@ -12,7 +12,6 @@ from torch.distributions import constraints
 from pyro_zilognormal import density
 from pyro_zilognormal.density.sparse import log_density_sum
 from pyro_zilognormal.distribution import validation
-from pyro_zilognormal.distribution.from_moments import FromMoments
 from pyro_zilognormal.distribution.sampling import draw
 from pyro_zilognormal.distribution.score import (
     ForwardsScore,
@@ -29,7 +28,7 @@ from pyro_zilognormal.numerics.shapes import broadcast
 from pyro_zilognormal.numerics.zero_part import ZERO_PARTS, ZeroPart
 
 
-class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
+class ZeroInflatedLogNormal(ForwardsScore, SharesParameters):
     r"""Zero-inflated log-normal: exactly 0 with probability pi, log-normal otherwise.
 
     .. math::
@@ -106,18 +105,80 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
         self._zero_part = ZERO_PARTS[parameter](zero)
         super().__init__(broadcast(self._loc.shape, self._scale.shape, zero.shape), validate_args)
         if self._validate_args:
-            self._check_parameters()
+            allowed = constraints.unit_interval if parameter == "zi_probs" else constraints.real
+            validation.check_parameter("loc (mu)", self._loc, constraints.real, finite=True)
+            validation.check_parameter("scale", self._scale, constraints.positive, finite=True)
+            validation.check_parameter(parameter, zero, allowed, finite=False)
         if isinstance(normal_mu, Tensor):
             validation.check_expands("normal_mu", normal_mu.shape, self.batch_shape)
         self.normal_mu = normal_mu
         self._score_count = ScoreCount(parameter)
 
-    def _check_parameters(self) -> None:
-        name, zero = self._zero_part.parameter, self._zero_part.tensor
-        allowed = constraints.unit_interval if name == "zi_probs" else constraints.real
-        validation.check_parameter("loc (mu)", self._loc, constraints.real, finite=True)
-        validation.check_parameter("scale", self._scale, constraints.positive, finite=True)
-        validation.check_parameter(name, zero, allowed, finite=False)
+    @classmethod
+    def from_mean(
+        cls,
+        mean: float | Tensor,
+        scale: float | Tensor,
+        zi_logits: float | Tensor | None = None,
+        *,
+        zi_probs: float | Tensor | None = None,
+        cloglog: float | Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> Self:
+        r"""The distribution with a given E[X], zeros included, as a regression of the marginal mean needs it.
+
+        .. math:: \text{loc} = \log \text{mean} - \log(1 - \pi) - \text{scale}^2 / 2
+
+        Args:
+            mean: E[X] > 0, in units of x.
+            scale: standard deviation of log X given X > 0, > 0.
+            zi_logits, zi_probs, cloglog: the zero part, as in the constructor; P(X = 0) < 1.
+            validate_args: as in the constructor.
+
+        Raises:
+            TypeError, ValueError: as the constructor, or, with validation, a mean that is not positive and finite.
+
+        Example:
+            >>> d = ZeroInflatedLogNormal.from_mean(3.0, 0.5, zi_probs=0.25)
+            >>> d.mean, d.zi_probs
+            (tensor(3.), tensor(0.2500))
+        """
+        parameter, zero = validation.only_one(zi_logits=zi_logits, zi_probs=zi_probs, cloglog=cloglog)
+        mean, scale, zero = validation.as_tensors(**{"mean": mean, "scale": scale, parameter: zero})
+        if cls._validate_args if validate_args is None else validate_args:
+            validation.check_parameter("mean", mean, constraints.positive, finite=True)
+        loc = moments.loc_of_mean(mean, scale, ZERO_PARTS[parameter](zero))
+        return cls(loc, scale, validate_args=validate_args, **{parameter: zero})
+
+    @classmethod
+    def from_moments(
+        cls, mean: float | Tensor, stddev: float | Tensor, zi_probs: float | Tensor, validate_args: bool | None = None
+    ) -> Self:
+        r"""The distribution with a given mean and standard deviation of X, zeros included.
+
+        .. math:: \text{scale}^2 = \log\big((1 - \pi)(1 + (\text{stddev} / \text{mean})^2)\big)
+
+        Args:
+            mean: E[X] > 0, in units of x.
+            stddev: the standard deviation of X, in units of x, above mean sqrt(pi / (1 - pi)): the zeros alone give
+                that much.
+            zi_probs: probability of a zero, in [0, 1).
+            validate_args: as in the constructor.
+
+        Raises:
+            TypeError, ValueError: as the constructor, or, with validation, moments that no distribution has.
+
+        Example:
+            >>> d = ZeroInflatedLogNormal.from_moments(3.0, 4.0, zi_probs=0.25)
+            >>> d.mean, d.stddev
+            (tensor(3.), tensor(4.))
+        """
+        mean, stddev, zero = validation.as_tensors(mean=mean, stddev=stddev, zi_probs=zi_probs)
+        loc, scale = moments.loc_and_scale(mean, stddev, ZERO_PARTS["zi_probs"](zero))
+        if cls._validate_args if validate_args is None else validate_args:
+            validation.check_parameter("mean", mean, constraints.positive, finite=True)
+            validation.check_moments(stddev, scale)
+        return cls(loc, scale, zi_probs=zero, validate_args=validate_args)
 
     @property
     def loc(self) -> Tensor:
@@ -174,10 +235,7 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).log_prob(torch.tensor([0.0, 1e-30, 1.0]))
             tensor([-1.3863e+00, -2.3180e+03, -1.2066e+00])
         """
-        value = validation.as_value("value", value, self._loc, self.batch_shape)
-        if self._validate_args:
-            validation.check_values("value", value, 0, math.inf, "in the support, >= 0")
-        return self._evaluate(density.log_density, value)
+        return self._at(density.log_density, value, 0, math.inf, "in the support, >= 0")
 
     def log_prob_sum(self, value: Any, dim: int | None = None) -> Tensor:
         r"""The sum of `log_prob` over sparse data, without making them dense.
@@ -308,15 +366,15 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).cdf(torch.tensor([-1.0, 0.0, 1.0]))
             tensor([0.0000, 0.2500, 0.6250])
         """
-        return self._cumulative(quantiles.cdf, value)
+        return self._at(quantiles.cdf, value)
 
     def log_cdf(self, value: Tensor | float) -> Tensor:
         """log P(X <= x), accurate in both tails."""
-        return self._cumulative(quantiles.log_cdf, value)
+        return self._at(quantiles.log_cdf, value)
 
     def log_survival_function(self, value: Tensor | float) -> Tensor:
         """log P(X > x), accurate in both tails."""
-        return self._cumulative(quantiles.log_survival_function, value)
+        return self._at(quantiles.log_survival_function, value)
 
     def icdf(self, value: Tensor | float) -> Tensor:
         """The quantile function: 0 for q <= pi, else exp(mu + scale Phi^-1((q - pi) / (1 - pi))).
@@ -331,19 +389,21 @@ class ZeroInflatedLogNormal(FromMoments, ForwardsScore, SharesParameters):
             >>> ZeroInflatedLogNormal(0.0, 1.0, zi_probs=0.25).icdf(torch.tensor([0.1, 0.25, 0.625]))
             tensor([0., 0., 1.])
         """
-        q = validation.as_value("q", value, self._loc, self.batch_shape)
-        if self._validate_args:
-            validation.check_values("q", q, 0, 1, "in [0, 1]")
-        return self._evaluate(quantiles.icdf, q)
+        return self._at(quantiles.icdf, value, 0, 1, "in [0, 1]", name="q")
 
-    def _cumulative(self, function: Callable[..., Tensor], value: Tensor | float) -> Tensor:
-        value = validation.as_value("value", value, self._loc, self.batch_shape)
+    def _at(
+        self,
+        function: Callable[..., Tensor],
+        value: Tensor | float,
+        low: float = -math.inf,
+        high: float = math.inf,
+        needed: str = "a number, not NaN",
+        name: str = "value",
+    ) -> Tensor:
+        """The function of a value in [low, high] and the parameters, in the more precise of their dtypes."""
+        value = validation.as_value(name, value, self._loc, self.batch_shape)
         if self._validate_args:
-            validation.check_values("value", value, -math.inf, math.inf, "a number, not NaN")
-        return self._evaluate(function, value)
-
-    def _evaluate(self, function: Callable[..., Tensor], value: Tensor) -> Tensor:
-        """The function of value and parameters, in the more precise of their dtypes."""
+            validation.check_values(name, value, low, high, needed)
         loc, scale, zero_part = self._parameters()
         wide = value.to(torch.promote_types(value.dtype, loc.dtype))
         return self._full(function(wide, loc, scale, zero_part), value.dtype)

@@ -14,10 +14,8 @@ from pyro_zilognormal.models.hurdle.fit import draw_coefficients, fit_hurdle
 from pyro_zilognormal.models.hurdle.guide import HurdleGuide
 from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.priors import HurdlePriors
-from pyro_zilognormal.models.vae.fit import KLWarmUp, fit_vae
-from pyro_zilognormal.models.vae.guide import ZILNVAEGuide
-from pyro_zilognormal.models.vae.model import ZILNVAE
-from pyro_zilognormal.models.vae.results import FittedVAE, GroupChange, Latent
+from pyro_zilognormal.models.vae.fit import FittedVAE, GroupChange, KLWarmUp, Latent, fit_vae
+from pyro_zilognormal.models.vae.model import ZILNVAE, ZILNVAEGuide
 
 __all__ = [
     "ZILNVAE",

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pyro_zilognormal.nn.head import ZILNHead
-from pyro_zilognormal.nn.loss import ziln_distribution, ziln_loss
+from pyro_zilognormal.nn.loss import ZILNHead, ziln_distribution, ziln_loss
 from pyro_zilognormal.nn.metrics import Calibration, crps, crps_skill, decile_calibration, normalized_gini
 
 if TYPE_CHECKING:

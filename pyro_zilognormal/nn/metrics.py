@@ -16,13 +16,9 @@ from pyro_zilognormal.numerics.normal import ndtr
 
 
 class Calibration(NamedTuple):
-    """Predicted and actual means of groups of rows, sorted by prediction.
+    """Mean predictions and targets of groups of rows, each of shape (groups,), and their mean relative error.
 
-    Args:
-        predicted: the mean prediction of each group, of shape (groups,).
-        actual: the mean target of each group, of shape (groups,).
-        error: the mean of abs(predicted / actual - 1) over the groups, 0 for perfect calibration; inf if the
-            targets of a group are all 0.
+    The error is the mean of abs(predicted / actual - 1): 0 for perfect calibration, inf if a group has only zeros.
     """
 
     predicted: np.ndarray
@@ -43,8 +39,8 @@ def crps(distribution: ZeroInflatedLogNormal, target: Tensor | ArrayLike) -> Ten
         E[\min(L, y)] = e^{\text{mu} + \text{scale}^2 / 2}\, \Phi(z - \text{scale}) + y\, \Phi(-z), \qquad
         E[\min(L, L')] = e^{\text{mu} + \text{scale}^2 / 2} \operatorname{erfc}(\text{scale} / 2).
 
-    For a point forecast it is the absolute error. It is computed in float64 without overflow; where the scale is far
-    below 1, the terms cancel to a relative error of about 1e-15 / scale.
+    For a point forecast it is the absolute error. Where the scale is far below 1, the terms cancel to a relative error
+    of about 1e-15 / scale.
 
     Args:
         distribution: of batch_shape (...).
@@ -106,10 +102,8 @@ def crps_skill(
     y = _as_vector("target", target)
     w = torch.ones_like(y) if weight is None else _as_vector("weight", weight)
     if not y.shape == w.shape == distribution.batch_shape:
-        raise ValueError(
-            f"target and weight must have one value for each distribution, {tuple(distribution.batch_shape)}, "
-            f"got {tuple(y.shape)} and {tuple(w.shape)}."
-        )
+        needed, came = tuple(distribution.batch_shape), f"{tuple(y.shape)} and {tuple(w.shape)}"
+        raise ValueError(f"target and weight must have one value for each distribution, {needed}, got {came}.")
     w = w / w.sum()
     order = y.argsort()
     above = 2 * w[order].cumsum(0) - w[order] - 1  # the weight of smaller targets minus that of larger ones
@@ -122,23 +116,23 @@ def normalized_gini(target: Tensor | ArrayLike, score: Tensor | ArrayLike) -> fl
     """How well a score ranks the rows by target: 1 for a perfect ranking, 0 for a random one, -1 for the reverse.
 
     Twice the area between the gains curve (the share of the total that the best rows hold) and the diagonal, divided by
-    that of the perfect ranking. Rows with equal scores share their rank, so the order of the rows does not matter.
+    that of the perfect ranking. Rows with equal scores share their rank, so the order of the rows does not matter. It
+    is NaN if all targets are equal.
 
     Args:
         target: y, of shape (n,).
         score: of each row, of shape (n,); only its order counts, so a log mean serves where the mean overflows.
 
-    Returns:
-        A number; NaN if all targets are equal.
+    Raises:
+        ValueError: shapes that differ, or NaN.
 
     Example:
         >>> round(normalized_gini([0.0, 0.0, 3.0, 5.0], [0.1, 0.2, 0.9, 0.8]), 3)
         0.778
     """
-    _, sorted_target = _by_score(target, score)
-    rank = torch.arange(len(sorted_target), dtype=torch.float64) - (len(sorted_target) - 1) / 2
-    best = rank @ _as_vector("target", target).sort().values
-    return (rank @ sorted_target / best).item()
+    _, ranked = _by_score(target, score)
+    rank = torch.arange(len(ranked), dtype=torch.float64) - (len(ranked) - 1) / 2
+    return (rank @ ranked / (rank @ _as_vector("target", target).sort().values)).item()
 
 
 def decile_calibration(target: Tensor | ArrayLike, prediction: Tensor | ArrayLike, groups: int = 10) -> Calibration:
@@ -150,17 +144,16 @@ def decile_calibration(target: Tensor | ArrayLike, prediction: Tensor | ArrayLik
         groups: how many groups, at most n.
 
     Raises:
-        ValueError: shapes that differ, or fewer rows than groups.
+        ValueError: shapes that differ, NaN, or fewer rows than groups.
 
     Example:
         >>> decile_calibration([0.0, 1.0, 2.0, 6.0], [0.5, 0.5, 2.0, 4.0], groups=2)
         Calibration(predicted=array([0.5, 3. ]), actual=array([0.5, 4. ]), error=0.125)
     """
-    sorted_prediction, sorted_target = _by_score(target, prediction)
-    if not 1 <= groups <= len(sorted_target):
-        raise ValueError(f"groups must be from 1 to the number of rows, {len(sorted_target)}, got {groups}.")
-    split = (values.tensor_split(groups) for values in (sorted_prediction, sorted_target))
-    predicted, actual = (torch.stack([group.mean() for group in values]) for values in split)
+    pair = _by_score(target, prediction)
+    if not 1 <= groups <= len(pair[0]):
+        raise ValueError(f"groups must be from 1 to the number of rows, {len(pair[0])}, got {groups}.")
+    predicted, actual = (torch.stack([group.mean() for group in values.tensor_split(groups)]) for values in pair)
     return Calibration(predicted.numpy(), actual.numpy(), (predicted / actual - 1).abs().mean().item())
 
 

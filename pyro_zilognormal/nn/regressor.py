@@ -3,7 +3,7 @@
 import itertools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,14 +15,14 @@ from torch.nn.functional import logsigmoid
 from torch.nn.utils import parameters_to_vector, skip_init, vector_to_parameters
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
-from pyro_zilognormal.nn.head import ZILNHead
-from pyro_zilognormal.nn.loss import ziln_distribution, ziln_loss
+from pyro_zilognormal.nn.loss import ZILNHead, ziln_distribution, ziln_loss
 from pyro_zilognormal.nn.metrics import crps_skill
 
 try:
     from scipy.optimize import OptimizeResult, minimize
     from sklearn.base import BaseEstimator, RegressorMixin
     from sklearn.exceptions import ConvergenceWarning
+    from sklearn.preprocessing import StandardScaler
     from sklearn.utils import Tags, check_random_state
     from sklearn.utils._param_validation import Interval, StrOptions
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -113,13 +113,14 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
             TypeError: an argument of another type.
         """
         self._validate_params()
-        rows = self._check_rows(X, y, sample_weight)
-        random = check_random_state(self.random_state)
-        held_out = self._choose_held_out(len(rows.y), random)
+        rows, random = self._check_rows(X, y, sample_weight), check_random_state(self.random_state)
+        held_out = torch.zeros(len(rows.y), dtype=torch.bool)
+        if self.early_stopping is True or (self.early_stopping == "auto" and len(self.hidden_layer_sizes) > 0):
+            held_out[random.permutation(len(held_out))[: int(self.validation_fraction * len(held_out))]] = True
         train = rows.choose(~held_out)
         self.network_ = _Network(train, self.hidden_layer_sizes, random)
         stop = _EarlyStopping(self.network_, rows.choose(held_out), self.n_iter_no_change) if held_out.any() else None
-        self._minimize(_Objective(self.network_, train, self.alpha), stop)
+        self._minimize(_objective(self.network_, train, self.alpha), stop)
         return self
 
     def _check_rows(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None) -> "_Rows":
@@ -135,15 +136,9 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
         rows = _Rows(*(torch.tensor(array, dtype=torch.float64) for array in (features, outcomes, weight)))
         return rows.choose(rows.weight > 0)
 
-    def _choose_held_out(self, n: int, random: np.random.RandomState) -> Tensor:
-        held_out = torch.zeros(n, dtype=torch.bool)
-        if self.early_stopping is True or (self.early_stopping == "auto" and len(self.hidden_layer_sizes) > 0):
-            held_out[random.permutation(n)[: int(self.validation_fraction * n)]] = True
-        return held_out
-
-    def _minimize(self, objective: "_Objective", stop: "_EarlyStopping | None") -> None:
-        start = parameters_to_vector(self.network_.parameters()).detach().numpy()
+    def _minimize(self, objective: Callable[..., Any], stop: "_EarlyStopping | None") -> None:
         options = {"maxiter": self.max_iter, "maxfun": 20 * self.max_iter, "gtol": self.tol, "ftol": 0.0}
+        start = self.network_.get()
         found = minimize(objective, start, jac=True, method="L-BFGS-B", callback=stop, options=options)
         self.n_iter_ = found.nit
         # Status 1 is too many iterations; the others that are no success are also what scipy calls an early stop.
@@ -155,7 +150,7 @@ class ZILNRegressor(RegressorMixin, BaseEstimator):
                 stacklevel=3,
             )
         self.validation_loss_ = None if stop is None else stop.best_loss
-        _set_parameters(self.network_, found.x if stop is None else stop.best)
+        self.network_.set(found.x if stop is None else stop.best)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """The expected outcome E[y] of each row, of shape (n,)."""
@@ -211,11 +206,10 @@ class _Network(nn.Module):
 
     def __init__(self, rows: _Rows, widths: Sequence[int], random: np.random.RandomState) -> None:
         super().__init__()
-        x, share = rows.x, rows.weight[:, None] / rows.weight.sum()
-        self.register_buffer("mean", (share * x).sum(0))
-        scale = (share * (x - self.mean).square()).sum(0).sqrt()
-        self.register_buffer("scale", torch.where(scale > 1e-12 * self.mean.abs(), scale, 1))  # of a constant: 1
-        sizes = [x.shape[1], *widths]
+        scaler = StandardScaler().fit(rows.x.numpy(), sample_weight=rows.weight.numpy())
+        self.register_buffer("mean", torch.tensor(scaler.mean_))
+        self.register_buffer("scale", torch.tensor(scaler.scale_))  # of a constant: 1
+        sizes = [len(self.mean), *widths]
         self.hidden = nn.Sequential()
         for fan_in, width in itertools.pairwise(sizes):
             linear = skip_init(nn.Linear, fan_in, width, dtype=torch.float64)
@@ -230,31 +224,27 @@ class _Network(nn.Module):
     def forward(self, x: Tensor) -> ZeroInflatedLogNormal:
         return ziln_distribution(self.params(x))
 
+    def get(self) -> np.ndarray:
+        return parameters_to_vector(self.parameters()).detach().numpy()
 
-def _set_parameters(network: _Network, vector: np.ndarray) -> None:
-    vector_to_parameters(torch.tensor(vector), network.parameters())
+    def set(self, vector: np.ndarray) -> None:
+        vector_to_parameters(torch.tensor(vector), self.parameters())
 
 
-class _Objective:
-    """The penalised mean loss of the rows and its gradient, as functions of all parameters in one vector."""
+def _objective(network: _Network, rows: _Rows, alpha: float) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    """The penalised mean loss of the rows and its gradient, as a function of all parameters in one vector."""
+    everyone, parameters = ziln_distribution(network.head.bias.detach().clone()), list(network.parameters())
+    total = rows.weight.sum()
 
-    def __init__(self, network: _Network, rows: _Rows, alpha: float) -> None:
-        self._network, self._rows, self._alpha = network, rows, alpha
-        self._everyone = ziln_distribution(network.head.bias.detach().clone())
-        self._parameters = list(network.parameters())
+    def evaluate(vector: np.ndarray) -> tuple[float, np.ndarray]:
+        network.set(vector)
+        predicted = ziln_distribution(network.params(rows.x), validate_args=False)  # a trial step may go too far
+        losses = _expected_loss(everyone, predicted) / total - predicted.log_prob(rows.y)
+        penalty = sum(p.square().sum() for p in parameters if p.dim() == 2)
+        loss = (rows.weight * losses).sum() / total + alpha / 2 * penalty
+        return loss.item(), parameters_to_vector(torch.autograd.grad(loss, parameters)).numpy()
 
-    def __call__(self, vector: np.ndarray) -> tuple[float, np.ndarray]:
-        _set_parameters(self._network, vector)
-        loss = self._loss()
-        slopes = torch.autograd.grad(loss, self._parameters)
-        return loss.item(), parameters_to_vector(slopes).numpy()
-
-    def _loss(self) -> Tensor:
-        x, y, weight = self._rows
-        predicted = ziln_distribution(self._network.params(x), validate_args=False)  # a trial step may go too far
-        losses = _expected_loss(self._everyone, predicted) / weight.sum() - predicted.log_prob(y)
-        penalty = sum(p.square().sum() for p in self._parameters if p.dim() == 2)
-        return (weight * losses).sum() / weight.sum() + self._alpha / 2 * penalty
+    return evaluate
 
 
 def _expected_loss(truth: ZeroInflatedLogNormal, predicted: ZeroInflatedLogNormal) -> Tensor:
@@ -268,20 +258,16 @@ class _EarlyStopping:
     """Ends the minimisation when the loss of held-out rows has not improved for some iterations; keeps the best."""
 
     def __init__(self, network: _Network, rows: _Rows, patience: int) -> None:
-        self._network, self._rows, self._patience = network, rows, patience
-        self._waited = 0
-        self.best = parameters_to_vector(network.parameters()).detach().numpy()
-        self.best_loss = self._loss()
+        self._network, self._rows, self._patience, self._waited = network, rows, patience, 0
+        self.best, self.best_loss = network.get(), self._loss()
 
+    @torch.no_grad()
     def _loss(self) -> float:
-        x, y, weight = self._rows
-        with torch.no_grad():
-            return ziln_loss(self._network.params(x), y, weight=weight).item()
+        return ziln_loss(self._network.params(self._rows.x), self._rows.y, weight=self._rows.weight).item()
 
     def __call__(self, intermediate_result: OptimizeResult) -> None:
-        _set_parameters(self._network, intermediate_result.x)
-        loss = self._loss()
-        self._waited += 1
+        self._network.set(intermediate_result.x)
+        loss, self._waited = self._loss(), self._waited + 1
         if loss < self.best_loss:
             self.best, self.best_loss, self._waited = intermediate_result.x.copy(), loss, 0
         if self._waited >= self._patience:

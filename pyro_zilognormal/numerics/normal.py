@@ -1,44 +1,55 @@
 """The standard normal cdf and quantile, exp and log-sum-exp, accurate in both tails and so in their derivatives."""
 
+import functools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 _SQRT_HALF = math.sqrt(0.5)
 
 
-class WithSlopes(torch.autograd.Function):
-    """A function with derivatives written by hand, themselves differentiable, where torch's own lose digits.
+def with_slopes(slopes: Callable[..., Sequence[Tensor]]) -> Callable[[Function], Function]:
+    """Give a function of tensors derivatives written by hand, where torch's own lose digits.
 
-    It works in backward and in forward mode and under vmap. The inputs have one shape. A gradient of 0 stays 0 where
-    a slope overflows.
+    They can be differentiated, in backward and in forward mode and under vmap. The inputs are broadcast to one shape. A
+    gradient of 0 stays 0 where a slope overflows.
+
+    Args:
+        slopes: the derivative in each input, as a function of the inputs and the output.
     """
 
-    generate_vmap_rule = True
+    def decorate(function: Function) -> Function:
+        class WithSlopes(torch.autograd.Function):
+            generate_vmap_rule = True
+            forward = staticmethod(function)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs, output)
-        ctx.save_for_forward(*inputs, output)
+            @staticmethod
+            def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                ctx.save_for_backward(*inputs, output)
+                ctx.save_for_forward(*inputs, output)
 
-    @staticmethod
-    def slopes(*inputs_and_output: Tensor) -> Sequence[Tensor]:
-        """The derivative in each input."""
-        raise NotImplementedError
+            @staticmethod
+            def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+                return tuple(_times(grad, slope) for slope in slopes(*ctx.saved_tensors))
 
-    @classmethod
-    def backward(cls, ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_times(grad, slope) for slope in cls.slopes(*ctx.saved_tensors))
+            @staticmethod
+            def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+                pairs = zip(tangents, slopes(*ctx.saved_tensors), strict=True)
+                first, *others = (_times(t, slope) for t, slope in pairs if t is not None)
+                return sum(others, first)
 
-    @classmethod
-    def jvp(cls, ctx: Any, *tangents: Tensor | None) -> Tensor:
-        slopes = cls.slopes(*ctx.saved_tensors)
-        first, *others = (_times(t, slope) for t, slope in zip(tangents, slopes, strict=True) if t is not None)
-        return sum(others, first)
+        def apply(*inputs: Tensor) -> Any:
+            return WithSlopes.apply(*torch.broadcast_tensors(*inputs))
+
+        return cast(Function, functools.wraps(function)(apply))
+
+    return decorate
 
 
 def _times(grad: Tensor, slope: Tensor) -> Tensor:
@@ -64,9 +75,11 @@ def logaddexp(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(possible, high + torch.log1p(torch.exp(low - high)), -math.inf)
 
 
+@with_slopes(lambda log, factor, output: (output, log.exp()))
 def exp_times(log: Tensor, factor: Tensor) -> Tensor:
     """exp(log) factor, which need not underflow where the exponential does."""
-    return _ExpTimes.apply(*torch.broadcast_tensors(log, factor))
+    half = (log / 2).exp()
+    return half * (half * factor)
 
 
 def ndtr(z: Tensor) -> Tensor:
@@ -74,67 +87,35 @@ def ndtr(z: Tensor) -> Tensor:
     return 0.5 * torch.special.erfc(-z * _SQRT_HALF)
 
 
-def log_ndtr(z: Tensor) -> Tensor:
-    """log Phi(z)."""
-    left = _LogNdtr.apply(z.clamp(max=0))
-    right = torch.log1p(-ndtr(-z.clamp(min=0)))
-    return torch.where(z < 0, left, right)
-
-
-def ndtri_exp(log_p: Tensor) -> Tensor:
-    """Phi^-1(p) for p <= 1/2, as a function of log p: its derivative is moderate where dz/dp overflows."""
-    return _NdtriExp.apply(log_p)
-
-
 def hazard(z: Tensor) -> Tensor:
     """d log Phi(z) / dz = phi(z) / Phi(z), for z <= 0."""
     return math.sqrt(2 / math.pi) / torch.special.erfcx(-z * _SQRT_HALF)
 
 
+def log_ndtr(z: Tensor) -> Tensor:
+    """log Phi(z)."""
+    return torch.where(z < 0, _log_ndtr_left(z.clamp(max=0)), torch.log1p(-ndtr(-z.clamp(min=0))))
+
+
+@with_slopes(lambda z, output: (hazard(z),))
+def _log_ndtr_left(z: Tensor) -> Tensor:
+    return torch.special.log_ndtr(z)
+
+
+@with_slopes(lambda log_p, z: (1 / hazard(z),))
+def ndtri_exp(log_p: Tensor) -> Tensor:
+    """Phi^-1(p) for p <= 1/2, as a function of log p: its derivative is moderate where dz/dp overflows."""
+    z = torch.special.ndtri(log_p.exp())
+    # Below the normal numbers p has lost digits; a step of Newton's method on log Phi brings them back.
+    lost = log_p < math.log(torch.finfo(log_p.dtype).tiny)
+    return torch.where(lost, z - (torch.special.log_ndtr(z) - log_p) / hazard(z), z)
+
+
 def standardize(log_x: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     """z = (log x - loc) / scale."""
-    return _Ratio.apply(*torch.broadcast_tensors(log_x - loc, scale))
+    return _ratio(log_x - loc, scale)
 
 
-class _Ratio(WithSlopes):
-    @staticmethod
-    def forward(a: Tensor, b: Tensor) -> Tensor:
-        return a / b
-
-    @staticmethod
-    def slopes(a: Tensor, b: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
-        return 1 / b, -output / b
-
-
-class _ExpTimes(WithSlopes):
-    @staticmethod
-    def forward(log: Tensor, factor: Tensor) -> Tensor:
-        half = (log / 2).exp()
-        return half * (half * factor)
-
-    @staticmethod
-    def slopes(log: Tensor, factor: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
-        return output, log.exp()
-
-
-class _LogNdtr(WithSlopes):
-    @staticmethod
-    def forward(z: Tensor) -> Tensor:
-        return torch.special.log_ndtr(z)
-
-    @staticmethod
-    def slopes(z: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
-        return (hazard(z),)
-
-
-class _NdtriExp(WithSlopes):
-    @staticmethod
-    def forward(log_p: Tensor) -> Tensor:
-        z = torch.special.ndtri(log_p.exp())
-        # Below the normal numbers p has lost digits; a step of Newton's method on log Phi brings them back.
-        lost = log_p < math.log(torch.finfo(log_p.dtype).tiny)
-        return torch.where(lost, z - (torch.special.log_ndtr(z) - log_p) / hazard(z), z)
-
-    @staticmethod
-    def slopes(log_p: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
-        return (1 / hazard(output),)
+@with_slopes(lambda a, b, ratio: (1 / b, -ratio / b))
+def _ratio(a: Tensor, b: Tensor) -> Tensor:
+    return a / b

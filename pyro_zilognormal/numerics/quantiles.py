@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pyro_zilognormal.numerics.normal import (
-    WithSlopes,
     exp_or_inf,
     hazard,
     log_ndtr,
@@ -15,6 +14,7 @@ from pyro_zilognormal.numerics.normal import (
     ndtr,
     ndtri_exp,
     standardize,
+    with_slopes,
 )
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 
@@ -99,28 +99,27 @@ def _quantile(
     log_slope = torch.where(positive, log_slope, 0)
     z, mills = torch.where(upper, -depth, depth), 1 / hazard(depth)
     above = torch.where(upper, tail, 1 - q)
-    return _Quantile.apply(*torch.broadcast_tensors(q, loc, scale, parameter, z, mills, above, tail, log_slope))
+    return _quantile_at(q, loc, scale, parameter, z, mills, above, tail, log_slope)
 
 
-class _Quantile(WithSlopes):
-    """exp(loc + scale z), with dz/dq = mills / tail and dz/dparameter = -exp(log_slope) mills above / tail.
+def _slopes_of_quantile(q: Tensor, loc: Tensor, scale: Tensor, zero: Tensor, *saved: Tensor) -> Sequence[Tensor]:
+    """dz/dq = mills / tail and dz/dparameter = -exp(log_slope) mills above / tail.
 
     The chain rule would multiply by one factor after the other, and overflow though their product does not. So z and
     what follows it have no slopes of their own here; second derivatives go through them.
     """
+    z, mills, above, tail, log_slope, x = saved
+    x = torch.where(x < math.inf, x, 0)  # as in exp_or_inf
+    log_x = torch.where(x > 0, loc + scale * z, -math.inf)
+    in_q = _product(x, log_x, scale, mills, tail)
+    in_zero = -_product(x * log_slope.exp(), log_x + log_slope, scale, mills * above, tail)
+    return in_q, x, x * z, in_zero, *[torch.zeros_like(x)] * 5
 
-    @staticmethod
-    def forward(q: Tensor, loc: Tensor, scale: Tensor, zero: Tensor, z: Tensor, *_: Tensor) -> Tensor:
-        return exp_or_inf(loc + scale * z)
 
-    @staticmethod
-    def slopes(*saved: Tensor) -> Sequence[Tensor]:
-        _, loc, scale, _, z, mills, above, tail, log_slope, x = saved
-        x = torch.where(x < math.inf, x, 0)  # as in exp_or_inf
-        log_x = torch.where(x > 0, loc + scale * z, -math.inf)
-        in_q = _product(x, log_x, scale, mills, tail)
-        in_zero = -_product(x * log_slope.exp(), log_x + log_slope, scale, mills * above, tail)
-        return in_q, x, x * z, in_zero, *[torch.zeros_like(x)] * 5
+@with_slopes(_slopes_of_quantile)
+def _quantile_at(q: Tensor, loc: Tensor, scale: Tensor, zero: Tensor, z: Tensor, *_: Tensor) -> Tensor:
+    """exp(loc + scale z)."""
+    return exp_or_inf(loc + scale * z)
 
 
 def _product(x: Tensor, log_x: Tensor, a: Tensor, b: Tensor, divisor: Tensor) -> Tensor:

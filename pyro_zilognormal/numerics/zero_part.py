@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pyro_zilognormal.numerics.normal import WithSlopes, exp_or_inf, exp_times, log_max, logaddexp
+from pyro_zilognormal.numerics.normal import exp_or_inf, exp_times, log_max, logaddexp, with_slopes
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,7 @@ class ZeroPart:
 
     def entropy(self, positive: Tensor) -> Tensor:
         """H(Bernoulli(pi)) + (1 - pi) times the entropy of the positive part; 0 log 0 = 0."""
-        parts = self.falling[0], self.log_slope, self.log_zero, self.log_positive, self.logits, positive
-        return _Entropy.apply(*torch.broadcast_tensors(*parts))
+        return _entropy(self.falling[0], self.log_slope, self.log_zero, self.log_positive, self.logits, positive)
 
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         """(1 - pi) a, or (1 - pi) (b + pi) a."""
@@ -164,7 +163,7 @@ class ProbZeroPart(ZeroPart):
 
     def entropy(self, positive: Tensor) -> Tensor:
         logs = _finite(self.log_zero), _finite(self.log_positive)
-        return _EntropyOfProb.apply(*torch.broadcast_tensors(self.zero, self.positive, *logs, positive))
+        return _entropy_of_prob(self.zero, self.positive, *logs, positive)
 
     def weigh(self, log_a: Tensor, log_b: Tensor | None = None) -> Tensor:
         # As a product, so that derivatives are right at 0 and 1; in log space only where it would overflow.
@@ -202,7 +201,7 @@ class CloglogZeroPart(ZeroPart):
 
     @property
     def log_positive(self) -> Tensor:
-        return _LogPositiveOfCloglog.apply(self.tensor)
+        return _log_positive_of_cloglog(self.tensor)
 
     @property
     def skew(self) -> Tensor:
@@ -231,58 +230,52 @@ class CloglogZeroPart(ZeroPart):
 ZERO_PARTS = {kind.parameter: kind for kind in (ZeroPart, ProbZeroPart, CloglogZeroPart)}
 
 
-class _LogPositiveOfCloglog(WithSlopes):
-    """log(1 - exp(-rate)), whose slope rate / (exp(rate) - 1) is at most 1 where those of its steps overflow."""
-
-    @staticmethod
-    def forward(cloglog: Tensor) -> Tensor:
-        rate = exp_or_inf(cloglog)
-        # log(rate) + log((1 - exp(-rate)) / rate), the latter by its series: the rate itself may underflow.
-        series = cloglog - rate / 2 + rate.square() / 24
-        middle, upper = torch.log(-torch.expm1(-rate)), torch.log1p(-torch.exp(-rate))
-        return torch.where(rate < 1e-4, series, torch.where(rate > math.log(2), upper, middle))
-
-    @staticmethod
-    def slopes(cloglog: Tensor, output: Tensor) -> Sequence[Tensor]:  # type: ignore[override]
-        rate = exp_or_inf(cloglog)
-        inside = (rate > 0) & (rate < log_max(rate.dtype))
-        some = torch.where(inside, rate, 1)
-        return (torch.where(inside, some / torch.expm1(some), torch.where(rate > 0, 0, 1)),)
+def _slopes_of_log_positive(cloglog: Tensor, _: Tensor) -> Sequence[Tensor]:
+    """rate / (exp(rate) - 1), which is at most 1 where its steps overflow."""
+    rate = exp_or_inf(cloglog)
+    inside = (rate > 0) & (rate < log_max(rate.dtype))
+    some = torch.where(inside, rate, 1)
+    return (torch.where(inside, some / torch.expm1(some), torch.where(rate > 0, 0, 1)),)
 
 
-class _EntropyOfProb(WithSlopes):
-    """The entropy, with one slope in pi; 1 - pi and the logarithms, which follow from it, have none of their own."""
-
-    @staticmethod
-    def forward(zero: Tensor, positive: Tensor, log_zero: Tensor, log_positive: Tensor, of_positive: Tensor) -> Tensor:
-        return -zero * log_zero + positive * (of_positive - log_positive)
-
-    @staticmethod
-    def slopes(*saved: Tensor) -> Sequence[Tensor]:
-        zero, positive, log_zero, log_positive, of_positive, _ = saved
-        none = torch.zeros_like(zero)
-        return log_positive - log_zero - of_positive, none, none, none, positive
+@with_slopes(_slopes_of_log_positive)
+def _log_positive_of_cloglog(cloglog: Tensor) -> Tensor:
+    """log(1 - exp(-rate))."""
+    rate = exp_or_inf(cloglog)
+    # log(rate) + log((1 - exp(-rate)) / rate), the latter by its series: the rate itself may underflow.
+    series = cloglog - rate / 2 + rate.square() / 24
+    middle, upper = torch.log(-torch.expm1(-rate)), torch.log1p(-torch.exp(-rate))
+    return torch.where(rate < 1e-4, series, torch.where(rate > math.log(2), upper, middle))
 
 
-class _Entropy(WithSlopes):
-    """The entropy. Its slope is -exp(log_slope) (logits + positive), where the sum may nearly cancel.
+def _slopes_of_entropy_of_prob(*saved: Tensor) -> Sequence[Tensor]:
+    """One slope in pi: 1 - pi and the logarithms, which follow from it, have none of their own."""
+    _, positive, log_zero, log_positive, of_positive, _ = saved
+    none = torch.zeros_like(positive)
+    return log_positive - log_zero - of_positive, none, none, none, positive
 
-    What follows from the parameter has no slope of its own.
-    """
 
-    @staticmethod
-    def forward(
-        parameter: Tensor, log_slope: Tensor, log_zero: Tensor, log_positive: Tensor, logits: Tensor, positive: Tensor
-    ) -> Tensor:
-        of_zero, of_positive = (log.exp() * _finite(log) for log in (log_zero, log_positive))
-        return exp_times(log_positive, positive) - of_positive - of_zero
+@with_slopes(_slopes_of_entropy_of_prob)
+def _entropy_of_prob(
+    zero: Tensor, positive: Tensor, log_zero: Tensor, log_positive: Tensor, of_positive: Tensor
+) -> Tensor:
+    return -zero * log_zero + positive * (of_positive - log_positive)
 
-    @staticmethod
-    def slopes(*saved: Tensor) -> Sequence[Tensor]:
-        _, log_slope, _, log_positive, logits, positive, _ = saved
-        inside = logits.abs() < math.inf
-        slope = -exp_times(torch.where(inside, log_slope, 0), torch.where(inside, logits, 0) + positive)
-        return torch.where(inside, slope, 0), *[torch.zeros_like(slope)] * 4, log_positive.exp()
+
+def _slopes_of_entropy(*saved: Tensor) -> Sequence[Tensor]:
+    """-exp(log_slope) (logits + positive), where the sum may nearly cancel, and one in the last input alone."""
+    _, log_slope, _, log_positive, logits, positive, _ = saved
+    inside = logits.abs() < math.inf
+    slope = -exp_times(torch.where(inside, log_slope, 0), torch.where(inside, logits, 0) + positive)
+    return torch.where(inside, slope, 0), *[torch.zeros_like(slope)] * 4, log_positive.exp()
+
+
+@with_slopes(_slopes_of_entropy)
+def _entropy(
+    parameter: Tensor, log_slope: Tensor, log_zero: Tensor, log_positive: Tensor, logits: Tensor, positive: Tensor
+) -> Tensor:
+    of_zero, of_positive = (log.exp() * _finite(log) for log in (log_zero, log_positive))
+    return exp_times(log_positive, positive) - of_positive - of_zero
 
 
 def _exp(log: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ def run(*arguments: Any) -> Ran:
 
 
 def undrawn(results: Any) -> tuple[dict[str, bytes], dict[str, bytes], list[str]]:
-    """Stands for ``cli.draw``, which takes most of the time of a small run."""
+    """Stands for ``de.draw``, which takes most of the time of a small run."""
     genes = {f"{one.gene}, {one.contrast}": b"no picture" for one in results.genes}
     return dict.fromkeys(("loss", "volcano", "predictive"), b"no picture"), genes, []
 

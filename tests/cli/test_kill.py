@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from pyro_zilognormal.singlecell.cli import main as cli
+from pyro_zilognormal.singlecell.cli import de
 from tests.cli.cli_cases import ASKED, file_of, run, undrawn
 
 # A shell may have set SIGINT to be ignored. A checkpoint is written at each step that ends 0.01 s after the last.
 SCRIPT = """
 import signal, sys
-from pyro_zilognormal.singlecell.cli import main as cli
+from pyro_zilognormal.singlecell.cli import console, de, main
 from tests.cli.cli_cases import undrawn
 signal.signal(signal.SIGINT, signal.default_int_handler)
-cli.console.SECONDS_A_SAVE = 0.01
-cli.draw = undrawn
-sys.exit(cli.main(sys.argv[1:]))
+console.SECONDS_A_SAVE = 0.01
+de.draw = undrawn
+sys.exit(main.main(sys.argv[1:]))
 """
 ROOT = Path(__file__).parents[2]
 STEPS = 20
@@ -34,7 +34,7 @@ ASKED_LONG = (*ASKED[:-1], STEPS, "--quiet")
 @pytest.fixture(autouse=True, scope="module")
 def _no_pictures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "draw", undrawn)
+        patch.setattr(de, "draw", undrawn)
         yield
 
 

@@ -13,9 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from pyro_zilognormal.singlecell import HurdleDE, pl
-from pyro_zilognormal.singlecell.cli import main as cli
-from pyro_zilognormal.singlecell.cli import pictures
-from pyro_zilognormal.singlecell.cli.options import join_contrasts
+from pyro_zilognormal.singlecell.cli import de, report
+from pyro_zilognormal.singlecell.cli.main import join_contrasts
 from pyro_zilognormal.singlecell.errors import printable
 from pyro_zilognormal.singlecell.plots import literal
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run, undrawn
@@ -36,8 +35,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ran, Path]:
     given = ("--formula", "~ `orig.ident` * Q('_dose µ')", "--contrast", *high, "--contrast", *high, "-", *low)
     with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("error")  # no raw warning of matplotlib's
-        patch.setattr(cli, "_GENES_DRAWN", 2)
-        patch.setattr(pictures, "_DPI", 40)
+        patch.setattr(de, "_GENES_DRAWN", 2)
+        patch.setattr(report, "_DPI", 40)
         ran = run("de", file_of(folder, adata), *given, "--steps", "10", "--donor", "donor", "--out", folder / "out")
     return ran, folder / "out"
 
@@ -104,9 +103,9 @@ def test_pictures_that_fail_cost_no_table(monkeypatch: pytest.MonkeyPatch, tmp_p
         raise RuntimeError("no\nluck")
 
     for broken in ("convergence", "volcano", "predictive", "gene"):
-        monkeypatch.setattr(pictures.plots, broken, fail)
-    monkeypatch.setattr(pictures, "_DPI", 20)
-    monkeypatch.setattr(cli, "_GENES_DRAWN", 2)
+        monkeypatch.setattr(report.plots, broken, fail)
+    monkeypatch.setattr(report, "_DPI", 20)
+    monkeypatch.setattr(de, "_GENES_DRAWN", 2)
     ran = run("de", file_of(tmp_path), *ASKED, "--out", tmp_path / "out", "--quiet")
     assert ran.code == 0
     said = ran.problems.splitlines()
@@ -147,7 +146,7 @@ def test_a_level_with_a_dash_and_one_without_are_the_same(tmp_path: Path) -> Non
         given = ("--contrast", "arm", levels["stim"], levels["ctrl"], "--formula", "~ arm", "--steps", "10", "--quiet")
         out = tmp_path / levels["stim"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(cli, "draw", undrawn)
+            patch.setattr(de, "draw", undrawn)
             assert run("de", *given, file_of(tmp_path, adata), "--out", out).code == 0
         tables.append(pd.read_csv(out / "de.csv").drop(columns="contrast"))
     pd.testing.assert_frame_equal(*tables)

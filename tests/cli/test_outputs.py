@@ -19,7 +19,7 @@ import pytest
 
 from pyro_zilognormal.models.hurdle import fit as fit_module
 from pyro_zilognormal.singlecell import COLUMNS, HurdleDE
-from pyro_zilognormal.singlecell.cli import main as cli
+from pyro_zilognormal.singlecell.cli import de
 from pyro_zilognormal.singlecell.cli.report import fingerprint
 from pyro_zilognormal.svi.checkpoint import locked
 from tests.cli.cli_cases import ASKED, GENES, Ran, cells, file_of, run, undrawn
@@ -135,7 +135,7 @@ def test_it_says_what_it_found(done: tuple[Ran, Path]) -> None:
 def test_it_takes_layers_offsets_and_covariates_and_any_names_of_genes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "draw", undrawn)
+    monkeypatch.setattr(de, "draw", undrawn)
     adata = cells()
     adata.obs["size"] = (adata.obs["age"] - 50) / 50
     adata.var_names = ["<script>alert(1)</script>", "$a_b$", "γ", "rare"]
@@ -159,7 +159,7 @@ def test_not_converged_warns_and_is_3_when_strict(
     monkeypatch.setattr(fit_module, "_converged", lambda losses, negligible: False)
     x = cells().X
     x[x > 0] = 1 + 0.1 * x[x > 0] / x.max()  # looks logged
-    monkeypatch.setattr(cli, "draw", undrawn)
+    monkeypatch.setattr(de, "draw", undrawn)
     path, out = file_of(tmp_path, cells(x) if strict else None), tmp_path / "out"
     out.mkdir()
     (out / "de.csv").write_text("of an earlier run")
@@ -211,7 +211,7 @@ FEW: dict[str, tuple[Callable[[], anndata.AnnData], tuple[str, ...], str]] = {
 def test_conditions_that_are_too_small_are_told_with_the_remedy(
     case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "draw", undrawn)
+    monkeypatch.setattr(de, "draw", undrawn)
     made, more, says = FEW[case]
     ran = run("de", file_of(tmp_path, made()), *ASKED, *more, "--out", tmp_path / "out")
     assert ran.code == 0, ran
@@ -221,7 +221,7 @@ def test_conditions_that_are_too_small_are_told_with_the_remedy(
 
 
 def test_the_scale_that_is_told_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "draw", undrawn)
+    monkeypatch.setattr(de, "draw", undrawn)
     ran = run("de", file_of(tmp_path, cells(np.floor(cells().X) + 1)), *ASKED, "--out", tmp_path / "out")
     assert "scale: counts, as all values are whole numbers\n" in ran.said
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -245,10 +245,10 @@ def test_a_full_disk_is_told_with_the_folder_and_what_is_left(tmp_path: Path, mo
     def full(*_: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cli, "draw", lambda results: ({}, {}, []))
+    monkeypatch.setattr(de, "draw", lambda results: ({}, {}, []))
     path, out = file_of(tmp_path), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "html", full)
+        patch.setattr(de, "html", full)
         ran = run("de", path, *ASKED, "--quiet", "--out", out)
     assert (ran.code, ran.said, ran.problems.count("\n")) == (1, "", 1)
     says = rf"No space left on device after [1-9]\d+ bytes of results; fit\.ckpt is whole: .* with --resume: '{out}'"
@@ -258,7 +258,7 @@ def test_a_full_disk_is_told_with_the_folder_and_what_is_left(tmp_path: Path, mo
 
 
 def test_folders_and_files_of_others_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "draw", undrawn)
+    monkeypatch.setattr(de, "draw", undrawn)
     path, out = file_of(tmp_path), tmp_path / "out"
     (out / ".writing").mkdir(parents=True)
     (out / ".writing" / "mine").write_text("mine")

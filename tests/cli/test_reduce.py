@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from pyro_zilognormal.singlecell import Cube, differential_expression
-from pyro_zilognormal.singlecell.cli import main as cli
+from pyro_zilognormal.singlecell.cli import de
 from pyro_zilognormal.singlecell.cli.each import folders
 from tests.cli.cli_cases import ASKED, cells, file_of, run, undrawn
 
@@ -22,7 +22,7 @@ TYPES = ["../B cell", "T", "rare"]
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "draw", undrawn)
+    monkeypatch.setattr(de, "draw", undrawn)
 
 
 def typed() -> anndata.AnnData:

@@ -1,6 +1,6 @@
 """Draw how far the gradients of `test_score` are from quadrature, in standard errors.
 
-    python tests/inference/gate_picture.py --out docs/score.png
+    python tests/inference/score_picture.py --out docs/score.png
 
 It prints the largest of each layout, as a table in markdown.
 """

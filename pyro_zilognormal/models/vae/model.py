@@ -1,8 +1,9 @@
-"""The generative model of the autoencoder: a cell's latent value, and its genes given it."""
+"""The autoencoder as a Pyro pair: a cell's latent value and its genes given it, and the guide of the latent value."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -12,9 +13,11 @@ from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 
 from pyro_zilognormal.distribution import ZeroInflatedLogNormal
-from pyro_zilognormal.models.vae.networks import Conditions, Decoder, GeneStatistics
+from pyro_zilognormal.models.vae.networks import Conditions, Decoder, Encoder, GeneStatistics
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.svi.data import whole
+
+Given: TypeAlias = Tensor | None
 
 
 class ZILNVAE(PyroModule):
@@ -79,14 +82,11 @@ class ZILNVAE(PyroModule):
     ) -> None:
         super().__init__()
         sizes = {"latent": latent, "components": components, "batches": batches}
-        sizes |= {f"hidden[{i}]": size for i, size in enumerate(hidden)}
-        for name, size in sizes.items():
+        for name, size in (sizes | {f"hidden[{i}]": size for i, size in enumerate(hidden)}).items():
             whole(name, size, 1)
         whole("covariates", covariates, 0)
         if not hidden:
-            raise ValueError(
-                "hidden is empty; needed the size of at least one layer; linear=True makes z enter linearly"
-            )
+            raise ValueError("hidden is empty; needed the size of a layer; linear=True makes z enter linearly")
         self.cells = int((statistics.n_zero + statistics.n_pos)[:, 0].sum())
         if self.cells < 1:
             raise ValueError("statistics hold no cell; needed those of the training cells")
@@ -94,16 +94,10 @@ class ZILNVAE(PyroModule):
         self.genes, self.conditions = GeneStatistics(statistics), Conditions(batches, covariates)
         self.means = nn.Parameter(torch.randn(components - 1, latent))
         self.weight_logits = nn.Parameter(torch.zeros(components))
-        self.decoder = Decoder(self.genes, latent, self.conditions, () if linear else self.hidden[::-1])
+        self.decoder = Decoder(self.genes, latent, self.conditions.width, () if linear else self.hidden[::-1])
         to_pyro_module_(self)
 
-    def forward(
-        self,
-        x: Tensor,
-        batch: Tensor | None = None,
-        covariates: Tensor | None = None,
-        offset: Tensor | None = None,
-    ) -> None:
+    def forward(self, x: Tensor, batch: Given = None, covariates: Given = None, offset: Given = None) -> None:
         """Draw the latent values of cells, and observe their genes.
 
         Args:
@@ -125,11 +119,7 @@ class ZILNVAE(PyroModule):
         return dist.MixtureSameFamily(dist.Categorical(logits=self.weight_logits), components)
 
     def likelihood(
-        self,
-        z: Tensor,
-        batch: Tensor | None = None,
-        covariates: Tensor | None = None,
-        offset: Tensor | None = None,
+        self, z: Tensor, batch: Given = None, covariates: Given = None, offset: Given = None
     ) -> ZeroInflatedLogNormal:
         """Return the distribution of all genes given latent values of shape (..., cells, latent)."""
         conditions = self.conditions(z.shape[-2], batch, covariates, offset, z)
@@ -146,3 +136,44 @@ class ZILNVAE(PyroModule):
             raise ValueError("the decoder has hidden layers, and no loadings; make the model with linear=True")
         mu, zero = self.decoder.heads.weight.detach().T.chunk(2, -1)
         return mu * self.genes.spread, zero
+
+
+class ZILNVAEGuide(PyroModule):
+    """The amortised posterior of a :class:`ZILNVAE`: Normal, with mean and sd from an encoder of the cell.
+
+    The encoder reads a cell's sufficient statistics, the pattern of its zeros and log x where x > 0, less what the
+    model expects by the cell's batch, covariates and offset. There is no parameter of a cell, so memory does not grow
+    with the cells, and new cells need no training.
+
+    Args:
+        model: the model, whose sizes and units it takes.
+        dropout: share of hidden units that are left out at random in training.
+
+    Raises:
+        TypeError: a model that is not a :class:`ZILNVAE`.
+
+    Example:
+        >>> x = torch.rand(20, 4)
+        >>> model = ZILNVAE(SufficientStatistics.from_cells(x), latent=2)
+        >>> ZILNVAEGuide(model).posterior(x).mean.shape
+        torch.Size([20, 2])
+    """
+
+    def __init__(self, model: ZILNVAE, dropout: float = 0.2) -> None:
+        super().__init__()
+        if not isinstance(model, ZILNVAE):
+            raise TypeError(f"model is a {type(model).__name__}; needed ZILNVAE(statistics)")
+        self._model = (model,)  # not a module of the guide: its parameters are the model's
+        self.encoder = Encoder(model.genes, model.latent, model.hidden, dropout)
+        to_pyro_module_(self)
+
+    def forward(self, x: Tensor, batch: Given = None, covariates: Given = None, offset: Given = None) -> None:
+        """Draw the latent values of cells; the arguments are those of the model."""
+        with pyro.plate("cells", max(self._model[0].cells, len(x)), subsample_size=len(x)):
+            pyro.sample("z", self.posterior(x, batch, covariates, offset).to_event(1))
+
+    def posterior(self, x: Tensor, batch: Given = None, covariates: Given = None, offset: Given = None) -> dist.Normal:
+        """Return the distribution of the latent values of cells, of shape (cells, latent)."""
+        (model,), x = self._model, self.encoder.genes.values(x)
+        conditions = model.conditions(len(x), batch, covariates, offset, x)
+        return dist.Normal(*self.encoder(x, *model.decoder.typical(conditions, offset)))

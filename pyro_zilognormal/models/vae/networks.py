@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,22 +43,25 @@ class GeneStatistics(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """Return values of cells in the networks' dtype; raise a ValueError for another shape."""
-        if x.dim() != 2 or x.shape[1] != len(self.center):
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; needed (cells, {len(self.center)}), a column for each gene"
-            )
+        genes = len(self.center)
+        if x.dim() != 2 or x.shape[1] != genes:
+            raise ValueError(f"x has shape {tuple(x.shape)}; needed (cells, {genes}), a column for each gene")
         return x.to(self.center.dtype)
 
 
-class Conditions(nn.Module):
+@dataclass(frozen=True)
+class Conditions:
     """What is known of a cell beside its values: its batch, one-hot, and its covariates, side by side."""
 
-    def __init__(self, batches: int, covariates: int) -> None:
-        super().__init__()
-        self.batches, self.covariates = batches, covariates
-        self.width = (batches if batches > 1 else 0) + covariates
+    batches: int
+    covariates: int
 
-    def forward(
+    @property
+    def width(self) -> int:
+        """The number of columns."""
+        return (self.batches if self.batches > 1 else 0) + self.covariates
+
+    def __call__(
         self, cells: int, batch: Tensor | None, covariates: Tensor | None, offset: Tensor | None, like: Tensor
     ) -> Tensor:
         """Return a tensor of shape (cells, width); refuse arguments that the model was not made for."""
@@ -65,29 +69,23 @@ class Conditions(nn.Module):
             raise ValueError(
                 f"offset has shape {tuple(offset.shape)}; needed ({cells},), a log size factor of each cell"
             )
-        parts = [like.new_empty(cells, 0)]
-        if self.batches > 1:
-            parts.append(one_hot(self._codes(cells, batch), self.batches).to(like))
-        if (covariates is None) != (self.covariates == 0) or (
-            covariates is not None and covariates.shape != (cells, self.covariates)
-        ):
-            came = None if covariates is None else tuple(covariates.shape)
+        came = None if covariates is None else tuple(covariates.shape)
+        if came != ((cells, self.covariates) if self.covariates else None):
             needed = f"shape {(cells, self.covariates)}" if self.covariates else "None"
             raise ValueError(f"covariates: got {came}; needed {needed}, as the model has covariates={self.covariates}")
-        return torch.cat([*parts, *([] if covariates is None else [covariates.to(like)])], -1)
+        parts = [] if self.batches == 1 else [one_hot(self._codes(cells, batch), self.batches)]
+        parts += [] if covariates is None else [covariates]
+        return torch.cat([like.new_empty(cells, 0), *(part.to(like) for part in parts)], -1)
 
     def _codes(self, cells: int, batch: Tensor | None) -> Tensor:
         """Return the batch of each cell, checked."""
+        known = f"as the model has batches={self.batches}"
         if batch is None or batch.shape != (cells,) or batch.is_floating_point():
             came = None if batch is None else f"{batch.dtype} of shape {tuple(batch.shape)}"
-            raise ValueError(
-                f"batch: got {came}; needed whole numbers of shape ({cells},), as the model has batches={self.batches}"
-            )
-        if len(batch) and not 0 <= int(batch.min()) <= int(batch.max()) < self.batches:
-            raise ValueError(
-                f"batch: got values from {int(batch.min())} to {int(batch.max())}; needed 0 to {self.batches - 1}, as "
-                f"the model has batches={self.batches}"
-            )
+            raise ValueError(f"batch: got {came}; needed whole numbers of shape ({cells},), {known}")
+        least, most = (int(end) for end in batch.aminmax()) if cells else (0, 0)
+        if not 0 <= least <= most < self.batches:
+            raise ValueError(f"batch: got values from {least} to {most}; needed 0 to {self.batches - 1}, {known}")
         return batch.long()
 
 
@@ -98,11 +96,6 @@ def perceptron(width: int, hidden: Sequence[int], dropout: float = 0.0) -> nn.Se
         layers += [nn.Linear(width, size), nn.LayerNorm(size), nn.ReLU(), nn.Dropout(dropout)]
         width = size
     return nn.Sequential(*layers)
-
-
-def beside(z: Tensor, conditions: Tensor) -> Tensor:
-    """Return latent values with the conditions of their cells, also where there are several draws of them."""
-    return torch.cat([z, conditions.expand(*z.shape[:-1], -1)], -1)
 
 
 def exposed(mu: Tensor, zi_logits: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -146,12 +139,12 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Parameters of the ZILN given z. Without hidden layers, mu and the zero part's logits are linear in z."""
 
-    def __init__(self, genes: GeneStatistics, latent: int, conditions: Conditions, hidden: Sequence[int]):
+    def __init__(self, genes: GeneStatistics, latent: int, width: int, hidden: Sequence[int]):
         super().__init__()
         self.genes, number = genes, len(genes.center)
-        self.body = perceptron(latent + conditions.width, hidden) if hidden else None
+        self.body = perceptron(latent + width, hidden) if hidden else None
         self.heads = nn.Linear(hidden[-1] if hidden else latent, 2 * number)
-        self.shift = nn.Linear(conditions.width, 2 * number, bias=False) if conditions.width else None
+        self.shift = nn.Linear(width, 2 * number, bias=False) if width else None
         self.log_scale = nn.Parameter(torch.zeros(number))
         with torch.no_grad():  # start near the distribution of each gene over all cells, of any batch
             if self.shift is not None:
@@ -160,8 +153,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return mu, scale and logits of P(X = 0); mu and logits have a row for each row of z."""
-        heads = self.heads(z if self.body is None else self.body(beside(z, conditions)))
-        mu, zi_logits = self._located(heads, conditions, offset)
+        hidden = z
+        if self.body is not None:
+            hidden = self.body(torch.cat([z, conditions.expand(*z.shape[:-1], -1)], -1))
+        mu, zi_logits = self._located(self.heads(hidden), conditions, offset)
         return mu, self.genes.spread * torch.hypot(self.log_scale.exp(), z.new_tensor(_UNEXPLAINED)), zi_logits
 
     def typical(self, conditions: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:

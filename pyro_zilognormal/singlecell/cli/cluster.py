@@ -10,19 +10,18 @@ from typing import Any
 from pyro_zilognormal.singlecell.errors import SingleCellError
 from pyro_zilognormal.sufficient.dask import require
 
-# Dask has workers return the memory of each array to the system, which clears it anew for the next: nearly twice the
-# time of the processors. With these limits they keep up to 256 MB. Errors come to this process: theirs are no news.
+_ENVIRONMENT = "distributed.nanny.pre-spawn-environ"
 _CONFIG: dict[str, Any] = {
-    f"distributed.nanny.pre-spawn-environ.{name}": value
-    for name, value in (
-        ("MALLOC_TRIM_THRESHOLD_", 1 << 28),
-        ("MALLOC_MMAP_THRESHOLD_", 1 << 26),
-        ("DASK_LOGGING__DISTRIBUTED", "critical"),
-    )
+    # Dask has workers return the memory of each array to the system, which clears it anew for the next: nearly twice
+    # the time of the processors. With these limits they keep up to 256 MB.
+    f"{_ENVIRONMENT}.MALLOC_TRIM_THRESHOLD_": 1 << 28,
+    f"{_ENVIRONMENT}.MALLOC_MMAP_THRESHOLD_": 1 << 26,
+    # Errors come to this process: theirs are no news.
+    f"{_ENVIRONMENT}.DASK_LOGGING__DISTRIBUTED": "critical",
+    # Neighbouring blocks go to the same worker, which adds up their statistics without a transfer. Dask's default keeps
+    # blocks back, lest their results fill the memory; ours are a few MB, and are added up before the next are read.
+    "distributed.scheduler.worker-saturation": "inf",
 }
-# Neighbouring blocks go to the same worker, which adds up their statistics without a transfer. Dask's default keeps
-# blocks back, lest their results fill the memory; ours are a few MB, and are added up before the next blocks are read.
-_CONFIG["distributed.scheduler.worker-saturation"] = "inf"
 
 
 @contextmanager

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pyro_zilognormal.singlecell.errors import SingleCellError, printable
+from pyro_zilognormal.svi import Checkpoint, CheckpointError, DivergenceError, InUseError
 from pyro_zilognormal.svi.checkpoint import locked
 
+# Errors for input that cannot be used, and for what went wrong with input that can.
+REFUSED, BROKEN = (SingleCellError, CheckpointError, InUseError, ModuleNotFoundError), (DivergenceError, OSError)
 FAILED, BAD_INPUT, NOT_CONVERGED, INTERRUPTED = 1, 2, 3, 130
 SECONDS_A_SAVE = 10.0
 # The last has a name that nobody else uses.
@@ -25,15 +30,16 @@ MODEL = ("donor", "layer", "use_raw", "scale", "offset", "depth", "detection_thr
 _OPTIONS = (*MODEL, "by", "merge", "depth_within", "follow_links", "resume")
 
 
-def with_options(text: str) -> str:
-    """Return a message with options in place of the arguments of Python.
+def one_line(problem: object) -> str:
+    """Return what an error or warning says in one line, with options in place of the arguments of Python.
 
     Example:
-        >>> with_options("pass scale='log1p', use_raw=True or donor=None")
+        >>> one_line("pass scale='log1p', use_raw=True or donor=None")
         'pass --scale log1p, --use-raw or no --donor'
-        >>> with_options("compare ('dose=1,sex=f', 'dose=0,sex=f')")
+        >>> one_line("compare ('dose=1,sex=f', 'dose=0,sex=f')")
         "compare --contrast 'dose=1,sex=f' 'dose=0,sex=f'"
     """
+    text = " ".join(str(problem).split())
 
     def option(found: re.Match[str]) -> str:
         name, value = f"--{found['name'].replace('_', '-')}", found["value"] or ""
@@ -54,8 +60,9 @@ def check_out(path: Path) -> None:
         raise SingleCellError(f"out: {str(path)!r} is not writable; needed a folder to write to: choose another")
 
 
-def prepare_out(path: Path, out: ExitStack) -> Path:
-    """Make the folder, see that it can be written to, keep other runs off it, and return the path of its checkpoint."""
+def open_out(options: argparse.Namespace, out: ExitStack) -> Checkpoint:
+    """Make the folder, see that it can be written to, keep other runs off it, and return its checkpoint."""
+    path = options.out
     try:
         path.mkdir(parents=True, exist_ok=True)
         out.enter_context(locked(path / LOCK, f"out: {str(path)!r}"))
@@ -63,7 +70,7 @@ def prepare_out(path: Path, out: ExitStack) -> Path:
         raise SingleCellError(
             f"out: {str(path)!r} cannot be written to ({error.strerror}); choose another folder"
         ) from error
-    return path / CHECKPOINT
+    return Checkpoint(path / CHECKPOINT, seconds=SECONDS_A_SAVE, resume=options.resume)
 
 
 @contextmanager
@@ -83,6 +90,14 @@ def whole_files(out: Path) -> Iterator[Path]:
         raise OSError(error.errno or errno.EIO, said, str(error.filename2 or out)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_parts(folder: Path, name: str, table: Any, numbers: Mapping[str, Any], pictures: Mapping[str, bytes]) -> None:
+    """Write a table, metrics.json and pictures to a folder."""
+    table.to_csv(folder / name, index=False)
+    (folder / "metrics.json").write_text(json.dumps(numbers, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    for title, png in pictures.items():
+        (folder / f"{title}.png").write_bytes(png)
 
 
 def warn(texts: Iterable[str]) -> None:
@@ -105,4 +120,4 @@ def record_warnings() -> Iterator[list[str]]:
         warnings.simplefilter("always", UserWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         yield recorded
-    recorded.extend(dict.fromkeys(with_options(" ".join(str(w.message).split())) for w in caught))
+    recorded.extend(dict.fromkeys(one_line(w.message) for w in caught))

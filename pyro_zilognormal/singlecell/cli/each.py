@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import re
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from typing import Any
@@ -16,14 +17,13 @@ import torch
 
 from pyro_zilognormal.singlecell.cli import console
 from pyro_zilognormal.singlecell.cli.cluster import cluster
-from pyro_zilognormal.singlecell.cli.main import compare, open_source
+from pyro_zilognormal.singlecell.cli.de import compare, open_source
 from pyro_zilognormal.singlecell.cube.cube import Cube
 from pyro_zilognormal.singlecell.cube.reduce import reduce
 from pyro_zilognormal.singlecell.design.design import Design
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.design.random_effects import random_terms, split_formula
-from pyro_zilognormal.singlecell.errors import SingleCellError, printable, require
-from pyro_zilognormal.svi import CheckpointError, DivergenceError, InUseError
+from pyro_zilognormal.singlecell.errors import printable, require
 
 _CUBE, _SUMMARY = "cube.zarr", "summary.csv"
 _SHOWN = ("contrast", "n_test", "n_ref", "up", "down", "unfit")
@@ -38,10 +38,11 @@ def run(options: argparse.Namespace) -> int:
             open_source(options) as adata,
             console.record_warnings() as recorded,
         ):
-            levels = [str(level) for level in _levels(adata, options.each)]
+            values = column(adata.obs, options.each, "each")
+            levels = list(map(str, values.cat.categories if hasattr(values, "cat") else sorted(values.unique())))
             cube = adata if isinstance(adata, Cube) else _reduced(adata, options)
         console.warn(recorded)
-        console.prepare_out(options.out, out)
+        console.open_out(options, out)
         if cube is not adata:
             cube.save(options.out / _CUBE)
         console.say(options, printable(f"{options.source}: {cube}; {len(levels)} levels of {options.each}"))
@@ -49,10 +50,9 @@ def run(options: argparse.Namespace) -> int:
         for found in _all(options, cube, levels):
             rows += found
             console.say(options, *(_line(row) for row in found))
-        order = {level: number for number, level in enumerate(levels)}
-        table = require("pandas").DataFrame(sorted(rows, key=lambda row: order[row["level"]]))
+        rows.sort(key=lambda row: levels.index(row["level"]))
         new = options.out / f"{_SUMMARY}.new"
-        table.to_csv(new, index=False)
+        require("pandas").DataFrame(rows).to_csv(new, index=False)
         os.replace(new, options.out / _SUMMARY)
     failed = [row for row in rows if row["problem"]]
     console.warn(f"{row['level']}: {row['problem']}" for row in failed)
@@ -60,11 +60,6 @@ def run(options: argparse.Namespace) -> int:
     if len(failed) == len(rows):
         return console.BAD_INPUT
     return console.NOT_CONVERGED if options.strict and not all(row.get("converged", True) for row in rows) else 0
-
-
-def _levels(adata: Any, each: str) -> list[Any]:
-    values = column(adata.obs, each, "each")
-    return list(values.cat.categories if hasattr(values, "cat") else sorted(values.unique()))
 
 
 def _reduced(adata: Any, options: argparse.Namespace) -> Cube:
@@ -89,17 +84,14 @@ def _all(options: argparse.Namespace, cube: Cube, levels: list[str]) -> Iterator
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads can hang
     with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (max(1, cores // jobs),)) as pool:
-        futures: dict[Future[Any], str] = {}
         try:
-            for own, level in tasks:
-                futures[pool.submit(_one, own, cube.select(**{own.each: level}), level)] = level
+            futures = {pool.submit(_one, own, cube.select(**{own.each: level}), level): level for own, level in tasks}
             for future in as_completed(futures):
                 try:
                     yield future.result()
                 except BrokenProcessPool:
-                    yield [
-                        {"level": futures[future], "problem": "its process was ended; is memory short? Use --jobs 1"}
-                    ]
+                    problem = "its process was ended; is memory short? Use --jobs 1"
+                    yield [{"level": futures[future], "problem": problem}]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -111,8 +103,8 @@ def _one(options: argparse.Namespace, cube: Cube, level: str) -> list[dict[str, 
     try:
         with ExitStack() as out:
             numbers = compare(options, cube, out)[1]
-    except (SingleCellError, CheckpointError, InUseError, DivergenceError, OSError, MemoryError) as error:
-        return [row | {"problem": console.with_options(" ".join(str(error).split())) or type(error).__name__}]
+    except (*console.REFUSED, *console.BROKEN, MemoryError) as error:
+        return [row | {"problem": console.one_line(error) or type(error).__name__}]
     done = {"converged": numbers["convergence"]["converged"], "report": f"{options.out.name}/report.html"}
     return [row | {name: calls[name] for name in _SHOWN} | done | {"problem": ""} for calls in numbers["contrasts"]]
 
@@ -135,10 +127,7 @@ def folders(levels: Iterable[str]) -> list[str]:
     taken = {_CUBE, _SUMMARY, console.LOCK}
     for level in levels:
         name = re.sub(r"[^\w.+-]+", "_", level).strip("._")[:_LONGEST] or "level"
-        number, own = 1, name
-        while own.lower() in taken:  # some file systems take A for a
-            number += 1
-            own = f"{name}-{number}"
-        taken.add(own.lower())
-        found.append(own)
+        names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        found.append(next(own for own in names if own.lower() not in taken))  # some file systems take A for a
+        taken.add(found[-1].lower())
     return found

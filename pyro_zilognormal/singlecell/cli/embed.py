@@ -14,82 +14,44 @@ import numpy as np
 
 from pyro_zilognormal import __version__
 from pyro_zilognormal.singlecell.cli import console
-from pyro_zilognormal.singlecell.cli.options import add_fit, add_matrix, folder, whole
-from pyro_zilognormal.singlecell.cli.pictures import painted
-from pyro_zilognormal.singlecell.cli.report import inline, page
+from pyro_zilognormal.singlecell.cli.report import page, painted
 from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.embed import Embedding, prepare
 from pyro_zilognormal.singlecell.errors import printable, require
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
 from pyro_zilognormal.singlecell.plots import literal
-from pyro_zilognormal.svi import Checkpoint, Progress, plot_loss
+from pyro_zilognormal.svi import Progress, plot_loss
 
-DESCRIPTION = (
-    "Embed cells in a few dimensions, corrected for batches; write an h5ad file, checks of genes and a report."
-)
 _KEY = "X_ziln"
 _SETTINGS = ("batch", "layer", "use_raw", "scale", "depth", "latent", "linear", "seed", "device")
 _REPLICATED = 50
 _DRAWN_CELLS, _DRAWN_LEVELS = 20_000, 20
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of the command."""
-    add = parser.add_argument
-    add("source", metavar="INPUT", help="an AnnData file, h5ad or zarr")
-    add("--out", type=folder, required=True, metavar="DIR", help="output folder; created if missing")
-    add("--batch", metavar="COLUMN", help="column of obs that names the batches to correct for, such as samples")
-    add("--label", metavar="COLUMN", help="column of obs to colour the picture by, such as the cell type; not fitted")
-    add_matrix(add)
-    add("--depth", metavar="COLUMN", default="auto", help="column of obs with total counts or detection rates (auto)")
-    add("--latent", type=whole(1), default=10, help="number of latent dimensions (10)")
-    add("--linear", action="store_true", help="use a linear decoder")
-    add("--steps", type=whole(1), default=20_000, help="number of steps at most (20000)")
-    add_fit(add)
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     with ExitStack() as out:
-        return _embed(options, out)
-
-
-def _embed(options: argparse.Namespace, out: ExitStack) -> int:
-    with console.record_warnings() as recorded, open_cells(options.source, follow_links=options.follow_links) as adata:
-        named = {"batch": options.batch, "label": options.label}
-        labels = {argument: column(adata.obs, name, argument) for argument, name in named.items() if name is not None}
-        prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
-        console.say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
-        checkpoint = Checkpoint(
-            console.prepare_out(options.out, out), seconds=console.SECONDS_A_SAVE, resume=options.resume
-        )
-        found = prepared.fit(options.steps, [Progress(False if options.quiet else None), checkpoint])
-        found.write(adata, _KEY)
-        table = gene_table(found, options.seed)
-        embedded = require("anndata").AnnData(obs=adata.obs, obsm={_KEY: adata.obsm[_KEY]}, uns={_KEY: adata.uns[_KEY]})
-    pictures = _pictures(found, embedded, labels, recorded)
+        with (
+            console.record_warnings() as recorded,
+            open_cells(options.source, follow_links=options.follow_links) as adata,
+        ):
+            named = {"batch": options.batch, "label": options.label}
+            labels = {what: column(adata.obs, name, what) for what, name in named.items() if name is not None}
+            prepared = prepare(adata, **{name: getattr(options, name) for name in _SETTINGS})
+            console.say(options, printable(f"{options.source}: {adata.n_obs} cells x {adata.n_vars} genes"))
+            progress = Progress(False if options.quiet else None)
+            found = prepared.fit(options.steps, [progress, console.open_out(options, out)])
+            found.write(adata, _KEY)
+            table = gene_table(found, options.seed)
+            of_cells = {"obsm": {_KEY: adata.obsm[_KEY]}, "uns": {_KEY: adata.uns[_KEY]}}
+            embedded = require("anndata").AnnData(obs=adata.obs, **of_cells)
+        pictures = _pictures(found, embedded, labels, recorded)
+        _write(options, found, embedded, table, pictures, recorded)
     fit = found.fitted.result
-    numbers = {
-        "versions": {"pyro-zilognormal": __version__},
-        "settings": {name: getattr(options, name) for name in ("source", "label", "steps", *_SETTINGS)},
-        "fit": {"stop_reason": fit.stop_reason, "steps": fit.steps, "best_step": fit.best_step},
-        "seconds": round(fit.seconds, 3),
-        "held_out_elbo_per_value": _held_out(found),
-        "zero_share_mean_error": round(float((table["zero_share"] - table["zero_share_fit"]).abs().mean()), 6),
-        "warnings": recorded,
-    }
-    _write(options, embedded, table, numbers, pictures, str(fit))
     console.warn(recorded)
     where = printable(f"wrote the embedding and its checks to {options.out}; open {options.out / 'report.html'} first")
     console.say(options, f"{fit}\n{where}")
     return console.NOT_CONVERGED if options.strict and fit.stop_reason == "steps" else 0
-
-
-def _held_out(found: Embedding) -> float | None:
-    """Return the best ELBO of held-out cells, in nats a value; None for a fit too short to evaluate it."""
-    fit = found.fitted.result
-    best = min((loss for _, loss in fit.held_out), default=None)
-    return None if best is None else round(-best / fit.rows / len(found.genes), 6)
 
 
 def gene_table(found: Embedding, seed: int = 0) -> Any:
@@ -149,28 +111,27 @@ def _pictures(
 
 def _write(
     options: argparse.Namespace,
+    found: Embedding,
     embedded: Any,
     table: Any,
-    numbers: Any,
     pictures: dict[str, tuple[str, bytes]],
-    fit: str,
+    warnings: list[str],
 ) -> None:
     """Write all files."""
+    fit = found.fitted.result
+    held_out = min((loss for _, loss in fit.held_out), default=None)  # none if the fit was too short to evaluate it
+    numbers = {
+        "versions": {"pyro-zilognormal": __version__},
+        "settings": {name: getattr(options, name) for name in ("source", "label", "steps", *_SETTINGS)},
+        "fit": {"stop_reason": fit.stop_reason, "steps": fit.steps, "best_step": fit.best_step},
+        "seconds": round(fit.seconds, 3),
+        "held_out_elbo_per_value": None if held_out is None else round(-held_out / fit.rows / len(found.genes), 6),
+        "zero_share_mean_error": round(float((table["zero_share"] - table["zero_share_fit"]).abs().mean()), 6),
+        "warnings": warnings,
+    }
     with console.whole_files(options.out) as folder:
         embedded.write_h5ad(folder / "embedding.h5ad")
-        table.to_csv(folder / "genes.csv", index=False)
-        text = json.dumps(numbers, indent=2, allow_nan=False)
-        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
-        for name, (_, png) in pictures.items():
-            (folder / f"{name}.png").write_bytes(png)
-        report = page(
-            "embed.html.jinja",
-            source=options.source,
-            fit=fit,
-            version=__version__,
-            command=options.command,
-            warnings=numbers["warnings"],
-            pictures=[(title, inline(png)) for title, png in pictures.values()],
-            numbers=text,
-        )
-        (folder / "report.html").write_text(report, encoding="utf-8")
+        console.write_parts(folder, "genes.csv", table, numbers, {name: png for name, (_, png) in pictures.items()})
+        shown = {"source": options.source, "command": options.command, "fit": fit, "version": __version__}
+        shown |= {"pictures": list(pictures.values()), "warnings": warnings, "numbers": json.dumps(numbers, indent=2)}
+        (folder / "report.html").write_text(page("embed.html.jinja", **shown), encoding="utf-8")
