@@ -203,10 +203,10 @@ def prepare(
     names, *conditions, known = _conditions(adata.obs, batch, depth, clean)
     cells = CellBatches(clean, np.arange(number), conditions, False, device)
     held_out = _hold_out(number, seed)
-    statistics, *_ = read_statistics(clean, held_out.astype(np.int64), 2, conditions[-1])
+    statistics = torch.from_numpy(read_statistics(clean, held_out.astype(np.int64), 2, conditions[-1])[:5, :1])
     with isolated(seed):
         model = ZILNVAE(
-            SufficientStatistics.from_value(statistics.value[:1]),
+            SufficientStatistics(*statistics),
             latent=latent,
             batches=len(names),
             covariates=0 if conditions[1] is None else 1,
