@@ -154,6 +154,10 @@ def test_rows_are_read_once_in_bounded_blocks_and_counts_twice(monkeypatch: pyte
     watched = Watched(np.ceil(values()))
     HurdleDE(Lookalike(experiment(), watched), "~ condition", scale="counts")
     assert [(s.start, s.stop) for s in watched.slices] == 2 * blocks
+    declared = Lookalike(experiment(), Watched(np.log1p(values())))
+    declared.uns["log1p"] = {"base": None}
+    assert HurdleDE(declared, "~ condition").settings["scale"] == "log1p"
+    assert [(s.start, s.stop) for s in declared.X.slices] == blocks
 
 
 def test_an_infinite_logarithm_in_a_later_block_is_named_as_stored(monkeypatch: pytest.MonkeyPatch) -> None:

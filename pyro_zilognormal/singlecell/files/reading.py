@@ -72,12 +72,11 @@ def read_statistics(
 
 def read_cells(clean: Cleaner) -> Any:
     """Return all cells in memory, on the linear scale: a float64 tensor, or a CSR matrix."""
-    grid: dict[int, list[Any]] = {}
-    for block, rows, _ in clean_blocks(clean):
-        grid.setdefault(rows.start, []).append(block)
-    if not hasattr(grid[0][0], "tocsr"):
-        return torch.from_numpy(np.block(list(grid.values())))
-    return require("scipy.sparse").bmat(list(grid.values()), format="csr")
+    blocks = [block for block, _, _ in clean_blocks(clean)]
+    if not hasattr(blocks[0], "tocsr"):
+        return torch.from_numpy(np.concatenate(blocks))
+    sparse = require("scipy.sparse")
+    return (sparse.hstack if clean.expression.by_column else sparse.vstack)(blocks, "csr")
 
 
 def read_genes(clean: Cleaner, columns: list[int]) -> NDArray[np.float64]:
@@ -143,10 +142,12 @@ def keep_cells(clean: Cleaner) -> Any:
     matrix = clean.expression.matrix
     if hasattr(getattr(matrix, "_meta", matrix), "format"):  # minibatches of sparse cells have torch's default dtype
         clean.dtype = torch.get_default_dtype()
-    if is_dask(matrix) and matrix.numblocks[1] == 1:
+    if is_dask(matrix):
         on_workers(clean, nothing)
         clean.check()
-        return CellsOnDask(clean)
+        cells = CellsOnDask(clean)
+        whole = cells if matrix.numblocks[1] == 1 else cells[:]
+        return torch.from_numpy(whole) if isinstance(whole, np.ndarray) else whole
     if not isinstance(matrix, MatrixOnDisk) or clean.expression.by_column:
         return read_cells(clean)
     for _ in clean_blocks(clean):

@@ -71,16 +71,8 @@ class Expression:
         return getattr(self.matrix, "format", "") == "csc"
 
     def blocks(self) -> Iterator[tuple[Any, slice, slice]]:
-        """Yield all values in blocks, one in memory at a time, with the rows and columns of each."""
-        cells, genes = self.shape
-        if is_dask(self.matrix):
-            for key in np.ndindex(self.matrix.numblocks):
-                rows, columns = (
-                    slice(sum(sizes[:i]), sum(sizes[: i + 1])) for sizes, i in zip(self.matrix.chunks, key, strict=True)
-                )
-                yield checked(self.matrix.blocks[key].compute(), self.where), rows, columns
-            return
-        start = 0
+        """Yield all values that are not on Dask in blocks, one in memory at a time, with rows and columns of each."""
+        (cells, genes), start = self.shape, 0
         for block, _, _ in row_chunks(self.matrix.T if self.by_column else self.matrix):
             part = slice(start, start + block.shape[0])
             yield (block.T, slice(0, cells), part) if self.by_column else (block, part, slice(0, genes))
@@ -187,16 +179,18 @@ class Values(NamedTuple):
 
 def _look(expression: Expression) -> Values:
     """Return what the values of a matrix look like; no more is read than shows its scale."""
-    clean = Cleaner(expression, "linear", 0.0)
-    for block, rows, columns in expression.blocks():
+    clean, matrix, corner = Cleaner(expression, "linear", 0.0), expression.matrix, slice(0, 0)
+    blocks = expression.blocks()
+    if is_dask(matrix):  # workers look at the other blocks
+        blocks = iter([(checked(matrix.blocks[0, 0].compute(), expression.where), corner, corner)])
+    for block, rows, columns in blocks:
         clean(block, rows.start, columns.start)
         shows = clean.observed.shows
         if shows == "linear" or (shows == "counts" and clean.observed.number > _ENOUGH_WHOLE):
             return clean.observed
-        if is_dask(expression.matrix):  # workers read the others
-            clean = Cleaner(expression, "linear", 0.0)
-            on_workers(clean, nothing)
-            break
+    if is_dask(matrix):
+        clean = Cleaner(expression, "linear", 0.0)
+        on_workers(clean, nothing)
     return clean.observed
 
 

@@ -189,9 +189,8 @@ def missing_filter(element: Any) -> str | None:
 
 def _absent(array: Any) -> int:
     """Return how many chunks of an array of zarr are not in its folder; HDF5 files are whole or do not open."""
-    if not hasattr(array, "nchunks_initialized"):
-        return 0
-    return max(0, int(array.nchunks - array.nchunks_initialized))  # the last shard may have more than the array
+    known = int(getattr(array, "nchunks_initialized", -1))
+    return max(0, int(array.nchunks) - known) if known >= 0 else 0  # the last shard may have more than the array
 
 
 def check_open(matrix: Any, where: str) -> None:
