@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.sufficient.rows import as_matrix
+from pyro_zilognormal.sufficient.rows import as_matrix, what
 from pyro_zilognormal.sufficient.statistics import Floats, add_cells, added
 
 BRANCHES = 8  # results merged at a time; a worker holds about as many for each level of the tree
@@ -130,22 +130,16 @@ def is_dask(matrix: Any) -> bool:
 
 def check(array: Any) -> None:
     """Raise unless this is a dask array of two dimensions, in chunks of known sizes."""
-    shape = getattr(array, "shape", ())
-    if not is_dask(array) or len(shape) != 2:
-        raise TypeError(
-            "array must be a dask.array.Array of shape (cells, columns), got "
-            f"{type(array).__name__}{f' of shape {tuple(shape)}' if shape else ''}."
-        )
+    if not is_dask(array) or array.ndim != 2:
+        raise TypeError(f"array must be a dask.array.Array of shape (cells, columns), got {what(array)}.")
     check_chunks(array)
 
 
 def check_chunks(array: Any) -> None:
     """Raise ValueError if the sizes of the chunks of a dask array are not known."""
     if np.isnan(array.shape).any():
-        raise ValueError(
-            f"the dask array has shape {array.shape}; needed chunks of known sizes, to number the cells: call its "
-            "compute_chunk_sizes(), which computes it once"
-        )
+        needed = "needed chunks of known sizes, to number the cells: call its compute_chunk_sizes()"
+        raise ValueError(f"the dask array has shape {array.shape}; {needed}, which computes it once")
 
 
 def require(module: str) -> Any:

@@ -41,9 +41,8 @@ def row_chunks(
         [([[0.0, 1.0], [2.0, 3.0]], [0, 1]), ([[4.0, 0.0]], [1])]
     """
     if len(getattr(matrix, "shape", ())) != 2 or getattr(matrix, "layout", torch.strided) != torch.strided:
-        raise TypeError(
-            f"the matrix of cells must be dense or of scipy.sparse, of shape (cells, columns), got {_what(matrix)}."
-        )
+        needed = "dense or of scipy.sparse, of shape (cells, columns)"
+        raise TypeError(f"the matrix of cells must be {needed}, got {what(matrix)}.")
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise ValueError(f"rows must be a whole number of at least 1, got {rows!r}.")
     cells = matrix.shape[0]
@@ -156,10 +155,8 @@ def _as_array(x: Any) -> NDArray[Any]:
             raise ValueError("x requires grad, and statistics carry no gradient to their cells. Pass x.detach().")
         x = (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.ndim != 2:
-        raise TypeError(
-            "x must be a dense tensor, a numpy array or a scipy sparse matrix of shape (cells, columns), got "
-            f"{_what(x)}. Convert it first, for example with numpy.asarray(x)."
-        )
+        needed = "a dense tensor, a numpy array or a scipy sparse matrix of shape (cells, columns)"
+        raise TypeError(f"x must be {needed}, got {what(x)}. Convert it first.")
     _check_numbers(x)
     return np.asarray(x)
 
@@ -184,7 +181,8 @@ def first(matrix: Any, marked: NDArray[np.bool_]) -> tuple[Any, int, int]:
     return matrix[row, column], row, column
 
 
-def _what(x: Any) -> str:
+def what(x: Any) -> str:
+    """Return the type and shape of something, for errors."""
     shape = getattr(x, "shape", None)
     kind = str(x.layout) if isinstance(x, Tensor) else type(x).__name__
     return kind + ("" if shape is None else f" of shape {tuple(shape)}")

@@ -220,11 +220,9 @@ class SufficientStatistics:
     def __add__(self, other: Any) -> "SufficientStatistics":
         if not isinstance(other, SufficientStatistics):
             return NotImplemented
-        if self.n_zero.shape != other.n_zero.shape:
-            raise ValueError(
-                "statistics add up over the same groups and columns only, got shapes "
-                f"{tuple(self.n_zero.shape)} and {tuple(other.n_zero.shape)}."
-            )
+        own, others = tuple(self.n_zero.shape), tuple(other.n_zero.shape)
+        if own != others:
+            raise ValueError(f"statistics add up over the same groups and columns only, got shapes {own} and {others}.")
         merged = merge(self._fields()[1:4], other._fields()[1:4])
         return SufficientStatistics(self.n_zero + other.n_zero, *merged, self.offset_sum + other.offset_sum)
 
@@ -361,10 +359,8 @@ def _check_offset(offset: Any, cells: int, first_row: int) -> Floats:
     bad = ~np.isfinite(offset)
     if bad.any():
         at = int(bad.argmax())
-        raise ValueError(
-            f"offset must be finite, got {offset[at]} in row {first_row + at}. It is the logarithm of a size factor, "
-            "which must be positive."
-        )
+        said = f"offset must be finite, got {offset[at]} in row {first_row + at}"
+        raise ValueError(f"{said}. It is the logarithm of a size factor, which must be positive.")
     return offset.astype(np.float64)
 
 

@@ -172,9 +172,7 @@ class Cube:
     def from_anndata(cls, adata: Any, where: str = "adata") -> Cube:
         """Return the cube that an AnnData of :meth:`to_anndata` holds; ``where`` is what errors call it."""
         if not is_cube(adata):
-            raise SingleCellError(
-                f"{where!r} holds no cube; needed one that pyro-zilognormal reduce or Cube.save wrote"
-            )
+            raise SingleCellError(f"{where!r} holds no cube; needed one that reduce or Cube.save wrote")
         newer = 0
         try:
             head = json.loads(adata.uns[_KEY])
@@ -184,19 +182,15 @@ class Cube:
         except Exception as error:  # zarr, anndata, json and checks raise many kinds for damaged files
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise SingleCellError(f"{where!r} is a damaged cube ({said}); reduce the cells again") from error
-        raise SingleCellError(
-            f"{where!r} has cube format {newer}, newer than the {FORMAT} of this version; upgrade pyro_zilognormal"
-        )
+        raise SingleCellError(f"{where!r} has cube format {newer}, newer than the {FORMAT} of this version; upgrade it")
 
     def check_given(self, **given: Any) -> None:
         """Raise for arguments that say something else than what the cells were reduced with."""
         for name, value in given.items():
             own = self.settings[name]
             if not (value is None or (np.isscalar(value) and value in (False, own))):  # 0 is False
-                raise SingleCellError(
-                    f"{name} is {shown(value)}, but the cells of the cube were reduced with {name}={own!r}; needed "
-                    f"no {name}, or a cube that is reduced again"
-                )
+                said = f"{name} is {shown(value)}, but the cells of the cube were reduced with {name}={own!r}"
+                raise SingleCellError(f"{said}; needed no {name}, or a cube that is reduced again")
 
     # --- Parts
 
@@ -206,9 +200,9 @@ class Cube:
             return self
         if set(genes) != set(self.genes):
             odd = sorted(set(genes) ^ set(self.genes))
+            said = f"genes differ: {len(odd)} are in one of two inputs only, {listed(odd, 3)}"
             raise SingleCellError(
-                f"genes differ: {len(odd)} are in one of two inputs only, {listed(odd, 3)}; needed the same genes in "
-                "all: fill those that are missing, or leave them out"
+                f"{said}; needed the same genes in all: fill those that are missing, or leave them out"
             )
         place = {gene: i for i, gene in enumerate(self.genes)}
         return replace(self, genes=genes, numbers=self.numbers[:, :, [place[gene] for gene in genes]])

@@ -102,10 +102,8 @@ def reduce(
     settings = _settings(sources, given)
     cube = merged([source.reduce(settings) for source in sources], settings)
     if like is None and 2 * len(cube.cells) > cube.cells.sum():
-        raise SingleCellError(
-            f"by: {len(cube.cells)} groups of {cube.cells.sum()} cells; needed groups of two cells or more on average: "
-            "name columns of fewer levels"
-        )
+        said = f"by: {len(cube.cells)} groups of {cube.cells.sum()} cells"
+        raise SingleCellError(f"{said}; needed groups of two cells or more on average: name columns of fewer levels")
     return cube
 
 

@@ -46,9 +46,7 @@ _WIDEST = 5.0
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
     """Return X, a layer or raw.X of an AnnData."""
     if not (hasattr(getattr(adata, "obs", None), "columns") and "X" in dir(adata)):  # which reads nothing
-        raise ArgumentTypeError(
-            f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
-        )
+        raise ArgumentTypeError(f"adata is a {type(adata).__name__}; needed an AnnData, as open_cells(path) returns it")
     if getattr(adata, "is_view", False):  # anndata slices the matrix of the whole without a check
         whole, _, where = _choose(adata._adata_ref, layer, use_raw)
         whole = checked(whole, where)
@@ -58,15 +56,11 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
     matrix, names, where = _choose(adata, layer, use_raw)
     check_open(matrix, where)
     cells, genes = adata.obs_names, [str(name) for name in names]
-    if len(matrix.shape) != 2 or 0 in matrix.shape:
-        raise SingleCellError(
-            f"{where} is empty, of shape {tuple(matrix.shape)}; needed cells x genes, each at least 1"
-        )
-    if tuple(matrix.shape) != (len(cells), len(genes)):
-        raise SingleCellError(
-            f"{where} has shape {tuple(matrix.shape)}; needed {len(cells)} cells, those of obs, x {len(genes)} genes, "
-            "those of its var: repair the file"
-        )
+    shape, needed = tuple(matrix.shape), f"{len(cells)} cells, those of obs, x {len(genes)} genes, those of its var"
+    if len(shape) != 2 or 0 in shape:
+        raise SingleCellError(f"{where} is empty, of shape {shape}; needed cells x genes, each at least 1")
+    if shape != (len(cells), len(genes)):
+        raise SingleCellError(f"{where} has shape {shape}; needed {needed}: repair the file")
     for name in names[names.duplicated()][:1]:
         raise SingleCellError(
             f"{where}: gene name {str(name)!r} stands {genes.count(str(name))} times in var_names; needed unique "
@@ -197,9 +191,7 @@ class Cells:
     def genes(self, columns: list[int]) -> NDArray[np.float64]:
         """Return the linear values of some genes in all cells, with size factors divided out."""
         if self.clean.expression.matrix is None:
-            raise SingleCellError(
-                "adata is a cube, which has no single cells to draw genes of; needed an AnnData of them"
-            )
+            raise SingleCellError("adata is a cube, which has no single cells to draw genes of; needed an AnnData")
         return read_genes(self.clean, columns) / self.factor[:, None]
 
     @property

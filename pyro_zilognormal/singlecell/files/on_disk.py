@@ -65,10 +65,8 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
     except (ModuleNotFoundError, SingleCellError):
         raise
     except Exception as error:  # h5py, zarr and anndata raise many kinds for damaged files
-        raise SingleCellError(
-            f"{str(path)!r} cannot be read as an AnnData ({reason(error)}); needed a whole file that anndata wrote, "
-            "h5ad or zarr"
-        ) from error
+        said = f"{str(path)!r} cannot be read as an AnnData ({reason(error)})"
+        raise SingleCellError(f"{said}; needed a whole file that anndata wrote, h5ad or zarr") from error
     if left_out:
         cells.obs.attrs[UNREADABLE] = left_out
         said = listed(f"{what} ({why})" for what, why in left_out.items())

@@ -1,12 +1,11 @@
 """Read a matrix a block at a time, here or on the workers of Dask: clean each block, reduce it to statistics.
 
-Single cells on the linear scale, where they are not reduced, stay in memory, in their file or on Dask.
+Single cells, where they are not reduced, stay in memory on the linear scale, or in their file or on Dask.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import require
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, nothing, on_workers, to_linear
-from pyro_zilognormal.singlecell.files.stored_matrix import MatrixOnDisk, checked
+from pyro_zilognormal.singlecell.files.stored_matrix import MatrixOnDisk
 from pyro_zilognormal.sufficient import row_chunks
 from pyro_zilognormal.sufficient.dask import gathered, is_dask, reduced, small
 from pyro_zilognormal.sufficient.rows import as_matrix
@@ -95,48 +94,6 @@ def _dense(block: Any) -> NDArray[Any]:
     return block.toarray() if hasattr(block, "toarray") else np.asarray(block)
 
 
-# --- Single cells
-
-
-@dataclass(frozen=True, eq=False)
-class CellsOnDisk:
-    """The cells of a matrix on disk, which are read, checked and brought to the linear scale when they are sliced.
-
-    A slice, or an array of the numbers of cells, gives an array or a CSR matrix of float64.
-    """
-
-    clean: Cleaner  # the matrix, and how its values are brought to the linear scale
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Numbers of cells and genes."""
-        return self.clean.expression.shape
-
-    def __getitem__(self, rows: Any) -> Any:
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(self.shape[0])
-            return self.clean(self.clean.expression.matrix[start:stop], start)
-        blocks = [self[row : row + 1] for row in np.asarray(rows).tolist()]
-        return require("scipy.sparse").vstack(blocks, "csr") if hasattr(blocks[0], "tocsr") else np.concatenate(blocks)
-
-
-class CellsOnDask(CellsOnDisk):
-    """The cells of a dask array in chunks of whole rows, which workers check and bring to the linear scale."""
-
-    def __getitem__(self, rows: Any) -> Any:
-        rows, back = (rows, slice(None)) if isinstance(rows, slice) else np.unique(rows, return_inverse=True)
-        expression = self.clean.expression
-        return self.clean(checked(expression.matrix[rows].compute(), expression.where))[back]
-
-    def fold(self, each: Callable[..., Any], *vectors: NDArray[Any]) -> Any:
-        """Return what a function of (block, a piece of each vector) returns, added up over all cells by the workers."""
-        return on_workers(self.clean, partial(_without_place, each), *vectors)[0]
-
-
-def _without_place(each: Callable[..., Any], block: Any, _: tuple[int, int], *vectors: NDArray[Any]) -> Any:
-    return each(block, *vectors)
-
-
 def keep_cells(clean: Cleaner) -> Any:
     """Check all cells, and return those of a file or dask array by rows as they lie there, any others in memory."""
     matrix = clean.expression.matrix
@@ -145,14 +102,13 @@ def keep_cells(clean: Cleaner) -> Any:
     if is_dask(matrix):
         on_workers(clean, nothing)
         clean.check()
-        cells = CellsOnDask(clean)
-        whole = cells if matrix.numblocks[1] == 1 else cells[:]
-        return torch.from_numpy(whole) if isinstance(whole, np.ndarray) else whole
+        cells = clean if matrix.numblocks[1] == 1 else clean[:]
+        return torch.from_numpy(cells) if isinstance(cells, np.ndarray) else cells
     if not isinstance(matrix, MatrixOnDisk) or clean.expression.by_column:
         return read_cells(clean)
     for _ in clean_blocks(clean):
         pass
-    return CellsOnDisk(clean)
+    return clean
 
 
 def count_positives(cells: Any) -> NDArray[np.int64]:

@@ -103,10 +103,7 @@ def declared_scale(uns: Any) -> str | None:
     for name, known in _BASES.items():
         if math.isclose(number, known, rel_tol=1e-6):
             return name
-    raise SingleCellError(
-        f"adata.uns['log1p']['base'] is {base!r}; needed e, 2 or 10: take the logarithm of the values anew, or name a "
-        "layer that holds counts or linear values"
-    )
+    raise SingleCellError(f"adata.uns['log1p']['base'] is {base!r}; needed e, 2 or 10: name a layer without logarithms")
 
 
 def choose_scale(given: Any, expression: Expression, declared: str | None, offset: bool) -> tuple[str, str]:
@@ -205,7 +202,10 @@ class BadValueError(Exception):
 
 @dataclass(eq=False)
 class Cleaner:
-    """Check blocks of a matrix, bring them to the linear scale, and record what their values look like."""
+    """Check blocks of a matrix, bring them to the linear scale, and record what their values look like.
+
+    Slices, and arrays of the numbers of cells, give cells as an array or a CSR matrix of float64.
+    """
 
     expression: Expression
     scale: str  # that of its stored values
@@ -218,6 +218,32 @@ class Cleaner:
         """Return a block, dense or CSR, in linear float64."""
         with self.naming():
             return self.nameless(block, first_row, first_column)
+
+    def __getitem__(self, rows: Any) -> Any:
+        matrix, where = self.expression.matrix, self.expression.where
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+            block = matrix[start:stop]
+            return self(checked(block.compute(), where) if self.on_dask else block, start)
+        if self.on_dask:
+            rows, back = np.unique(rows, return_inverse=True)
+            return self(checked(matrix[rows].compute(), where))[back]
+        blocks = [self[row : row + 1] for row in np.asarray(rows).tolist()]
+        return require("scipy.sparse").vstack(blocks, "csr") if hasattr(blocks[0], "tocsr") else np.concatenate(blocks)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Numbers of cells and genes."""
+        return self.expression.shape
+
+    @property
+    def on_dask(self) -> bool:
+        """Whether workers of Dask have the cells, so that `fold` reads them there."""
+        return is_dask(self.expression.matrix)
+
+    def fold(self, each: Callable[..., Any], *vectors: NDArray[Any]) -> Any:
+        """Return what a function of (block, a piece of each vector) returns, added up over all cells by the workers."""
+        return on_workers(self, partial(_without_place, each), *vectors)[0]
 
     def blank(self) -> Cleaner:
         """Return a new one for another process, without the matrix and its names, which are large."""
@@ -283,6 +309,10 @@ class Cleaner:
                 ScaleWarning,
                 stacklevel=2,
             )
+
+
+def _without_place(each: Callable[..., Any], block: Any, _: tuple[int, int], *vectors: NDArray[Any]) -> Any:
+    return each(block, *vectors)
 
 
 class _Cleaned(NamedTuple):
