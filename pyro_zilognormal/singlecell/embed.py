@@ -27,7 +27,7 @@ from pyro_zilognormal.singlecell.design.formula import grouping
 from pyro_zilognormal.singlecell.errors import SingleCellError, require
 from pyro_zilognormal.singlecell.files.io import find_expression
 from pyro_zilognormal.singlecell.files.reading import read_statistics
-from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
+from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale
 from pyro_zilognormal.singlecell.write import check_key
 from pyro_zilognormal.sufficient import SufficientStatistics
 from pyro_zilognormal.sufficient.dask import is_dask
@@ -316,7 +316,7 @@ def _cleaner(adata: Any, layer: Any, use_raw: Any, scale: Any, threshold: Any) -
     cells = expression.shape[0]
     if cells < _FEWEST_CELLS:
         raise SingleCellError(f"adata has {cells} cells; needed at least {_FEWEST_CELLS} to learn an embedding from")
-    scale, _ = choose_scale(scale, expression, declared_scale(adata.uns) if expression.log1p else None, False)
+    scale, _ = choose_scale(scale, expression, False)
     return Cleaner(expression, scale, threshold, dtype=torch.float32)
 
 

@@ -143,17 +143,16 @@ class _Source:
     keys: Any  # the columns of obs
     offset: NDArray[np.float64] | None
     depth: Depth | None
-    scale_from: str
 
     @classmethod
     def of(cls, adata: Any, keys: list[str], given: Mapping[str, Any], number: str) -> _Source:
-        clean, scale_from = find_values(adata, given, number)
+        clean = find_values(adata, given, number)
         values = {name: column(adata.obs, name, "by") for name in keys}
         # Text becomes categories, sorted as formulas sort it.
         values = {name: v.astype("category") if v.dtype == object else v for name, v in values.items()}
         frame = require("pandas").DataFrame(values).reset_index(drop=True)
         offset = None if given["offset"] is None else log_size_factors(adata.obs, given["offset"])
-        return cls(clean, frame, offset, Depth.find(adata.obs, given["depth"], clean), scale_from)
+        return cls(clean, frame, offset, Depth.find(adata.obs, given["depth"], clean))
 
     def levels(self, within: str | None) -> Any:
         """Return the level of each cell within which its bin of depth is made, as text."""
@@ -187,7 +186,7 @@ def _settings(sources: Sequence[_Source], given: Mapping[str, Any]) -> dict[str,
         raise SingleCellError(f"depth: the inputs have {sorted(map(str, names))}; needed one: pass depth= it, or None")
     scale, (known,) = scales.pop(), names
     settings = {n: given[n] for n in ("layer", "use_raw", "offset", "depth_within", "detection_threshold")}
-    settings |= {"scale": scale, "scale_from": given.get("scale_from", sources[0].scale_from)}
+    settings |= {"scale": scale, "scale_from": given.get("scale_from", sources[0].clean.scale_from)}
     settings |= {"known_depth": known, "depth": known if given["depth"] else None, "unit": given.get("unit")}
     settings["edges"] = between = dict(given.get("edges", {}))
     if known and scale == "counts" and settings["unit"] is None:
@@ -215,7 +214,7 @@ def read_cube(cube: Cube, formula: str, donor: str | None, depth: str | None) ->
     row, example = stratify(design, terms, donor, used)
     numbers = regrouped(cube.numbers, row, len(example))
     data = data_of(of_groups(numbers), design, terms, example)
-    matrix = Expression(None, cube.genes, cube.obs.index, "the cube", False)
+    matrix = Expression(None, cube.genes, cube.obs.index, "the cube", None)
     clean = Cleaner(matrix, cube.settings["scale"], cube.settings["detection_threshold"])
     count, factor = cells_of(numbers), np.ones(len(cube.obs))
     found = Cells(clean, design, terms, left_out, used, factor, data, row, example, count, *numbers[5:])
@@ -259,11 +258,7 @@ def read_any(
     if isinstance(adata, Cube):
         adata.check_given(**given)
         return read_cube(adata, formula, donor, depth), adata.settings
-    clean, scale_from = find_values(adata, given)
-    offset = given["offset"]
-    said = {
-        "scale": clean.scale,
-        "scale_from": scale_from,
-        "offset": offset if isinstance(offset, str | None) else "array",
-    }
+    clean, offset = find_values(adata, given), given["offset"]
+    said: dict[str, Any] = {"scale": clean.scale, "scale_from": clean.scale_from}
+    said["offset"] = offset if isinstance(offset, str | None) else "array"
     return read(adata.obs, formula, donor, offset, depth, clean), {**given, **said}

@@ -66,21 +66,21 @@ def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False)
             f"{where}: gene name {str(name)!r} stands {genes.count(str(name))} times in var_names; needed unique "
             "names: call adata.var_names_make_unique()"
         )
-    return Expression(checked(matrix, where), genes, cells, where, where == "adata.X" and "log1p" in adata.uns)
+    declared = declared_scale(adata.uns) if where == "adata.X" else None
+    return Expression(checked(matrix, where), genes, cells, where, declared)
 
 
-def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> tuple[Cleaner, str]:
-    """Return how to bring the values that layer, use_raw, scale, ... mean to the linear scale, and how it is known.
+def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> Cleaner:
+    """Return the values that layer, use_raw, scale, ... mean, and how to bring them to the linear scale.
 
     ``number`` is that of the AnnData among several, for errors.
     """
     found, with_offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"] is not None
     expression = replace(found, where=found.where.replace("adata", f"adata{number}", 1))
-    declared = declared_scale(adata.uns) if expression.log1p else None
-    scale, scale_from = choose_scale(given["scale"], expression, declared, with_offset)
+    scale, scale_from = choose_scale(given["scale"], expression, with_offset)
     if scale == "counts" and with_offset:
         raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
-    return Cleaner(expression, scale, given["detection_threshold"], with_offset), scale_from
+    return Cleaner(expression, scale, given["detection_threshold"], with_offset, scale_from=scale_from)
 
 
 def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str]:

@@ -58,7 +58,7 @@ class Expression:
     genes: list[str]
     cells: Any  # names of the rows
     where: str  # what errors call it
-    log1p: bool  # whether uns["log1p"] of the AnnData is of these values
+    declared: str | None  # the scale that uns["log1p"] of the AnnData declares for them
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,7 +106,7 @@ def declared_scale(uns: Any) -> str | None:
     raise SingleCellError(f"adata.uns['log1p']['base'] is {base!r}; needed e, 2 or 10: name a layer without logarithms")
 
 
-def choose_scale(given: Any, expression: Expression, declared: str | None, offset: bool) -> tuple[str, str]:
+def choose_scale(given: Any, expression: Expression, offset: bool) -> tuple[str, str]:
     """Return the scale of a matrix and how it is known.
 
     It is the one that is given, else the one that the AnnData declares, else the one that the values show: whole
@@ -115,6 +115,7 @@ def choose_scale(given: Any, expression: Expression, declared: str | None, offse
     """
     if given is not None and (not isinstance(given, str) or given not in SCALES):
         raise SingleCellError(f"scale is {given!r}; needed one of {', '.join(map(repr, SCALES))}")
+    declared = expression.declared
     if given is not None and declared in (None, given):
         return given, "given"
     if given is None and declared is not None:
@@ -212,6 +213,7 @@ class Cleaner:
     threshold: float  # linear values of at most this are zeros
     offset: bool = False  # whether there are size factors for them
     dtype: torch.dtype | None = None  # that of minibatches, which has to hold the positive linear values
+    scale_from: str = ""  # how the scale is known
     observed: Values = field(default_factory=Values)  # of the blocks so far
 
     def __call__(self, block: Any, first_row: int = 0, first_column: int = 0) -> Any:
@@ -247,7 +249,7 @@ class Cleaner:
 
     def blank(self) -> Cleaner:
         """Return a new one for another process, without the matrix and its names, which are large."""
-        return replace(self, expression=Expression(None, [], (), self.expression.where, False), observed=Values())
+        return replace(self, expression=Expression(None, [], (), self.expression.where, None), observed=Values())
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -291,7 +293,7 @@ class Cleaner:
     def check(self) -> None:
         """Raise or warn if all values together contradict the scale."""
         where, observed, logged = self.expression.where, self.observed, self.scale in _BASES
-        source = " (see adata.uns['log1p'])" if self.expression.log1p else ""
+        source = " (see adata.uns['log1p'])" if self.expression.declared else ""
         said = f"scale is {self.scale!r}{source}, but {where}"
         if not observed.kept:
             raise SingleCellError(_NOTHING.format(where))
