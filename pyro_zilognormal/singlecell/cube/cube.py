@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +31,6 @@ _KEY = "ziln_cube"
 # Columns of obs and layers of the AnnData that a cube is stored as.
 RESERVED = _CELLS, *_DEPTH = "n_cells", "depth_total", "depth_bin", "log_depth_total"
 _LAYERS = ("n_pos", "mean", "m2", "offset_sum", "total", "log_cubes")
-_PACKAGES = ("numpy", "anndata", "pandas")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +44,7 @@ class Cube:
     Attributes:
         obs: a row for each group, with the keys as columns, categories or numbers.
         genes: names of the genes.
-        numbers: the five of :attr:`statistics`, then :attr:`totals` and :attr:`log_cubes`, (7, groups, genes).
+        numbers: the five of ``statistics``, then ``totals`` and ``log_cubes``, float64 of shape (7, groups, genes).
         depth: the depth of the cells of each group; None if it is not known.
         settings: scale, offset, depth and other arguments of :func:`reduce`, as plain values.
     """
@@ -157,14 +154,8 @@ class Cube:
             known = self.depth.value, self.depth.bin, self.depth.log
             obs = obs.assign(**dict(zip(_DEPTH, known, strict=True)))
         obs.index = [str(i) for i in range(len(obs))]
-        head: dict[str, Any] = {
-            "format": FORMAT,
-            "by": [*self.obs.columns],
-            "settings": self.settings,
-            "digest": self._digest(),
-        }
-        head["versions"] = {"pyro-zilognormal": __version__, "python": platform.python_version()}
-        head["versions"] |= {name: importlib.metadata.version(name) for name in _PACKAGES}
+        head = {"format": FORMAT, "by": [*self.obs.columns], "settings": self.settings, "version": __version__}
+        head["digest"] = self._digest()
         layers, var = dict(zip(_LAYERS, self.numbers[1:], strict=True)), require("pandas").DataFrame(index=self.genes)
         return require("anndata").AnnData(obs=obs, var=var, layers=layers, uns={_KEY: json.dumps(head)})
 
@@ -224,7 +215,7 @@ class Cube:
                 )
 
     def _digest(self) -> str:
-        """Return a hash of everything but versions."""
+        """Return a hash of everything but the version."""
         keys = [[str(name), *_plain(self.obs[name])] for name in self.obs.columns]
         depth = [self.depth.value, self.depth.bin, self.depth.log] if self.depth else []
         arrays = [self.cells, self.statistics.value, self.totals, self.log_cubes]
