@@ -118,9 +118,7 @@ def count_positives(cells: Any) -> NDArray[np.int64]:
 
 def times(weights: Any, cells: Any, change: Callable[[Any], Any] = lambda x: x) -> NDArray[np.float64]:
     """Return the product of weights, of shape (k, cells), dense or CSR, and the changed values of the cells."""
-    total, start = np.zeros((weights.shape[0], cells.shape[1])), 0
-    for block, _, _ in row_chunks(cells):
-        stop = start + block.shape[0]
-        total += _dense(weights[:, start:stop] @ change(as_matrix(block)))
-        start = stop
+    total = np.zeros((weights.shape[0], cells.shape[1]))
+    for block, rows, _ in row_chunks(cells, np.arange(cells.shape[0])):
+        total += _dense(weights[:, rows[0] : rows[-1] + 1] @ change(as_matrix(block)))
     return total
