@@ -22,22 +22,26 @@ from pyro_zilognormal.sufficient.rows import as_matrix
 from pyro_zilognormal.sufficient.statistics import add_cells
 
 
-def clean_blocks(clean: Cleaner) -> Iterator[tuple[Any, slice, slice]]:
-    """Yield the matrix in clean blocks, with the rows and columns of each; check all of it at the end."""
-    for block, rows, columns in clean.expression.blocks():
-        yield clean(block, rows.start, columns.start), rows, columns
+def each_block(clean: Cleaner, each: Callable[..., Any], *vectors: NDArray[Any] | None) -> Iterator[Any]:
+    """Yield what a function returns of each clean block, or of Dask of each chunk of columns; check all at the end.
+
+    It takes a block, its (first row, first column) and its piece of each vector, of shape (cells,), that is not None.
+    On Dask, workers call it and add up what it returns over all rows.
+    """
+    if is_dask(clean.expression.matrix):
+        yield from on_workers(clean, each, *vectors)
+    else:
+        for block, rows, columns in clean.expression.blocks():
+            first = rows.start, columns.start
+            yield each(clean(block, *first), first, *(v[rows] for v in vectors if v is not None))
     clean.check()
 
 
 def read_totals(expression: Expression) -> NDArray[np.float64]:
     """Return the total counts of all cells, one block in memory at a time."""
-    clean, totals = Cleaner(expression, "counts", 0.0), np.zeros(expression.shape[0])
-    if is_dask(expression.matrix):
-        parts = on_workers(clean, partial(_totals_of, len(totals)))
-        clean.check()
-        return np.asarray(sum(parts).toarray()[0])
-    for block, rows, _ in clean_blocks(clean):
-        totals[rows] += _row_sums(block)
+    totals = np.zeros(expression.shape[0])
+    for found in each_block(Cleaner(expression, "counts", 0.0), partial(_totals_of, len(totals))):
+        totals[found.indices] += found.data
     return totals
 
 
@@ -60,18 +64,20 @@ def read_statistics(
     positive ones. The offset is taken out of all.
     """
     if is_dask(clean.expression.matrix):
-        parts = on_workers(clean, partial(reduced, numbers=7), small(groups, n_groups), offset)
-        clean.check()
-        return gathered(parts, n_groups)
+        return gathered([*each_block(clean, partial(reduced, numbers=7), small(groups, n_groups), offset)], n_groups)
     total = np.zeros((7, n_groups, clean.expression.shape[1]))
-    for block, rows, columns in clean_blocks(clean):
-        add_cells(total[:, :, columns], as_matrix(block), groups[rows], None if offset is None else offset[rows])
+    for _ in each_block(clean, partial(_add, total), groups, offset):
+        pass
     return total
+
+
+def _add(total: Any, block: Any, first: tuple[int, int], groups: NDArray[np.int64], offset: Any = None) -> None:
+    add_cells(total[:, :, first[1] : first[1] + block.shape[1]], as_matrix(block), groups, offset)
 
 
 def read_cells(clean: Cleaner) -> Any:
     """Return all cells in memory, on the linear scale: a float64 tensor, or a CSR matrix."""
-    blocks = [block for block, _, _ in clean_blocks(clean)]
+    blocks = [*each_block(clean, lambda block, first: block)]
     if not hasattr(blocks[0], "tocsr"):
         return torch.from_numpy(np.concatenate(blocks))
     sparse = require("scipy.sparse")
@@ -99,16 +105,14 @@ def keep_cells(clean: Cleaner) -> Any:
     matrix = clean.expression.matrix
     if hasattr(getattr(matrix, "_meta", matrix), "format"):  # minibatches of sparse cells have torch's default dtype
         clean.dtype = torch.get_default_dtype()
-    if is_dask(matrix):
-        on_workers(clean, nothing)
-        clean.check()
-        cells = clean if matrix.numblocks[1] == 1 else clean[:]
-        return torch.from_numpy(cells) if isinstance(cells, np.ndarray) else cells
-    if not isinstance(matrix, MatrixOnDisk) or clean.expression.by_column:
+    if not is_dask(matrix) and (not isinstance(matrix, MatrixOnDisk) or clean.expression.by_column):
         return read_cells(clean)
-    for _ in clean_blocks(clean):
+    for _ in each_block(clean, nothing):
         pass
-    return clean
+    if not is_dask(matrix) or matrix.numblocks[1] == 1:
+        return clean
+    cells = clean[:]
+    return torch.from_numpy(cells) if isinstance(cells, np.ndarray) else cells
 
 
 def count_positives(cells: Any) -> NDArray[np.int64]:
