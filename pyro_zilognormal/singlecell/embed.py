@@ -184,8 +184,8 @@ def prepare(
     held_out = np.zeros(number, dtype=bool)
     size = min(int(_HELD_OUT_SHARE * number), _MOST_HELD_OUT)
     held_out[np.random.default_rng(seed).choice(number, size, replace=False)] = True
-    statistics, *_ = read_statistics(clean, held_out.astype(np.int64), 2, conditions[-1])
-    train = SufficientStatistics.from_value(statistics.value[:1])
+    statistics = read_statistics(clean, held_out.astype(np.int64), 2, conditions[-1])
+    train = SufficientStatistics(*torch.from_numpy(statistics[:5, :1]))
     sizes = {"latent": latent, "batches": len(names), "covariates": 0 if conditions[1] is None else 1}
     with isolated(seed), arguments.refusing():
         model = ZILNVAE(train, hidden=hidden, linear=linear, **sizes).to(device)

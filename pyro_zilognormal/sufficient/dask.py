@@ -14,8 +14,8 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_zilognormal.sufficient.rows import as_matrix
-from pyro_zilognormal.sufficient.statistics import Floats, add_positives, merge
+from pyro_zilognormal.sufficient.rows import as_matrix, what
+from pyro_zilognormal.sufficient.statistics import Floats, add_cells, added
 
 BRANCHES = 8  # results merged at a time; a worker holds about as many for each level of the tree
 
@@ -28,10 +28,7 @@ class Part(NamedTuple):
 
     def __add__(self, other: Any) -> "Part":
         groups = np.union1d(self.groups, other.groups)
-        a, b = self.spread(groups), other.spread(groups)
-        total = a + b
-        total[1:4] = merge(a[1:4], b[1:4])
-        return Part(groups, total)
+        return Part(groups, added(self.spread(groups), other.spread(groups)))
 
     def spread(self, groups: NDArray[np.int64]) -> Floats:
         """Return the values for ascending groups that include all of its own; 0 for the others."""
@@ -40,25 +37,6 @@ class Part(NamedTuple):
         out = np.zeros((len(self.value), len(groups), self.value.shape[2]))
         out[:, np.searchsorted(groups, self.groups)] = self.value
         return out
-
-
-def statistics_of(x: Any, groups: NDArray[np.int64], n_groups: int, offset: Floats | None) -> Floats:
-    """Return the statistics of a matrix from `as_matrix`, of shape (5, n_groups, columns)."""
-    value = np.zeros((5, n_groups, x.shape[1]))
-    add_positives(value, x, groups, offset)
-    value[0] = np.bincount(groups, minlength=n_groups)[:, None] - value[1]
-    return value
-
-
-def from_dask(array: Any, groups: NDArray[np.int64], n_groups: int, offset: Floats | None) -> Floats:
-    """Return the statistics of checked arguments of `SufficientStatistics.from_dask`, of shape (5, groups, columns)."""
-    (parts,) = fold(array, _reduced, small(groups, n_groups), offset)
-    return gathered(parts, n_groups)
-
-
-def _reduced(block: Any, first: tuple[int, int], groups: NDArray[Any], offset: Floats | None = None) -> Part:
-    present, local = np.unique(groups, return_inverse=True)
-    return Part(present, statistics_of(as_matrix(block, *first), local, len(present), offset))
 
 
 def small(groups: NDArray[np.int64], n_groups: int) -> NDArray[Any]:
@@ -71,24 +49,32 @@ def gathered(parts: Sequence[Part], n_groups: int) -> Floats:
     return np.concatenate([part.spread(np.arange(n_groups)) for part in parts], 2)
 
 
-def each_block(array: Any, each: Callable[..., Any], *vectors: NDArray[Any] | None) -> list[list[Any]]:
-    """Compute something of each block.
+def reduced(
+    block: Any, first: tuple[int, int], groups: NDArray[Any], offset: Floats | None = None, numbers: int = 5
+) -> Part:
+    """Return so many statistics of a block, see `add_cells`."""
+    present, local = np.unique(groups, return_inverse=True)
+    total = np.zeros((numbers, len(present), block.shape[1]))
+    add_cells(total, as_matrix(block, *first), local, offset)
+    return Part(present, total)
+
+
+def fold(array: Any, each: Callable[..., Any], *vectors: NDArray[Any] | None) -> list[Any]:
+    """Compute something of each block, and add it up over all rows, both on the workers.
 
     Args:
         array: a dask array of shape (cells, columns), of known chunks.
-        each: a function of (block, (first row, first column), a piece of each vector), called on the workers.
+        each: a function of (block, (first row, first column), a piece of each vector).
         vectors: arrays of shape (cells,), which are cut like the rows; None is left out.
 
     Returns:
-        The results in the grid of the blocks.
+        The sum for each chunk of columns.
     """
-    rows = _compute([list(row) for row in _entries(array, each, vectors)])
-    return [[entry.item() for entry in row] for row in rows]
-
-
-def fold(array: Any, each: Callable[..., Any], *vectors: NDArray[Any] | None) -> list[list[Any]]:
-    """Return the results of `each_block`, added up on the workers over all rows: a grid of one row."""
-    return [_compute([_tree(column) for column in _entries(array, each, vectors).T])]
+    entries = _entries(array, each, vectors)
+    with warnings.catch_warnings():
+        # The groups of the cells travel with the graph: unlike scattered data, they survive the death of a worker.
+        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
+        return list(require("dask").compute(*map(_tree, entries.T)))
 
 
 def _entries(array: Any, each: Callable[..., Any], vectors: Sequence[NDArray[Any] | None]) -> NDArray[Any]:
@@ -126,23 +112,15 @@ def _entry(block: Any, arguments: Sequence[Any], each: Callable[..., Any]) -> ND
 
 
 def _tree(parts: Sequence[Any]) -> Any:
-    added = require("dask").delayed(_added)
+    merge = require("dask").delayed(_merged)
     while True:
-        parts = [added(list(parts[i : i + BRANCHES])) for i in range(0, len(parts), BRANCHES)]
+        parts = [merge(list(parts[i : i + BRANCHES])) for i in range(0, len(parts), BRANCHES)]
         if len(parts) == 1:
             return parts[0]
 
 
-def _added(parts: Sequence[Any]) -> Any:
+def _merged(parts: Sequence[Any]) -> Any:
     return reduce(lambda a, b: a + b, (part.item() if isinstance(part, np.ndarray) else part for part in parts))
-
-
-def _compute(parts: Sequence[Any]) -> list[Any]:
-    """Compute ``dask.delayed`` objects together, by the scheduler or the client in use."""
-    with warnings.catch_warnings():
-        # The groups of the cells travel with the graph: unlike scattered data, they survive the death of a worker.
-        warnings.filterwarnings("ignore", "Sending large graph", UserWarning)
-        return list(require("dask").compute(*parts))
 
 
 def is_dask(matrix: Any) -> bool:
@@ -152,22 +130,16 @@ def is_dask(matrix: Any) -> bool:
 
 def check(array: Any) -> None:
     """Raise unless this is a dask array of two dimensions, in chunks of known sizes."""
-    shape = getattr(array, "shape", ())
-    if not is_dask(array) or len(shape) != 2:
-        raise TypeError(
-            "array must be a dask.array.Array of shape (cells, columns), got "
-            f"{type(array).__name__}{f' of shape {tuple(shape)}' if shape else ''}."
-        )
+    if not is_dask(array) or array.ndim != 2:
+        raise TypeError(f"array must be a dask.array.Array of shape (cells, columns), got {what(array)}.")
     check_chunks(array)
 
 
 def check_chunks(array: Any) -> None:
     """Raise ValueError if the sizes of the chunks of a dask array are not known."""
     if np.isnan(array.shape).any():
-        raise ValueError(
-            f"the dask array has shape {array.shape}; needed chunks of known sizes, to number the cells: call its "
-            "compute_chunk_sizes(), which computes it once"
-        )
+        needed = "needed chunks of known sizes, to number the cells: call its compute_chunk_sizes()"
+        raise ValueError(f"the dask array has shape {array.shape}; {needed}, which computes it once")
 
 
 def require(module: str) -> Any:

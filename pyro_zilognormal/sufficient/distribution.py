@@ -131,10 +131,8 @@ class GroupedZeroInflatedLogNormal(WithLimit):
                 "LeftCensoredZeroInflatedLogNormal, set those up to the limit to 0, and take SufficientStatistics."
             )
         if self.total_count is None:
-            raise ValueError(
-                "GroupedZeroInflatedLogNormal: draws need the number of cells in each group. Pass total_count=..., for "
-                "example stats.n_zero + stats.n_pos."
-            )
+            needed = "Pass total_count=..., for example stats.n_zero + stats.n_pos."
+            raise ValueError(f"GroupedZeroInflatedLogNormal: draws need the number of cells in each group. {needed}")
         shape = self._extended_shape(() if sample_shape is None else sample_shape)[:-1]
         with torch.no_grad():
             loc, scale, zero_part = self._cell._parameters()
@@ -193,10 +191,7 @@ def _check_shape(value: Tensor) -> None:
             "of SufficientStatistics."
         )
     if value.requires_grad:
-        raise ValueError(
-            "GroupedZeroInflatedLogNormal: value requires grad, but log_prob is differentiable in the parameters only. "
-            "Pass value.detach()."
-        )
+        raise ValueError("GroupedZeroInflatedLogNormal: value requires grad, but is data. Pass value.detach().")
 
 
 def _as_count(total_count: int | Tensor, cell: ZeroInflatedLogNormal) -> Tensor:

@@ -41,9 +41,8 @@ def row_chunks(
         [([[0.0, 1.0], [2.0, 3.0]], [0, 1]), ([[4.0, 0.0]], [1])]
     """
     if len(getattr(matrix, "shape", ())) != 2 or getattr(matrix, "layout", torch.strided) != torch.strided:
-        raise TypeError(
-            f"the matrix of cells must be dense or of scipy.sparse, of shape (cells, columns), got {_what(matrix)}."
-        )
+        needed = "dense or of scipy.sparse, of shape (cells, columns)"
+        raise TypeError(f"the matrix of cells must be {needed}, got {what(matrix)}.")
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 1):
         raise ValueError(f"rows must be a whole number of at least 1, got {rows!r}.")
     cells = matrix.shape[0]
@@ -58,8 +57,11 @@ def _cut(
     cells, columns = matrix.shape
     start, density = 0, 1.0
     while start == 0 or start < cells:  # a matrix without cells yields one empty block, which has its columns
-        step = rows or _rows_within(matrix, start, density * columns)
-        part = slice(start, min(start + step, cells))
+        if rows or not hasattr(matrix, "indptr"):
+            stop = start + (rows or max(1, int(VALUES_A_BLOCK / max(1.0, density * columns))))
+        else:
+            stop = row_after(matrix.indptr, start, VALUES_A_BLOCK)
+        part = slice(start, min(stop, cells))
         block = _slice(matrix, part)
         yield block, groups[part], None if offset is None else offset[part]
         if hasattr(block, "nnz"):
@@ -67,12 +69,10 @@ def _cut(
         start = max(part.stop, 1)
 
 
-def _rows_within(matrix: Any, start: int, per_row: float) -> int:
-    """Return how many rows from `start` hold VALUES_A_BLOCK values: exact for CSR, else by the expected `per_row`."""
-    if not hasattr(matrix, "tocsr"):
-        return max(1, int(VALUES_A_BLOCK / max(1.0, per_row)))
-    last = np.searchsorted(matrix.indptr, matrix.indptr[start] + VALUES_A_BLOCK, side="right") - 1
-    return max(1, int(last) - start)
+def row_after(indptr: NDArray[Any], start: int, values: int) -> int:
+    """Return the end of the rows of a CSR that hold at most so many values from a row on, or of that row."""
+    last = indptr.dtype.type(min(int(indptr[start]) + values, int(indptr[-1])))  # another dtype would copy indptr
+    return max(start + 1, int(np.searchsorted(indptr, last, side="right")) - 1)
 
 
 def _slice(matrix: Any, part: slice) -> Any:
@@ -112,7 +112,11 @@ def as_matrix(x: Any, first_row: int = 0, first_column: int = 0) -> Any:
     matrix = _as_csr(x) if hasattr(x, "tocsr") else _as_array(x)
     values = stored(matrix)
     if values.size and not (values.min() >= 0 and values.max() < np.inf):  # NaN fails both
-        _refuse(matrix, first_row, first_column)
+        value, row, column = first(matrix, ~((values >= 0) & (values < np.inf)))
+        raise ValueError(
+            f"x must be nonnegative and finite, got {value} in row {first_row + row}, column {first_column + column}. "
+            "Clean the data first."
+        )
     return matrix
 
 
@@ -129,15 +133,20 @@ def positives(matrix: Any, part: slice) -> tuple[NDArray[Any], NDArray[Any], NDA
 
 
 def _as_csr(x: Any) -> Any:
-    matrix = x.tocsr()
-    _check_numbers(matrix)
-    if not matrix.has_canonical_format:
-        matrix = matrix.copy()  # the caller's matrix stays unchanged
-        matrix.sum_duplicates()
+    _check_numbers(x)
+    matrix = without_duplicates(x.tocsr())
     if not matrix.data.all():
         matrix = matrix.copy()
         matrix.eliminate_zeros()
     return matrix
+
+
+def without_duplicates(csr: Any) -> Any:
+    """Return a CSR whose entries are sorted and each there once; the caller's stays as it is."""
+    if not csr.has_canonical_format:
+        csr = csr.copy()
+        csr.sum_duplicates()
+    return csr
 
 
 def _as_array(x: Any) -> NDArray[Any]:
@@ -146,10 +155,8 @@ def _as_array(x: Any) -> NDArray[Any]:
             raise ValueError("x requires grad, and statistics carry no gradient to their cells. Pass x.detach().")
         x = (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
     if not isinstance(x, np.ndarray) or isinstance(x, np.ma.MaskedArray) or x.ndim != 2:
-        raise TypeError(
-            "x must be a dense tensor, a numpy array or a scipy sparse matrix of shape (cells, columns), got "
-            f"{_what(x)}. Convert it first, for example with numpy.asarray(x)."
-        )
+        needed = "a dense tensor, a numpy array or a scipy sparse matrix of shape (cells, columns)"
+        raise TypeError(f"x must be {needed}, got {what(x)}. Convert it first.")
     _check_numbers(x)
     return np.asarray(x)
 
@@ -165,21 +172,17 @@ def stored(matrix: Any) -> NDArray[Any]:
     return values
 
 
-def _refuse(matrix: Any, first_row: int, first_column: int) -> None:
-    values = stored(matrix)
-    bad = ~((values >= 0) & (values < np.inf))
-    at = tuple(int(i) for i in np.argwhere(bad)[0])
+def first(matrix: Any, marked: NDArray[np.bool_]) -> tuple[Any, int, int]:
+    """Return the first marked value of those that a matrix stores, with its row and column."""
+    at = int(np.flatnonzero(marked)[0])
     if hasattr(matrix, "tocsr"):
-        row, column = int(np.searchsorted(matrix.indptr, at[0], side="right")) - 1, int(matrix.indices[at])
-    else:
-        row, column = at
-    raise ValueError(
-        f"x must be nonnegative and finite, got {values[at]} in row {first_row + row}, column "
-        f"{first_column + column}. Clean the data first."
-    )
+        return matrix.data[at], int(np.searchsorted(matrix.indptr, at, side="right")) - 1, int(matrix.indices[at])
+    row, column = divmod(at, matrix.shape[1])
+    return matrix[row, column], row, column
 
 
-def _what(x: Any) -> str:
+def what(x: Any) -> str:
+    """Return the type and shape of something, for errors."""
     shape = getattr(x, "shape", None)
     kind = str(x.layout) if isinstance(x, Tensor) else type(x).__name__
     return kind + ("" if shape is None else f" of shape {tuple(shape)}")

@@ -114,18 +114,16 @@ class SufficientStatistics:
             [[0.0], [2.0]]
         """
         _check_n_groups(n_groups)
-        total, cells, row = None, np.zeros((n_groups, 1)), 0
+        total, row = None, 0
         for chunk in chunks:
             x, groups, offset = _check_chunk(chunk, int(n_groups), row)
             total = np.zeros((5, n_groups, x.shape[1])) if total is None else total
             if x.shape[1] != total.shape[2]:
                 raise ValueError(f"chunks must have the same columns, got {total.shape[2]}, then {x.shape[1]}.")
-            add_positives(total, x, groups, offset)
-            cells[:, 0] += np.bincount(groups, minlength=n_groups)
+            add_cells(total, x, groups, offset)
             row += x.shape[0]
         if total is None:
             raise ValueError("chunks is empty; needed at least one (x, groups), to know the number of columns.")
-        total[0] = cells - total[1]
         return cls(*torch.from_numpy(total))
 
     @classmethod
@@ -163,7 +161,8 @@ class SufficientStatistics:
         cells = array.shape[0]
         groups = _check_groups(groups, cells, n_groups, 0)
         offset = None if offset is None else _check_offset(offset, cells, 0)
-        return cls(*torch.from_numpy(dask.from_dask(array, groups, n_groups, offset)))
+        parts = dask.fold(array, dask.reduced, dask.small(groups, n_groups), offset)
+        return cls(*torch.from_numpy(dask.gathered(parts, n_groups)))
 
     @classmethod
     def from_value(cls, value: Tensor) -> "SufficientStatistics":
@@ -216,20 +215,14 @@ class SufficientStatistics:
         n_groups = _count_groups(groups) if n_groups is None else n_groups
         into = _check_groups(groups, len(self.n_zero), n_groups, 0)
         given = torch.stack(self._fields()).numpy(force=True)
-        total = np.zeros((5, n_groups, given.shape[2]))
-        for group, part in zip(into, given.swapaxes(0, 1), strict=True):
-            total[1:4, group] = merge(total[1:4, group], part[1:4])
-            total[[0, 4], group] += part[[0, 4]]
-        return SufficientStatistics(*torch.from_numpy(total))
+        return SufficientStatistics(*torch.from_numpy(regrouped(given, into, n_groups)))
 
     def __add__(self, other: Any) -> "SufficientStatistics":
         if not isinstance(other, SufficientStatistics):
             return NotImplemented
-        if self.n_zero.shape != other.n_zero.shape:
-            raise ValueError(
-                "statistics add up over the same groups and columns only, got shapes "
-                f"{tuple(self.n_zero.shape)} and {tuple(other.n_zero.shape)}."
-            )
+        own, others = tuple(self.n_zero.shape), tuple(other.n_zero.shape)
+        if own != others:
+            raise ValueError(f"statistics add up over the same groups and columns only, got shapes {own} and {others}.")
         merged = merge(self._fields()[1:4], other._fields()[1:4])
         return SufficientStatistics(self.n_zero + other.n_zero, *merged, self.offset_sum + other.offset_sum)
 
@@ -257,17 +250,43 @@ def merge(a: Any, b: Any) -> tuple[Any, Any, Any]:
     return n_pos, a[1] + delta * share, a[2] + b[2] + delta * delta * (a[0] * share)
 
 
-def add_positives(total: Floats, x: Any, groups: NDArray[np.int64], offset: Floats | None) -> None:
-    """Add the positive values of a matrix from `as_matrix` to the statistics, (5, groups, columns), in place."""
+def added(a: Any, b: Any) -> Any:
+    """Return the statistics, (5 or more, ...), of disjoint sets of cells together; what follows the five is summed."""
+    total = a + b
+    total[1:4] = merge(a[1:4], b[1:4])
+    return total
+
+
+def regrouped(value: Floats, into: NDArray[np.int64], n_groups: int) -> Floats:
+    """Merge the groups of statistics, (5 or more, groups, columns), into larger ones."""
+    total = np.zeros((len(value), n_groups, value.shape[2]))
+    for group, part in zip(into, value.swapaxes(0, 1), strict=True):
+        total[:, group] = added(total[:, group], part)
+    return total
+
+
+def add_cells(total: Floats, x: Any, groups: NDArray[np.int64], offset: Floats | None) -> None:
+    """Add a matrix from `as_matrix` to the statistics of its groups, (5 or 7, groups, columns), in place.
+
+    Of seven, the last two are the sums of the values without their offsets, and of the cubes of their logarithms.
+    """
     columns = total.shape[2]
-    for group, column, y, offsets in _pieces(x, groups, offset):
-        total[1:4, group] = merge(total[1:4, group], _moments(column, y, columns))
+    total[0] += np.bincount(groups, minlength=total.shape[1])[:, None]
+    for group, column, value, y, offsets in _pieces(x, groups, offset):
+        if len(total) == 7:
+            total[5, group] += _sums(column, value if offsets is None else value * np.exp(-offsets), columns)
+            total[6, group] += _sums(column, y * y * y, columns)
+        found = _moments(column, y, columns)
+        total[0, group] -= found[0]
+        total[1:4, group] = merge(total[1:4, group], found)
         if offsets is not None:
             total[4, group] += _sums(column, offsets, columns)
 
 
-def _pieces(x: Any, groups: NDArray[np.int64], offset: Floats | None) -> Iterator[tuple[int, Columns, Floats, Any]]:
-    """Yield (group, columns, log x - offset, offsets) of the positive values, at most about PIECE at a time."""
+def _pieces(
+    x: Any, groups: NDArray[np.int64], offset: Floats | None
+) -> Iterator[tuple[int, Columns, Floats, Floats, Floats | None]]:
+    """Yield (group, columns, x, log x - offset, offsets) of the positive values, at most about PIECE at a time."""
     if (groups[1:] < groups[:-1]).any():
         order = np.argsort(groups, kind="stable")
         x, groups, offset = x[order], groups[order], None if offset is None else offset[order]
@@ -276,12 +295,13 @@ def _pieces(x: Any, groups: NDArray[np.int64], offset: Floats | None) -> Iterato
     for first, last in pairwise([*starts, len(groups)]):
         for start in range(first, last, rows):
             part = slice(start, min(start + rows, last))
-            per_row, column, value = positives(x, part)
-            y, offsets = np.log(value.astype(np.float64)), None
+            per_row, column, stored_values = positives(x, part)
+            value = stored_values.astype(np.float64, copy=False)
+            y, offsets = np.log(value), None
             if offset is not None:
                 offsets = np.repeat(offset[part], per_row)
                 y -= offsets
-            yield groups[first], column.astype(np.intp, copy=False), y, offsets
+            yield groups[first], column.astype(np.intp, copy=False), value, y, offsets
 
 
 def _moments(column: Columns, y: Floats, columns: int) -> tuple[Floats, Floats, Floats]:
@@ -339,10 +359,8 @@ def _check_offset(offset: Any, cells: int, first_row: int) -> Floats:
     bad = ~np.isfinite(offset)
     if bad.any():
         at = int(bad.argmax())
-        raise ValueError(
-            f"offset must be finite, got {offset[at]} in row {first_row + at}. It is the logarithm of a size factor, "
-            "which must be positive."
-        )
+        said = f"offset must be finite, got {offset[at]} in row {first_row + at}"
+        raise ValueError(f"{said}. It is the logarithm of a size factor, which must be positive.")
     return offset.astype(np.float64)
 
 

@@ -18,7 +18,6 @@ from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.models import draw_coefficients, log_fold_change
 from pyro_zilognormal.singlecell import DepthWarning, HurdleDE, SingleCellError, open_cells
 from pyro_zilognormal.singlecell.design.depth import Depth
-from pyro_zilognormal.singlecell.files import scale as scale_module
 from pyro_zilognormal.singlecell.files.scale import Cleaner
 from pyro_zilognormal.sufficient import rows as rows_module
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
@@ -64,7 +63,6 @@ def test_counts_are_normalised_by_their_totals(form: str, dtype: Any) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_counts_on_disk(form: str, how: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 60)
-    monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 150)
     path = tmp_path / "cells.h5ad"
     experiment(x=FORMS[form](COUNTS)).write_h5ad(path)
     if how == "backed":

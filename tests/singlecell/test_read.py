@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import tracemalloc
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import anndata
@@ -16,7 +17,6 @@ import torch
 
 from pyro_zilognormal import SufficientStatistics
 from pyro_zilognormal.singlecell import HurdleDE, SingleCellError, open_cells
-from pyro_zilognormal.singlecell.files import scale as scale_module
 from pyro_zilognormal.sufficient import rows as rows_module
 from tests.singlecell.cell_cases import GENES, experiment, frame, values
 
@@ -154,6 +154,10 @@ def test_rows_are_read_once_in_bounded_blocks_and_counts_twice(monkeypatch: pyte
     watched = Watched(np.ceil(values()))
     HurdleDE(Lookalike(experiment(), watched), "~ condition", scale="counts")
     assert [(s.start, s.stop) for s in watched.slices] == 2 * blocks
+    declared = Lookalike(experiment(), Watched(np.log1p(values())))
+    declared.uns["log1p"] = {"base": None}
+    assert HurdleDE(declared, "~ condition").settings["scale"] == "log1p"
+    assert [(s.start, s.stop) for s in declared.X.slices] == blocks
 
 
 def test_an_infinite_logarithm_in_a_later_block_is_named_as_stored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,13 +169,13 @@ def test_an_infinite_logarithm_in_a_later_block_is_named_as_stored(monkeypatch: 
 
 
 def test_columns_are_read_once_in_bounded_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 150)
+    monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 150)
     matrix = sp.csc_matrix(values())
-    watched = Watched(matrix, format="csc", indptr=matrix.indptr)
-    cells = Lookalike(experiment(), watched)
+    watched = Watched(matrix.T, indptr=matrix.indptr)
+    cells = Lookalike(experiment(), SimpleNamespace(shape=matrix.shape, format="csc", T=watched))
     de = HurdleDE(cells, "~ condition", scale="linear")
     torch.testing.assert_close(de.data.value, expected(), rtol=1e-13, atol=1e-13)
-    columns = [key[1] for key in watched.slices]
+    columns = watched.slices
     assert [c.start for c in columns] == [0, *(c.stop for c in columns[:-1])]
     assert columns[-1].stop == len(GENES)
     counts = [matrix.indptr[c.stop] - matrix.indptr[c.start] for c in columns]
@@ -193,7 +197,6 @@ def test_memory_is_bounded_whatever_the_file(
     form: str, settings: dict[str, Any], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 1 << 15)
-    monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 1 << 15)
     cells, genes = 4000, 500
     x = sp.random(cells, genes, 1.0 if form == "dense" else 0.5, random_state=0, format="csr")
     x.data = np.ceil(np.exp(9 * x.data))

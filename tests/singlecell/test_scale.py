@@ -119,8 +119,8 @@ REFUSED: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         r"says that adata.X is 'log1p'; needed that",
     ),
     "linear, declared a log": (SMALL, None, {"scale": "linear"}, "if uns is wrong, del adata.uns"),
-    "counts, declared a log": (COUNTS, 2, {}, "look counts, the largest .*; pass scale='counts' if they are"),
-    "large, declared a log": (LINEAR, 2, {}, "look linear, the largest .*; pass scale='linear' if they are"),
+    "counts, declared a log": (COUNTS, 2, {}, r"'log2p1' \(see adata.uns\['log1p'\]\), but .* whole .*scale='counts'"),
+    "large, declared a log": (LINEAR, 2, {}, r"\(see adata.uns\['log1p'\]\), but .* no logarithm; pass scale='linear'"),
     "counts said to be a log and declared another": (COUNTS, 2, {"scale": "log1p"}, "holds whole numbers"),
     "base 3": (LOGS["log1p"], 3, {}, r"\['base'\] is 3; needed e, 2 or 10"),
     "base of text": (LOGS["log1p"], np.array("two"), {}, "needed e, 2 or 10"),
@@ -154,7 +154,6 @@ def test_values_that_look_logged_warn_where_they_are_said_to_be_linear() -> None
 def test_values_of_later_blocks_count_too(form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A large value that alone tells the scale, and a fraction among counts, in the last block."""
     monkeypatch.setattr(rows_module, "VALUES_A_BLOCK", 60)
-    monkeypatch.setattr(scale_module, "_VALUES_A_BLOCK", 150)
     late = SMALL.copy()
     late[-1, -1] = 31.5
     assert HurdleDE(experiment(x=form(late)), "~ condition").settings["scale"] == "linear"

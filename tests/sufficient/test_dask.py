@@ -104,7 +104,7 @@ def test_a_part_holds_the_groups_that_a_block_has() -> None:
     def groups_of(block: Any, first: tuple[int, int], groups: np.ndarray) -> Part:
         return Part(np.unique(groups), np.full((5, len(np.unique(groups)), block.shape[1]), float(first[0])))
 
-    ((part,),) = fold(blocked(X, (60, COLUMNS)), groups_of, np.repeat([7, 900], 60))
+    (part,) = fold(blocked(X, (60, COLUMNS)), groups_of, np.repeat([7, 900], 60))
     assert part.groups.tolist() == [7, 900]
     assert part.value.shape == (5, 2, COLUMNS)
     assert part.value[0].tolist() == [[0.0] * COLUMNS, [60.0] * COLUMNS]

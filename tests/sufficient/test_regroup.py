@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from pyro_zilognormal import SufficientStatistics
+from pyro_zilognormal.sufficient.rows import as_matrix
+from pyro_zilognormal.sufficient.statistics import add_cells, regrouped
 
 RNG = np.random.default_rng(0)
 X = RNG.lognormal(2, 1, (300, 4)) * (RNG.random((300, 4)) < [0.0, 0.02, 0.5, 1.0])
@@ -43,3 +46,20 @@ def test_groups_that_stay_alone_are_the_same_to_the_bit() -> None:
 def test_bad_groups_are_refused(groups: Any, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         SufficientStatistics.from_cells(X, FINE, 12).regroup(groups)
+
+
+@pytest.mark.parametrize("make", [np.asarray, sp.csr_array])
+@pytest.mark.parametrize("offset", [None, OFFSET], ids=["no offset", "offset"])
+def test_sums_of_values_and_of_cubes_of_logarithms_come_with_the_five(offset: np.ndarray | None, make: Any) -> None:
+    fine = np.zeros((7, 12, 4))
+    for part in (slice(0, 130), slice(130, 300)):
+        add_cells(fine, as_matrix(make(X[part])), FINE[part], None if offset is None else offset[part])
+    total = regrouped(fine, INTO, 5)
+    five = SufficientStatistics.from_cells(X, INTO[FINE], 5, offset).value.numpy()
+    np.testing.assert_allclose(total[:5].transpose(1, 2, 0), five, rtol=1e-12, atol=1e-12)
+    linear = X if offset is None else X / np.exp(offset)[:, None]
+    cubes = np.log(linear, out=np.zeros_like(linear), where=linear > 0) ** 3
+    for group in range(5):
+        own = INTO[FINE] == group
+        np.testing.assert_allclose(total[5, group], linear[own].sum(0), rtol=1e-12)
+        np.testing.assert_allclose(total[6, group], cubes[own].sum(0), rtol=1e-12, atol=1e-12)

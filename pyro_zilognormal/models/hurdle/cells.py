@@ -42,8 +42,8 @@ class CellLikelihood:
     summed over products of the few distinct columns of the designs alone, stratum by stratum.
 
     Args:
-        cells: the data, with the designs that the coefficients refer to; its value may have a method ``fold(each,
-            *vectors)``, which adds up what ``each`` returns for blocks of cells and pieces of vectors, as on Dask.
+        cells: the data, with the designs that the coefficients refer to; a value that is ``on_dask`` has a method
+            ``fold(each, *vectors)``, which adds up what ``each`` returns for blocks of cells and pieces of vectors.
         block: the coefficients of a gene.
     """
 
@@ -122,7 +122,7 @@ class CellLikelihood:
     def _parts(self, each: Callable[..., _Strata]) -> Iterator[_Strata]:
         """Yield the sums over parts of the cells; workers of Dask merge them, if the cells are there."""
         vectors = self._stratum, self.offset, *self.columns.T
-        if hasattr(self.value, "fold"):
+        if getattr(self.value, "on_dask", False):
             yield self.value.fold(each, *vectors)
         else:
             yield from _in_threads(lambda part: each(part[0], *(v[part[1]] for v in vectors)), self._blocks())

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,14 +23,14 @@ from pyro_zilognormal.singlecell.design.formula import column
 from pyro_zilognormal.singlecell.errors import SingleCellError, listed, require, shown, unknown
 from pyro_zilognormal.singlecell.files.on_disk import open_cells
 from pyro_zilognormal.sufficient import SufficientStatistics
+from pyro_zilognormal.sufficient.statistics import regrouped
 from pyro_zilognormal.svi.data import digest
 
 FORMAT = 1
 _KEY = "ziln_cube"
 # Columns of obs and layers of the AnnData that a cube is stored as.
-_CELLS, _DEPTH = "n_cells", ("depth_total", "depth_bin", "log_depth_total")
+RESERVED = _CELLS, *_DEPTH = "n_cells", "depth_total", "depth_bin", "log_depth_total"
 _LAYERS = ("n_pos", "mean", "m2", "offset_sum", "total", "log_cubes")
-_PACKAGES = ("numpy", "anndata", "pandas")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,22 +44,36 @@ class Cube:
     Attributes:
         obs: a row for each group, with the keys as columns, categories or numbers.
         genes: names of the genes.
-        cells: the number of cells in each group.
-        statistics: of groups x genes, linear values with size factors divided out.
-        totals: sums of these values, of shape (groups, genes).
-        log_cubes: sums of the cubes of their logarithms, where positive, of shape (groups, genes).
+        numbers: the five of ``statistics``, then ``totals`` and ``log_cubes``, float64 of shape (7, groups, genes).
         depth: the depth of the cells of each group; None if it is not known.
         settings: scale, offset, depth and other arguments of :func:`reduce`, as plain values.
     """
 
     obs: Any
     genes: list[str]
-    cells: NDArray[np.int64]
-    statistics: SufficientStatistics
-    totals: NDArray[np.float64]
-    log_cubes: NDArray[np.float64]
+    numbers: NDArray[np.float64]
     depth: Depth | None
     settings: dict[str, Any]
+
+    @property
+    def statistics(self) -> SufficientStatistics:
+        """Statistics of groups x genes, linear values with size factors divided out."""
+        return SufficientStatistics(*torch.from_numpy(self.numbers[:5]))
+
+    @property
+    def totals(self) -> NDArray[np.float64]:
+        """Sums of these values, of shape (groups, genes)."""
+        return self.numbers[5]
+
+    @property
+    def log_cubes(self) -> NDArray[np.float64]:
+        """Sums of the cubes of their logarithms, where positive, of shape (groups, genes)."""
+        return self.numbers[6]
+
+    @property
+    def cells(self) -> NDArray[np.int64]:
+        """The number of cells in each group."""
+        return cells_of(self.numbers)
 
     def __repr__(self) -> str:
         size = f"{self.cells.sum()} cells in {len(self.cells)} groups x {len(self.genes)} genes"
@@ -82,7 +94,9 @@ class Cube:
             chosen &= own
         if not chosen.any():
             raise SingleCellError(f"select: no group has {levels}; needed levels that cells of the cube have")
-        return self._rows(np.flatnonzero(chosen))
+        rows = np.flatnonzero(chosen)
+        obs, depth = self.obs.iloc[rows].reset_index(drop=True), self.depth and self.depth.rows(rows)
+        return replace(self, obs=obs, numbers=self.numbers[:, rows], depth=depth)
 
     def append(self, other: Cube, *, merge: bool = False) -> Cube:
         """Return the cube of these and other cells together; :func:`reduce` makes a cube of cells, ``like`` this one.
@@ -97,9 +111,8 @@ class Cube:
         """
         self._check_alike(other)
         if not merge:
-            own = set(self._names())
-            both = list(dict.fromkeys(name for name in other._names() if name in own))
-            if both:
+            own, others = (cube.obs.astype(str).agg(":".join, axis=1) for cube in (self, other))
+            if both := list(dict.fromkeys(others[others.isin(own)])):
                 raise SingleCellError(
                     f"{len(both)} groups of {':'.join(map(str, self.obs.columns))} are in the cube already: "
                     f"{listed(both, 3)}; needed cells that it does not have; pass merge=True if these are other cells "
@@ -141,26 +154,16 @@ class Cube:
             known = self.depth.value, self.depth.bin, self.depth.log
             obs = obs.assign(**dict(zip(_DEPTH, known, strict=True)))
         obs.index = [str(i) for i in range(len(obs))]
-        head: dict[str, Any] = {
-            "format": FORMAT,
-            "by": [*self.obs.columns],
-            "settings": self.settings,
-            "digest": self._digest(),
-        }
-        head["versions"] = {"pyro-zilognormal": __version__, "python": platform.python_version()}
-        head["versions"] |= {name: importlib.metadata.version(name) for name in _PACKAGES}
-        fields = (self.statistics.n_pos, self.statistics.mean, self.statistics.m2, self.statistics.offset_sum)
-        layers = dict(zip(_LAYERS, (*(f.numpy() for f in fields), self.totals, self.log_cubes), strict=True))
-        var = require("pandas").DataFrame(index=self.genes)
+        head = {"format": FORMAT, "by": [*self.obs.columns], "settings": self.settings, "version": __version__}
+        head["digest"] = self._digest()
+        layers, var = dict(zip(_LAYERS, self.numbers[1:], strict=True)), require("pandas").DataFrame(index=self.genes)
         return require("anndata").AnnData(obs=obs, var=var, layers=layers, uns={_KEY: json.dumps(head)})
 
     @classmethod
     def from_anndata(cls, adata: Any, where: str = "adata") -> Cube:
         """Return the cube that an AnnData of :meth:`to_anndata` holds; ``where`` is what errors call it."""
         if not is_cube(adata):
-            raise SingleCellError(
-                f"{where!r} holds no cube; needed one that pyro-zilognormal reduce or Cube.save wrote"
-            )
+            raise SingleCellError(f"{where!r} holds no cube; needed one that reduce or Cube.save wrote")
         newer = 0
         try:
             head = json.loads(adata.uns[_KEY])
@@ -170,27 +173,17 @@ class Cube:
         except Exception as error:  # zarr, anndata, json and checks raise many kinds for damaged files
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise SingleCellError(f"{where!r} is a damaged cube ({said}); reduce the cells again") from error
-        raise SingleCellError(
-            f"{where!r} has cube format {newer}, newer than the {FORMAT} of this version; upgrade pyro_zilognormal"
-        )
+        raise SingleCellError(f"{where!r} has cube format {newer}, newer than the {FORMAT} of this version; upgrade it")
 
     def check_given(self, **given: Any) -> None:
         """Raise for arguments that say something else than what the cells were reduced with."""
         for name, value in given.items():
             own = self.settings[name]
             if not (value is None or (np.isscalar(value) and value in (False, own))):  # 0 is False
-                raise SingleCellError(
-                    f"{name} is {shown(value)}, but the cells of the cube were reduced with {name}={own!r}; needed "
-                    f"no {name}, or a cube that is reduced again"
-                )
+                said = f"{name} is {shown(value)}, but the cells of the cube were reduced with {name}={own!r}"
+                raise SingleCellError(f"{said}; needed no {name}, or a cube that is reduced again")
 
     # --- Parts
-
-    def _rows(self, rows: NDArray[np.int64]) -> Cube:
-        depth = self.depth and self.depth.rows(rows)
-        statistics = SufficientStatistics.from_value(self.statistics.value[rows])
-        parts = self.cells[rows], statistics, self.totals[rows], self.log_cubes[rows]
-        return Cube(self.obs.iloc[rows].reset_index(drop=True), self.genes, *parts, depth, self.settings)
 
     def with_genes(self, genes: list[str]) -> Cube:
         """Return the cube with its genes in another order."""
@@ -198,20 +191,12 @@ class Cube:
             return self
         if set(genes) != set(self.genes):
             odd = sorted(set(genes) ^ set(self.genes))
+            said = f"genes differ: {len(odd)} are in one of two inputs only, {listed(odd, 3)}"
             raise SingleCellError(
-                f"genes differ: {len(odd)} are in one of two inputs only, {listed(odd, 3)}; needed the same genes in "
-                "all: fill those that are missing, or leave them out"
+                f"{said}; needed the same genes in all: fill those that are missing, or leave them out"
             )
         place = {gene: i for i, gene in enumerate(self.genes)}
-        order = [place[gene] for gene in genes]
-        statistics = SufficientStatistics.from_value(self.statistics.value[:, order])
-        return replace(
-            self, genes=genes, statistics=statistics, totals=self.totals[:, order], log_cubes=self.log_cubes[:, order]
-        )
-
-    def _names(self) -> list[str]:
-        """Return the names of the groups, without their bins."""
-        return [":".join(map(str, levels)) for levels in self.obs.astype(object).itertuples(index=False, name=None)]
+        return replace(self, genes=genes, numbers=self.numbers[:, :, [place[gene] for gene in genes]])
 
     def _check_alike(self, other: Cube) -> None:
         """Raise for a cube that was reduced in another way."""
@@ -230,7 +215,7 @@ class Cube:
                 )
 
     def _digest(self) -> str:
-        """Return a hash of everything but versions."""
+        """Return a hash of everything but the version."""
         keys = [[str(name), *_plain(self.obs[name])] for name in self.obs.columns]
         depth = [self.depth.value, self.depth.bin, self.depth.log] if self.depth else []
         arrays = [self.cells, self.statistics.value, self.totals, self.log_cubes]
@@ -242,9 +227,9 @@ class Cube:
             replace_folder(path, self.to_anndata().write_zarr)
 
 
-def reserved() -> tuple[str, ...]:
-    """Return the columns of obs that a stored cube has beside its keys."""
-    return _CELLS, *_DEPTH
+def cells_of(numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the number of cells in each group of statistics of shape (5 or more, groups, genes)."""
+    return numbers[:2, :, 0].sum(0).astype(np.int64)
 
 
 def is_cube(adata: Any) -> bool:
@@ -262,18 +247,9 @@ def opened(adata: Any) -> Any:
 def writing(path: Path) -> Iterator[None]:
     """Keep other processes off a path, and refuse one that holds something else than a cube."""
     with one_writer(path):
-        if path.exists() and not _holds_cube(path):
+        if path.exists() and not (path / "uns" / _KEY).is_dir():
             raise SingleCellError(f"{str(path)!r} exists and is no cube, and is left as it is; choose another path")
         yield
-
-
-def _holds_cube(path: Path) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return path.is_dir() and is_cube(open_cells(path))
-    except SingleCellError:
-        return False
 
 
 def _plain(values: Any) -> list[Any]:
@@ -288,14 +264,13 @@ def _checked(adata: Any, head: Mapping[str, Any]) -> Cube:
     settings, by, genes = head["settings"], head["by"], [str(gene) for gene in adata.var_names]
     cells = np.asarray(adata.obs[_CELLS]).astype(np.int64)
     layers = [np.asarray(adata.layers[name][:]).astype(np.float64) for name in _LAYERS]
-    n_pos, mean, m2, offset, totals, log_cubes = layers
-    value = torch.from_numpy(np.stack([cells[:, None] - n_pos, n_pos, mean, m2, offset], -1))
+    numbers = np.stack([cells[:, None] - layers[0], *layers])
     depth = None
     if settings["known_depth"] is not None:
         total, which, log = (adata.obs[name].to_numpy() for name in _DEPTH)
         depth = Depth(settings["known_depth"], total, which.astype(np.int64), log, cells)
     obs = require("pandas").DataFrame({name: column(adata.obs, name, "by") for name in by}).reset_index(drop=True)
-    cube = Cube(obs, genes, cells, SufficientStatistics.from_value(value), totals, log_cubes, depth, dict(settings))
+    cube = Cube(obs, genes, numbers, depth, dict(settings))
     if cube._digest() != head["digest"]:
         raise ValueError("its hash does not match its content")
     return cube
@@ -310,30 +285,15 @@ def merged(parts: Sequence[Cube], settings: dict[str, Any]) -> Cube:
     parts = [part.with_genes(genes) for part in parts]
     obs = require("pandas").DataFrame({n: _stack([p.obs[n] for p in parts]) for n in parts[0].obs.columns})
     depths = [part.depth for part in parts if part.depth]
-    which = np.concatenate([d.bin for d in depths]) if depths else np.zeros(len(obs), np.int64)
-    row, example = strata([*(obs[name] for name in obs.columns), which], len(obs))
-
-    def added(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        given = np.concatenate(arrays)
-        total = np.zeros((len(example), *given.shape[1:]), given.dtype)
-        np.add.at(total, row, given)
-        return total
-
-    value = torch.cat([part.statistics.value for part in parts])
-    cells, depth = added([part.cells for part in parts]), None
-    if depths:
-        total, log = added([d.value for d in depths]), added([d.log for d in depths])
-        depth = Depth(depths[0].name, total, which[example], log, cells)
-    return Cube(
-        obs.iloc[example].reset_index(drop=True),
-        genes,
-        cells,
-        SufficientStatistics.from_value(value).regroup(row, len(example)),
-        added([part.totals for part in parts]),
-        added([part.log_cubes for part in parts]),
-        depth,
-        settings,
+    value, log, bins = (
+        np.concatenate([getattr(d, name) for d in depths] or [np.zeros(len(obs))]) for name in ("value", "log", "bin")
     )
+    row, example = strata([*(obs[name] for name in obs.columns), bins], len(obs))
+    numbers = regrouped(np.concatenate([part.numbers for part in parts], 1), row, len(example))
+    cube = Cube(obs.iloc[example].reset_index(drop=True), genes, numbers, None, settings)
+    value, log = (np.bincount(row, each).astype(np.float64) for each in (value, log))
+    depth = Depth(depths[0].name, value, bins[example], log, cube.cells) if depths else None
+    return replace(cube, depth=depth)
 
 
 def _stack(columns: Sequence[Any]) -> Any:

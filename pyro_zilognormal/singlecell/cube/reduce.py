@@ -6,13 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.arguments import flag, items, nonnegative, text_or_none
-from pyro_zilognormal.singlecell.cube.cube import Cube, is_cube, merged, opened, reserved, writing
+from pyro_zilognormal.singlecell.cube.cube import RESERVED, Cube, cells_of, is_cube, merged, opened, writing
 from pyro_zilognormal.singlecell.design.depth import AUTO, TOTALS, Depth, edges
 from pyro_zilognormal.singlecell.design.design import Design, strata
 from pyro_zilognormal.singlecell.design.formula import Formula, column
@@ -23,12 +23,14 @@ from pyro_zilognormal.singlecell.files.io import (
     data_of,
     find_values,
     log_size_factors,
+    of_groups,
     read,
     stratify,
     warn_of_confounded_depth,
 )
 from pyro_zilognormal.singlecell.files.reading import read_statistics
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression
+from pyro_zilognormal.sufficient.statistics import regrouped
 
 # A formula is evaluated with groups repeated up to so many times.
 _REPEATS = 9
@@ -100,10 +102,8 @@ def reduce(
     settings = _settings(sources, given)
     cube = merged([source.reduce(settings) for source in sources], settings)
     if like is None and 2 * len(cube.cells) > cube.cells.sum():
-        raise SingleCellError(
-            f"by: {len(cube.cells)} groups of {cube.cells.sum()} cells; needed groups of two cells or more on average: "
-            "name columns of fewer levels"
-        )
+        said = f"by: {len(cube.cells)} groups of {cube.cells.sum()} cells"
+        raise SingleCellError(f"{said}; needed groups of two cells or more on average: name columns of fewer levels")
     return cube
 
 
@@ -128,9 +128,8 @@ def _keys(by: Any, within: str | None) -> list[str]:
     keys = [by] if isinstance(by, str) else items("by", by, "names of columns of obs")
     if not keys or len(set(keys)) < len(keys):
         raise SingleCellError(f"by is {shown(by)}; needed one or more columns of obs, each once")
-    for name in keys:
-        if name in reserved():
-            raise SingleCellError(f"by: {name!r} is the name of a column that cubes add; rename yours")
+    for name in set(keys) & {*RESERVED}:
+        raise SingleCellError(f"by: {name!r} is the name of a column that cubes add; rename yours")
     if within is not None and within not in keys:
         raise unknown("depth_within", within, "columns in by", keys)
     return keys
@@ -144,15 +143,16 @@ class _Source:
     keys: Any  # the columns of obs
     offset: NDArray[np.float64] | None
     depth: Depth | None
-    scale_from: str
 
     @classmethod
     def of(cls, adata: Any, keys: list[str], given: Mapping[str, Any], number: str) -> _Source:
-        clean, scale_from = find_values(adata, given, number)
-        values = {name: _as_categories(column(adata.obs, name, "by")) for name in keys}
+        clean = find_values(adata, given, number)
+        values = {name: column(adata.obs, name, "by") for name in keys}
+        # Text becomes categories, sorted as formulas sort it.
+        values = {name: v.astype("category") if v.dtype == object else v for name, v in values.items()}
         frame = require("pandas").DataFrame(values).reset_index(drop=True)
         offset = None if given["offset"] is None else log_size_factors(adata.obs, given["offset"])
-        return cls(clean, frame, offset, Depth.find(adata.obs, given["depth"], clean), scale_from)
+        return cls(clean, frame, offset, Depth.find(adata.obs, given["depth"], clean))
 
     def levels(self, within: str | None) -> Any:
         """Return the level of each cell within which its bin of depth is made, as text."""
@@ -169,19 +169,12 @@ class _Source:
             for name, between in settings["edges"].items():
                 which[level == name] = np.searchsorted(between, depth.log[level == name], side="right")
         row, example = strata([*(self.keys[name] for name in self.keys.columns), which], cells)
-        count = np.bincount(row)
-        statistics, totals, cubes = read_statistics(self.clean, row, len(example), offset)
-        known = None
+        numbers = read_statistics(self.clean, row, len(example), offset)
         if depth:
             value, log = (np.bincount(row, each).astype(np.float64) for each in (depth.value, depth.log))
-            known = Depth(depth.name, value, which[example], log, count)
+            depth = Depth(depth.name, value, which[example], log, np.bincount(row))
         keys, genes = self.keys.iloc[example].reset_index(drop=True), self.clean.expression.genes
-        return Cube(keys, genes, count, statistics, totals, cubes, known, dict(settings))
-
-
-def _as_categories(values: Any) -> Any:
-    """Return text as categories, sorted as formulas sort it; numbers and categories as they are."""
-    return values.astype("category") if values.dtype == object else values
+        return Cube(keys, genes, numbers, depth, dict(settings))
 
 
 def _settings(sources: Sequence[_Source], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +186,7 @@ def _settings(sources: Sequence[_Source], given: Mapping[str, Any]) -> dict[str,
         raise SingleCellError(f"depth: the inputs have {sorted(map(str, names))}; needed one: pass depth= it, or None")
     scale, (known,) = scales.pop(), names
     settings = {n: given[n] for n in ("layer", "use_raw", "offset", "depth_within", "detection_threshold")}
-    settings |= {"scale": scale, "scale_from": given.get("scale_from", sources[0].scale_from)}
+    settings |= {"scale": scale, "scale_from": given.get("scale_from", sources[0].clean.scale_from)}
     settings |= {"known_depth": known, "depth": known if given["depth"] else None, "unit": given.get("unit")}
     settings["edges"] = between = dict(given.get("edges", {}))
     if known and scale == "counts" and settings["unit"] is None:
@@ -211,56 +204,39 @@ def _settings(sources: Sequence[_Source], given: Mapping[str, Any]) -> dict[str,
 # --- A cube to what is fitted
 
 
-class Groups(Cells):
-    """An experiment that is read from a cube: the cells are groups, and their single values are not known."""
-
-    def genes(self, columns: list[int]) -> NoReturn:
-        """Raise: there are no cells."""
-        raise SingleCellError("adata is a cube, which has no single cells to draw genes of; needed an AnnData of them")
-
-
-def read_cube(cube: Cube, formula: str, donor: str | None, depth: str | None) -> Groups:
+def read_cube(cube: Cube, formula: str, donor: str | None, depth: str | None) -> Cells:
     """Return what is fitted, as :func:`~pyro_zilognormal.singlecell.files.io.read` does of cells."""
     fixed, bars = split_formula(formula)
     design = Design(fixed, cube.obs, cube.cells)
     _check_formula(design, cube)
     terms, left_out = random_terms(cube.obs, design, donor, bars)
-    known = _depth(cube)
-    used = _asked(known, depth, cube.settings["depth"] is not None)
+    known, used = _depths(cube, depth)
     row, example = stratify(design, terms, donor, used)
-    count = np.zeros(len(example), np.int64)
-    totals, cubes = (np.zeros((len(example), len(cube.genes))) for _ in range(2))
-    for whole, parts in ((count, cube.cells), (totals, cube.totals), (cubes, cube.log_cubes)):
-        np.add.at(whole, row, parts)
-    data = data_of(cube.statistics.regroup(row, len(example)).value, design, terms, example)
-    matrix = Expression(None, cube.genes, cube.obs.index, "the cube", False)
+    numbers = regrouped(cube.numbers, row, len(example))
+    data = data_of(of_groups(numbers), design, terms, example)
+    matrix = Expression(None, cube.genes, cube.obs.index, "the cube", None)
     clean = Cleaner(matrix, cube.settings["scale"], cube.settings["detection_threshold"])
-    factor = np.ones(len(cube.obs))
-    found = Groups(clean, design, terms, left_out, used, factor, data, row, example, count, totals, cubes)
+    count, factor = cells_of(numbers), np.ones(len(cube.obs))
+    found = Cells(clean, design, terms, left_out, used, factor, data, row, example, count, *numbers[5:])
     if not design.has_depth:
         warn_of_confounded_depth(found, known)
     return found
 
 
-def _depth(cube: Cube) -> Depth | None:
-    """Return the depth of the groups, its bins numbered anew from 0."""
-    if cube.depth is None:
-        return None
-    within = cube.settings["depth_within"]
-    levels = [] if within is None else [cube.obs[within]]
-    return replace(cube.depth, bin=strata([*levels, cube.depth.bin], len(cube.cells))[0])
-
-
-def _asked(known: Depth | None, depth: str | None, bins: bool) -> Depth | None:
-    """Return the depth of a cube if an argument asks for it."""
+def _depths(cube: Cube, depth: str | None) -> tuple[Depth | None, Depth | None]:
+    """Return the depth of the groups, its bins numbered anew from 0, and that which an argument asks for."""
+    known, within = cube.depth, cube.settings["depth_within"]
+    if known:
+        levels = [] if within is None else [cube.obs[within]]
+        known = replace(known, bin=strata([*levels, known.bin], len(cube.obs))[0])
     if depth is None or (depth == AUTO and known is None):
-        return None
+        return known, None
     if known is None or depth not in (AUTO, known.name):
         own = "has no depth" if known is None else f"has the depth {known.name!r}"
         raise SingleCellError(f"depth is {depth!r}, but the cube {own}; needed that, or 'auto', or none")
-    if not bins:
+    if cube.settings["depth"] is None:
         raise SingleCellError(f"depth is {depth!r}, but the cube has no bins; needed reduce(..., depth='auto')")
-    return known
+    return known, known
 
 
 def _check_formula(design: Design, cube: Cube) -> None:
@@ -282,11 +258,7 @@ def read_any(
     if isinstance(adata, Cube):
         adata.check_given(**given)
         return read_cube(adata, formula, donor, depth), adata.settings
-    clean, scale_from = find_values(adata, given)
-    offset = given["offset"]
-    said = {
-        "scale": clean.scale,
-        "scale_from": scale_from,
-        "offset": offset if isinstance(offset, str | None) else "array",
-    }
+    clean, offset = find_values(adata, given), given["offset"]
+    said: dict[str, Any] = {"scale": clean.scale, "scale_from": clean.scale_from}
+    said["offset"] = offset if isinstance(offset, str | None) else "array"
     return read(adata.obs, formula, donor, offset, depth, clean), {**given, **said}

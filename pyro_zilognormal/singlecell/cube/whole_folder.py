@@ -17,7 +17,10 @@ from pyro_zilognormal.svi.checkpoint import locked
 def found_at(path: str | os.PathLike[str]) -> Path:
     """Return where a folder is: a write that is killed between two renames leaves the old one under another name."""
     path = Path(path)
-    return path if os.path.exists(path) or not os.path.exists(_old(path)) else _old(path)
+    if os.path.exists(path):
+        return path
+    old = path.with_name(f"{path.name}.old")
+    return old if os.path.exists(old) else path
 
 
 @contextmanager
@@ -31,7 +34,7 @@ def one_writer(path: Path) -> Iterator[None]:
 
 def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a folder beside the one at a path, and put it there once it is whole; call it within :func:`one_writer`."""
-    new, old = path.with_name(f".{path.name}.new"), _old(path)
+    new, old = path.with_name(f".{path.name}.new"), path.with_name(f"{path.name}.old")
     shutil.rmtree(new, ignore_errors=True)  # of a process that was killed while it wrote
     try:
         write(new)
@@ -45,7 +48,3 @@ def replace_folder(path: Path, write: Callable[[Path], Any]) -> None:
         raise OSError(error.errno or errno.EIO, f"{error.strerror or error}; {whole}", str(path)) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-
-
-def _old(path: Path) -> Path:
-    return path.with_name(f"{path.name}.old")

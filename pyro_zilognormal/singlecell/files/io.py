@@ -33,6 +33,7 @@ from pyro_zilognormal.singlecell.files.reading import (
 )
 from pyro_zilognormal.singlecell.files.scale import Cleaner, Expression, choose_scale, declared_scale
 from pyro_zilognormal.singlecell.files.stored_matrix import SparseOnDisk, check_open, checked
+from pyro_zilognormal.sufficient import row_chunks
 
 # The share of positive values says something of depth if it is that of many genes.
 _FEWEST_GENES = 100
@@ -45,57 +46,41 @@ _WIDEST = 5.0
 def find_expression(adata: Any, layer: str | None = None, use_raw: bool = False) -> Expression:
     """Return X, a layer or raw.X of an AnnData."""
     if not (hasattr(getattr(adata, "obs", None), "columns") and "X" in dir(adata)):  # which reads nothing
-        raise ArgumentTypeError(
-            f"adata is a {type(adata).__name__}; needed an AnnData, such as anndata.read_h5ad(path) returns"
-        )
+        raise ArgumentTypeError(f"adata is a {type(adata).__name__}; needed an AnnData, as open_cells(path) returns it")
     if getattr(adata, "is_view", False):  # anndata slices the matrix of the whole without a check
         whole, _, where = _choose(adata._adata_ref, layer, use_raw)
         whole = checked(whole, where)
         if isinstance(whole, SparseOnDisk):
-            whole.check()
+            for _ in row_chunks(whole.T if whole.format == "csc" else whole):
+                pass
     matrix, names, where = _choose(adata, layer, use_raw)
-    _check_shape(adata, matrix, names, where)
-    genes = [str(name) for name in names]
-    duplicated = names[names.duplicated()]
-    if len(duplicated):
+    check_open(matrix, where)
+    cells, genes = adata.obs_names, [str(name) for name in names]
+    shape, needed = tuple(matrix.shape), f"{len(cells)} cells, those of obs, x {len(genes)} genes, those of its var"
+    if len(shape) != 2 or 0 in shape:
+        raise SingleCellError(f"{where} is empty, of shape {shape}; needed cells x genes, each at least 1")
+    if shape != (len(cells), len(genes)):
+        raise SingleCellError(f"{where} has shape {shape}; needed {needed}: repair the file")
+    for name in names[names.duplicated()][:1]:
         raise SingleCellError(
-            f"{where}: gene name {str(duplicated[0])!r} stands {genes.count(str(duplicated[0]))} times in var_names; "
-            "needed unique names: call adata.var_names_make_unique()"
+            f"{where}: gene name {str(name)!r} stands {genes.count(str(name))} times in var_names; needed unique "
+            "names: call adata.var_names_make_unique()"
         )
-    return Expression(
-        checked(matrix, where), genes, adata.obs_names, where, where == "adata.X" and "log1p" in adata.uns
-    )
+    declared = declared_scale(adata.uns) if where == "adata.X" else None
+    return Expression(checked(matrix, where), genes, cells, where, declared)
 
 
-def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> tuple[Cleaner, str]:
-    """Return how to bring the values that layer, use_raw, scale, ... mean to the linear scale, and how it is known.
+def find_values(adata: Any, given: Mapping[str, Any], number: str = "") -> Cleaner:
+    """Return the values that layer, use_raw, scale, ... mean, and how to bring them to the linear scale.
 
     ``number`` is that of the AnnData among several, for errors.
     """
     found, with_offset = find_expression(adata, given["layer"], given["use_raw"]), given["offset"] is not None
     expression = replace(found, where=found.where.replace("adata", f"adata{number}", 1))
-    declared = declared_scale(adata.uns) if expression.log1p else None
-    scale, scale_from = choose_scale(given["scale"], expression, declared, with_offset)
+    scale, scale_from = choose_scale(given["scale"], expression, with_offset)
     if scale == "counts" and with_offset:
         raise SingleCellError("offset is given with scale='counts', which takes size factors from depth; needed one")
-    return Cleaner(expression, scale, given["detection_threshold"], with_offset), scale_from
-
-
-def _check_shape(adata: Any, matrix: Any, names: Any, where: str) -> None:
-    """Raise unless the matrix has the cells of obs and the genes of its var."""
-    check_open(matrix, where)
-    if matrix is None:
-        check_readable("adata", "X", adata.obs)
-        raise SingleCellError(f"adata has no X; name a layer: {', '.join(adata.layers) or 'it has none'}")
-    if len(matrix.shape) != 2 or 0 in matrix.shape:
-        raise SingleCellError(
-            f"{where} is empty, of shape {tuple(matrix.shape)}; needed cells x genes, each at least 1"
-        )
-    if tuple(matrix.shape) != (len(adata.obs), len(names)):
-        raise SingleCellError(
-            f"{where} has shape {tuple(matrix.shape)}; needed {len(adata.obs)} cells, those of obs, x {len(names)} "
-            "genes, those of its var: repair the file"
-        )
+    return Cleaner(expression, scale, given["detection_threshold"], with_offset, scale_from=scale_from)
 
 
 def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str]:
@@ -107,7 +92,10 @@ def _choose(adata: Any, layer: str | None, use_raw: bool) -> tuple[Any, Any, str
             raise SingleCellError("use_raw is True, but adata.raw is None; pass use_raw=False, or name a layer")
         return adata.raw.X, adata.raw.var_names, "adata.raw.X"
     if layer is None:
-        return adata.X, adata.var_names, "adata.X"
+        if (matrix := adata.X) is not None:
+            return matrix, adata.var_names, "adata.X"
+        check_readable("adata", "X", adata.obs)
+        raise SingleCellError(f"adata has no X; name a layer: {', '.join(adata.layers) or 'it has none'}")
     if layer not in adata.layers:
         check_readable("layer", f"layers[{layer!r}]", adata.obs)
         raise unknown("layer", layer, "layers of adata", adata.layers)
@@ -137,7 +125,8 @@ class Arm:
 class Cells:
     """An experiment, read and checked.
 
-    Its rows are strata, of cells alike in all variables, random effects and bin of depth, or single cells.
+    Its rows are strata, of cells alike in all variables, random effects and bin of depth, or single cells. In that of
+    a cube, cells are groups, and there is no matrix.
     """
 
     clean: Cleaner  # the matrix, and how its values are brought to the linear scale
@@ -189,21 +178,20 @@ class Cells:
 
     def arms(self, conditions: Sequence[Mapping[str, Any]]) -> list[Arm]:
         """Return what was observed in the cells with the levels of each condition."""
-        rows = [self.rows(levels) for levels in conditions]
+        chosen = np.stack([self.chosen(levels) for levels in conditions]).astype(np.float64)
+        rows = chosen[:, self.example]
         if self.totals is not None:
-            positives = [self.data.value[own, :, 1].sum(0).numpy(force=True) for own in rows]
-            totals = [self.totals[own].sum(0) for own in rows]
+            positives, totals = rows @ self.data.value[..., 1].numpy(force=True), rows @ self.totals
         else:  # few passes over the cells, however many conditions
-            chosen = np.stack([self.chosen(levels) for levels in conditions]).astype(np.float64)
-            positives = list(times(chosen, self.data.value, lambda x: x > 0))
-            totals = list(times(chosen / self.factor, self.data.value))
-        return [
-            Arm(int(self.count[own].sum()), positive.astype(np.int64), total)
-            for own, positive, total in zip(rows, positives, totals, strict=True)
-        ]
+            positives = times(chosen, self.data.value, lambda x: x > 0)
+            totals = times(chosen / self.factor, self.data.value)
+        cells = (rows @ self.count).astype(int).tolist()
+        return [Arm(*arm) for arm in zip(cells, positives.astype(np.int64), totals, strict=True)]
 
     def genes(self, columns: list[int]) -> NDArray[np.float64]:
         """Return the linear values of some genes in all cells, with size factors divided out."""
+        if self.clean.expression.matrix is None:
+            raise SingleCellError("adata is a cube, which has no single cells to draw genes of; needed an AnnData")
         return read_genes(self.clean, columns) / self.factor[:, None]
 
     @property
@@ -236,13 +224,18 @@ def read(obs: Any, formula: str, donor: str | None, offset: Any, depth: str | No
         value, left = keep_cells(clean), shift
         totals = cubes = None
     else:  # the offset is taken out of statistics and totals
-        statistics, totals, cubes = read_statistics(clean, row, len(example), shift)
-        value, left = statistics.value, None
+        numbers = read_statistics(clean, row, len(example), shift)
+        value, left, totals, cubes = of_groups(numbers), None, *numbers[5:]
     data = data_of(value, design, terms, example, left)
     cells = Cells(clean, design, terms, left_out, used, factor, data, row, example, np.bincount(row), totals, cubes)
     if not design.has_depth:
         warn_of_confounded_depth(cells, known or Depth.hinted(obs))
     return cells
+
+
+def of_groups(numbers: NDArray[np.float64]) -> torch.Tensor:
+    """Return the value of statistics of shape (5 or more, groups, genes)."""
+    return torch.from_numpy(numbers[:5]).movedim(0, -1)
 
 
 def stratify(

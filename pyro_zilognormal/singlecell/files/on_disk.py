@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from pyro_zilognormal.singlecell.errors import UNREADABLE, SingleCellError, list
 from pyro_zilognormal.singlecell.files.stored_matrix import checked, hdf5, lazy, missing_filter
 
 _ON_DISK = ("array", "csr_matrix", "csc_matrix")
-_ALIGNED = ("layers", "obsm", "varm", "obsp", "varp")
+_ALIGNED = ("obsm", "varm", "obsp", "varp")
 _DEEPEST = 32
 
 
@@ -55,8 +53,7 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
     try:
         full = str(path.absolute())  # workers may have another working directory
         root = require("zarr").open_group(full, mode="r") if path.is_dir() else hdf5().File(full, "r")
-        link = None if follow_links else (_symbolic_link(path) if path.is_dir() else _hdf5_link(root))
-        if link:
+        if not follow_links and (link := _link(root, path)):
             raise SingleCellError(
                 f"{str(path)!r} holds {link}, which may reach other files; if you trust it, pass follow_links=True"
             )
@@ -68,10 +65,8 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
     except (ModuleNotFoundError, SingleCellError):
         raise
     except Exception as error:  # h5py, zarr and anndata raise many kinds for damaged files
-        raise SingleCellError(
-            f"{str(path)!r} cannot be read as an AnnData ({reason(error)}); needed a whole file that anndata wrote, "
-            "h5ad or zarr"
-        ) from error
+        said = f"{str(path)!r} cannot be read as an AnnData ({reason(error)})"
+        raise SingleCellError(f"{said}; needed a whole file that anndata wrote, h5ad or zarr") from error
     if left_out:
         cells.obs.attrs[UNREADABLE] = left_out
         said = listed(f"{what} ({why})" for what, why in left_out.items())
@@ -82,41 +77,29 @@ def open_cells(path: str | os.PathLike[str], *, follow_links: bool = False, dask
 
 def _opened(root: Any, path: Path, dask: bool) -> tuple[Any, dict[str, str]]:
     """Return the AnnData of an open file, and why elements cannot be read."""
+    if getattr(getattr(root.get("obs"), "dtype", None), "names", None):  # records, as anndata wrote them before 0.7
+        return _on_disk_class()(require("anndata").read_h5ad(path)), {}
     left_out: dict[str, str] = {}
-    if _is_old(root):
-        old = require("anndata").read_h5ad(path)
-        parts = {name: getattr(old, name) for name in ("X", "obs", "var", "uns", *_ALIGNED)}
-        parts["raw"] = None if old.raw is None else {"X": old.raw.X, "var": old.raw.var}
-    else:
-        parts = _parts(root, dask, left_out)
+    matrix = partial(_matrix, dask=dask)
+
+    def raw(group: Any, where: str) -> dict[str, Any]:
+        found = {"X": matrix(group["X"], f"{where}.X"), "var": _table(root, "raw/var", left_out)}
+        if found["X"].shape != (len(parts["obs"]), len(found["var"])):
+            raise ValueError(f"its X has shape {tuple(found['X'].shape)}, its var {len(found['var'])} genes")
+        return found
+
+    parts: dict[str, Any] = {name: _table(root, name, left_out) for name in ("obs", "var")}
+    parts |= _readable(root, "", left_out, matrix, ["X"])
+    if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
+        parts |= _readable(root, "", left_out, raw, ["raw"])
+    for name, read in {"uns": _in_memory, "layers": matrix, **dict.fromkeys(_ALIGNED, _matrix)}.items():
+        parts[name] = _readable(root[name], name, left_out, read) if name in root else {}
     cells = _on_disk_class()(**parts)
     cells._root = root
-    for name in (name for name in _ALIGNED if name in root and not _is_old(root)):
-        for key in root[name]:
-            with _leaving_out(f"{name}[{key!r}]", left_out):
-                where = f"adata.layers[{key!r}]" if dask and name == "layers" else None
-                getattr(cells, name)[key] = _element(root[name][key], where)
     return cells, left_out
 
 
-def _parts(root: Any, dask: bool, left_out: dict[str, str]) -> dict[str, Any]:
-    """Return what an AnnData is made of, except what is aligned to its axes."""
-    parts: dict[str, Any] = {name: _table(root, name, left_out) for name in ("obs", "var")}
-    parts["X"] = None
-    with _leaving_out("X", left_out):
-        parts["X"] = _element(root["X"], "adata.X" if dask else None) if "X" in root else None
-    parts["uns"] = _readable(root["uns"], "uns", left_out) if "uns" in root else {}
-    if "raw" in root and "X" in root["raw"]:  # a zarr file of no raw has an element for it
-        with _leaving_out("raw", left_out):
-            matrix = _element(root["raw/X"], "adata.raw.X" if dask else None)
-            raw = {"X": matrix, "var": _table(root, "raw/var", left_out)}
-            if raw["X"].shape != (len(parts["obs"]), len(raw["var"])):
-                raise ValueError(f"its X has shape {tuple(raw['X'].shape)}, its var {len(raw['var'])} genes")
-            parts["raw"] = raw
-    return parts
-
-
-@functools.cache
+@cache
 def _on_disk_class() -> Any:
     """Return the class of open cells, made here because anndata is imported only where it is used."""
 
@@ -127,36 +110,26 @@ def _on_disk_class() -> Any:
             return self
 
         def __exit__(self, *_: object) -> None:
-            if hasattr(self._root, "close"):  # a zarr folder needs no closing
+            if hasattr(getattr(self, "_root", None), "close"):  # a zarr folder, or a file in memory, needs no closing
                 self._root.close()
 
     return AnnDataOnDisk
 
 
-def _is_old(root: Any) -> bool:
-    """Whether obs is an array of records, as anndata wrote it before 0.7."""
-    return bool(getattr(getattr(root.get("obs"), "dtype", None), "names", None))
-
-
-@contextmanager
-def _leaving_out(what: str, left_out: dict[str, str]) -> Iterator[None]:
-    """Note that an element cannot be read, instead of the error."""
-    try:
-        yield
-    except Exception as error:
-        left_out[what] = reason(error)
-
-
-def _readable(group: Any, where: str, left_out: dict[str, str], names: Any = None) -> dict[str, Any]:
-    """Return the elements of a group that anndata can read, in memory."""
+def _readable(group: Any, where: str, left_out: dict[str, str], read: Any, names: Any = None) -> dict[str, Any]:
+    """Return the elements of a group that can be read, and note why others cannot."""
     found = {}
     for name in group if names is None else names:
-        with _leaving_out(f"{where}[{name!r}]", left_out):
-            found[name] = _in_memory(group[name])
+        what = f"{where}[{name!r}]" if where else name
+        try:
+            if where or name in group:  # X may be missing
+                found[name] = read(group[name], f"adata.{what}")
+        except Exception as error:
+            left_out[what] = reason(error)
     return found
 
 
-def _in_memory(element: Any) -> Any:
+def _in_memory(element: Any, where: str = "") -> Any:
     """Return an element in memory."""
     try:
         return require("anndata.io").read_elem(element)
@@ -178,43 +151,34 @@ def _table(root: Any, where: str, left_out: dict[str, str]) -> Any:
     except Exception:
         index = _in_memory(table[table.attrs["_index"]])
         names = [str(name) for name in table.attrs["column-order"]]
-        columns = _readable(table, where, left_out, names)
+        columns = _readable(table, where, left_out, _in_memory, names)
         return require("pandas").DataFrame(columns, index=index)
 
 
-def _element(element: Any, on_dask: str | None) -> Any:
-    """Return a matrix on disk, or on Dask under the name that errors use, and anything else (a table) in memory."""
+def _matrix(element: Any, where: str, dask: bool = False) -> Any:
+    """Return a matrix on disk or on Dask, and anything else, such as a table, in memory."""
     if element.attrs.get("encoding-type", "array") not in _ON_DISK:
         return _in_memory(element)
     matrix = require("anndata.io").sparse_dataset(element) if hasattr(element, "keys") else element
     matrix.dtype  # noqa: B018  AnnData reads it, which can fail
-    return matrix if on_dask is None else lazy(checked(matrix, on_dask))
+    return lazy(checked(matrix, where)) if dask else matrix
 
 
-def _hdf5_link(root: Any) -> str | None:
+def _link(root: Any, path: Path) -> str | None:
     """Return the first link or dataset that may lie elsewhere, in words; anndata writes each object once, by name."""
+    if path.is_dir():
+        return next((f"a symbolic link, {found.name!r}" for found in path.rglob("*") if found.is_symlink()), None)
     h5py = require("h5py")
 
-    def of_link(name: str, link: Any) -> str | None:
+    def elsewhere(name: str, link: Any) -> str | None:
         if name.count("/") > _DEEPEST:  # HDF5 takes minutes for thousands
             raise SingleCellError(f"{root.filename!r} holds more than {_DEEPEST} groups in each other; needed fewer")
-        return None if isinstance(link, h5py.HardLink) else f"a link, {name!r}"
-
-    def of_object(name: str, found: Any) -> str | None:
-        if h5py.h5o.get_info(found.id).rc > 1:
+        if not isinstance(link, h5py.HardLink):
+            return f"a link, {name!r}"
+        if h5py.h5o.get_info(root[name].id).rc > 1:
             return f"a second name of one object, {name!r}"
-        if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external):
-            return f"a dataset in other places, {name!r}"
-        return None
+        dataset = isinstance(root[name], h5py.Dataset) and (root[name].is_virtual or root[name].external)
+        return f"a dataset in other places, {name!r}" if dataset else None
 
-    said: str | None = root.visititems_links(of_link) or root.visititems(of_object)
+    said: str | None = root.visititems_links(elsewhere)
     return said
-
-
-def _symbolic_link(folder: Path) -> str | None:
-    """Return the first symbolic link in a folder, in words."""
-    for where, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            if os.path.islink(os.path.join(where, name)):
-                return f"a symbolic link, {name!r}"
-    return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import numpy as np
@@ -16,17 +16,14 @@ from numpy.typing import NDArray
 
 from pyro_zilognormal.singlecell.errors import SingleCellError, reason, require
 from pyro_zilognormal.sufficient.dask import check_chunks, is_dask
+from pyro_zilognormal.sufficient.rows import row_after
 
-# HDF5 does not say that memory was lacking; blocks of so many bytes are the likely cause.
-_MUCH = 1 << 30
-# Stored values of a part that is read only to be checked.
-_VALUES_A_CHECK = 1 << 22
 # Values of a block that a worker of Dask reads and reduces in one task, in about 0.1 GB.
 _VALUES_A_TASK = 1 << 20
 
 
 class MatrixOnDisk:
-    """A dense matrix in an open file, read by rows; in another process :meth:`reopen` opens the file anew."""
+    """A dense matrix in an open file, read by slices of rows; another process opens the file anew."""
 
     def __init__(self, matrix: Any, where: str) -> None:
         self.shape, self.dtype, self._where, self._arrays = tuple(matrix.shape), matrix.dtype, where, [matrix]
@@ -34,155 +31,109 @@ class MatrixOnDisk:
             text = f"{where}: {absent} of {matrix.nchunks} chunks are not in the folder and read as zeros; is it whole?"
             warnings.warn(text, UserWarning, stacklevel=2)
 
-    def __getitem__(self, rows: Any) -> Any:
-        with self._telling((rows.stop - rows.start) * math.prod(self.shape[1:])):
+    def __getitem__(self, rows: slice) -> Any:
+        with self._telling():
             return np.asarray(self._arrays[0][rows])
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out indptr, which has a number for each cell of the file; a worker reads as much as it needs."""
-        state = self.__dict__ | {"_arrays": [_Address.of(array) for array in self._arrays]}
-        state.pop("indptr", None)
-        return state
+        places = [(a.file.filename, a.name) if hasattr(a, "file") else a for a in self._arrays]  # zarr's can be pickled
+        return {key: value for key, value in self.__dict__.items() if key != "indptr"} | {"_arrays": places}
 
-    def reopen(self) -> None:
-        """Open the file, where that has not been done in this process."""
-        with self._telling():
-            self._arrays = [_opened(array) for array in self._arrays]
-
-    def spans(self, values: int) -> list[tuple[int, int]]:
-        """Return the first and last rows of blocks, whole chunks of the file, of about so many values."""
+    def ends(self, values: int) -> list[int]:
+        """Return the ends of blocks of rows, whole chunks of the file, of about so many values, from 0."""
         cells, columns = self.shape
         stored = (self._arrays[0].chunks or (1,))[0]
-        rows = max(1, values // max(1, columns) // stored) * stored
-        return [(start, min(start + rows, cells)) for start in range(0, max(cells, 1), rows)]
+        return [*range(0, max(cells, 1), max(1, values // max(1, columns) // stored) * stored), cells]
 
     @contextmanager
-    def _telling(self, values: int = 0) -> Iterator[None]:
-        """Say what cannot be read, and how much memory it takes."""
+    def _telling(self) -> Iterator[None]:
+        """Open what another process had open, and say what cannot be read."""
         try:
+            self._arrays = [hdf5().File(a[0], "r")[a[1]] if isinstance(a, tuple) else a for a in self._arrays]
             yield
         except SingleCellError:
             raise
         except Exception as error:
-            for array in self._arrays:
+            arrays = [array for array in self._arrays if not isinstance(array, tuple)]
+            for array in arrays:
                 check_open(array, self._where)
-            said, needed = reason(error), self._bytes(values)
-            if missing := next(filter(None, map(missing_filter, self._arrays)), None):
-                said = missing
-            elif isinstance(error, MemoryError) or needed >= _MUCH:
-                said = f"a block of it needs {needed / 2**30:.2g} GiB of memory ({said}); store it in smaller chunks"
-            else:
-                said = f"the file is damaged: {said}; get a whole copy of it"
+            said = next(filter(None, map(missing_filter, arrays)), None) or (  # HDF5 does not say that memory is short
+                f"the file is damaged, or a chunk of it is larger than memory: {reason(error)}; get a whole copy of "
+                "it, store it in smaller chunks"
+            )
             raise SingleCellError(f"{self._where} cannot be read; {said}, or name another layer") from error
-
-    def _bytes(self, values: int) -> int:
-        """Return the memory that so many values take, or a chunk on disk where that is more."""
-        open_ones = [array for array in self._arrays[:2] if not isinstance(array, _Address)]
-        return sum(max(values, math.prod(a.chunks or (1,))) * a.dtype.itemsize for a in open_ones)
 
 
 class SparseOnDisk(MatrixOnDisk):
-    """A CSR or CSC matrix in an open file, read by rows or columns, each part checked before scipy sees it."""
+    """A CSR matrix in an open file, or a CSC, whose transpose ``T`` is read by rows; scipy sees what is checked."""
 
     def __init__(self, dataset: Any, where: str) -> None:
-        group, self._arrays = dataset.group, []
-        self.shape, self.format, self._where = tuple(dataset.shape), dataset.format, where
-        self._major, self._minor = self.shape if self.format == "csr" else self.shape[::-1]
+        self.shape, self.format, self._where, self._arrays = tuple(dataset.shape), dataset.format, where, []
         with self._telling():
-            self._arrays = [group["data"], group["indices"], group["indptr"]]
-            self.dtype, pointer = self._arrays[0].dtype, self._arrays[2]
-            stored = {int(math.prod(array.shape)) for array in self._arrays[:2]}
-            vectors = all(len(array.shape) == 1 for array in self._arrays)
-            if not vectors or pointer.dtype.kind not in "iu" or self._arrays[1].dtype.kind not in "iu":
+            rows, self._columns = self.shape if self.format == "csr" else self.shape[::-1]
+            self._arrays = [dataset.group[name] for name in ("data", "indices", "indptr")]
+            data, indices, pointer = self._arrays
+            self.dtype = data.dtype
+            if any(len(a.shape) != 1 for a in self._arrays) or {pointer.dtype.kind, indices.dtype.kind} - {*"iu"}:
                 self._refuse("its arrays are not vectors, or their indices not whole numbers")
-            if len(stored) > 1 or pointer.shape[0] != self._major + 1:
+            if data.shape != indices.shape or pointer.shape[0] != rows + 1:
                 self._refuse("its arrays differ in length")
-            if self._minor > 1 and any(map(_absent, self._arrays)):
+            if self._columns > 1 and any(map(_absent, self._arrays)):
                 self._refuse("chunks of its arrays are not in the folder")
             self.indptr: NDArray[np.int64] = np.asarray(pointer[:]).astype(np.int64)
-        if self.indptr[0] != 0 or self.indptr[-1] != stored.pop() or (np.diff(self.indptr) < 0).any():
+        if self.indptr[0] != 0 or self.indptr[-1] != data.shape[0] or (np.diff(self.indptr) < 0).any():
             self._refuse("its indptr does not rise from 0 to the number of stored values")
         if self.dtype.kind not in "fiub":
             raise SingleCellError(f"{where} has dtype {self.dtype}; needed real numbers")
 
-    def __getitem__(self, key: Any) -> Any:
-        """Return rows of a CSR, ``[a:b]``, or columns of a CSC, ``[:, a:b]`` or ``[:, [a, b]]``."""
-        which = key if self.format == "csr" else key[1]
-        if isinstance(which, slice):
-            return self._part(which.start, which.stop)
-        return require("scipy.sparse").hstack([self._part(i, i + 1) for i in which], format="csc")
+    @property
+    def T(self) -> SparseOnDisk:
+        """The transpose, of the same arrays."""
+        turned = SparseOnDisk.__new__(SparseOnDisk)
+        other = "csc" if self.format == "csr" else "csr"
+        turned.__dict__ = self.__dict__ | {"shape": self.shape[::-1], "format": other}
+        return turned
 
-    def spans(self, values: int) -> list[tuple[int, int]]:
-        """Return the first and last rows (of a CSC, columns) of blocks of at most so many values, or of one row."""
-        return spans(self.indptr, values) or [(0, 0)]
-
-    def check(self) -> None:
-        """Read all of it once, for whoever slices it without a check."""
-        for start, stop in self.spans(_VALUES_A_CHECK):
-            self._part(start, stop)
-
-    def _part(self, start: int, stop: int) -> Any:
-        """Return some rows of a CSR or columns of a CSC, in memory."""
-        pointer = self._pointer(start, stop)
-        within = slice(int(pointer[0]), int(pointer[-1]))
-        with self._telling(within.stop - within.start):
-            # Scipy computes with neither 16 bits nor foreign bytes.
-            data, indices = np.asarray(self._arrays[0][within]).astype(np.float64), np.asarray(self._arrays[1][within])
-        if len(indices) and not (indices.min() >= 0 and indices.max() < self._minor):
-            self._refuse(f"an index is outside of 0 to {self._minor - 1}")
-        shape = (stop - start, self._minor) if self.format == "csr" else (self._minor, stop - start)
-        make = getattr(require("scipy.sparse"), f"{self.format}_matrix")
-        return make((data, indices.astype(np.int64), pointer - within.start), shape=shape)
-
-    def _pointer(self, start: int, stop: int) -> NDArray[np.int64]:
-        pointer = self.__dict__.get("indptr", self._arrays[2])  # which another process has on disk only
+    def __getitem__(self, rows: slice) -> Any:
         with self._telling():
-            return np.asarray(pointer[start : stop + 1]).astype(np.int64)
+            pointer = self.__dict__.get("indptr", self._arrays[2])  # which another process has on disk only
+            pointer = np.asarray(pointer[rows.start : rows.stop + 1]).astype(np.int64)
+            within = slice(int(pointer[0]), int(pointer[-1]))
+            data, indices = (np.asarray(array[within]) for array in self._arrays[:2])
+        if len(indices) and not (indices.min() >= 0 and indices.max() < self._columns):
+            self._refuse(f"an index is outside of 0 to {self._columns - 1}")
+        # Scipy computes with neither 16 bits nor foreign bytes.
+        data = data.astype(np.float64, copy=False)
+        indices = indices.astype(np.int32 if self._columns < 2**31 else np.int64, copy=False)
+        shape = (len(pointer) - 1, self._columns)
+        return require("scipy.sparse").csr_matrix((data, indices, pointer - within.start), shape=shape)
 
-    def _refuse(self, why: str) -> None:
+    def ends(self, values: int) -> list[int]:
+        """Return the ends of blocks of rows (of a CSC, columns) of at most so many values, or of one row, from 0."""
+        ends, last = [0], len(self.indptr) - 1
+        while ends[-1] < last or len(ends) == 1:
+            ends.append(min(row_after(self.indptr, ends[-1], values), last))
+        return ends
+
+    def _refuse(self, why: str) -> NoReturn:
         raise SingleCellError(f"{self._where} is damaged: {why}; get a whole copy of the file, or name another layer")
-
-
-class _Address(NamedTuple):
-    """Where an HDF5 dataset is: unlike an array of zarr, it cannot be pickled."""
-
-    path: str
-    name: str
-
-    @classmethod
-    def of(cls, array: Any) -> Any:
-        """Return the address of a dataset of HDF5, and anything else as it is."""
-        return cls(array.file.filename, array.name) if hasattr(array, "file") else array
-
-
-def _opened(array: Any) -> Any:
-    return hdf5().File(array.path, "r")[array.name] if isinstance(array, _Address) else array
-
-
-def spans(pointer: NDArray[np.int64], values: int) -> list[tuple[int, int]]:
-    """Cut the rows of a CSR, or the columns of a CSC, into pieces of at most so many stored values, or of one row."""
-    found, start, last = [], 0, len(pointer) - 1
-    while start < last:
-        stop = int(np.searchsorted(pointer, pointer[start] + values, side="right")) - 1
-        found.append((start, min(max(stop, start + 1), last)))
-        start = found[-1][1]
-    return found
 
 
 def lazy(matrix: MatrixOnDisk) -> Any:
     """Return a dask array of a matrix on disk, in blocks of about a million values, each read and checked by a task."""
     by_column = getattr(matrix, "format", "") == "csc"
-    sizes = tuple(stop - start for start, stop in matrix.spans(_VALUES_A_TASK))
+    sizes = tuple(stop - start for start, stop in pairwise(matrix.ends(_VALUES_A_TASK)))
     chunks = ((matrix.shape[0],), sizes) if by_column else (sizes, (matrix.shape[1],))
-    meta = matrix[:, 0:0] if by_column else matrix[0:0]
-    return require("dask.array").map_blocks(partial(_block, matrix), chunks=chunks, meta=meta, name=f"cells-{uuid4()}")
+    read = partial(_block, matrix)
+    meta = read({None: {"array-location": ((0, 0), (0, 0))}})
+    return require("dask.array").map_blocks(read, chunks=chunks, meta=meta, name=f"cells-{uuid4()}")
 
 
-def _block(matrix: MatrixOnDisk, block_info: Any) -> Any:
+def _block(matrix: Any, block_info: Any) -> Any:
     """Return the block of a task."""
-    matrix.reopen()
     rows, columns = (slice(*ends) for ends in block_info[None]["array-location"])
-    return matrix[:, columns] if getattr(matrix, "format", "") == "csc" else matrix[rows]
+    return matrix.T[columns].T if getattr(matrix, "format", "") == "csc" else matrix[rows]
 
 
 def checked(matrix: Any, where: str) -> Any:
@@ -197,9 +148,10 @@ def checked(matrix: Any, where: str) -> Any:
             raise SingleCellError(f"{where}: {error}") from error
         return matrix
     check_open(matrix, where)
-    if hasattr(matrix, "group") or type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
-        hdf5()
-        return (SparseOnDisk if hasattr(matrix, "group") else MatrixOnDisk)(matrix, where)
+    if hasattr(matrix, "group"):
+        return SparseOnDisk(matrix, where)
+    if type(matrix).__module__.partition(".")[0] in ("h5py", "zarr"):
+        return MatrixOnDisk(matrix, where)
     if hasattr(matrix, "check_format"):
         try:
             matrix.check_format(full_check=True)
@@ -217,30 +169,14 @@ def hdf5() -> Any:
     return require("h5py")
 
 
-def _absent(array: Any) -> int:
-    """Return how many chunks of an array of zarr are not in its folder; HDF5 files are whole or do not open."""
-    if not hasattr(array, "nchunks_initialized"):
-        return 0
-    return max(0, int(array.nchunks - array.nchunks_initialized))  # the last shard may have more than the array
-
-
-def check_open(matrix: Any, where: str) -> None:
-    """Raise for a matrix of an HDF5 file that has been closed."""
-    stored = getattr(matrix, "group", matrix)
-    if type(stored).__module__.startswith("h5py.") and not stored:
-        raise SingleCellError(f"{where}: its file has been closed; open it anew, or stay within the with block")
-
-
 def missing_filter(element: Any) -> str | None:
     """Return which dataset of an element of an HDF5 file is compressed by a filter that is not installed, in words."""
-    h5py = require("h5py")
+    h5py = require("h5py")  # which speaks of a folder of plugins
     if isinstance(element, h5py.Group):
         found: str | None = element.visititems(lambda _, inner: missing_filter(inner))
         return found
-    if not isinstance(element, h5py.Dataset):  # of zarr
-        return None
-    created = element.id.get_create_plist()
-    for number, *_, name in map(created.get_filter, range(created.get_nfilters())):
+    created = element.id.get_create_plist() if isinstance(element, h5py.Dataset) else None  # that of zarr has no id
+    for number, *_, name in map(created.get_filter, range(created.get_nfilters())) if created else ():
         if not h5py.h5z.filter_avail(number):
             said = name.decode(errors="replace").partition(";")[0] or "a filter"
             return (
@@ -249,3 +185,16 @@ def missing_filter(element: Any) -> str | None:
                 "another compression"
             )
     return None
+
+
+def _absent(array: Any) -> int:
+    """Return how many chunks of an array of zarr are not in its folder; HDF5 files are whole or do not open."""
+    known = int(getattr(array, "nchunks_initialized", -1))
+    return max(0, int(array.nchunks) - known) if known >= 0 else 0  # the last shard may have more than the array
+
+
+def check_open(matrix: Any, where: str) -> None:
+    """Raise for a matrix of an HDF5 file that has been closed."""
+    stored = getattr(matrix, "group", matrix)
+    if type(stored).__module__.startswith("h5py.") and not stored:
+        raise SingleCellError(f"{where}: its file has been closed; open it anew, or stay within the with block")
