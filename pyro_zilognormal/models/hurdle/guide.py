@@ -11,11 +11,16 @@ from torch import Tensor
 from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
 from pyro_zilognormal.models.hurdle.components import Block, Normal, ScaleMixture
 from pyro_zilognormal.models.hurdle.data import HurdleData
-from pyro_zilognormal.models.hurdle.initialize import Pairs, Site, find_start, shear
+from pyro_zilognormal.models.hurdle.initialize import find_start
 from pyro_zilognormal.models.hurdle.model import HurdleModel
 from pyro_zilognormal.models.hurdle.passes import find_start_of_cells
 from pyro_zilognormal.models.hurdle.sinh_arcsinh import PathDerivative, SinhArcsinhNormal
+from pyro_zilognormal.models.hurdle.site import Pairs, Site, shear
 from pyro_zilognormal.models.hurdle.third_order import Correction, no_correction
+
+# In each step of training the means of hyperparameters move that many times as far as other parameters: they are few,
+# and all genes share them, so that their gradients have little noise.
+_PACE = 4.0
 
 
 class HurdleGuide(PyroModule):
@@ -149,7 +154,8 @@ class HyperparameterNormal(PyroModule):
 
         def normal(shift: Tensor, tril: Tensor) -> dist.MultivariateNormal:
             scale_tril = self.unit.unsqueeze(-1) * tril.tril()
-            return dist.MultivariateNormal(self.start + self.unit * shift, scale_tril=scale_tril, validate_args=False)
+            mean = self.start + _PACE * self.unit * shift
+            return dist.MultivariateNormal(mean, scale_tril=scale_tril, validate_args=False)
 
         return PathDerivative(normal(self.shift, self.tril), normal(self.shift.detach(), self.tril.detach()))
 

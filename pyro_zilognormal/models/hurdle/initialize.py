@@ -2,7 +2,8 @@
 
 Given the sds of a gene's random effects the posterior of its coefficients is nearly Normal at their mode; given the
 modes, the posterior of each sd is found on a grid (Rue, Martino and Chopin 2009, "Approximate Bayesian inference for
-latent Gaussian models by using integrated nested Laplace approximations"). The hyperparameters take EM steps.
+latent Gaussian models by using integrated nested Laplace approximations"). The hyperparameters take steps like those of
+EM, in stages that are accelerated.
 """
 
 from __future__ import annotations
@@ -13,22 +14,29 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, Factor, Layout
-from pyro_zilognormal.models.hurdle.components import (
-    Block,
-    Hierarchy,
-    Normal,
-    SparseEffects,
-)
+from pyro_zilognormal.models.hurdle.anderson import Anderson
+from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, Factor
+from pyro_zilognormal.models.hurdle.components import Block, Hierarchy, Normal, SparseEffects
 from pyro_zilognormal.models.hurdle.data import HurdleData
-from pyro_zilognormal.models.hurdle.hyperparameters import integrate_log_sd, logits_step, normal_step
+from pyro_zilognormal.models.hurdle.grid import NODES, grid_site
+from pyro_zilognormal.models.hurdle.hyperparameters import (
+    LONGEST,
+    between,
+    find_logits,
+    integrate_log_sd,
+    normal_step,
+)
 from pyro_zilognormal.models.hurdle.predictors import GroupLikelihood, Predictors, Quadratic
+from pyro_zilognormal.models.hurdle.site import Pairs, Site
 from pyro_zilognormal.models.hurdle.third_order import Correction, find_correction, observed_information
 
-# Stages, each of some rounds of one scoring step and one EM step, after which the sds are found on the grid.
-_STAGES = 20, 12, 12, 12
-# Rounds before the hyperparameters are estimated: the modes must be near.
-_WARM_UP = 4
+# Rounds of scoring steps before the hyperparameters are estimated: the modes must be near.
+_FIRST_ROUNDS = 8
+# Stages at most, each of some rounds of one step of the hyperparameters and one scoring step, after which the sds are
+# found on the grid. The last changes no hyperparameter by more than this, in sds.
+STAGES, _ROUNDS, _SMALL_CHANGE = 10, 3, 0.3
+# The powers of the likelihood are found after every third stage.
+_STAGES_A_POWER = 3
 # Rounds of scoring steps to the mode given the last sds.
 _LAST_ROUNDS = 6
 # Rounds at a given site of the coefficients.
@@ -42,36 +50,10 @@ _POWERS = 0.1, 3.0
 _SMALL_FALL = 0.05
 # The largest change of a predictor in one step: log odds saturate, and the scale is exponential.
 _LARGEST_STEP = 1.5
-# The grid of the log sd of random effects, the points between two nodes for which the log evidence is interpolated, and
-# EM steps of the hyperparameters on the grid.
-_NODES = torch.linspace(math.log(0.01), math.log(3.0), 13, dtype=torch.float64)
-_FINER = 8
-_GRID_ROUNDS = 20
 
 
-# Elements of the log mean that have a counterpart in the zero part, and these.
-Pairs = tuple[list[int], list[int]]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A likelihood exp(linear' theta - theta' information theta / 2) of some elements of a gene."""
-
-    information: Arrowhead
-    linear: Tensor  # of shape (genes, width)
-    power: Tensor  # of the likelihood between the mode and 0 of each sparse effect, of shape (genes, effects)
-
-    def sheared(self, slope: Tensor, pairs: Pairs) -> Site:
-        """Return the likelihood of theta with ``slope`` times the first element of each pair added to the second."""
-        information = self.information.sheared(slope, self.information.shears(*pairs))
-        return Site(information, shear(self.linear, slope, pairs), self.power)
-
-
-def shear(linear: Tensor, slope: Tensor, pairs: Pairs) -> Tensor:
-    """Return the linear term as `Site.sheared`; ``slope`` has the shape of a batch, and one dimension."""
-    own, other = (torch.tensor(p, dtype=torch.int64, device=linear.device) for p in pairs)
-    change = slope * linear[..., other]
-    return linear.expand(*change.shape[:-1], -1).index_add(-1, own, -change)
+# Hyperparameters, and log sds of genes.
+State = tuple[dict[str, Normal], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -102,7 +84,7 @@ def find_start(groups: HurdleData, hierarchy: Hierarchy) -> Start:
 
 def ascend(ascent: Ascent) -> Start:
     """Bring all genes to their modes, and return their approximate posterior."""
-    log_sds = climb(ascent)
+    log_sds = grid_site(ascent, climb(ascent))
     ascent.integrate()
     slope = ascent.hyper["zero_slope"][0]
     for _ in range(_LAST_ROUNDS):
@@ -111,17 +93,26 @@ def ascend(ascent: Ascent) -> Start:
     return Start(site.sheared(-slope, ascent.pairs), ascent.pairs, correction, log_sds, ascent.hyper)
 
 
-def climb(ascent: Ascent, stages: int = len(_STAGES)) -> Site:
-    """Take the steps of some stages, and return the site of the log sds."""
-    for stage, rounds in enumerate(_STAGES[:stages]):
-        for round_ in range(rounds):
-            if stage or round_ >= _WARM_UP:
-                ascent.estimate()
+def climb(ascent: Ascent, stages: int = STAGES) -> Site:
+    """Take the steps of some stages, and return the site of the coefficients."""
+    for _ in range(_FIRST_ROUNDS):
+        ascent.step()
+    anderson = Anderson()
+    for stage in range(stages):
+        before = dict(ascent.hyper), {name: value.clone() for name, value in ascent.log_sds.items()}
+        for _ in range(_ROUNDS):
+            ascent.estimate()
             ascent.step()
         site = ascent.site()
-        ascent.temper(site.information, ascent.theta)
-        log_sds = _grid_site(ascent, site)
-    return log_sds
+        if stage % _STAGES_A_POWER == 0:
+            ascent.temper(site.information, ascent.theta)
+        grid_site(ascent, site, NODES)
+        if stage:
+            if ascent.change(before) < _SMALL_CHANGE:
+                break
+            ascent.accelerate(anderson, before)
+        ascent.step()
+    return site
 
 
 class Ascent:
@@ -135,6 +126,7 @@ class Ascent:
         genes, likelihood = groups.genes, self.likelihood
         self.damping = groups.design.new_ones(genes, 1)
         self.log_sds = {c.name: self.hyper[f"{c.name}_mean"][0].expand(genes, -1).clone() for c in hierarchy.log_sds}
+        self.reach_of_grid = {name: torch.full_like(value, math.inf) for name, value in self.log_sds.items()}
         # Pooled moments of each gene.
         positives = likelihood.positives.sum(1)
         mean = (likelihood.positives * likelihood.mean).sum(1) / positives.clamp(min=1)
@@ -209,7 +201,7 @@ class Ascent:
         return self.log_density(theta) - prior / 2
 
     def move_to_modes(self, site: Site) -> Site:
-        """Move to the modes under a site at a slope of 0, with EM steps in between; return the site of the log sds."""
+        """Move to the modes under a site at a slope of 0, hyperparameters with them; return the site of the log sds."""
         for _ in range(_ROUNDS_AT_A_SITE):
             given = site.sheared(self.hyper["zero_slope"][0], self.pairs)
             mean, precision = self._moments()
@@ -217,7 +209,7 @@ class Ascent:
             self.theta = factor.solve(given.linear + precision * mean)
             self._spread(factor)
             self.estimate()
-        return _grid_site(self, site.sheared(self.hyper["zero_slope"][0], self.pairs))
+        return grid_site(self, site.sheared(self.hyper["zero_slope"][0], self.pairs))
 
     def reach(self, step: Tensor) -> Tensor:
         """Return how many times a step can be taken before a predictor changes by too much, of shape (genes, 1)."""
@@ -286,14 +278,13 @@ class Ascent:
         return self._log_joint(theta, mean, precision) + precision.log().sum(-1) / 2 - log_det
 
     def estimate(self) -> None:
-        """Take an EM step of all hyperparameters but those of log sds, whose modes would collapse to 0."""
+        """Take a step of all hyperparameters but those of log sds, whose modes would collapse to 0."""
         values = self.values
         theta, variance = self.block.split(self.theta), self.block.split(self.variance)
         for c in self.block:
             if isinstance(c, SparseEffects):
                 mixture = c.mixture(values).tempered(self.power)
-                posterior = mixture.posterior(theta[c.name], variance[c.name].reciprocal())[0].exp()
-                self.hyper |= logits_step(c, posterior, values)
+                self.hyper |= find_logits(c, mixture.log_evidences(theta[c.name], variance[c.name].reciprocal()))
             else:
                 self.hyper |= normal_step(c, theta[c.name], variance[c.name], values)
         self._step_slope()
@@ -305,6 +296,33 @@ class Ascent:
 
     def _split(self, values: Tensor) -> list[Tensor]:
         return list(self.block.split(values).values())
+
+    def change(self, before: State) -> float:
+        """Return the largest change of a hyperparameter, in its sds."""
+        return max(float(((mean - before[0][name][0]) / sd).abs().max()) for name, (mean, sd) in self.hyper.items())
+
+    def accelerate(self, anderson: Anderson, before: State) -> None:
+        """Move from where a stage has brought all hyperparameters and log sds to where further stages would."""
+        sds = [sd for _, sd in self.hyper.values()]
+        slope = self.hyper["zero_slope"][0]
+        # The log sds of genes follow the hyperparameters.
+        unit = torch.cat([*sds, *(torch.full_like(v, math.inf).flatten() for v in self.log_sds.values())])
+        point, image = (
+            torch.cat([*(m for m, _ in h.values()), *(v.flatten() for v in s.values())])
+            for h, s in (before, (self.hyper, self.log_sds))
+        )
+        found = anderson.next(point, image, unit).split([*map(len, sds), *(v.numel() for v in self.log_sds.values())])
+        self.hyper = {name: (m, sd) for m, (name, (_, sd)) in zip(found, self.hyper.items(), strict=False)}
+        rest = zip(found[len(sds) :], self.log_sds.items(), strict=True)
+        self.log_sds = {name: value.reshape(old.shape) for value, (name, old) in rest}
+        self._move_slope(slope)
+
+    def _move_slope(self, before: Tensor) -> None:
+        """Hold the log odds of zeros after a change of the slope."""
+        slope, sd = self.hyper["zero_slope"]
+        self.hyper["zero_slope"] = slope.clamp(min=0), sd
+        own, other = self.pairs
+        self.theta[:, other] += (slope.clamp(min=0) - before) * self.theta[:, own]
 
     def _step_slope(self) -> None:
         """Regress the zero part's deviations on those of the log mean, the log odds of zeros held."""
@@ -321,10 +339,10 @@ class Ascent:
         # Less what is unknown as the sd of a gene's deviations is (Louis 1982), by the delta method.
         known = (1 - 4 * weight * deviation.square() * share * self.unknown[:, self.kind]).clamp(min=0)
         resolved = (weight * theta.square() * share * known).sum()
-        step = (product + (before - middle) * sd.pow(-2)) / (square + sd.pow(-2))
-        slope = (before - step).clamp(min=0)
-        self.theta[:, other] += (slope - before) * self.theta[:, own]
-        self.hyper["zero_slope"] = slope, (resolved + sd.pow(-2)).rsqrt()
+        observed = between(square, (weight * theta.square() * share).sum(), LONGEST)
+        step = (product + (before - middle) * sd.pow(-2)) / (observed + sd.pow(-2))
+        self.hyper["zero_slope"] = before - step, (resolved + sd.pow(-2)).rsqrt()
+        self._move_slope(before)
 
     def correct(self, site: Site) -> tuple[Site, Correction]:
         """Return the site, and the correction of its posterior by third derivatives, in all but random effects."""
@@ -349,66 +367,3 @@ def find_pairs(groups: HurdleData, block: Block) -> Pairs:
                 pairs.append((slices["effects"].start + j, slices["zero_effects"].start + k))
     pairs.append((slices["intercept"].start, slices["zero_intercept"].start))
     return [j for j, _ in pairs], [k for _, k in pairs]
-
-
-def _grid_site(ascent: Ascent, site: Site) -> Site:
-    """Return the log sds' likelihood as a quadratic, from their posteriors on a grid, the hyperparameters estimated."""
-    information, linear = [], []
-    for component in ascent.hierarchy.log_sds:
-        evidence = torch.stack([_log_evidence(ascent, site, component.name, k) for k in range(component.width)], 1)
-        evidence = _interpolate(evidence)
-        nodes = torch.linspace(float(_NODES[0]), float(_NODES[-1]), evidence.shape[-1]).to(evidence)
-        for _ in range(_GRID_ROUNDS):
-            mean, precision = component.moments(ascent.values)
-            prior = -precision.unsqueeze(-1) * (nodes - mean.unsqueeze(-1)).square() / 2
-            weights = (evidence + prior).softmax(-1)
-            at = weights @ nodes
-            # At least 0.03^2: all genes may have all of their weight on one node.
-            variance = (weights @ nodes.square() - at.square()).clamp(min=1e-3)
-            ascent.hyper |= normal_step(component, at, variance, ascent.values)
-        ascent.log_sds[component.name] = at
-        if component.name == "zero_log_sd":
-            ascent.unknown = variance
-        variance = torch.minimum(variance, 0.99 / precision)
-        information.append(1 / variance - precision)
-        linear.append(at / variance - precision * mean)
-    diagonal, vector = torch.cat(information, 1), torch.cat(linear, 1)
-    layout = Layout(vector.shape[1], device=vector.device)
-    return Site(Arrowhead.take(layout, torch.diag_embed(diagonal)), vector, vector[:, :0])
-
-
-def _log_evidence(ascent: Ascent, site: Site, name: str, element: int) -> Tensor:
-    """Return the log marginal likelihood of an sd at each node, (genes, nodes), the other sds as they are."""
-    sparse, block = ascent.block.sparse, ascent.block
-    found = []
-    for node in _NODES.tolist():
-        log_sds = ascent.log_sds[name].clone()
-        log_sds[:, element] = node
-        values = ascent.values | {name: log_sds}
-        mean, precision = block.moments(values)
-        factor = site.information.plus_diagonal(precision).factor()
-        white = factor.whiten(site.linear + precision * mean)
-        log_det = factor.diagonal().log().sum(-1)
-        prior = precision.log() - precision * mean.square()
-        log_evidence = white.square().sum(-1) / 2 - log_det + prior.sum(-1) / 2
-        if sparse is not None:
-            # The last elements' marginal has the last rows of the factor.
-            last = slice(-sparse.width, None)
-            tail = factor.core[:, last, last]
-            at = torch.linalg.solve_triangular(tail.mT, white[:, last, None], upper=True).squeeze(-1)
-            marginal = torch.cholesky_inverse(tail).diagonal(dim1=-2, dim2=-1).reciprocal()
-            mixture = sparse.mixture(values).tempered(ascent.power)
-            log_evidence = log_evidence + mixture.log_evidence(at, marginal).sum(-1)
-        found.append(log_evidence)
-    return torch.stack(found, -1)
-
-
-def _interpolate(values: Tensor) -> Tensor:
-    """Return values at `_FINER` times as many points, by cubic Hermite polynomials: a parabola is kept."""
-    slopes = torch.gradient(values, dim=-1)[0]
-    u = torch.arange(_FINER).to(values) / _FINER
-    left, right = (v.unsqueeze(-1) for v in (values[..., :-1], values[..., 1:]))
-    falling, rising = (v.unsqueeze(-1) for v in (slopes[..., :-1], slopes[..., 1:]))
-    between = (1 - u).square() * ((1 + 2 * u) * left + u * falling)
-    between = between + u.square() * ((3 - 2 * u) * right - (1 - u) * rising)
-    return torch.cat([between.flatten(-2), values[..., -1:]], -1)

@@ -11,7 +11,8 @@ from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead
 from pyro_zilognormal.models.hurdle.cells import CellLikelihood
 from pyro_zilognormal.models.hurdle.components import Hierarchy
 from pyro_zilognormal.models.hurdle.data import HurdleData
-from pyro_zilognormal.models.hurdle.initialize import Ascent, Pairs, Site, Start, ascend, climb
+from pyro_zilognormal.models.hurdle.initialize import Ascent, Start, ascend, climb
+from pyro_zilognormal.models.hurdle.site import Pairs, Site
 from pyro_zilognormal.models.hurdle.third_order import no_correction
 
 # The most passes over the cells, and the length of a step that needs none, in sds of a gene's likelihood.

@@ -121,7 +121,7 @@ def test_levels_without_cells_have_their_prior():
     values = known(guide)
     mean, variance = moments(guide, values)
     for part in ("random", "zero_random"):
-        assert (mean[part][:, [1, 3]] == 0).all()
+        assert mean[part][:, [1, 3]].abs().max() < 1e-12
         torch.testing.assert_close(variance[part][:, [1, 3]], torch.full((len(NAMES), 2), math.exp(-2)).double())
         assert (variance[part][0, [2, 4]] < 0.999 * math.exp(-2)).all()  # the first has zeros alone
 

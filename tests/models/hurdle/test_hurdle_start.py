@@ -12,7 +12,8 @@ from torch.distributions import MultivariateNormal
 from pyro_zilognormal.models import HurdleData, HurdleModel, HurdlePriors
 from pyro_zilognormal.models.hurdle.arrowhead import Arrowhead, Layout
 from pyro_zilognormal.models.hurdle.components import log_scale
-from pyro_zilognormal.models.hurdle.initialize import Ascent, Site, find_pairs, find_start
+from pyro_zilognormal.models.hurdle.initialize import STAGES, Ascent, climb, find_pairs, find_start
+from pyro_zilognormal.models.hurdle.site import Site
 
 # Hyperparameters that are known.
 KNOWN = {"intercept_sd": (1e3, 1e-6), "zero_sd": (1e3, 1e-6), "log_sigma_sd": (1e3, 1e-6)}
@@ -265,3 +266,30 @@ def test_shearing_is_a_change_of_variables():
     back = found.sheared(-slope, pairs)
     torch.testing.assert_close(back.information.dense(), site.information.dense())
     torch.testing.assert_close(back.linear, site.linear)
+
+
+def test_the_stages_lead_to_where_more_of_them_do():
+    """Of donors whose zero part deviates little: the slope and the sds of random effects find each other slowly."""
+    generator = torch.Generator().manual_seed(8)
+    donors, genes, cells = 8, 150, 60
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    donor = torch.arange(donors).repeat_interleave(cells)
+    design = torch.stack([torch.ones(donors * cells), donor % 2], 1).double()
+    log_mean = normal(genes) + 0.2 * normal(donors, genes)[donor] + 0.3 * design[:, 1:] * (normal(genes) > 1)
+    logits = 0.5 + 0.3 * normal(genes) - 1.2 * log_mean
+    x = torch.bernoulli(logits.neg().sigmoid(), generator=generator)
+    x = x * (log_mean - logits.neg().sigmoid().log() - 0.08 + 0.4 * normal(*x.shape)).exp()
+    data = HurdleData.from_cells(x, design, factors=donor)
+    model = HurdleModel(data)
+    found = []
+    with torch.no_grad():
+        for stages in (STAGES, 6 * STAGES):
+            ascent = Ascent(model.centred(data), model.hierarchy)
+            climb(ascent, stages)
+            found.append(ascent.hyper)
+    for name, (mean, sd) in found[1].items():
+        if name != "effects_logits":  # neighbouring components explain nearly the same
+            assert ((found[0][name][0] - mean).abs() < 0.5 * sd).all(), name
