@@ -178,7 +178,7 @@ def prepare(
     hidden = [whole("hidden", size, 1, _WIDEST) for size in hidden]
     depth = text_or_none("depth", depth, "'auto' or the name of a column of obs")
     settings = arguments.matrix_arguments(layer, use_raw, scale, None, detection_threshold)
-    clean = _by_rows(find_values(adata, settings)[0])
+    clean = _by_rows(find_values(adata, settings))
     number = clean.expression.shape[0]
     names, *conditions, known = _conditions(adata.obs, batch, depth, clean)
     held_out = np.zeros(number, dtype=bool)

@@ -1,5 +1,6 @@
 """Fits that survive being killed."""
 
+import errno
 import hashlib
 import io
 import os
@@ -142,6 +143,8 @@ def locked(path: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
+        if not path.exists():  # as in a folder of /proc
+            raise OSError(errno.EACCES, "no lock file can be made", str(path)) from error
         who = "another process"
         with suppress(OSError):  # Windows shows nobody a file that is locked
             who = path.read_text() or who

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 # Nodes on each side of a log sd's last mean, those of the last grid, and the range in sds; between two nodes the log
 # evidence is interpolated for some points.
 NODES, _LAST_NODES, _RANGE, _FINER = 4, 6, 4.5, 8
+# Of random effects. Where a gene is silent in one donor, a larger sd of the mean explains as much as one of the zero
+# part, and leaves the fold change open.
+_BOUNDS = math.log(1e-4), math.log(3.0)
 # Steps of the hyperparameters on the grid.
 _GRID_ROUNDS = 20
 
@@ -50,9 +54,13 @@ def _grid(ascent: Ascent, site: Site, component: Component, element: int, sides:
     # Not far from the prior, nor wider, or a narrow one would be between two nodes.
     most = _RANGE * precision.rsqrt()
     centre, reach = log_sds[:, element, None].clamp(mean - most, mean + most), reach.clamp(max=most)
-    steps = torch.linspace(-1, 1, 2 * sides + 1).to(centre)
-    evidence = _interpolate(_log_evidence(ascent, site, component.name, element, centre + reach * steps))
-    nodes = centre + reach * torch.linspace(-1, 1, evidence.shape[-1]).to(centre)
+    low, high = centre - reach, centre + reach
+    if component.name != "zero_log_sd":
+        high = high.clamp(max=_BOUNDS[1])
+        low = torch.minimum(low.clamp(min=_BOUNDS[0]), high - reach)
+    steps = torch.linspace(0, 1, 2 * sides + 1).to(centre)
+    evidence = _interpolate(_log_evidence(ascent, site, component.name, element, low + (high - low) * steps))
+    nodes = low + (high - low) * torch.linspace(0, 1, evidence.shape[-1]).to(centre)
     # The next sds are found given this one, or both explain the same.
     log_sds[:, element] = _grid_moments(evidence, nodes, mean, precision)[0]
     return evidence, nodes

@@ -233,7 +233,8 @@ class Ascent:
 
         What it lacks there may connect all blocks, and a bound of that is added.
         """
-        rounding = _ROUNDING * (matrix.diagonal().abs() / precision).sum(-1, keepdim=True).clamp(min=1)
+        # Less than the prior, which must make what is left positive.
+        rounding = (_ROUNDING * (matrix.diagonal().abs() / precision).sum(-1, keepdim=True)).clamp(_ROUNDING, 0.5)
         upwards = ~matrix.plus_diagonal(rounding * precision).is_positive()
         if not upwards.any():
             return matrix

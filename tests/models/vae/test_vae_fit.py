@@ -104,6 +104,7 @@ def test_minibatches_and_whole_data_give_the_same_in_the_order_of_the_cells():
 
 
 def test_methods_leave_the_random_generator_and_the_modes_as_they_were():
+    fitted()
     state = torch.get_rng_state()
     one, other = (fitted().normalized_expression(*DATA, seed=3, draws=2) for _ in range(2))
     assert torch.equal(one, other)
