@@ -57,9 +57,9 @@ KINDS = {
 
 def hurdle(priors=None, **kinds):
     """A model, its guide and their data; arguments are those of HurdleData.from_cells and of the table."""
-    asked = repr((priors, kinds))
+    model, data = without_guide(priors, **kinds)
+    asked = repr((priors, kinds | {"reduce": data.reduced}))
     if asked not in _MADE:
-        model, data = without_guide(priors, **kinds)
         _MADE[asked] = model, HurdleGuide(model, data), data
     model, guide, data = _MADE[asked]
     return *copy.deepcopy((model, guide)), data
