@@ -1,6 +1,7 @@
 """Embeddings of an AnnData: what is written, from memory and disk alike, and by the command line."""
 
 import json
+import sys
 from pathlib import Path
 
 import anndata
@@ -248,7 +249,8 @@ def test_subsets_without_cells_or_of_other_length_are_refused(chosen):
         FOUND.cells.subset(chosen)
 
 
-def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path):
+def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scanpy", None)  # whose UMAP takes the place of principal components
     path, out = on_disk(tmp_path, cells(), "h5ad"), tmp_path / "out"
     asked = ["embed", path, "--batch", "sample", "--label", "kind", "--scale", "counts", "--latent", "2", "--out", out]
     ran = run(*asked, "--steps", "600", "--quiet")
