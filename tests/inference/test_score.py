@@ -1,5 +1,6 @@
 """A latent ZILN in a guide: gradients are unbiased against quadrature, in standard errors, or refused."""
 
+import copy
 from dataclasses import replace
 
 import pyro
@@ -307,6 +308,7 @@ def test_sample_has_no_gradient(draw):
 
 WRAPPED = {
     "plain": lambda d: d,
+    "copy": copy.copy,
     "expand": lambda d: d.expand([5, 2]),
     "to_event": lambda d: d.to_event(1),
     "mask": lambda d: d.mask(torch.tensor([True, False])),

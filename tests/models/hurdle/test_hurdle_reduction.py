@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import scipy.sparse
 import torch
-from hurdle_cases import KINDS, hurdle, latents, log_joint, offsets, table, without_guide
+from hurdle_cases import KINDS, as_kind, hurdle, latents, log_joint, offsets, table, without_guide
 
 from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, draw_coefficients, fit_hurdle
 from pyro_zilognormal.sufficient import SufficientStatistics
@@ -38,10 +37,6 @@ def test_one_start(kind):
     (_, groups, _), (_, cells, _) = both(kind)
     for name, value in cells.state_dict().items():
         torch.testing.assert_close(groups.state_dict()[name], value, rtol=1e-6, atol=1e-6)
-
-
-def as_kind(x, kind):
-    return {"numpy": lambda: x.numpy(), "csr": lambda: scipy.sparse.csr_array(x.numpy())}.get(kind, lambda: x)()
 
 
 @pytest.mark.parametrize("kind", ["tensor", "float32", "integers", "numpy", "csr"])

@@ -6,9 +6,8 @@ import warnings
 import numpy as np
 import pyro
 import pytest
-import scipy.sparse
 import torch
-from hurdle_cases import hurdle, offsets, with_depth, without_guide
+from hurdle_cases import as_kind, hurdle, offsets, with_depth, without_guide
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
@@ -137,10 +136,6 @@ def test_state_dict_and_deepcopy(kind):
         pyro.set_rng_seed(7)
         losses.append(Trace_ELBO()(model, each)(*data.arguments).item())
     assert losses[0] == losses[1] == losses[2]
-
-
-def as_kind(x, kind):
-    return {"numpy": lambda: x.numpy(), "csr": lambda: scipy.sparse.csr_array(x.numpy())}.get(kind, lambda: x)()
 
 
 def batches(data, size):
