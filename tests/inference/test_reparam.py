@@ -1,5 +1,6 @@
 """The reparameterizer: the same density in two sites, and the right posterior of a spike-and-slab latent."""
 
+import itertools
 import math
 
 import numpy as np
@@ -245,14 +246,13 @@ def check_same(wrap, value, parameters, handler=lambda: None):
         assert torch.allclose(plain.double(), other.double(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("loc", [0.0, 800.0, -800.0])
-@pytest.mark.parametrize("logits", [[0.3, -2.0, 1.0], [80.0, -80.0, 0.0]], ids=["ordinary", "large"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
-def test_observed_sites_keep_their_density(wrap, row, logits, loc):
-    parameters = make_parameters(loc, logits)
-    batch = wrap(ZILN(*parameters)).shape()
-    check_same(wrap, torch.tensor(row, dtype=torch.double).expand(batch), parameters)
+def test_observed_sites_keep_their_density(wrap, row):
+    for loc, logits in itertools.product((0.0, 800.0, -800.0), ([0.3, -2.0, 1.0], [80.0, -80.0, 0.0])):
+        parameters = make_parameters(loc, logits)
+        batch = wrap(ZILN(*parameters)).shape()
+        check_same(wrap, torch.tensor(row, dtype=torch.double).expand(batch), parameters)
 
 
 @pytest.mark.parametrize("wrap", [WRAPPED["mask"], WRAPPED["mask.to_event"]], ids=["mask", "mask.to_event"])
