@@ -24,6 +24,12 @@ from tests.cli.cli_cases import run
 CELLS, GENES, STEPS = 300, 24, 20
 
 
+@pytest.fixture(autouse=True)
+def _no_scanpy(monkeypatch):
+    """Where it is installed, its UMAP takes the place of principal components."""
+    monkeypatch.setitem(sys.modules, "scanpy", None)
+
+
 def cells(cells=CELLS):
     """Return counts of two kinds of cells in two samples of other depth, as CSR, with their labels."""
     rng = np.random.default_rng(0)
@@ -249,8 +255,7 @@ def test_subsets_without_cells_or_of_other_length_are_refused(chosen):
         FOUND.cells.subset(chosen)
 
 
-def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scanpy", None)  # whose UMAP takes the place of principal components
+def test_the_command_writes_the_embedding_checks_and_a_report(tmp_path):
     path, out = on_disk(tmp_path, cells(), "h5ad"), tmp_path / "out"
     asked = ["embed", path, "--batch", "sample", "--label", "kind", "--scale", "counts", "--latent", "2", "--out", out]
     ran = run(*asked, "--steps", "600", "--quiet")
