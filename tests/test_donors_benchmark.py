@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anndata
@@ -351,6 +352,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: pathlib.Path, monkeypatch: pyt
     monkeypatch.setattr(
         sys, "argv", ["donors.py", str(tmp_path), "--sets", "1", "--only", "zimmerman", "--out", str(out)]
     )
+    monkeypatch.setattr(donors, "ProcessPoolExecutor", lambda jobs, _: ThreadPoolExecutor(jobs))
     monkeypatch.setattr(donors_page, "PAGE", page)
     monkeypatch.setattr(donors_page, "page", lambda record: "written")
     monkeypatch.setattr(donors, "PACKAGES", ("numpy",))

@@ -47,7 +47,25 @@ def execute(notebook: NotebookNode, *, short: bool, timeout: float = 900) -> Non
         where = {"metadata": {"path": folder}}
         # coalesce_streams joins printed lines, which the kernel sends in pieces that depend on the clock.
         client = NotebookClient(notebook, km=_kernel(folder), timeout=timeout, resources=where, coalesce_streams=True)
-        client.execute(env=_environment(folder, short), cleanup_kc=True)
+        client.execute(env=environment(folder, short), cleanup_kc=True)
+
+
+def environment(folder: str, short: bool) -> dict[str, str]:
+    """Return that of a kernel, with the package of this Python and without the user's IPython settings."""
+    package = importlib.util.find_spec("pyro_zilognormal")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the tutorials need pyro_zilognormal: run pip install -e '.[tutorials]'")
+    paths = [str(pathlib.Path(package.origin).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONHASHSEED": "0",
+        "IPYTHONDIR": folder,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        SHORT: "1" if short else "",
+    }
 
 
 def digest(notebook: NotebookNode) -> str:
@@ -80,24 +98,6 @@ def _kernel(folder: str) -> AsyncKernelManager:
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", start]
     kernel._kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
     return kernel
-
-
-def _environment(folder: str, short: bool) -> dict[str, str]:
-    """The environment of a kernel, with the package of this Python and without the user's IPython settings."""
-    package = importlib.util.find_spec("pyro_zilognormal")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("the tutorials need pyro_zilognormal: run pip install -e '.[tutorials]'")
-    paths = [str(pathlib.Path(package.origin).parents[1]), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "PYTHONHASHSEED": "0",
-        "IPYTHONDIR": folder,
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        SHORT: "1" if short else "",
-    }
 
 
 def main(starts: list[str]) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
+import os
+import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +17,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from pyro_zilognormal.singlecell.cli.main import main
+from pyro_zilognormal.singlecell.cli import console, de
+from pyro_zilognormal.singlecell.cli import main as cli
 
 N = 60
 GENES = ("up", "down", "same", "rare")
+# Other processes are forks of one that has imported this module.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
 ASKED = ("--formula", "~ condition", "--contrast", "condition", "stim", "ctrl", "--steps", "10")
 
 
@@ -34,7 +42,7 @@ def run(*arguments: Any) -> Ran:
     said, problems = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(problems):
         try:
-            code = main([str(argument) for argument in arguments])
+            code = cli.main([str(argument) for argument in arguments])
         except SystemExit as stop:
             code = int(stop.code or 0)
     return Ran(code, said.getvalue(), problems.getvalue())
@@ -44,6 +52,16 @@ def undrawn(results: Any) -> tuple[dict[str, bytes], dict[str, bytes], list[str]
     """Stands for ``de.draw``, which takes most of the time of a small run."""
     genes = {f"{one.gene}, {one.contrast}": b"no picture" for one in results.genes}
     return dict.fromkeys(("loss", "volcano", "predictive"), b"no picture"), genes, []
+
+
+def in_a_process(asked: list[str], folder: Path) -> None:
+    """Run the command line, with what it writes in files of a folder and a checkpoint every 0.01 s, and end."""
+    for name, descriptor in (("said", 1), ("problems", 2)):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it to be ignored
+    console.SECONDS_A_SAVE = 0.01
+    de.draw = undrawn
+    sys.exit(cli.main(asked))
 
 
 def cells(x: Any = None, **columns: Any) -> anndata.AnnData:

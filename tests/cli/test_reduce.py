@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import anndata
@@ -13,7 +14,7 @@ import pytest
 from pyro_zilognormal.singlecell import Cube, differential_expression
 from pyro_zilognormal.singlecell.cli import de
 from pyro_zilognormal.singlecell.cli.each import folders
-from tests.cli.cli_cases import ASKED, cells, file_of, run, undrawn
+from tests.cli.cli_cases import ASKED, FORKS, cells, file_of, run, undrawn
 
 BY = ("--by", "donor,condition,type")
 EACH = ("--each", "type")
@@ -93,7 +94,8 @@ def test_each_level_is_compared_in_a_folder_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_no_level_can_be_compared(jobs: int, cube: Path, tmp_path: Path) -> None:
+def test_no_level_can_be_compared(jobs: int, cube: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: FORKS)
     each = ("--each", "condition", "--jobs", jobs)
     done = run("de", cube, *ASKED, *each, "--out", tmp_path)
     assert done.code == 2

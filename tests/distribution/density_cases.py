@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -61,8 +62,10 @@ def formula(kind: type[ZeroPart], value: Tensor, mu: Tensor, scale: Tensor, zero
     return reference.log_density(value, mu, scale, part.log_zero, part.log_positive)
 
 
-def exact_sums(kind: type[ZeroPart], args: list[Tensor], weighted: bool) -> list[tuple[Tensor, Tensor]]:
+@functools.cache
+def exact_sums(shapes: Shapes, kind: type[ZeroPart], dtype: torch.dtype, weighted: bool) -> list[tuple[Tensor, Tensor]]:
     """What `both` returns, by the formula in double precision with exact sums; and the sums of the absolute terms."""
+    args = arguments(shapes, kind, dtype)
     shape = torch.broadcast_shapes(*(a.shape for a in args))
     _, (value, *gradients) = both(kind, [a.double().expand(shape) for a in args], weighted)
     sums = [(_sum_exactly(g, a.shape), g.abs().sum_to_size(a.shape)) for g, a in zip(gradients, args, strict=True)]

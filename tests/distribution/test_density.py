@@ -49,7 +49,7 @@ def test_values_and_gradients(
     assert len(kernel_calls) == 2
     assert torch.equal(alone, actual[0])
     eps = torch.finfo(dtype).eps
-    for a, e, (exact, magnitude) in zip(actual, expected, exact_sums(kind, args, weighted), strict=True):
+    for a, e, (exact, magnitude) in zip(actual, expected, exact_sums(shapes, kind, dtype, weighted), strict=True):
         assert a.shape == e.shape
         assert a.dtype == e.dtype
         assert ((a - e).abs() <= 8 * eps * (1 + magnitude)).all()

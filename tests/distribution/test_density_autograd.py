@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from pyro_zilognormal import ZeroInflatedLogNormal as ZILN
+from pyro_zilognormal.density import blockwise
 from pyro_zilognormal.numerics.zero_part import ZeroPart
 from tests.distribution.density_cases import (
     SHAPES,
@@ -30,10 +31,11 @@ from tests.distribution.density_cases import (
 pytestmark = pytest.mark.usefixtures("kernel_for_few_entries_too")
 
 
-@pytest.mark.usefixtures("block_size")
 @all_shapes
 @zero_parts
-def test_second_derivatives(shapes: Shapes, kind: type[ZeroPart]) -> None:
+def test_second_derivatives(shapes: Shapes, kind: type[ZeroPart], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In many blocks; one block is a case of few."""
+    monkeypatch.setattr(blockwise, "BYTES", 64)
     small = Shapes(*(tuple(min(n, 3) for n in s) for s in shapes))
     args = [a.requires_grad_() for a in arguments(small, kind)]
     args[0] = args[0].detach()

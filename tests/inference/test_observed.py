@@ -159,7 +159,7 @@ def test_nuts_finds_the_conjugate_posterior(number):
         check_draws(samples[name], mean, sd, min(float(diagnostics[name]["n_eff"]), number))
 
 
-def fit(model, guide, loss=None, steps=300, lr=0.05):
+def fit(model, guide, loss=None, steps=150, lr=0.1):
     svi = SVI(model, guide, ClippedAdam({"lr": lr, "lrd": 0.02 ** (1 / steps)}), loss or many())
     return torch.tensor([svi.step() for _ in range(steps)])
 
@@ -187,7 +187,7 @@ def test_svi_with_a_hand_guide(loss):
 @pytest.mark.parametrize("name", CONTINUOUS_GUIDES)
 def test_svi_with_every_autoguide(name):
     guide = make_guide(name, conjugate)
-    steps = 800 if name == "AutoLowRankMultivariateNormal" else 300
+    steps = 400 if name == "AutoLowRankMultivariateNormal" else 150
     losses = fit(conjugate, guide, steps=steps)
     if name == "AutoDelta":
         assert guide.median()["mu"].item() == pytest.approx(MEAN_MU, abs=0.01)  # the mode of a normal

@@ -1,5 +1,6 @@
 """The reparameterizer: the same density in two sites, and the right posterior of a spike-and-slab latent."""
 
+import itertools
 import math
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_messenger_guides_cannot_enumerate():
         train(model, guide, steps=1)
 
 
-def train(model, guide, steps=250, lr=0.05, **options):
+def train(model, guide, steps=120, lr=0.1, **options):
     loss = TraceEnum_ELBO(max_plate_nesting=1, **options)
     svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": lr, "lrd": 0.02 ** (1 / steps)}), loss)
     return torch.tensor([svi.step() for _ in range(steps)])
@@ -119,7 +120,7 @@ def train(model, guide, steps=250, lr=0.05, **options):
 def test_autoguides_give_the_right_posterior(name):
     model = config_enumerate(split(tell_zero))
     guide = make_guide(name, poutine.block(model, hide=["x_gate"]))
-    steps = 700 if name == "AutoLowRankMultivariateNormal" else 250
+    steps = 340 if name == "AutoLowRankMultivariateNormal" else 120
     losses = train(model, guide, steps, num_particles=10, vectorize_particles=True)
     if name == "AutoDelta":
         median = guide.median()["x_positive"]
@@ -183,8 +184,8 @@ def test_enumerated_guide_at_the_posterior_has_the_evidence_as_its_loss_without_
 
 def test_enumerated_guide_finds_the_posterior():
     loss = TraceEnum_ELBO(max_plate_nesting=0, num_particles=20, vectorize_particles=True)
-    svi = SVI(split(log_noise), log_noise_guide, pyro.optim.ClippedAdam({"lr": 0.05, "lrd": 0.99}), loss)
-    for _ in range(400):
+    svi = SVI(split(log_noise), log_noise_guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.98}), loss)
+    for _ in range(200):
         svi.step()
     for name, value in exact_log_noise()[0].items():
         assert torch.allclose(pyro.param(name), value, atol=0.05), name
@@ -245,14 +246,13 @@ def check_same(wrap, value, parameters, handler=lambda: None):
         assert torch.allclose(plain.double(), other.double(), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("loc", [0.0, 800.0, -800.0])
-@pytest.mark.parametrize("logits", [[0.3, -2.0, 1.0], [80.0, -80.0, 0.0]], ids=["ordinary", "large"])
 @pytest.mark.parametrize("row", ROWS, ids=str)
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
-def test_observed_sites_keep_their_density(wrap, row, logits, loc):
-    parameters = make_parameters(loc, logits)
-    batch = wrap(ZILN(*parameters)).shape()
-    check_same(wrap, torch.tensor(row, dtype=torch.double).expand(batch), parameters)
+def test_observed_sites_keep_their_density(wrap, row):
+    for loc, logits in itertools.product((0.0, 800.0, -800.0), ([0.3, -2.0, 1.0], [80.0, -80.0, 0.0])):
+        parameters = make_parameters(loc, logits)
+        batch = wrap(ZILN(*parameters)).shape()
+        check_same(wrap, torch.tensor(row, dtype=torch.double).expand(batch), parameters)
 
 
 @pytest.mark.parametrize("wrap", [WRAPPED["mask"], WRAPPED["mask.to_event"]], ids=["mask", "mask.to_event"])

@@ -2,8 +2,6 @@
 
 import pickle
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -275,19 +273,3 @@ def test_bad_predictions() -> None:
         ZILNRegressor().predict_quantile(X)
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         clone(LINEAR).fit(X, Y).predict_quantile(X, 1.5)
-
-
-def test_scikit_learn_is_imported_where_it_is_used() -> None:
-    code = """
-import sys, pyro_zilognormal.nn as nn
-assert not {"sklearn", "scipy", "pandas"} & set(sys.modules)
-sys.modules["sklearn"] = sys.modules["sklearn.base"] = None
-try:
-    nn.ZILNRegressor
-except ImportError as error:
-    assert "pip install 'pyro-zilognormal[sklearn]'" in str(error)
-else:
-    raise AssertionError
-assert not hasattr(nn, "ZILNClassifier")
-"""
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

@@ -1,6 +1,7 @@
 """Embeddings of an AnnData: what is written, from memory and disk alike, and by the command line."""
 
 import json
+import sys
 from pathlib import Path
 
 import anndata
@@ -21,6 +22,12 @@ from pyro_zilognormal.svi import BatchStream, Checkpoint
 from tests.cli.cli_cases import run
 
 CELLS, GENES, STEPS = 300, 24, 20
+
+
+@pytest.fixture(autouse=True)
+def _no_scanpy(monkeypatch):
+    """Where it is installed, its UMAP takes the place of principal components."""
+    monkeypatch.setitem(sys.modules, "scanpy", None)
 
 
 def cells(cells=CELLS):

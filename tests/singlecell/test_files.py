@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 
@@ -230,24 +228,3 @@ def test_a_codec_that_is_not_installed(name: str, form: Callable[[np.ndarray], o
         HurdleDE(cells, "~ condition")
     found = HurdleDE(cells, "~ condition", layer="linear").data.value
     assert found.equal(HurdleDE(experiment(), "~ condition").data.value)
-
-
-IMPORTS = """
-import sys
-import pyro_zilognormal.singlecell as sc
-assert not {"anndata", "pandas", "formulaic", "scipy", "matplotlib"} & set(sys.modules)
-for module in ("anndata", "formulaic"):
-    sys.modules[module] = None
-    try:
-        sc.HurdleDE(None, "~ condition")
-    except ModuleNotFoundError as error:
-        assert module in str(error) and 'pip install "pyro-zilognormal[singlecell]"' in str(error), error
-    else:
-        raise SystemExit("no error")
-    del sys.modules[module]
-"""
-
-
-def test_importing_loads_no_extra_and_a_missing_one_says_how_to_install_it() -> None:
-    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -39,14 +39,15 @@ def test_killed_and_gone_on_with(formula: str, tmp_path: pathlib.Path) -> None:
     again = Killed(99)
     pd.testing.assert_frame_equal(table(callbacks=[again], checkpoint=path), whole, check_exact=True)
     assert again.seen == 6  # it went on from step 4
-    last = Killed(99)
-    pd.testing.assert_frame_equal(table(callbacks=[last], checkpoint=path), whole, check_exact=True)
-    assert last.seen == 0  # it was done
 
 
-def test_a_checkpoint_of_other_cells_is_refused(tmp_path: pathlib.Path) -> None:
+def test_a_checkpoint_is_of_its_own_fit(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "fit.ckpt"
-    HurdleDE(experiment(), "~ condition").fit(steps=10, checkpoint=path)
+    first = HurdleDE(experiment(), "~ condition").fit(steps=10, checkpoint=path).test(STIM)
+    last = Killed(99)
+    again = HurdleDE(experiment(), "~ condition").fit(steps=10, checkpoint=path, callbacks=[last])
+    pd.testing.assert_frame_equal(again.test(STIM), first, check_exact=True)
+    assert last.seen == 0  # it was done
     with pytest.raises(CheckpointError, match="is the checkpoint of another fit"):
         HurdleDE(experiment(), "~ sex").fit(steps=10, checkpoint=path)
 

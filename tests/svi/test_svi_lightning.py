@@ -1,8 +1,5 @@
 """Lightning trains any model and guide as a plain loop does; its validation, checkpoints and precision work."""
 
-import subprocess
-import sys
-
 import lightning
 import pyro
 import pytest
@@ -99,16 +96,6 @@ def test_lightning_gets_the_losses_of_a_plain_loop():
     assert losses == pytest.approx(expected, rel=1e-6)
     assert len(fitted.state_dict()) == 2
     assert not pyro.get_param_store()
-
-
-def test_lightning_is_imported_only_when_used_and_asked_for_by_name():
-    code = (
-        "import sys; import pyro_zilognormal.svi; assert 'lightning' not in sys.modules\n"
-        "sys.modules['lightning'] = None\n"
-        "import pyro_zilognormal.svi.lightning"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'pyro-zilognormal[lightning]'" in done.stderr
 
 
 def test_the_parameters_move_with_the_module():

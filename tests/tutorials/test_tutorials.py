@@ -1,4 +1,4 @@
-"""The tutorials run from the top in a new kernel, and their committed outputs are those of their code."""
+"""The tutorials run from the top, and their committed outputs are those of their code."""
 
 import ast
 import base64
@@ -6,7 +6,9 @@ import io
 import json
 import pathlib
 import re
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
 
 import nbformat
 import pytest
@@ -14,7 +16,7 @@ from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
 import pyro_zilognormal
-from tools.run_tutorials import SHORT, TUTORIALS, code_cells, digest, execute
+from tools.run_tutorials import ROOT, SHORT, TUTORIALS, code_cells, digest, environment, execute
 
 NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))
 OF_A_MACHINE = re.compile(
@@ -36,11 +38,27 @@ def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
 
 
+Run = Callable[[pathlib.Path], str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """Runs a notebook in its short mode, and returns what came to standard error."""
+    env = environment(str(tmp_path_factory.mktemp("settings")), short=True)
+    command = [sys.executable, "-m", "tests.tutorials.forks"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, cwd=ROOT, env=env, **pipes) as child:
+
+        def answer(path: pathlib.Path) -> str:
+            print(path, file=child.stdin, flush=True)
+            return json.loads(child.stdout.readline())
+
+        yield answer
+
+
 @each_notebook
-def test_it_runs(path: pathlib.Path) -> None:
-    notebook = read(path)
-    execute(notebook, short=True)
-    assert not [o for cell in code_cells(notebook) for o in cell.outputs if o.get("name") == "stderr"]
+def test_it_runs(path: pathlib.Path, run: Run) -> None:
+    assert run(path) == ""
 
 
 @each_notebook
@@ -93,20 +111,34 @@ def notebook_of(*sources: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
 
 
-def test_kernels_are_of_this_python_and_this_package() -> None:
+FAILING = {
+    "an error": ("assert 1 + 1 == 3", "AssertionError"),
+    "a warning": ("import warnings; warnings.warn('odd')", "UserWarning: odd"),
+    "a picture": ("import matplotlib.pyplot as plt; plt.figtext(0, 0, r'$\\frac{$')", "ParseSyntaxException"),
+    "words": ("import os; os.system('echo odd >&2')", "odd\n"),
+    "an end": ("import os; os.abort()", "ended by signal 6"),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_goes_wrong_in_a_notebook_is_seen(name: str, run: Run, tmp_path: pathlib.Path) -> None:
+    source, says = FAILING[name]
+    nbformat.write(notebook_of(source), tmp_path / "a.ipynb")
+    assert says in run(tmp_path / "a.ipynb")
+
+
+def test_a_kernel_is_of_this_python_and_this_package_and_stops_at_a_warning() -> None:
     notebook = notebook_of(
         "import importlib.util, os, sys\n"
         "package = importlib.util.find_spec('pyro_zilognormal').origin\n"
         "print(sys.executable, package, bool(os.environ['ZILN_TUTORIAL_SHORT']), sep='\\n')",
+        "import warnings\nwarnings.warn('a warning')",
+        "print('more')",
     )
-    execute(notebook, short=True)
+    with pytest.raises(CellExecutionError, match="a warning"):
+        execute(notebook, short=True)
     assert notebook.cells[0].outputs[0].text.split() == [sys.executable, pyro_zilognormal.__file__, "True"]
-
-
-@pytest.mark.parametrize("source", ["assert 1 + 1 == 3", "import warnings\nwarnings.warn('a warning')"])
-def test_what_fails_or_warns_stops_a_notebook(source: str) -> None:
-    with pytest.raises(CellExecutionError, match=r"AssertionError|a warning"):
-        execute(notebook_of(source), short=True)
+    assert not notebook.cells[2].outputs
 
 
 @pytest.mark.parametrize("text", ["/tmp/a.png", "File '/home/me/x.py'", "<Axes at 0x7f3a>", "lib/site-packages/x.py"])

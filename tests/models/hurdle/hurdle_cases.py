@@ -3,6 +3,7 @@
 import copy
 
 import pyro
+import scipy.sparse
 import torch
 from pyro import poutine
 
@@ -26,6 +27,11 @@ def table(cells=60, genes=5, effects=1, levels=(), continuous=False, seed=0):
     positive = torch.rand(cells, genes, dtype=torch.float64, generator=generator) > odds.sigmoid()
     x = torch.where(positive, (mu + 0.5 * normal(cells, genes)).exp(), 0.0)
     return {"x": x, "design": design, "factors": factors}
+
+
+def as_kind(x, kind):
+    """The values as a tensor, a numpy array or CSR."""
+    return {"numpy": lambda: x.numpy(), "csr": lambda: scipy.sparse.csr_array(x.numpy())}.get(kind, lambda: x)()
 
 
 def offsets(cells=60):
@@ -57,9 +63,9 @@ KINDS = {
 
 def hurdle(priors=None, **kinds):
     """A model, its guide and their data; arguments are those of HurdleData.from_cells and of the table."""
-    asked = repr((priors, kinds))
+    model, data = without_guide(priors, **kinds)
+    asked = repr((priors, kinds | {"reduce": data.reduced}))
     if asked not in _MADE:
-        model, data = without_guide(priors, **kinds)
         _MADE[asked] = model, HurdleGuide(model, data), data
     model, guide, data = _MADE[asked]
     return *copy.deepcopy((model, guide)), data

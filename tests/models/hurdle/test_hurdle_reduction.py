@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import scipy.sparse
 import torch
-from hurdle_cases import KINDS, hurdle, latents, log_joint, offsets, table
+from hurdle_cases import KINDS, as_kind, hurdle, latents, log_joint, offsets, table, without_guide
 
 from pyro_zilognormal.models import HurdleData, HurdleGuide, HurdleModel, draw_coefficients, fit_hurdle
 from pyro_zilognormal.sufficient import SufficientStatistics
@@ -40,10 +39,6 @@ def test_one_start(kind):
         torch.testing.assert_close(groups.state_dict()[name], value, rtol=1e-6, atol=1e-6)
 
 
-def as_kind(x, kind):
-    return {"numpy": lambda: x.numpy(), "csr": lambda: scipy.sparse.csr_array(x.numpy())}.get(kind, lambda: x)()
-
-
 @pytest.mark.parametrize("kind", ["tensor", "float32", "integers", "numpy", "csr"])
 def test_cells_of_any_kind_are_fitted(kind):
     cells = table(cells=40, genes=3)
@@ -62,9 +57,9 @@ def test_cells_of_any_kind_are_fitted(kind):
 
 
 def test_groups_are_made_where_they_halve_the_rows():
-    assert hurdle()[-1].reduced
-    assert not hurdle(continuous=True)[-1].reduced
-    assert not hurdle(levels=(20,))[-1].reduced
+    assert without_guide()[-1].reduced
+    assert not without_guide(continuous=True)[-1].reduced
+    assert not without_guide(levels=(20,))[-1].reduced
 
 
 def test_groups_that_were_reduced_before():
