@@ -163,13 +163,14 @@ class ZILNVAEGuide(PyroModule):
         super().__init__()
         if not isinstance(model, ZILNVAE):
             raise TypeError(f"model is a {type(model).__name__}; needed ZILNVAE(statistics)")
+        self.cells = model.cells
         self._model = (model,)  # not a module of the guide: its parameters are the model's
         self.encoder = Encoder(model.genes, model.latent, model.hidden, dropout)
         to_pyro_module_(self)
 
     def forward(self, x: Tensor, batch: Given = None, covariates: Given = None, offset: Given = None) -> None:
         """Draw the latent values of cells; the arguments are those of the model."""
-        with pyro.plate("cells", max(self._model[0].cells, len(x)), subsample_size=len(x)):
+        with pyro.plate("cells", max(self.cells, len(x)), subsample_size=len(x)):
             pyro.sample("z", self.posterior(x, batch, covariates, offset).to_event(1))
 
     def posterior(self, x: Tensor, batch: Given = None, covariates: Given = None, offset: Given = None) -> dist.Normal:
