@@ -109,8 +109,9 @@ def main() -> None:
     record = json.loads(given.out.read_text()) if given.out.exists() else {"results": {}}
     results = record["results"]
     if given.again:
-        record["results"] = results = {k: v for k, v in results.items() if not k.endswith(f"/{given.again}")}
-    record["about"] = about()
+        forgotten = {name(piece, given.again) for piece in pieces(given.sets, given.only)}
+        record["results"] = results = {k: v for k, v in results.items() if k not in forgotten}
+    record["about"] = record.get("about", {}) | about()  # methods in R may have been measured where R was found
     with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
         tasks = []
         for piece in pieces(given.sets, given.only):
